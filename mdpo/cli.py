@@ -1,0 +1,170 @@
+"""The command line: ``mdpo train | score | generate | convert``."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel
+
+from mdpo.config import RunConfig, load_config, parse_overrides
+from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, PromptRow, read_rows
+from mdpo.errors import InputError
+from mdpo.evaluation import generate, score
+from mdpo.models import convert_bunny, load, load_processor
+from mdpo.trainer import MDPOTrainer
+
+# Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
+LANGUAGE_LINEAR = (
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.run is not train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("mdpo_kernels").setLevel(logging.INFO)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train from a YAML file; any key can be overridden: --key value")
+    command.add_argument("config", type=Path)
+    command.set_defaults(run=train)
+
+    command = commands.add_parser("score", help="log-probs and rewards of every row of a preference file")
+    _model_and_data(command)
+    command.add_argument("--beta", type=float, default=0.1)
+    command.add_argument("--negative", default="crop_0_20", help="how the rejected image is made")
+    command.add_argument("--seed", type=int, default=42, help="of the rejected images")
+    command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
+    command.set_defaults(run=run_score)
+
+    command = commands.add_parser("generate", help="greedy answers to the prompts of a data file")
+    _model_and_data(command)
+    command.add_argument("--max-new-tokens", type=int, default=1024)
+    command.add_argument("--batch-size", type=int, default=8)
+    command.set_defaults(run=run_generate)
+
+    command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
+    command.add_argument("layout", choices=["bunny"])
+    command.add_argument("source", type=Path)
+    command.add_argument("destination", type=Path)
+    command.set_defaults(run=lambda o: print(f"wrote {convert_bunny(o.source, o.destination)}"))
+    return parser
+
+
+def _model_and_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, help="folder of the base model and its processor")
+    command.add_argument("data", type=Path, help=".json or .jsonl")
+    command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
+    command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
+    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+
+
+def train(options: argparse.Namespace) -> None:
+    run, args = load_config(options.config, parse_overrides(options.overrides))
+    rows, eval_rows = _training_rows(run, args.seed)
+    processor = load_processor(run.model_name_or_path)
+    model = load(run.model_name_or_path, dtype=run.dtype)
+    if not run.use_lora:
+        _freeze(model, run)
+    trainer = MDPOTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        processing_class=processor,
+        peft_config=_lora(run) if run.use_lora else None,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    print(f"saved to {args.output_dir}")
+
+
+def _training_rows(run: RunConfig, seed: int) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:
+    rows = read_rows(run.train_data, run.image_dir)
+    if run.eval_data is not None:
+        return rows, read_rows(run.eval_data, run.image_dir)
+    held_out = round(len(rows) * run.eval_fraction)
+    if not held_out:
+        return rows, None
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
+
+
+def _lora(run: RunConfig) -> LoraConfig:
+    return LoraConfig(
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,
+        lora_dropout=run.lora_dropout,
+        target_modules=run.lora_target_modules or LANGUAGE_LINEAR,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
+    for name, parameter in model.named_parameters():
+        tower = ".vision_tower." in name or ".visual." in name
+        projector = ".multi_modal_projector." in name
+        if tower and run.freeze_vision_tower or projector and run.freeze_multi_modal_projector:
+            parameter.requires_grad_(False)
+
+
+def run_score(options: argparse.Namespace) -> None:
+    rows = read_rows(options.data, options.image_dir)
+    model, processor = _load(options)
+    dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
+    records = score(model, dataset, token_budget=options.token_budget, beta=options.beta)
+    _write(options.output, sorted(records, key=lambda record: [row.id for row in rows].index(record["id"])))
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    rows = read_rows(options.data, options.image_dir, kind=PromptRow)
+    model, processor = _load(options)
+    answers = generate(
+        model, processor, rows, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size
+    )
+    _write(options.output, ({"id": row.id, "response": answer} for row, answer in zip(rows, answers, strict=True)))
+
+
+def _load(options: argparse.Namespace) -> tuple[torch.nn.Module, transformers.ProcessorMixin]:
+    processor = load_processor(options.model)
+    model = load(options.model, dtype=options.dtype)
+    if options.adapter is not None:
+        if not (options.adapter / "adapter_config.json").is_file():
+            raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")
+        model = PeftModel.from_pretrained(model, options.adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _write(path: Path, records: Iterable[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Rows → examples → token ids and pixels."""
+
+from .dataset import DataOptions, PreferenceDataset
+from .negatives import NEGATIVES
+from .rows import PreferenceRow, PromptRow, parse_rows, read_rows
+
+__all__ = ["DataOptions", "NEGATIVES", "PreferenceDataset", "PreferenceRow", "PromptRow", "parse_rows", "read_rows"]

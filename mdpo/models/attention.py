@@ -1,0 +1,48 @@
+"""The packed attention, registered with transformers under a name of its own."""
+
+from mdpo_kernels import Segments, varlen_attention
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "mdpo_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    **kwargs,  # the interface's: other attention functions' options
+) -> tuple[Tensor, None]:
+    """What a transformers attention layer calls; ``segments`` reaches it as a keyword of the model's forward.
+
+    query (1, Hq, T, D), key and value (1, Hkv, T, D) → (1, T, Hq, D). Without segments (generation, say) the layer
+    gets transformers' own SDPA, so a model can be left set to this attention.
+    """
+    if segments is None:
+        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    if dropout:
+        raise ValueError(f"packed attention has no dropout, got {dropout}; set attention_dropout to 0 in the config")
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    return varlen_attention(*rows, segments, scale=scaling)[None], None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Sets the text model's attention; the vision tower keeps its own.
+
+    The setting stays, for gradient checkpointing runs the layers again in the backward.
+    """
+    if model.config.text_config._attn_implementation != NAME:
+        model.set_attn_implementation({"text_config": NAME})

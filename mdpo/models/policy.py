@@ -1,0 +1,75 @@
+"""The module that trainers wrap: policy, reference and loss of one micro-batch in a single forward."""
+
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from mdpo_kernels import MDPOLoss, mdpo_loss
+from torch import Tensor, nn
+
+from mdpo.packing import PackedBatch
+
+from .logps import encode_images, sequence_logps, unwrap, vision_parameters
+
+
+class PolicyOutput(NamedTuple):
+    """loss: of the micro-batch; policy, reference: (3, B) log-probs, the reference without gradient."""
+
+    loss: MDPOLoss
+    policy: Tensor
+    reference: Tensor
+
+
+class PackedPolicy(nn.Module):
+    """A model, its frozen reference and the objective.
+
+    Head and loss live inside ``forward``, since DDP and FSDP hook the forward of what they wrap: calling a submodule
+    from outside would pass their gradients by.
+
+    model: bare or PEFT. reference_model: the frozen copy that full fine-tuning is measured against; without one the
+    reference is the model with its adapter off.
+    objective: keyword arguments of ``mdpo_loss``.
+    """
+
+    def __init__(self, model: nn.Module, reference_model: nn.Module | None = None, **objective) -> None:
+        super().__init__()
+        self.model = model
+        # In a list, so that the reference is neither wrapped, sharded, counted nor saved with the policy.
+        self._reference_model = [reference_model]
+        self.objective = objective
+
+    def forward(
+        self, packed: PackedBatch, reference: Tensor | None = None, num_examples: int | None = None
+    ) -> PolicyOutput:
+        """reference: (3, B) cached log-probs, or None to compute them here. num_examples: of the optimizer step."""
+        features = self._shared_features(packed)
+        if reference is None:
+            reference = self._reference_logps(packed, features)
+        policy = sequence_logps(self.model, packed, image_features=features)
+        return PolicyOutput(mdpo_loss(policy, reference, num_examples=num_examples, **self.objective), policy, reference)
+
+    def _shared_features(self, packed: PackedBatch) -> Tensor | None:
+        """Image features that serve policy and reference alike, where nothing in front of the text model trains."""
+        frozen = not any(parameter.requires_grad for parameter in vision_parameters(unwrap(self.model)))
+        return encode_images(self.model, packed) if packed.images and frozen else None
+
+    @torch.no_grad()
+    def _reference_logps(self, packed: PackedBatch, features: Tensor | None) -> Tensor:
+        (reference_model,) = self._reference_model
+        if reference_model is not None:
+            return sequence_logps(reference_model, packed, image_features=features)
+        adapter_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
+        with adapter_off, _evaluating(self.model):
+            return sequence_logps(self.model, packed, image_features=features)
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    """Dropout off for the reference. Only modules that were training are switched back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,34 @@
+"""One preference example as token ids and processed images: what data makes and packing lays out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreferenceTokens:
+    """A preference pair, ready to be packed.
+
+    id: names the example in every error, log line and cache record.
+    prompt_ids: the prompt with its image placeholders already expanded, one id per image feature.
+    chosen_ids, rejected_ids: the responses, each ending in the EOS token that is scored.
+    images: what the processor returned for the prompt's images (``pixel_values``, ``image_grid_thw``, …), or None.
+    rejected_images: the same for the image-rejected branch, or None where the example has no such branch. It has to
+        expand to the same ``prompt_ids``.
+    """
+
+    id: str
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
+    images: Mapping[str, Tensor] | None = None
+    rejected_images: Mapping[str, Tensor] | None = None
+
+    @property
+    def packed_length(self) -> int:
+        """Tokens of the example's packed row: P + R_w + R_l, and P + R_w once more with a rejected image."""
+        length = len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+        if self.rejected_images is not None:
+            length += len(self.prompt_ids) + len(self.chosen_ids)
+        return length

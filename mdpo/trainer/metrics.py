@@ -1,0 +1,46 @@
+"""What a step logs: TRL's names, and the mDPO authors' for the branch on the rejected image."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from mdpo.models.policy import PolicyOutput
+
+# Shapes: B examples; rows of (3, B) tensors: chosen, rejected, image_rejected
+
+
+class Metrics:
+    """Running means over examples; a branch that an example does not have is left out of its means.
+
+    Sums stay on the device until ``means`` is asked for, so that a step never waits for a number.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+
+    @torch.no_grad()
+    def add(self, output: PolicyOutput) -> None:
+        chosen, rejected, imageless = output.loss.rewards
+        self._add("loss", output.loss.losses)
+        for name, values in zip(("chosen", "rejected", "imageless_chosen"), output.loss.rewards, strict=True):
+            self._add(f"rewards/{name}", values)
+        for name, values in zip(("chosen", "rejected", "imageless_chosen"), output.policy, strict=True):
+            self._add(f"logps/{name}", values)
+        for prefix, margins in (("", chosen - rejected), ("imageless_", chosen - imageless)):
+            self._add(f"rewards/{prefix}margins", margins)
+            self._add(f"rewards/{prefix}accuracies", (margins > 0).float().masked_fill(margins.isnan(), torch.nan))
+
+    def _add(self, name: str, values: Tensor) -> None:
+        present = ~values.isnan()
+        self._sums[name] = self._sums[name].to(values.device) + values.where(present, 0).sum()
+        self._counts[name] = self._counts[name].to(values.device) + present.sum()
+
+    def means(self, reduce=lambda totals: totals) -> dict[str, float]:
+        """Every metric that was seen. reduce: sums a (2, M) tensor of sums and counts over ranks."""
+        if not self._sums:
+            return {}
+        totals = torch.stack([torch.stack(list(d.values())) for d in (self._sums, self._counts)])
+        sums, counts = reduce(totals).tolist()
+        return {name: s / c for name, s, c in zip(self._sums, sums, counts, strict=True) if c > 0}

@@ -1,0 +1,232 @@
+"""mDPO on transformers.Trainer: a batch is a whole optimizer step, planned into packed micro-batches."""
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from mdpo.config import MDPOConfig
+from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
+from mdpo.errors import InputError
+from mdpo.models import PackedPolicy
+from mdpo.packing import family_of
+
+from .metrics import Metrics
+from .steps import MicroBatches, Step, StepSampler, collate
+
+Rows = Sequence[PreferenceRow] | Sequence[Mapping]
+
+
+class MDPOTrainer(Trainer):
+    """Trains a vision-language model on preference pairs.
+
+    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model
+        with its adapter off; in full fine-tuning, a frozen copy made here.
+    args: the settings.
+    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
+        with PIL images or paths (relative to the working directory).
+    processing_class: the model's processor; saved beside every checkpoint.
+    peft_config: the adapter to train, where the model has none yet.
+
+    Raises InputError before any step for rows, images or settings that can't be trained on.
+    """
+
+    args: MDPOConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: MDPOConfig,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        processing_class: ProcessorMixin | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+    ) -> None:
+        if processing_class is None:
+            raise InputError("processing_class is missing: give the model's processor")
+        self.family = family_of(model)
+        if peft_config is not None:
+            if isinstance(model, PeftModel):
+                raise InputError("peft_config: the model already has an adapter; give one or the other")
+            model = get_peft_model(model, peft_config)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_dataset(train_dataset, processing_class, args),
+            eval_dataset=_dataset(eval_dataset, processing_class, args),
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), _SetEpoch(self)],
+            optimizers=optimizers,
+        )
+        # Adapters are switched off for the reference; without one it takes a second set of weights.
+        frozen = None if isinstance(model, PeftModel) else _frozen_copy(model)
+        self.policy = PackedPolicy(
+            model,
+            frozen,
+            beta=args.beta,
+            conditional=args.conditional,
+            anchors=tuple(args.anchors),
+            anchor=args.anchor,
+        )
+        self._metrics = Metrics()
+        self.sampler: StepSampler | None = None
+
+    # Data: one batch is one optimizer step
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None:
+            raise InputError("train_dataset is missing")
+        self.sampler = self._sampler(self.train_dataset)
+        return self._dataloader(self.train_dataset, self.sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Rows | None = None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else _dataset(eval_dataset, self.processing_class, self.args)
+        if dataset is None:
+            raise InputError("eval_dataset is missing")
+        return self._dataloader(dataset, self._sampler(dataset))
+
+    def _sampler(self, dataset: PreferenceDataset) -> StepSampler:
+        return StepSampler(
+            dataset.lengths,
+            self.args.token_budget,
+            examples_per_step=self.args.examples_per_step,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            negative_per_epoch=self.args.negative_per_epoch,
+        )
+
+    def _dataloader(self, dataset: PreferenceDataset, sampler: StepSampler) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            MicroBatches(dataset, self.family),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return len(dataloader.dataset.dataset)
+
+    def get_total_train_batch_size(self, args: MDPOConfig) -> int:
+        return args.examples_per_step
+
+    # Training
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: DataLoader | None = None) -> nn.Module:
+        # DDP has to wrap the module whose forward holds head and loss, while checkpoints stay the model's own.
+        if model is not self.model:
+            return model
+        return self.accelerator.prepare_model(self.policy, evaluation_mode=not training)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
+    ) -> tuple[list[Step], None]:
+        # The base class counts labels here to scale the loss; a step already knows its number of examples.
+        return list(itertools.islice(epoch_iterator, num_batches)), None
+
+    def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward of every micro-batch. Returns the step's loss, its mean over examples."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, packed in enumerate(inputs.micro_batches):
+            last = number == len(inputs.micro_batches) - 1
+            # Ranks exchange gradients once a step.
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    packed = packed.to(self.args.device, non_blocking=True)
+                    output = model(packed, num_examples=inputs.num_examples)
+                # DDP averages over ranks what is already a share of the step's mean.
+                self.accelerator.backward(output.loss.loss * self.args.world_size)
+            self._metrics.add(output)
+            total += output.loss.loss.detach()
+        return total * self.args.world_size
+
+    def floating_point_ops(self, inputs: Step) -> int:
+        """6 × parameters × tokens, as transformers counts a training step."""
+        tokens = sum(packed.num_tokens for packed in inputs.micro_batches)
+        return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means since the last training log line."""
+        if "loss" in logs:
+            means = self._metrics.means(self._sum_over_ranks)
+            logs |= {name: value for name, value in means.items() if name != "loss"}
+            self._metrics = Metrics()
+        super().log(logs, start_time)
+
+    def _sum_over_ranks(self, totals: Tensor) -> Tensor:
+        return self.accelerator.reduce(totals, "sum")
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The loss and the rewards' means over a dataset; there are no predictions to return."""
+        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
+        model.eval()
+        metrics = Metrics()
+        for step in dataloader:
+            for packed in step.micro_batches:
+                with self.compute_loss_context_manager():
+                    metrics.add(model(packed.to(self.args.device, non_blocking=True)))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        means = metrics.means(self._sum_over_ranks)
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
+            num_samples=self.num_examples(dataloader),
+        )
+
+
+def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The reference of full fine-tuning. What does not train is shared with the policy instead of copied."""
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch, also in a resumed run, where the trainer counts on from the checkpoint's step."""
+
+    def __init__(self, trainer: MDPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        sampler = self.trainer.sampler
+        sampler.set_epoch(state.global_step // len(sampler))
+
+
+def _dataset(rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig) -> PreferenceDataset | None:
+    if rows is None or isinstance(rows, PreferenceDataset):
+        return rows
+    if not isinstance(rows[0], PreferenceRow):
+        rows = parse_rows(rows, Path.cwd())
+    options = DataOptions(
+        image_rejected=args.uses_image_rejected and not args.drop_images,
+        drop_images=args.drop_images,
+        negative=args.negative,
+        seed=args.seed,
+        max_length=args.max_length,
+    )
+    return PreferenceDataset(rows, processor, options)

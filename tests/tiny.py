@@ -1,0 +1,139 @@
+"""Tiny random models, their processors and preference rows: seconds on a CPU, the real classes all the way."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+SIDE, PATCH = 32, 8
+VOCABULARY = 400
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() }}: "
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}</s>{% else %} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+WORDS = "a an the cat dog red blue big small sits runs on under table grass and with sees one two three".split()
+
+_TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+TEXT_CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**_TEXT, num_attention_heads=4),
+    "llama-gqa": lambda: transformers.LlamaConfig(**_TEXT, num_attention_heads=4, num_key_value_heads=2),
+    "mistral": lambda: transformers.MistralConfig(
+        **_TEXT, num_attention_heads=4, num_key_value_heads=2, sliding_window=None
+    ),
+    "phi": lambda: transformers.PhiConfig(**_TEXT, num_attention_heads=2, partial_rotary_factor=0.4),
+    "qwen2": lambda: transformers.Qwen2Config(**_TEXT, num_attention_heads=4, num_key_value_heads=2),
+}
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 8,
+        special_tokens=["<s>", "</s>", "<pad>", "<image>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([" ".join(WORDS), "what is this? USER: ASSISTANT:"] * 8, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def processor() -> transformers.LlavaProcessor:
+    return transformers.LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
+        tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def llava(text: str = "llama", seed: int = 0) -> transformers.LlavaForConditionalGeneration:
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=PATCH
+    )
+    return _build(
+        transformers.LlavaForConditionalGeneration,
+        transformers.LlavaConfig(
+            vision_config=vision, text_config=TEXT_CONFIGS[text](), image_token_id=3, image_seq_length=(SIDE // PATCH) ** 2
+        ),
+        seed,
+    )
+
+
+def bunny(seed: int = 0) -> transformers.LlavaForConditionalGeneration:
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=PATCH,
+        vision_use_head=False,
+    )  # fmt: skip
+    return _build(
+        transformers.LlavaForConditionalGeneration,
+        transformers.LlavaConfig(
+            vision_config=vision, text_config=TEXT_CONFIGS["phi"](), image_token_id=3,
+            image_seq_length=(SIDE // PATCH) ** 2, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        ),
+        seed,
+    )  # fmt: skip
+
+
+def qwen2_5_vl(seed: int = 0) -> transformers.Qwen2_5_VLForConditionalGeneration:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            **_TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+            "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        image_token_id=3, vision_start_token_id=5, vision_end_token_id=6, video_token_id=7,
+    )  # fmt: skip
+    return _build(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
+
+
+def _build(kind, config, seed: int):
+    torch.manual_seed(seed)
+    model = kind(config).eval()
+    with torch.no_grad():  # the default initialisation is so flat that errors would hide in it
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def records(folder: Path, count: int, *, seed: int = 0) -> list[dict]:
+    """Rows in the mDPO format, their images written below ``folder``."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        pixels = generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        chosen, rejected = (" ".join(generator.choice(WORDS, generator.integers(2, 7))) for _ in range(2))
+        rows.append(
+            {"id": f"row{index}", "img_path": f"{index}.png", "prompt": "what is this?", "chosen": chosen, "rejected": rejected}
+        )
+    return rows
+
+
+def world(folder: Path, count: int = 12) -> tuple[Path, Path]:
+    """A model folder and a data file, as a user has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    llava().save_pretrained(folder / "model")
+    processor().save_pretrained(folder / "model")
+    data = folder / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in records(folder, count)))
+    return folder / "model", data
