@@ -1,0 +1,259 @@
+"""A packed step equals three separate, unpacked Hugging Face forwards: log-probs and every gradient."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from mdpo_kernels import mdpo_loss
+from mdpo.errors import InputError
+from mdpo.models import sequence_logps
+from mdpo.models.attention import NAME
+from mdpo.packing import PreferenceTokens, family_of, pack
+from peft import LoraConfig, get_peft_model
+
+from tests import tiny
+
+FAMILIES = {
+    "llava-llama": tiny.llava,
+    "llava-llama-gqa": lambda: tiny.llava("llama-gqa"),
+    "llava-mistral": lambda: tiny.llava("mistral"),
+    "llava-qwen2": lambda: tiny.llava("qwen2"),
+    "bunny": tiny.bunny,
+    "qwen2_5_vl": tiny.qwen2_5_vl,
+}
+IMAGE = 3  # the placeholder's id in every tiny model
+
+
+def pixels(kind: str, generator: torch.Generator, grid=(4, 6)) -> dict[str, torch.Tensor]:
+    if kind == "qwen2_5_vl":
+        height, width = grid
+        values = torch.randn(height * width, 3 * 2 * 4 * 4, generator=generator)
+        return {"pixel_values": values, "image_grid_thw": torch.tensor([[1, height, width]])}
+    return {"pixel_values": torch.randn(1, 3, tiny.SIDE, tiny.SIDE, generator=generator)}
+
+
+def join(*images: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([image[name] for image in images]) for name in images[0]}
+
+
+def examples(kind: str) -> list[PreferenceTokens]:
+    """An ordinary row, plain DPO, two images in one prompt, text alone, and a row that shares the first one's image."""
+    g = torch.Generator().manual_seed(1)
+    first, crop, second, second_crop, third = (pixels(kind, g, grid) for grid in ((4, 6), (4, 6), (8, 4), (8, 4), (4, 4)))
+    family = family_of(FAMILIES[kind]())
+
+    def prompt(*images):
+        ids = [20, 21]
+        for image in images:
+            ids += [IMAGE] * family.image_lengths(image)[0] + [22]
+        return ids + [23, 24]
+
+    return [
+        PreferenceTokens("ordinary", prompt(first), [30, 31, 32, 1], [33, 1], first, crop),
+        PreferenceTokens("plain-dpo", prompt(second), [40, 1], [41, 42, 43, 44, 1], second),
+        PreferenceTokens(
+            "two-images", prompt(third, second), [50, 51, 1], [52, 1], join(third, second), join(third, second_crop)
+        ),
+        PreferenceTokens("text-only", prompt(), [60, 61, 62, 1], [63, 1]),
+        PreferenceTokens("one-token", prompt(first), [1], [1], first, crop),
+    ]
+
+
+def three_passes(model, example: PreferenceTokens) -> list[torch.Tensor]:
+    """Each branch by itself through the model's own forward: no packing, no kernels, no shared code."""
+    branches = [(example.images, example.chosen_ids), (example.images, example.rejected_ids)]
+    branches += [(example.rejected_images, example.chosen_ids)] if example.rejected_images is not None else []
+    logps = []
+    for images, response in branches:
+        ids = torch.tensor([[*example.prompt_ids, *response]])
+        inputs = {"input_ids": ids, **(images or {})}
+        if "image_grid_thw" in inputs:
+            inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+        logits = model(**inputs).logits[0, len(example.prompt_ids) - 1 : -1]
+        logps.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
+    return logps
+
+
+def expected_logps(model, batch) -> torch.Tensor:
+    columns = [three_passes(model, example) for example in batch]
+    absent = torch.tensor(float("nan"))
+    return torch.stack([torch.stack(column + [absent] * (3 - len(column))) for column in columns], dim=1)
+
+
+def with_lora(model):
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q_proj|v_proj|dense|down_proj|fc2)")
+    torch.manual_seed(2)
+    peft = get_peft_model(model, lora)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:  # zero at the start, which would hide half the gradients
+                parameter.normal_(std=0.1)
+    return peft
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(model, oracle, batch, packed) -> None:
+    reference = torch.zeros(3, len(batch))
+    policy, expected = sequence_logps(model, packed), expected_logps(oracle, batch)
+    torch.testing.assert_close(policy, expected, atol=2e-5, rtol=0, equal_nan=True)
+    mdpo_loss(policy, reference).loss.backward()
+    mdpo_loss(expected, reference).loss.backward()
+    ours, theirs = gradients(model), gradients(oracle)
+    assert ours.keys() == theirs.keys()
+    # A key bias shifts every score of a query alike: its gradient is zero but for rounding, so it is held to the scale
+    # of the others instead of its own.
+    floor = 1e-3 * max(gradient.norm() for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        error = (ours[name] - gradient).norm() / gradient.norm().clamp_min(floor if "k_proj.bias" in name else 1e-6)
+        assert error <= 1e-4, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_equals_three_separate_forwards(kind, lora, checkpointing):
+    model = FAMILIES[kind]()
+    oracle = copy.deepcopy(model)
+    if lora:
+        model, oracle = with_lora(model), with_lora(oracle)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # checkpointing is for training mode alone; the tiny models have no dropout
+    batch = examples(kind)
+    assert_same_step(model, oracle, batch, pack(batch, model))
+
+
+def test_loss_and_gradients_do_not_depend_on_the_packing():
+    batch = examples("llava-llama")
+    together, apart = tiny.llava(), tiny.llava()
+    mdpo_loss(sequence_logps(together, pack(batch, together)), torch.zeros(3, 5)).loss.backward()
+    for micro_batch in ([batch[3], batch[0]], [batch[4]], [batch[2], batch[1]]):
+        policy = sequence_logps(apart, pack(micro_batch, apart))
+        mdpo_loss(policy, torch.zeros(3, len(micro_batch)), num_examples=5).loss.backward()
+    theirs = gradients(apart)
+    for name, gradient in gradients(together).items():
+        torch.testing.assert_close(gradient, theirs[name], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("before", ["eager", "sdpa", NAME])
+def test_works_after_anything_was_set(before):
+    batch = examples("llava-llama")
+    model, oracle = tiny.llava(), tiny.llava()
+    model.set_attn_implementation(before)
+    model.config.use_cache = True
+    model.config.return_dict = False
+    model.config.output_hidden_states = True
+    assert_same_step(model, oracle, batch, pack(batch, model))
+
+
+def test_generation_still_works_after_a_packed_pass():
+    batch = examples("llava-llama")[:1]
+    model, oracle = tiny.llava(), tiny.llava()
+    sequence_logps(model, pack(batch, model))
+    inputs = {"input_ids": torch.tensor([batch[0].prompt_ids]), **batch[0].images}
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(**inputs, **options), oracle.generate(**inputs, **options))
+
+
+def test_lora_on_the_head_is_part_of_the_logps():
+    batch = examples("llava-llama")
+
+    def build():
+        torch.manual_seed(3)
+        peft = get_peft_model(tiny.llava(), LoraConfig(r=2, target_modules=r"lm_head|.*language_model.*q_proj"))
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        return peft
+
+    model, oracle = build(), build()
+    assert_same_step(model, oracle, batch, pack(batch, model))
+    with model.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(
+            sequence_logps(model, pack(batch, model)), expected_logps(tiny.llava(), batch), atol=2e-5, rtol=0, equal_nan=True
+        )
+
+
+def test_each_distinct_image_is_encoded_once():
+    batch = examples("llava-llama")
+    packed = pack(batch, tiny.llava())
+    # first, crop, second, third, second_crop; the last row brings nothing new
+    assert packed.images["pixel_values"].shape[0] == 5
+    assert packed.image_index == (0, 1, 2, 3, 2, 3, 4, 0, 1)
+
+
+def test_layout_shares_the_prefix():
+    example = examples("llava-llama")[0]
+    packed = pack([example], tiny.llava())
+    prefix, chosen, rejected = map(len, (example.prompt_ids, example.chosen_ids, example.rejected_ids))
+    assert packed.num_tokens == example.packed_length == 2 * prefix + 2 * chosen + rejected
+    assert packed.input_ids[0].tolist() == [
+        *example.prompt_ids, *example.chosen_ids, *example.rejected_ids, *example.prompt_ids, *example.chosen_ids
+    ]  # fmt: skip
+    assert packed.position_ids[0, prefix + chosen].item() == prefix  # y_l continues the prefix, not y_w
+    assert packed.cu_seqlens.tolist() == [0, chosen, chosen + rejected, 2 * chosen + rejected]
+    assert packed.targets.tolist() == [*example.chosen_ids, *example.rejected_ids, *example.chosen_ids]
+
+
+def test_qwen_positions_are_get_rope_index():
+    model = tiny.qwen2_5_vl()
+    for example in examples("qwen2_5_vl"):
+        ids = torch.tensor([example.prompt_ids])
+        grid = None if example.images is None else example.images["image_grid_thw"]
+        expected, _ = model.model.get_rope_index(ids, mm_token_type_ids=(ids == IMAGE).int(), image_grid_thw=grid)
+        assert torch.equal(family_of(model).positions(example.prompt_ids, example.images), expected[:, 0])
+
+
+def bad(**changes) -> PreferenceTokens:
+    good = examples("llava-llama")[0]
+    fields = {name: getattr(good, name) for name in good.__slots__}
+    return PreferenceTokens(**{**fields, "id": "the-bad-one", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chosen_ids": []}, "chosen response is empty"),
+        ({"rejected_ids": []}, "rejected response is empty"),
+        ({"prompt_ids": []}, "prompt is empty"),
+        ({"prompt_ids": [20, IMAGE, 21]}, "images make 16 image tokens, but the prompt has 1"),
+        ({"images": None}, "images make 0 image tokens"),
+        ({"rejected_images": {"pixel_values": torch.zeros(1, 3, 64, 64)}}, "rejected_images make 64"),
+        ({"chosen_ids": [IMAGE, 1]}, "holds the image placeholder"),
+    ],
+)
+def test_bad_examples_are_named(changes, message):
+    with pytest.raises(InputError, match="the-bad-one") as error:
+        pack([bad(**changes)], tiny.llava())
+    assert message in str(error.value)
+
+
+def test_a_window_shorter_than_a_branch_is_refused():
+    model = tiny.llava("mistral")
+    model.config.text_config.sliding_window = 16
+    with pytest.raises(InputError, match="ordinary.*sliding window of 16"):
+        pack(examples("llava-llama"), model)
+
+
+@pytest.mark.parametrize("kind", ["paligemma", "gemma3", "mllama", "qwen3_5", "florence2"])
+def test_families_that_cannot_be_packed_are_refused_with_the_reason(kind):
+    model = tiny.llava()
+    model.config.model_type = kind
+    with pytest.raises(InputError, match=kind):
+        pack(examples("llava-llama"), model)
+
+
+def test_the_chosen_backend_is_said_once(caplog):
+    from mdpo_kernels import attention
+
+    attention.choose_backend.cache_clear()
+    batch, model = examples("llava-llama"), tiny.llava()
+    with caplog.at_level(logging.INFO, "mdpo_kernels"):
+        for _ in range(2):
+            sequence_logps(model, pack(batch, model))
+    assert sum("packed attention" in record.message for record in caplog.records) == 1
