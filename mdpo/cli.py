@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 
 from mdpo.config import RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, PromptRow, read_rows
-from mdpo.errors import InputError
+from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import generate, score
 from mdpo.models import convert_bunny, load, load_processor
 from mdpo.trainer import MDPOTrainer
@@ -25,7 +25,8 @@ LANGUAGE_LINEAR = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2."""
+    """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
+    a run that cannot go on in one line and code 1."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.run is not train:
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("mdpo_kernels").setLevel(logging.INFO)
     try:
         options.run(options)
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -101,7 +102,7 @@ class PreferenceDataset(Dataset):
 
     def _encode(self, row: PreferenceRow, encoder: Encoder, sizes: dict) -> EncodedRow:
         encoded = encoder.row(row)
-        shapes = [sizes[image] if image in sizes else (image.height, image.width) for image in row.images]
+        shapes = [sizes[image] if isinstance(image, Path) else (image.height, image.width) for image in row.images]
         counts = iter(self.processor._get_num_multimodal_tokens(image_sizes=shapes)["num_image_tokens"] if shapes else ())
         prompt_ids = []
         for token in encoded.prompt_ids:

@@ -1,5 +1,6 @@
 """The branches' log-probs and rewards of every row."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,9 +26,9 @@ def score(
     """
     policy = PackedPolicy(model, beta=beta).eval()
     family = family_of(model)
-    (step,) = plan(dataset.lengths, token_budget, examples_per_step=len(dataset))
+    micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
     device = next(model.parameters()).device
-    for micro_batch in tqdm(step, "scoring", leave=False, disable=None):
+    for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
         packed = pack([dataset[index] for index in micro_batch], family).to(device)
         output = policy(packed)
         columns = zip(output.policy.T.tolist(), output.reference.T.tolist(), output.loss.rewards.T.tolist(), strict=True)

@@ -1,6 +1,7 @@
 """The module that trainers wrap: policy, reference and loss of one micro-batch in a single forward."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,8 @@ class PackedPolicy(nn.Module):
         if reference is None:
             reference = self._reference_logps(packed, features)
         policy = sequence_logps(self.model, packed, image_features=features)
-        return PolicyOutput(mdpo_loss(policy, reference, num_examples=num_examples, **self.objective), policy, reference)
+        loss = mdpo_loss(policy, reference, num_examples=num_examples, **self.objective)
+        return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, packed)), policy, reference)
 
     def _shared_features(self, packed: PackedBatch) -> Tensor | None:
         """Image features that serve policy and reference alike, where nothing in front of the text model trains."""
@@ -61,6 +63,13 @@ class PackedPolicy(nn.Module):
         adapter_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
         with adapter_off, _evaluating(self.model):
             return sequence_logps(self.model, packed, image_features=features)
+
+
+def _nan_if_broken(loss: Tensor, policy: Tensor, packed: PackedBatch) -> Tensor:
+    """NaN means an absent branch to the loss, which would let a model that has gone NaN pass as an empty batch."""
+    present = (packed.cu_seqlens.diff() > 0).view(3, -1)
+    broken = (present & ~policy.isfinite()).any()
+    return torch.where(broken, torch.nan, loss)
 
 
 @contextmanager

@@ -10,12 +10,12 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
-from mdpo.errors import InputError
+from mdpo.errors import InputError, TrainingError
 from mdpo.models import PackedPolicy
 from mdpo.packing import family_of
 
@@ -58,6 +58,7 @@ class MDPOTrainer(Trainer):
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
+            set_seed(args.seed)  # the base class seeds too, but only after the adapter has drawn its weights
             model = get_peft_model(model, peft_config)
         super().__init__(
             model=model,
@@ -141,7 +142,7 @@ class MDPOTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of every micro-batch. Returns the step's loss, its mean over examples."""
         model.train()
-        total = torch.zeros((), device=self.args.device)
+        losses = []
         for number, packed in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             # Ranks exchange gradients once a step.
@@ -152,8 +153,24 @@ class MDPOTrainer(Trainer):
                 # DDP averages over ranks what is already a share of the step's mean.
                 self.accelerator.backward(output.loss.loss * self.args.world_size)
             self._metrics.add(output)
-            total += output.loss.loss.detach()
-        return total * self.args.world_size
+            losses.append(output.loss.loss.detach())
+        losses = torch.stack(losses)
+        if not losses.isfinite().all():
+            self._stop_at_bad_loss(model, inputs, losses)
+        return losses.sum() * self.args.world_size
+
+    def _stop_at_bad_loss(self, model: nn.Module, step: Step, losses: Tensor) -> None:
+        """The optimizer has not stepped yet: the weights are the last good ones."""
+        bad = [packed.ids for packed, good in zip(step.micro_batches, losses.isfinite().tolist(), strict=True) if not good]
+        names = ", ".join(id for ids in bad for id in ids)
+        kept = "nothing was trained yet"
+        if self.state.global_step > 0 and self.args.should_save:
+            self._save_checkpoint(model, trial=None)
+            kept = f"the state before it is kept in {self.args.output_dir}/checkpoint-{self.state.global_step}"
+        raise TrainingError(
+            f"the loss of step {self.state.global_step + 1} is not finite, with examples {names}; {kept}. "
+            "Lower the learning rate, or look at those rows"
+        )
 
     def floating_point_ops(self, inputs: Step) -> int:
         """6 × parameters × tokens, as transformers counts a training step."""
