@@ -15,7 +15,7 @@ from mdpo.config import RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, PromptRow, read_rows
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import generate, score
-from mdpo.models import convert_bunny, load, load_processor
+from mdpo.models import ReferenceCache, convert_bunny, fingerprint, load, load_processor
 from mdpo.trainer import MDPOTrainer
 
 # Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--negative", default="crop_0_20", help="how the rejected image is made")
     command.add_argument("--seed", type=int, default=42, help="of the rejected images")
     command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
+    command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
     command.set_defaults(run=run_score)
 
     command = commands.add_parser("generate", help="greedy answers to the prompts of a data file")
@@ -135,8 +136,10 @@ def run_score(options: argparse.Namespace) -> None:
     rows = read_rows(options.data, options.image_dir)
     model, processor = _load(options)
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
-    records = score(model, dataset, token_budget=options.token_budget, beta=options.beta)
-    _write(options.output, sorted(records, key=lambda record: [row.id for row in rows].index(record["id"])))
+    cache = ReferenceCache(options.reference, fingerprint(model)) if options.reference is not None else None
+    records = score(model, dataset, token_budget=options.token_budget, beta=options.beta, cache=cache)
+    by_id = {record["id"]: record for record in records}
+    _write(options.output, (by_id[row.id] for row in rows))
 
 
 def run_generate(options: argparse.Namespace) -> None:

@@ -42,6 +42,10 @@ class MDPOConfig(TrainingArguments):
     )
     negative: str = field(default="crop_0_20", metadata={"help": "How the rejected image is made."})
     negative_per_epoch: bool = field(default=False, metadata={"help": "A fresh negative in every epoch."})
+    cache_reference: bool = field(default=True, metadata={"help": "Keep the reference log-probs on disk."})
+    reference_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the cache, shared by runs; None: below output_dir."}
+    )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
 

@@ -9,7 +9,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mdpo.data import PreferenceDataset
-from mdpo.models import PackedPolicy
+from mdpo.models import PackedPolicy, ReferenceCache
 from mdpo.packing import family_of, pack, plan
 
 BRANCHES = ("chosen", "rejected", "image_rejected")
@@ -17,12 +17,18 @@ BRANCHES = ("chosen", "rejected", "image_rejected")
 
 @torch.no_grad()
 def score(
-    model: nn.Module, dataset: PreferenceDataset, *, token_budget: int = 16384, beta: float = 0.1
+    model: nn.Module,
+    dataset: PreferenceDataset,
+    *,
+    token_budget: int = 16384,
+    beta: float = 0.1,
+    cache: ReferenceCache | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields a record per row, in the planner's order: ``id``, and by branch ``policy_logps``, ``reference_logps``
     and ``rewards``; None for a branch that the row does not have.
 
     model: bare, where policy and reference are the same, or PEFT, where the reference is the base model.
+    cache: where the reference is looked up first, and kept.
     """
     policy = PackedPolicy(model, beta=beta).eval()
     family = family_of(model)
@@ -30,7 +36,10 @@ def score(
     device = next(model.parameters()).device
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
         packed = pack([dataset[index] for index in micro_batch], family).to(device)
-        output = policy(packed)
+        reference = None if cache is None else cache.find(packed)
+        output = policy(packed, None if reference is None else reference.to(device))
+        if cache is not None:
+            cache.add(packed, output.reference)
         columns = zip(output.policy.T.tolist(), output.reference.T.tolist(), output.loss.rewards.T.tolist(), strict=True)
         for id, values in zip(packed.ids, columns, strict=True):
             names = ("policy_logps", "reference_logps", "rewards")

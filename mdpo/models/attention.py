@@ -1,10 +1,11 @@
 """The packed attention, registered with transformers under a name of its own."""
 
-from mdpo_kernels import Segments, varlen_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mdpo_kernels import Segments, varlen_attention
 
 NAME = "mdpo_packed"
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from mdpo_kernels import linear_token_logps
-from mdpo_kernels import sequence_logps as sum_logps
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -12,6 +10,8 @@ from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
 from mdpo.packing import PackedBatch, family_of
+from mdpo_kernels import linear_token_logps
+from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from mdpo_kernels import MDPOLoss, mdpo_loss
 from torch import Tensor, nn
 
 from mdpo.packing import PackedBatch
+from mdpo_kernels import MDPOLoss, mdpo_loss
 
 from .logps import encode_images, sequence_logps, unwrap, vision_parameters
 
@@ -36,8 +36,13 @@ class PackedPolicy(nn.Module):
         super().__init__()
         self.model = model
         # In a list, so that the reference is neither wrapped, sharded, counted nor saved with the policy.
-        self._reference_model = [reference_model]
+        self._frozen = [reference_model]
         self.objective = objective
+
+    @property
+    def reference_model(self) -> nn.Module:
+        """The model whose base weights are the reference."""
+        return self.model if self._frozen[0] is None else self._frozen[0]
 
     def forward(
         self, packed: PackedBatch, reference: Tensor | None = None, num_examples: int | None = None
@@ -57,9 +62,8 @@ class PackedPolicy(nn.Module):
 
     @torch.no_grad()
     def _reference_logps(self, packed: PackedBatch, features: Tensor | None) -> Tensor:
-        (reference_model,) = self._reference_model
-        if reference_model is not None:
-            return sequence_logps(reference_model, packed, image_features=features)
+        if self._frozen[0] is not None:
+            return sequence_logps(self._frozen[0], packed, image_features=features)
         adapter_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
         with adapter_off, _evaluating(self.model):
             return sequence_logps(self.model, packed, image_features=features)

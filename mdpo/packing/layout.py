@@ -6,14 +6,15 @@ what is shared: token ids are never compared, so the prompt of the cropped image
 """
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from mdpo_kernels import Segments
 from torch import Tensor
 
 from mdpo.errors import InputError
+from mdpo_kernels import Segments
 
 from .families import Family, family_of
 from .tokens import PreferenceTokens
@@ -28,6 +29,7 @@ class PackedBatch:
     """A micro-batch as one row.
 
     ids: the B examples, in order.
+    digests: of everything the model sees of each example: its token ids and its processed images.
     input_ids: (1, T) int64.
     position_ids: (1, T) int64, or (3, 1, T) for families with multimodal positions. They restart in every branch.
     segments: the attention of the row, see ``mdpo_kernels.varlen_attention``.
@@ -41,6 +43,7 @@ class PackedBatch:
     """
 
     ids: tuple[str, ...]
+    digests: tuple[str, ...]
     input_ids: Tensor
     position_ids: Tensor
     segments: Segments
@@ -105,8 +108,19 @@ class _Row:
         self.distinct: dict[bytes, int] = {}
         self.images: list[dict[str, Tensor]] = []
         self.image_index: list[int] = []
+        self.digests: list[str] = []
 
     def add(self, example: PreferenceTokens) -> None:
+        images_before = len(self.image_index)
+        self._lay_out(example)
+        digest = hashlib.blake2b(digest_size=16)
+        for ids in (example.prompt_ids, example.chosen_ids, example.rejected_ids):
+            digest.update(array("q", [len(ids), *ids]))
+        by_index = list(self.distinct)
+        digest.update(b"".join(by_index[index] for index in self.image_index[images_before:]))
+        self.digests.append(digest.hexdigest())
+
+    def _lay_out(self, example: PreferenceTokens) -> None:
         prefix, after = self._prefix(example.prompt_ids, example.images)
         chosen = self._response(example.chosen_ids, after)
         self._segment((prefix[0], chosen[1]), [(prefix[0], chosen[1])])
@@ -159,6 +173,7 @@ class _Row:
         images = {name: torch.cat([image[name] for image in self.images]) for name in (self.images or [{}])[0]}
         return PackedBatch(
             ids=ids,
+            digests=tuple(self.digests),
             input_ids=input_ids[None],
             position_ids=positions if positions.shape[0] == 1 else positions[:, None],
             segments=Segments.build(self.query_ranges, self.key_ranges),

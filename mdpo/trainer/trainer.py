@@ -16,8 +16,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.errors import InputError, TrainingError
-from mdpo.models import PackedPolicy
-from mdpo.packing import family_of
+from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
+from mdpo.models.policy import PolicyOutput
+from mdpo.packing import PackedBatch, family_of
 
 from .metrics import Metrics
 from .steps import MicroBatches, Step, StepSampler, collate
@@ -81,6 +82,7 @@ class MDPOTrainer(Trainer):
         )
         self._metrics = Metrics()
         self.sampler: StepSampler | None = None
+        self._cache = self._open_cache()
 
     # Data: one batch is one optimizer step
 
@@ -119,6 +121,14 @@ class MDPOTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
 
+    def _open_cache(self) -> ReferenceCache | None:
+        """The reference's log-probs on disk; a negative that changes with the epoch leaves nothing to find again."""
+        if not self.args.cache_reference or self.args.negative_per_epoch:
+            return None
+        folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
+        autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        return ReferenceCache(folder, fingerprint(self.policy.reference_model, autocast), self.args.process_index)
+
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(dataloader.dataset.dataset)
 
@@ -142,22 +152,35 @@ class MDPOTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of every micro-batch. Returns the step's loss, its mean over examples."""
         model.train()
-        losses = []
+        outputs = []
         for number, packed in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             # Ranks exchange gradients once a step.
             with nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    packed = packed.to(self.args.device, non_blocking=True)
-                    output = model(packed, num_examples=inputs.num_examples)
+                output = self._forward(model, packed, inputs.num_examples)
                 # DDP averages over ranks what is already a share of the step's mean.
                 self.accelerator.backward(output.loss.loss * self.args.world_size)
             self._metrics.add(output)
-            losses.append(output.loss.loss.detach())
-        losses = torch.stack(losses)
+            outputs.append(output)
+        losses = torch.stack([output.loss.loss.detach() for output in outputs])
         if not losses.isfinite().all():
             self._stop_at_bad_loss(model, inputs, losses)
+        self._keep_references(inputs, outputs)
         return losses.sum() * self.args.world_size
+
+    def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
+        """The micro-batch's output, with the cached reference where there is one."""
+        reference = None if self._cache is None else self._cache.find(packed)
+        if reference is not None:
+            reference = reference.to(self.args.device, non_blocking=True)
+        with self.compute_loss_context_manager():
+            return model(packed.to(self.args.device, non_blocking=True), reference, num_examples)
+
+    def _keep_references(self, step: Step, outputs: list[PolicyOutput]) -> None:
+        # After the step's last micro-batch: reading a number waits for the device.
+        if self._cache is not None:
+            for packed, output in zip(step.micro_batches, outputs, strict=True):
+                self._cache.add(packed, output.reference)
 
     def _stop_at_bad_loss(self, model: nn.Module, step: Step, losses: Tensor) -> None:
         """The optimizer has not stepped yet: the weights are the last good ones."""
@@ -204,9 +227,10 @@ class MDPOTrainer(Trainer):
         model.eval()
         metrics = Metrics()
         for step in dataloader:
-            for packed in step.micro_batches:
-                with self.compute_loss_context_manager():
-                    metrics.add(model(packed.to(self.args.device, non_blocking=True)))
+            outputs = [self._forward(model, packed) for packed in step.micro_batches]
+            for output in outputs:
+                metrics.add(output)
+            self._keep_references(step, outputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = metrics.means(self._sum_over_ranks)
         return EvalLoopOutput(

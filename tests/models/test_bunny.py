@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mdpo_kernels import mdpo_loss
+from safetensors.torch import load_file, save_file
+
 from mdpo.errors import InputError
 from mdpo.models import convert_bunny, load, sequence_logps
 from mdpo.packing import PreferenceTokens, pack
-from safetensors.torch import load_file, save_file
+from mdpo_kernels import mdpo_loss
 
 OFFICIAL = Path(__file__).parents[1] / "golden" / "bunny-official"
 BRANCHES = ("chosen", "rejected", "image_rejected")

@@ -5,13 +5,13 @@ import logging
 
 import pytest
 import torch
-from mdpo_kernels import mdpo_loss
+from peft import LoraConfig, get_peft_model
+
 from mdpo.errors import InputError
 from mdpo.models import sequence_logps
 from mdpo.models.attention import NAME
 from mdpo.packing import PreferenceTokens, family_of, pack
-from peft import LoraConfig, get_peft_model
-
+from mdpo_kernels import mdpo_loss
 from tests import tiny
 
 FAMILIES = {

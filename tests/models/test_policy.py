@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mdpo.models import PackedPolicy, sequence_logps
-from mdpo.packing import pack
 from peft import LoraConfig, get_peft_model
 
+from mdpo.models import PackedPolicy, sequence_logps
+from mdpo.packing import pack
 from tests import tiny
 from tests.models.test_packed_step import examples, with_lora
 

@@ -1,18 +1,19 @@
 """MDPOTrainer end to end on a tiny model: what is saved, logged and resumed."""
 
+import copy
 import json
 import math
 
 import pytest
 import torch
-from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
-from mdpo.data import read_rows
-from mdpo.models import load, load_processor, sequence_logps
-from mdpo.packing import pack
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
+from mdpo.data import read_rows
+from mdpo.models import load, load_processor, sequence_logps
+from mdpo.packing import pack
 from tests import tiny
 
 METRICS = {
@@ -90,8 +91,9 @@ def test_the_step_does_not_depend_on_the_budget(world, tmp_path):
 
 
 def test_adapters_leave_tower_projector_and_head_alone(world, tmp_path):
-    from mdpo.cli import LANGUAGE_LINEAR
     from peft import get_peft_model
+
+    from mdpo.cli import LANGUAGE_LINEAR
 
     for model in (tiny.llava(), tiny.bunny(), tiny.qwen2_5_vl()):
         peft = get_peft_model(model, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
@@ -182,6 +184,30 @@ def test_the_log_is_json(world, tmp_path):
     run.train()
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert METRICS <= state["log_history"][0].keys()
+
+
+def relative_difference(one: MDPOTrainer, other: MDPOTrainer) -> float:
+    """‖Δ − Δ'‖ / ‖Δ‖ of two runs' trained weights, from the same start."""
+    start, ones, others = ([p for p in m.parameters() if p.requires_grad] for m in (one.start, one.model, other.model))
+    moved = sum((a - s).norm() ** 2 for a, s in zip(ones, start, strict=True))
+    apart = sum((a - b).norm() ** 2 for a, b in zip(ones, others, strict=True))
+    return (apart / moved).sqrt().item()
+
+
+def test_the_cached_reference_changes_nothing_but_the_work(world, tmp_path):
+    cached = trainer(world, tmp_path / "cached", num_train_epochs=3)
+    without = trainer(world, tmp_path / "without", num_train_epochs=3, cache_reference=False)
+    cached.start = copy.deepcopy(cached.model)
+    forwards = []
+    original = cached.policy._reference_logps
+    cached.policy._reference_logps = lambda *a: (forwards.append(cached.state.global_step), original(*a))[1]
+    cached.train()
+    without.train()
+    assert forwards and max(forwards) < 3, "the reference runs in the first epoch alone"
+    assert relative_difference(cached, without) <= 1e-4
+    again = trainer(world, tmp_path / "again", reference_cache_dir=str(tmp_path / "cached" / "reference_cache"))
+    again.policy._reference_logps = lambda *a: pytest.fail("the reference is on disk")
+    again.train()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+# On a machine without a GPU, PyTorch's CPU wheels save gigabytes:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(RUN) -m bench.digits.demo --out build/demo
+
+test: $(VENV)/.installed
+	@# The kernels run in Triton's interpreter, which has to be chosen before triton is imported: their own process.
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels
+	$(RUN) -m pytest -q tests --ignore=tests/kernels
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info

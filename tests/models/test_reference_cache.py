@@ -1,0 +1,96 @@
+"""The cached reference: found again when nothing changed, never when anything did."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
+from mdpo.packing import pack
+from tests import tiny
+from tests.models.test_packed_step import examples
+
+
+@pytest.fixture
+def computed():
+    model = tiny.llava()
+    packed = pack(examples("llava-llama"), model)
+    return model, packed, PackedPolicy(model).eval()(packed).reference
+
+
+def test_found_again_exactly(computed, tmp_path):
+    model, packed, reference = computed
+    cache = ReferenceCache(tmp_path, fingerprint(model))
+    assert cache.find(packed) is None
+    cache.add(packed, reference)
+    for again in (cache, ReferenceCache(tmp_path, fingerprint(model))):
+        torch.testing.assert_close(again.find(packed), reference, atol=0, rtol=0, equal_nan=True)
+
+
+def test_found_in_another_packing(computed, tmp_path):
+    model, packed, reference = computed
+    cache = ReferenceCache(tmp_path, fingerprint(model))
+    cache.add(packed, reference)
+    batch = examples("llava-llama")
+    found = cache.find(pack([batch[2], batch[0]], model))
+    torch.testing.assert_close(found, reference[:, [2, 0]], atol=0, rtol=0, equal_nan=True)
+
+
+def changed_examples():
+    first = examples("llava-llama")[0]
+    crop, image = first.rejected_images["pixel_values"], first.images["pixel_values"]
+    fields = {name: getattr(first, name) for name in first.__slots__}
+    yield "prompt", {**fields, "prompt_ids": [25, *first.prompt_ids[1:]]}
+    yield "chosen", {**fields, "chosen_ids": first.chosen_ids[1:]}
+    yield "rejected", {**fields, "rejected_ids": [34, 1]}
+    yield "image", {**fields, "images": {"pixel_values": image + 1e-6}}
+    yield "negative", {**fields, "rejected_images": {"pixel_values": crop.flip(-1)}}
+    yield "no negative", {**fields, "rejected_images": None}
+    yield "dtype of the pixels", {**fields, "images": {"pixel_values": image.half()}}
+
+
+@pytest.mark.parametrize(("what", "fields"), list(changed_examples()), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_changed_example_is_not_found(computed, tmp_path, what, fields):
+    model, packed, reference = computed
+    cache = ReferenceCache(tmp_path, fingerprint(model))
+    cache.add(packed, reference)
+    example = type(examples("llava-llama")[0])(**fields)
+    assert cache.find(pack([example], model)) is None
+
+
+def test_another_model_or_dtype_is_not_used_and_said(computed, tmp_path, caplog):
+    model, packed, reference = computed
+    prints = {fingerprint(model), fingerprint(model, torch.bfloat16), fingerprint(tiny.llava(seed=1))}
+    prints.add(fingerprint(tiny.llava().bfloat16()))
+    assert len(prints) == 4
+    ReferenceCache(tmp_path, fingerprint(model)).add(packed, reference)
+    assert ReferenceCache(tmp_path, fingerprint(tiny.llava(seed=1))).find(packed) is None
+    assert "another model" in caplog.text
+
+
+def test_adapters_have_no_part_in_the_fingerprint():
+    targets = r"lm_head|.*language_model.*q_proj"
+    adapted = get_peft_model(tiny.llava(), LoraConfig(r=2, target_modules=targets))
+    saved = get_peft_model(tiny.llava(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    assert fingerprint(tiny.llava()) == fingerprint(adapted) == fingerprint(saved)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_torn_file_loses_its_last_record_alone(computed, tmp_path, cut):
+    model, packed, reference = computed
+    cache = ReferenceCache(tmp_path, fingerprint(model))
+    cache.add(packed, reference)
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[:-cut])
+    torn = ReferenceCache(tmp_path, fingerprint(model))
+    assert len(torn) == len(packed.ids) - 1
+    torn.add(packed, reference)
+    whole = ReferenceCache(tmp_path, fingerprint(model))
+    torch.testing.assert_close(whole.find(packed), reference, atol=0, rtol=0, equal_nan=True)
+
+
+def test_digests_do_not_depend_on_the_batch(computed):
+    model, packed, _ = computed
+    for index, example in enumerate(examples("llava-llama")):
+        assert pack([replace(example)], model).digests == packed.digests[index : index + 1]

@@ -1,0 +1,76 @@
+"""The plan of the house: imports point one way, and kernels/ stays a source root."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
+
+# What each part of the house may import of our own; "mdpo.errors" is everybody's.
+ALLOWED = {
+    "mdpo_kernels": {"mdpo_kernels"},
+    "mdpo.errors": set(),
+    "mdpo.config": set(),
+    "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
+    "mdpo.data": {"mdpo.data", "mdpo.packing"},
+    "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
+    "mdpo.trainer": {"mdpo.trainer", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels"},
+    "mdpo.evaluation": {"mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing"},
+    "mdpo.reports": {"mdpo.reports"},
+    "mdpo": {"mdpo.config", "mdpo.trainer"},
+    "mdpo.cli": {
+        "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
+    },
+}  # fmt: skip
+KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}
+
+
+def module_of(path: Path) -> str:
+    relative = path.relative_to(ROOT / "kernels" if "kernels" in path.relative_to(ROOT).parts[:1] else ROOT)
+    return ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            found.add(".".join([*base, *([node.module] if node.module else [])]))
+    return found
+
+
+def part_of(module: str) -> str:
+    """The part of the house that a module belongs to: mdpo.data.rows is mdpo.data's."""
+    parts = module.split(".")
+    return parts[0] if parts[0] != "mdpo" or len(parts) == 1 else ".".join(parts[:2])
+
+
+SOURCES = sorted([*(ROOT / "mdpo").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = {part_of(name) for name in imports(path) if name.split(".")[0] in OURS}
+    forbidden = own - ALLOWED[part_of(module_of(path))] - {"mdpo.errors"}
+    assert not forbidden, f"{path.name} imports {', '.join(sorted(forbidden))}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.name)
+def test_kernels_need_torch_and_triton_alone(path):
+    import sys
+
+    outside = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"mdpo_kernels"}
+    assert outside <= KERNEL_LIBRARIES
+
+
+def test_the_planner_does_without_torch():
+    assert "torch" not in {name.split(".")[0] for name in imports(ROOT / "mdpo/packing/plan.py")}
+
+
+def test_kernels_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package of that name"
