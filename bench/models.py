@@ -1,0 +1,66 @@
+"""Models with the shapes of real ones and random weights: what a step costs does not depend on what it has learned."""
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A LLaVA's text and vision configs. image_tokens is a square: the tower's patches."""
+
+    name: str
+    text: transformers.PreTrainedConfig
+    vision: type[transformers.PreTrainedConfig]
+    tower: dict[str, int]
+    patch_size: int
+
+
+LLAVA_7B = Shape(
+    "llava-1.5-7b",
+    transformers.LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+                             num_attention_heads=32, max_position_embeddings=4096),
+    transformers.CLIPVisionConfig,
+    {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    14,
+)  # fmt: skip
+BUNNY_3B = Shape(
+    "bunny-3b",
+    transformers.PhiConfig(vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32,
+                           num_attention_heads=32, partial_rotary_factor=0.4),
+    transformers.SiglipVisionConfig,
+    {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16},
+    14,
+)  # fmt: skip
+# 58M parameters: large enough that the body, not Python, takes the time on two cores.
+CPU_60M = Shape(
+    "llava-60m",
+    transformers.LlamaConfig(vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=6,
+                             num_attention_heads=12, max_position_embeddings=4096),
+    transformers.CLIPVisionConfig,
+    {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+    14,
+)  # fmt: skip
+
+
+def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int = 64) -> PeftModel:
+    """The model with a LoRA on the language model's linear layers, bf16 base on a GPU, adapters fp32, no checkpointing."""
+    side = round(image_tokens**0.5)
+    vision = shape.vision(**shape.tower, patch_size=shape.patch_size, image_size=side * shape.patch_size)
+    siglip = vision.model_type == "siglip_vision_model"
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=shape.text,
+        image_token_id=shape.text.vocab_size - 1,
+        image_seq_length=side**2,
+        vision_feature_layer=-1 if siglip else -2,
+        vision_feature_select_strategy="full" if siglip else "default",
+    )
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    linear = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
+    return get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules=linear)).train()
