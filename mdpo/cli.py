@@ -97,10 +97,18 @@ def train(options: argparse.Namespace) -> None:
         processing_class=processor,
         peft_config=_lora(run) if run.use_lora else None,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
+    if trainer.stop_on_signal.received:
+        print(f"stopped by SIGTERM after step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
+        return
     trainer.save_model()
     trainer.save_state()
     print(f"saved to {args.output_dir}")
+
+
+def _resume_from(value: str | bool | None) -> str | bool | None:
+    """``true`` is the newest checkpoint; TrainingArguments turns it into text."""
+    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 def _training_rows(run: RunConfig, seed: int) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:

@@ -2,16 +2,19 @@
 
 import copy
 import itertools
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
@@ -20,6 +23,7 @@ from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
 from mdpo.models.policy import PolicyOutput
 from mdpo.packing import PackedBatch, family_of
 
+from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
 from .metrics import Metrics
 from .steps import MicroBatches, Step, StepSampler, collate
 
@@ -70,6 +74,8 @@ class MDPOTrainer(Trainer):
             callbacks=[*(callbacks or []), _SetEpoch(self)],
             optimizers=optimizers,
         )
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
         # Adapters are switched off for the reference; without one it takes a second set of weights.
         frozen = None if isinstance(model, PeftModel) else _frozen_copy(model)
         self.policy = PackedPolicy(
@@ -142,6 +148,41 @@ class MDPOTrainer(Trainer):
         if model is not self.model:
             return model
         return self.accelerator.prepare_model(self.policy, evaluation_mode=not training)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """As ``Trainer.train``. resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
+
+        Raises InputError for a torn checkpoint, or one of another run, with the difference named.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _checkpoint_to_resume(self, requested: str | bool) -> str:
+        folder = last_whole_checkpoint(self.args.output_dir) if requested is True else Path(requested)
+        if folder is None:
+            raise InputError(f"resume_from_checkpoint: {self.args.output_dir} holds no whole checkpoint")
+        if not is_whole(folder):
+            raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
+        check_same_run(folder, run_settings(self.args, self.model, self.train_dataset))
+        return str(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
+        """As the base class, with the run's settings; a checkpoint that can't be written leaves the one before."""
+        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        try:
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                settings = run_settings(self.args, self.model, self.train_dataset)
+                (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = last_whole_checkpoint(self.args.output_dir)
+            raise TrainingError(
+                f"the checkpoint of step {self.state.global_step} could not be written: {error}; "
+                f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
+            ) from error
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device

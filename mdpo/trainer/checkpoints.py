@@ -1,0 +1,102 @@
+"""What makes a checkpoint safe to come back to: that it is whole, and that it is this run's."""
+
+import hashlib
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mdpo.config import MDPOConfig
+from mdpo.data import PreferenceDataset
+from mdpo.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+SETTINGS_NAME = "mdpo_settings.json"
+# What the trained weights depend on. The token budget is not among them: a step's gradient does not depend on its cut.
+_SETTINGS = (
+    "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "examples_per_step",
+    "beta", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length",
+)  # fmt: skip
+_ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint below ``output_dir`` that was written to its end; torn ones are passed over, by name."""
+    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if is_whole(folder):
+            return folder
+        _log.warning("%s was not written to its end: passed over", folder)
+    return None
+
+
+def is_whole(folder: Path) -> bool:
+    """transformers writes the trainer's state last, so a state that can be read stands for all the rest."""
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def run_settings(args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset | None) -> dict[str, Any]:
+    """What this run's weights depend on, as JSON can hold it."""
+    settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS}
+    if isinstance(model, PeftModel):
+        adapter = model.peft_config[model.active_adapter]
+        settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}
+    if dataset is not None:
+        key = "\n".join(f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True))
+        settings["rows"] = f"{len(dataset)} ({hashlib.blake2b(key.encode(), digest_size=6).hexdigest()})"
+    return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+
+
+def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises InputError that names the first difference between the checkpoint's settings and this run's."""
+    path = folder / SETTINGS_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} has no {SETTINGS_NAME}: it was not written by this trainer")
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if theirs.get(name) != value:
+            raise InputError(
+                f"cannot resume from {folder}: {name} was {theirs.get(name)!r} and is {value!r} now; set it back, or give "
+                "another output_dir for a run of its own"
+            )
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM (a preempted job): finish the step, write a checkpoint, end the training loop."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.received = False
+        try:
+            self._previous = signal.signal(signal.SIGTERM, self._remember)
+        except ValueError:  # not the main thread, where Python allows no handlers
+            _log.warning("training runs outside the main thread: SIGTERM will not write a checkpoint")
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.received = True
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.received:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
