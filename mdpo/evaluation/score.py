@@ -39,7 +39,7 @@ def score(
         reference = None if cache is None else cache.find(packed)
         output = policy(packed, None if reference is None else reference.to(device))
         if cache is not None:
-            cache.add(packed, output.reference)
+            cache.keep(cache.new_records(packed, output.reference))
         columns = zip(output.policy.T.tolist(), output.reference.T.tolist(), output.loss.rewards.T.tolist(), strict=True)
         for id, values in zip(packed.ids, columns, strict=True):
             names = ("policy_logps", "reference_logps", "rewards")

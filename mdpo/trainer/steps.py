@@ -1,7 +1,7 @@
 """Optimizer steps as batches of a dataloader: one batch is a whole step, already cut into packed micro-batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch.utils.data import BatchSampler, Dataset
@@ -15,22 +15,31 @@ class MicroBatch(NamedTuple):
 
     examples: indices. epoch: of their negatives, None where one negative serves all epochs.
     num_examples: of the whole step, over all ranks.
+    weight: 1, or 0 for the one example that a rank without any runs, so that ranks take the same steps together.
     """
 
     examples: list[int]
     epoch: int | None
     num_examples: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One optimizer step on this rank. num_examples: of the step, over all ranks."""
+    """One optimizer step on this rank. num_examples: of the step, over all ranks. weights: 0 or 1 by micro-batch."""
 
     micro_batches: list[PackedBatch]
     num_examples: int
+    weights: list[float]
 
     def pin_memory(self) -> "Step":
-        return Step([packed.pin_memory() for packed in self.micro_batches], self.num_examples)
+        return replace(self, micro_batches=[packed.pin_memory() for packed in self.micro_batches])
+
+    def padded(self, micro_batches: int) -> "Step":
+        """The step with its last micro-batch repeated, at weight 0, until there are this many."""
+        missing = micro_batches - len(self.micro_batches)
+        padding = self.micro_batches[-1:] * missing
+        return Step([*self.micro_batches, *padding], self.num_examples, [*self.weights, *[0.0] * missing])
 
 
 class StepSampler(BatchSampler):
@@ -71,7 +80,10 @@ class StepSampler(BatchSampler):
         size = self.settings["examples_per_step"]
         for number, step in enumerate(self._plan()):
             num_examples = min(size, len(self.lengths) - number * size)  # the last step takes what is left
-            yield [MicroBatch(examples, epoch, num_examples) for examples in step]
+            if step:
+                yield [MicroBatch(examples, epoch, num_examples) for examples in step]
+            else:  # fewer examples than ranks
+                yield [MicroBatch([0], epoch, num_examples, weight=0.0)]
 
 
 class MicroBatches(Dataset):
@@ -81,11 +93,12 @@ class MicroBatches(Dataset):
         self.dataset = dataset
         self.family = family
 
-    def __getitem__(self, micro_batch: MicroBatch) -> tuple[PackedBatch, int]:
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, PackedBatch]:
         examples = [self.dataset[index, micro_batch.epoch] for index in micro_batch.examples]
-        return pack(examples, self.family), micro_batch.num_examples
+        return micro_batch, pack(examples, self.family)
 
 
-def collate(items: list[tuple[PackedBatch, int]]) -> Step:
+def collate(items: list[tuple[MicroBatch, PackedBatch]]) -> Step:
     """The micro-batches of one step."""
-    return Step([packed for packed, _ in items], items[0][1])
+    planned = [micro_batch for micro_batch, _ in items]
+    return Step([packed for _, packed in items], planned[0].num_examples, [each.weight for each in planned])

@@ -9,7 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,6 +26,7 @@ from mdpo.models.policy import PolicyOutput
 from mdpo.packing import PackedBatch, family_of
 
 from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
+from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .steps import MicroBatches, Step, StepSampler, collate
 
@@ -76,8 +79,10 @@ class MDPOTrainer(Trainer):
         )
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
+        self.add_callback(CheckpointLayers(model))
         # Adapters are switched off for the reference; without one it takes a second set of weights.
         frozen = None if isinstance(model, PeftModel) else _frozen_copy(model)
+        prepare_layers(model, args)
         self.policy = PackedPolicy(
             model,
             frozen,
@@ -133,7 +138,8 @@ class MDPOTrainer(Trainer):
             return None
         folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
         autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        return ReferenceCache(folder, fingerprint(self.policy.reference_model, autocast), self.args.process_index)
+        writes = self.is_world_process_zero()
+        return ReferenceCache(folder, fingerprint(self.policy.reference_model, autocast), writes=writes)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(dataloader.dataset.dataset)
@@ -192,36 +198,60 @@ class MDPOTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of every micro-batch. Returns the step's loss, its mean over examples."""
+        # Under autocast peft's cast of a layer's input to fp32 is undone at once, and leaves a copy for the backward.
+        with disable_input_dtype_casting(self.model, active=self.args.bf16 or self.args.fp16):
+            return self._run_step(model, inputs)
+
+    def _run_step(self, model: nn.Module, inputs: Step) -> Tensor:
         model.train()
+        step = inputs.padded(self._over_ranks(len(inputs.micro_batches), "max"))
         outputs = []
-        for number, packed in enumerate(inputs.micro_batches):
-            last = number == len(inputs.micro_batches) - 1
+        for number, (packed, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
+            last = number == len(step.micro_batches) - 1
             # Ranks exchange gradients once a step.
             with nullcontext() if last else self.accelerator.no_sync(model):
-                output = self._forward(model, packed, inputs.num_examples)
+                output = self._forward(model, packed, step.num_examples)
                 # DDP averages over ranks what is already a share of the step's mean.
-                self.accelerator.backward(output.loss.loss * self.args.world_size)
-            self._metrics.add(output)
+                self.accelerator.backward(output.loss.loss * (self.args.world_size * weight))
+            if weight:
+                self._metrics.add(output)
             outputs.append(output)
-        losses = torch.stack([output.loss.loss.detach() for output in outputs])
-        if not losses.isfinite().all():
-            self._stop_at_bad_loss(model, inputs, losses)
-        self._keep_references(inputs, outputs)
+        losses = torch.stack([w * output.loss.loss.detach() for w, output in zip(step.weights, outputs, strict=True)])
+        if not self._over_ranks(int(losses.isfinite().all()), "min"):
+            self._stop_at_bad_loss(model, step, losses)
+        self._keep_references(step, outputs)
         return losses.sum() * self.args.world_size
 
     def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
         """The micro-batch's output, with the cached reference where there is one."""
         reference = None if self._cache is None else self._cache.find(packed)
+        # Sharded weights are gathered by all ranks together: all run the reference, or none.
+        if self._cache is not None and not self._over_ranks(int(reference is not None), "min"):
+            reference = None
         if reference is not None:
             reference = reference.to(self.args.device, non_blocking=True)
         with self.compute_loss_context_manager():
             return model(packed.to(self.args.device, non_blocking=True), reference, num_examples)
 
     def _keep_references(self, step: Step, outputs: list[PolicyOutput]) -> None:
-        # After the step's last micro-batch: reading a number waits for the device.
-        if self._cache is not None:
-            for packed, output in zip(step.micro_batches, outputs, strict=True):
-                self._cache.add(packed, output.reference)
+        # After the step's last micro-batch, since reading a number waits for the device.
+        if self._cache is None:
+            return
+        pairs = zip(step.micro_batches, outputs, strict=True)
+        records = [record for packed, output in pairs for record in self._cache.new_records(packed, output.reference)]
+        if self.args.world_size > 1:  # the next epoch deals the examples to other ranks
+            gathered: list = [None] * self.args.world_size
+            dist.all_gather_object(gathered, records)
+            records = [record for part in gathered for record in part]
+        self._cache.keep(records)
+
+    def _over_ranks(self, value: int, reduction: str) -> int:
+        """The largest ("max") or smallest ("min") of the ranks' values."""
+        if self.args.world_size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.args.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.MIN)
+        return int(tensor)
 
     def _stop_at_bad_loss(self, model: nn.Module, step: Step, losses: Tensor) -> None:
         """The optimizer has not stepped yet: the weights are the last good ones."""
@@ -268,9 +298,11 @@ class MDPOTrainer(Trainer):
         model.eval()
         metrics = Metrics()
         for step in dataloader:
+            step = step.padded(self._over_ranks(len(step.micro_batches), "max"))
             outputs = [self._forward(model, packed) for packed in step.micro_batches]
-            for output in outputs:
-                metrics.add(output)
+            for output, weight in zip(outputs, step.weights, strict=True):
+                if weight:
+                    metrics.add(output)
             self._keep_references(step, outputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         means = metrics.means(self._sum_over_ranks)

@@ -19,11 +19,15 @@ def computed():
     return model, packed, PackedPolicy(model).eval()(packed).reference
 
 
+def keep(cache, packed, reference):
+    cache.keep(cache.new_records(packed, reference))
+
+
 def test_found_again_exactly(computed, tmp_path):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))
     assert cache.find(packed) is None
-    cache.add(packed, reference)
+    keep(cache, packed, reference)
     for again in (cache, ReferenceCache(tmp_path, fingerprint(model))):
         torch.testing.assert_close(again.find(packed), reference, atol=0, rtol=0, equal_nan=True)
 
@@ -31,7 +35,7 @@ def test_found_again_exactly(computed, tmp_path):
 def test_found_in_another_packing(computed, tmp_path):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))
-    cache.add(packed, reference)
+    keep(cache, packed, reference)
     batch = examples("llava-llama")
     found = cache.find(pack([batch[2], batch[0]], model))
     torch.testing.assert_close(found, reference[:, [2, 0]], atol=0, rtol=0, equal_nan=True)
@@ -54,7 +58,7 @@ def changed_examples():
 def test_a_changed_example_is_not_found(computed, tmp_path, what, fields):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))
-    cache.add(packed, reference)
+    keep(cache, packed, reference)
     example = type(examples("llava-llama")[0])(**fields)
     assert cache.find(pack([example], model)) is None
 
@@ -64,7 +68,7 @@ def test_another_model_or_dtype_is_not_used_and_said(computed, tmp_path, caplog)
     prints = {fingerprint(model), fingerprint(model, torch.bfloat16), fingerprint(tiny.llava(seed=1))}
     prints.add(fingerprint(tiny.llava().bfloat16()))
     assert len(prints) == 4
-    ReferenceCache(tmp_path, fingerprint(model)).add(packed, reference)
+    keep(ReferenceCache(tmp_path, fingerprint(model)), packed, reference)
     assert ReferenceCache(tmp_path, fingerprint(tiny.llava(seed=1))).find(packed) is None
     assert "another model" in caplog.text
 
@@ -80,12 +84,12 @@ def test_adapters_have_no_part_in_the_fingerprint():
 def test_a_torn_file_loses_its_last_record_alone(computed, tmp_path, cut):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))
-    cache.add(packed, reference)
+    keep(cache, packed, reference)
     (path,) = tmp_path.glob("*.jsonl")
     path.write_bytes(path.read_bytes()[:-cut])
     torn = ReferenceCache(tmp_path, fingerprint(model))
     assert len(torn) == len(packed.ids) - 1
-    torn.add(packed, reference)
+    keep(torn, packed, reference)
     whole = ReferenceCache(tmp_path, fingerprint(model))
     torch.testing.assert_close(whole.find(packed), reference, atol=0, rtol=0, equal_nan=True)
 

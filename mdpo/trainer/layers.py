@@ -1,0 +1,45 @@
+"""What the settings say of the model's layers: checkpointed, compiled, Liger's."""
+
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import is_liger_kernel_available
+
+from mdpo.config import MDPOConfig
+from mdpo.errors import InputError
+from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers
+
+# Text models for which Liger has RMSNorm, rotary positions and SwiGLU.
+_LIGER = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
+
+
+def prepare_layers(model: nn.Module, args: MDPOConfig) -> None:
+    """Checks the settings against the model, and compiles where asked to. Raises InputError where they do not fit."""
+    if args.checkpoint_layers is not None:
+        check_checkpoint_layers(model, args.checkpoint_layers)
+    if args.use_liger_kernel:
+        _check_liger(model, args)
+    if args.compile_layers:
+        compile_layers(model)
+
+
+def _check_liger(model: nn.Module, args: MDPOConfig) -> None:
+    kind = model.config.text_config.model_type
+    if kind not in _LIGER:
+        raise InputError(f"use_liger_kernel: Liger has nothing for the text model {kind!r}; it has {', '.join(_LIGER)}")
+    if not is_liger_kernel_available():
+        raise InputError("use_liger_kernel needs liger-kernel: pip install liger-kernel")
+    if args.liger_kernel_config is None:
+        # Its losses replace the forward that ends in a head; ours is linear_token_logps.
+        args.liger_kernel_config = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+class CheckpointLayers(TrainerCallback):
+    """Leaves checkpointing on in the first k layers, after transformers has switched it on in all of them."""
+
+    def __init__(self, model: nn.Module | PeftModel) -> None:
+        self.model = model
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if args.checkpoint_layers:
+            checkpoint_first_layers(self.model, args.checkpoint_layers)

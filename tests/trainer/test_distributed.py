@@ -1,0 +1,90 @@
+"""Two processes on a CPU train the same adapter as one, see every example once, and fail together."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mdpo.trainer.steps import StepSampler
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny.world(tmp_path_factory.mktemp("world"), count=11)
+
+
+def launch(world, output: Path, processes: int, *options: str, check: bool = True) -> subprocess.CompletedProcess:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), *map(str, world), str(output), *options]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, check=check, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("alone")
+    launch(world, output, 1)
+    return output
+
+
+def distance(one: Path, other: Path, start: Path) -> float:
+    """‖Δ − Δ'‖ / ‖Δ‖ of two adapters, from the adapter they started with."""
+    ours, theirs, first = (load_file(folder / "adapter_model.safetensors") for folder in (one, other, start))
+    moved = sum((ours[name] - first[name]).norm() ** 2 for name in ours)
+    apart = sum((ours[name] - theirs[name]).norm() ** 2 for name in ours)
+    return (apart / moved).sqrt().item()
+
+
+@pytest.fixture(scope="module")
+def start(world, tmp_path_factory) -> Path:
+    from tests.trainer.test_training import trainer
+
+    output = tmp_path_factory.mktemp("start")
+    trainer(world, output).save_model()
+    return output
+
+
+def test_two_processes_train_the_adapter_of_one(world, alone, start, tmp_path):
+    launch(world, tmp_path, 2)
+    assert distance(alone, tmp_path, start) <= 1e-3
+    caches = list((tmp_path / "reference_cache").iterdir())
+    assert len(caches) == 1, "one process writes the cache"
+    assert len(caches[0].read_text().splitlines()) == 11
+
+
+def test_resume_with_another_number_of_processes(world, alone, start, tmp_path):
+    launch(world, tmp_path, 2, "max_steps=20", f"resume={alone / 'checkpoint-10'}")
+    assert distance(alone, tmp_path, start) <= 1e-3
+
+
+def test_a_rank_that_dies_stops_the_others(world, alone, start, tmp_path):
+    began = time.monotonic()
+    done = launch(world, tmp_path, 2, "die_at=12", check=False)
+    assert done.returncode != 0 and "exitcode" in done.stderr.replace(" ", "").lower()
+    assert time.monotonic() - began < 120, "start-up included; the others stop within a minute"
+    launch(world, tmp_path, 2, f"resume={tmp_path / 'checkpoint-10'}")
+    assert distance(alone, tmp_path, start) <= 1e-3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("examples", [1, 7, 12, 25])
+def test_every_example_once_an_epoch(world_size, examples):
+    seen = []
+    steps = set()
+    for rank in range(world_size):
+        sampler = StepSampler(
+            [20 + index for index in range(examples)], 60, examples_per_step=5, seed=0, rank=rank, world_size=world_size
+        )
+        epoch = list(sampler)
+        steps.add(len(epoch))
+        seen += [index for step in epoch for micro_batch in step if micro_batch.weight for index in micro_batch.examples]
+    assert sorted(seen) == list(range(examples))
+    assert len(steps) == 1, "every rank takes every step"
