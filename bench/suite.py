@@ -1,0 +1,185 @@
+"""Measure: `python -m bench.suite [PART|all] --out DIR`, the parts being those of bench.parts.
+
+One JSON record per measurement goes to DIR at once, so a run that is stopped is continued by the same command: what
+has been measured under the same conditions (device, versions, commit) is skipped. A part stops when its time is up
+and says what is left. A peer that is not installed, or does not run on this device, is skipped by name.
+"""
+
+import argparse
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.group import Bound, Floor, Group, Implementation, Prepared
+from bench.parts import PARTS, load_part
+from bench.record import Record, environment, read_record, record_path, same_conditions
+from bench.timing import peak_memory, time_callables
+
+MINUTES = {"cuda": 8.0, "cpu": 5.0}
+SECONDS_PER_MEASUREMENT = {"cuda": 0.4, "cpu": 0.5}
+
+
+def measure_group(
+    group: Group, device: torch.device, folder: Path, conditions: dict[str, Any], seconds: float
+) -> list[Record]:
+    """Measure what `folder` does not have yet of one group; the new records, which are in `folder` as well."""
+    prepared: Prepared | None = None
+    records = []
+    for implementation in group.implementations:
+        if _is_done(group, implementation, folder, conditions):
+            continue
+        record = _new_record(group, implementation, conditions)
+        function = _load(implementation, device, record)
+        if function is not None:
+            prepared = prepared or group.prepare()
+            _measure(record, group, implementation, function, prepared, device, seconds)
+            _release(device)
+        record.write(folder)
+        records.append(record)
+        print(f"  {_line(record)}", flush=True)
+    return records
+
+
+def run_part(
+    name: str, device: torch.device, folder: Path, minutes: float, seconds: float, only: str = ""
+) -> list[Record]:
+    """Measure one part within `minutes`; `only` keeps the groups whose operation or case contains it."""
+    conditions = environment(device)
+    deadline = time.monotonic() + 60 * minutes
+    listed = [group for group in load_part(name)(device) if only in f"{group.op} {group.case}"]
+    records: list[Record] = []
+    for index, group in enumerate(listed):
+        if time.monotonic() > deadline:
+            print(f"{name}: {minutes:g} minutes are up, {len(listed) - index} groups left; the same command goes on")
+            break
+        print(f"{name} {index + 1}/{len(listed)}: {group.op} {group.case}", flush=True)
+        records += measure_group(group, device, folder, conditions, seconds)
+        _release(device)
+    return records
+
+
+def _is_done(group: Group, implementation: Implementation, folder: Path, conditions: dict[str, Any]) -> bool:
+    path = record_path(folder, group.part, group.op, group.case, _name(group.dtype), implementation.name)
+    if not path.exists():
+        return False
+    record = read_record(path)
+    return record.status in ("ok", "out of memory") and same_conditions(record.environment, conditions)
+
+
+def _load(implementation: Implementation, device: torch.device, record: Record) -> Callable[..., Any] | None:
+    """The function, or None with the reason in the record."""
+    if device.type not in implementation.devices:
+        record.status, record.reason = "skipped", f"needs {' or '.join(implementation.devices)}"
+        return None
+    try:
+        return implementation.load()
+    except ImportError as error:
+        record.status, record.reason = "skipped", str(error)
+        return None
+
+
+def _new_record(group: Group, implementation: Implementation, conditions: dict[str, Any]) -> Record:
+    return Record(
+        part=group.part,
+        op=group.op,
+        shape=group.shape,
+        dtype=_name(group.dtype),
+        implementation=implementation.name,
+        role=implementation.role,
+        status="ok",
+        note=implementation.note,
+        extra=group.extra,
+        environment=conditions,
+    )
+
+
+def _measure(
+    record: Record,
+    group: Group,
+    implementation: Implementation,
+    function: Callable[..., Any],
+    prepared: Prepared,
+    device: torch.device,
+    seconds: float,
+) -> None:
+    try:
+        bound = prepared.bind(function)
+        outputs = bound.run()
+        record.errors = bound.errors(outputs) if implementation.comparable else {}
+        del outputs
+        record.peak_bytes, record.memory_method = peak_memory(bound.run, device, countable=implementation.countable)
+        _time(record, group, bound, prepared.floor, device, seconds)
+    except torch.OutOfMemoryError as error:
+        record.status, record.reason = "out of memory", str(error).splitlines()[0]
+    except Exception as error:  # a failure is a result of the bench too, and must not end it
+        traceback.print_exc()
+        record.status, record.reason = "failed", f"{type(error).__name__}: {error}"[:500]
+
+
+def _time(
+    record: Record, group: Group, bound: Bound, floor: Floor | None, device: torch.device, seconds: float
+) -> None:
+    timing, *floors = time_callables([bound.run] if floor is None else [bound.run, floor.run], device, seconds=seconds)
+    record.median_ms, record.p20_ms, record.p80_ms = timing.median_ms, timing.p20_ms, timing.p80_ms
+    record.min_ms, record.runs = timing.min_ms, timing.runs
+    if floor is not None:
+        record.floor, record.floor_ms = floor.name, floor.factor * floors[0].median_ms
+        record.ratio_to_floor = timing.median_ms / record.floor_ms
+    if group.flops:
+        record.tflops_per_s = group.flops / timing.median_ms / 1e9
+    if group.bytes:
+        record.gbytes_per_s = group.bytes / timing.median_ms / 1e6
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _line(record: Record) -> str:
+    if record.status != "ok" or record.median_ms is None:
+        return f"{record.implementation:<22} {record.status}: {record.reason}"
+    ratio = "" if record.ratio_to_floor is None else f"  {record.ratio_to_floor:5.2f} x floor"
+    memory = "" if record.peak_bytes is None else f"  {record.peak_bytes / 2**20:9.1f} MiB"
+    return f"{record.implementation:<22} {record.median_ms:9.3f} ms{ratio}{memory}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 1 if one of our own implementations failed."""
+    parser = argparse.ArgumentParser(
+        prog="bench.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the records; found ones are not measured again"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+    parser.add_argument("--minutes", type=float, help="time box of each part (default 8 on a GPU, 5 on a CPU)")
+    parser.add_argument("--seconds", type=float, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
+    parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    failed = []
+    for name in PARTS if args.part == "all" else [args.part]:
+        minutes = MINUTES[device.type] if args.minutes is None else args.minutes
+        seconds = SECONDS_PER_MEASUREMENT[device.type] if args.seconds is None else args.seconds
+        records = run_part(name, device, args.out, minutes, seconds, args.only)
+        failed += [record for record in records if record.role == "ours" and record.status == "failed"]
+    for record in failed:
+        print(f"FAILED {record.op} {record.case} {record.implementation}: {record.reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""`linear_token_logps` under pytest-benchmark: `pytest bench/test_linear_token_logps.py`."""
+
+from typing import Any
+
+from bench.group import Group, Implementation
+from bench.pytest_cases import cases, run_case
+
+
+@cases("kernels", "linear_token_logps")
+def test_linear_token_logps(benchmark: Any, group: Group, implementation: Implementation) -> None:
+    run_case(benchmark, group, implementation)

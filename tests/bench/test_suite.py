@@ -1,0 +1,146 @@
+"""The bench end to end at sizes of a dozen rows: measured, resumed, rendered. Times are not looked at."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import render, suite
+from bench.group import Implementation
+from bench.implementations import attention, logps
+from bench.live_memory import LiveMemory
+from bench.parts import PARTS, load_part
+from bench.parts.attention import attention_group
+from bench.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
+from bench.problems import Head, sequence_bounds
+from bench.record import environment, read_records
+
+CPU = torch.device("cpu")
+TINY = Head("tiny", 16, 40)
+
+
+def not_installed() -> None:
+    raise ImportError("No module named 'someone_elses'")
+
+
+def broken() -> None:
+    raise RuntimeError("does not compile here")
+
+
+def test_a_group_is_measured_resumed_and_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = (
+        Implementation(name="missing peer", role="peer", load=not_installed),
+        Implementation(name="broken peer", role="peer", load=lambda: lambda *_: broken()),
+        Implementation(name="gpu peer", role="peer", load=not_installed, devices=("cuda",)),
+    )
+    ours_and_eager = tuple(i for i in logps.LINEAR_TOKEN_LOGPS if i.name in ("ours", "torch eager"))
+    conditions = environment(CPU)
+    for rows in (4, 12):
+        group = linear_group(TINY, rows, torch.float32, CPU, "frozen head")
+        group = dataclasses.replace(group, implementations=ours_and_eager + extra)
+        found = {r.implementation: r for r in suite.measure_group(group, CPU, tmp_path, conditions, 0.01)}
+        assert [r.status for r in found.values()] == ["ok", "ok", "skipped", "failed", "skipped"]
+        assert found["missing peer"].reason == "No module named 'someone_elses'"
+        assert found["broken peer"].reason == "RuntimeError: does not compile here"
+        assert found["gpu peer"].reason == "needs cuda"
+        again = suite.measure_group(group, CPU, tmp_path, conditions, 0.01)
+        assert {r.implementation for r in again} == {"missing peer", "broken peer", "gpu peer"}
+        # Another commit is measured anew.
+        assert len(suite.measure_group(group, CPU, tmp_path, conditions | {"commit": "later"}, 0.01)) == 5
+    ours = found["ours"]
+    assert ours.runs >= 3 and ours.median_ms and ours.floor_ms and ours.ratio_to_floor == ours.median_ms / ours.floor_ms
+    assert max(ours.errors.values()) < 1e-4
+
+    pytest.importorskip("matplotlib")
+    written = render.render(tmp_path, tmp_path / "report")
+    assert [path.name for path in written] == ["RESULTS.md", "kernels-linear_token_logps.png"]
+    text = written[0].read_text(encoding="utf-8")
+    record = next(r for r in read_records(tmp_path) if r.implementation == "ours" and r.shape["N"] == 12)
+    assert record.peak_bytes is not None and "missing peer: skipped, No module named" in text
+    assert f"| **ours** | {render._number(record.median_ms)} |" in text
+    assert written[0].read_text() == render.markdown(
+        read_records(tmp_path), {("kernels", "linear_token_logps"): written[1]}
+    )
+
+
+def test_every_kernel_group_measures_what_it_says() -> None:
+    """Each group's inputs, floor and errors: eager PyTorch and ours both compute what float64 says."""
+    groups = [
+        linear_group(TINY, 12, torch.float32, CPU, "no grad"),
+        linear_group(TINY, 12, torch.float32, CPU, "trainable head"),
+        logits_group(TINY, 12, torch.float32, CPU),
+        fused_logits_group(TINY, 12, torch.float32, CPU),
+        fused_linear_group(TINY, 12, torch.float32, CPU),
+        attention_group(("tiny", 4, 2, 8), 5, 3, 2, torch.float32, CPU),
+    ]
+    for group in groups:
+        prepared = group.prepare()
+        assert prepared.floor is not None
+        prepared.floor.run()
+        for implementation in group.implementations:
+            if implementation.name in ("ours", "torch eager"):
+                bound = prepared.bind(implementation.load())
+                found = bound.errors(bound.run())
+                # The worst row of a confident token is what eager float32 gets wrong, and what the bench is to show.
+                assert all(e < 1e-3 for name, e in found.items() if name != "gradient, worst row"), (group.op, found)
+
+
+def test_three_calls_compute_what_the_packed_one_does() -> None:
+    """The baselines of the attention part hold the same three branches: their outputs are the packed call's rows."""
+    rows, generator = 2 * (2 * 5 + 3 * 3), torch.Generator().manual_seed(0)
+    tensors = [torch.randn(rows, heads, 8, generator=generator) for heads in (4, 2, 2, 4)]
+    problem = attention.AttentionProblem(*(t.requires_grad_() for t in tensors[:3]), tensors[3], 2, 5, 3)
+    packed = attention.packed(problem)[0]()[0].view(2, 19, 4, 8)
+    varlen, sdpa = attention.three_varlen_calls(problem)[0](), attention.three_sdpa_calls(problem)[0]()
+    for branch, (own, first) in enumerate(((slice(0, 8), 0), (slice(8, 11), 5), (slice(11, 19), 0))):
+        apart = varlen[4 * branch].view(2, 8, 4, 8)
+        torch.testing.assert_close(packed[:, own], apart[:, first:])
+        torch.testing.assert_close(apart, sdpa[4 * branch].transpose(1, 2))
+
+
+def test_live_memory_counts_what_is_alive_at_once() -> None:
+    with LiveMemory() as memory:
+        kept = torch.zeros(1000)  # 4000 bytes
+        torch.zeros(500)  # dies at once
+        view = kept.view(10, 100)  # nothing new
+        view.add_(1)
+        more = kept * 2
+    assert (memory.peak, memory.live) == (8000, 8000)
+    del kept, view, more
+    assert memory.live == 0
+
+
+def test_sequences_are_uneven_and_none_is_empty() -> None:
+    bounds = sequence_bounds(9, 50, CPU)
+    lengths = bounds.diff()
+    assert bounds[0] == 0 and bounds[-1] == 50 and len(lengths) == 9 and lengths.min() >= 1
+    assert len(lengths.unique()) > 1
+
+
+def test_every_part_lists_groups_for_both_devices_without_touching_them() -> None:
+    for name in PARTS:
+        for device in (CPU, torch.device("cuda")):
+            groups = load_part(name)(device)
+            assert groups and all(group.part == name for group in groups)
+            assert len({(group.op, group.case) for group in groups}) == len(groups)
+
+
+def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["kernels", "--out", str(tmp_path), "--device", "cpu", "--only", "sequence_logps", "--seconds", "0.01"]
+    assert suite.main(arguments) == 0
+    assert {r.op for r in read_records(tmp_path)} == {"sequence_logps"}
+    assert suite.main([*arguments, "--minutes", "0"]) == 0
+    assert "0 minutes are up, 1 groups left" in capsys.readouterr().out
+
+
+def test_what_is_no_record_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no records"):
+        render.render(tmp_path, tmp_path)
+    (tmp_path / "old.json").write_text(json.dumps({"schema": 0}))
+    with pytest.raises(ValueError, match=r"old\.json: schema 0, expected 1"):
+        read_records(tmp_path)
+    (tmp_path / "old.json").write_text("{")
+    with pytest.raises(ValueError, match=r"old\.json: not JSON"):
+        read_records(tmp_path)
