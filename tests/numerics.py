@@ -1,10 +1,8 @@
 """The one tolerance rule of this repository's numerical tests.
 
-An implementation's largest error against float64 is at most twice the largest error that plain PyTorch makes in the same
-dtype, plus a little: 1e-6 of the largest true value, some eight roundings of float32. The rule is the same for values and
-for gradients and is not loosened to make a test pass.
-
-Where the truth is 0, 0 is expected.
+An implementation's largest error against float64 is at most twice the largest error that plain PyTorch makes in the
+same dtype, plus a little: 1e-6 of the largest true value, some eight roundings of float32. The rule is the same for
+values and for gradients and is not loosened to make a test pass. Where the truth is 0 and PyTorch finds it, so must we.
 """
 
 import torch

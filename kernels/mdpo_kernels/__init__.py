@@ -1,0 +1,24 @@
+"""Log-probs without the softmax, the mDPO loss, and the packed attention: the part to use in a trainer of your own.
+
+from mdpo_kernels import linear_token_logps, mdpo_loss, sequence_logps
+"""
+
+from . import reference
+from .attention import Segments, varlen_attention
+from .fused_loss import fused_linear_mdpo_loss, fused_mdpo_loss
+from .linear_token_logps import linear_token_logps
+from .loss import MDPOLoss, mdpo_loss, sequence_logps
+from .token_logps import token_logps
+
+__all__ = [
+    "MDPOLoss",
+    "Segments",
+    "fused_linear_mdpo_loss",
+    "fused_mdpo_loss",
+    "linear_token_logps",
+    "mdpo_loss",
+    "reference",
+    "sequence_logps",
+    "token_logps",
+    "varlen_attention",
+]

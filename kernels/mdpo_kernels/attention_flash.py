@@ -1,0 +1,110 @@
+"""Packed attention by FlashAttention-2 on a GPU: the flash-attn package, or the copy of it inside PyTorch.
+
+Both are called below autograd, forward and backward apart: so the backward can gather shared keys once more instead
+of keeping them (activations grow with the packed rows, not with the gathered ones), sum them in fp32, and be
+deterministic on request.
+
+Shapes: T packed rows, K gathered keys; Hq query heads, Hkv key heads; D head_dim, at most 256; lse (Hq, T) float32.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .attention_gather import gather_rows, sum_copies
+from .attention_segments import Segments
+
+MAX_HEAD_DIM = 256
+DTYPES = (torch.bfloat16, torch.float16)
+_LANES = 8  # the kernels read 16 bytes at a time, so D is padded to a multiple of 8 elements
+
+
+def forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float, package: Any | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, Hq, D), (T, Hkv, D) ×2 → out (T, Hq, D), lse (Hq, T). package: flash-attn's, or None for PyTorch's."""
+    q, k, v = _padded(query), _padded(_gather(key, segments)), _padded(_gather(value, segments))
+    if package is None:
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
+            0.0, True, False, scale=scale, window_size_left=-1, window_size_right=0,
+        )  # fmt: skip
+    else:
+        out, lse, *_ = package._flash_attn_varlen_forward(
+            q, k, v, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
+            dropout_p=0.0, softmax_scale=scale, causal=True,
+        )  # fmt: skip
+    return out[..., : query.shape[-1]].contiguous(), lse
+
+
+def backward(
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    segments: Segments,
+    scale: float,
+    deterministic: bool,
+    package: Any | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value, in their dtype."""
+    q, k, v = _padded(query), _padded(_gather(key, segments)), _padded(_gather(value, segments))
+    grads = (_padded(grad_out), q, k, v, _padded(out), lse, segments, scale, deterministic)
+    grad_q, grad_k, grad_v = _torch_backward(*grads) if package is None else _package_backward(*grads, package)
+    head_dim = query.shape[-1]
+    return (
+        grad_q[..., :head_dim].contiguous(),
+        sum_copies(grad_k[..., :head_dim], segments.copies).contiguous(),
+        sum_copies(grad_v[..., :head_dim], segments.copies).contiguous(),
+    )
+
+
+def _torch_backward(
+    grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    segments: Segments, scale: float, deterministic: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    # PyTorch's op has no argument for it: it asks the global switch, so that is set for the length of the call.
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    # Nothing is dropped out, so the generator's state is never read, but the op wants one.
+    rng_state, unused = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
+    try:
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+        return torch.ops.aten._flash_attention_backward(
+            grad_out, q, k, v, out, lse, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q,
+            segments.max_seqlen_k, 0.0, True, rng_state, unused, scale=scale, window_size_left=-1, window_size_right=0,
+        )  # fmt: skip
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _package_backward(
+    grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    segments: Segments, scale: float, deterministic: bool, package: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    package._flash_attn_varlen_backward(
+        grad_out, q, k, v, out, lse, grad_q, grad_k, grad_v,
+        segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
+        dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=-1, window_size_right=-1, softcap=0.0,
+        alibi_slopes=None, deterministic=deterministic or torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    return grad_q, grad_k, grad_v
+
+
+def _gather(tensor: torch.Tensor, segments: Segments) -> torch.Tensor:
+    return gather_rows(tensor, segments.key_rows, segments.copies)
+
+
+def _padded(tensor: torch.Tensor) -> torch.Tensor:
+    """The head dimension padded with zeros to what the kernels take, the last stride 1: zeros change neither
+    scores nor outputs."""
+    missing = -tensor.shape[-1] % _LANES
+    tensor = F.pad(tensor, (0, missing)) if missing else tensor
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,153 @@
+"""What a public function checks before it computes: shapes, dtypes, devices and ranges of its arguments.
+
+Every failure is a ValueError that names the argument, what came and what was expected. What can only be seen in a
+tensor's values raises on a CPU; on a GPU, where looking would synchronise, and under torch.compile, where it would
+break the graph, it becomes an assertion on the device.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER = (torch.int64, torch.int32)
+MIN_WORKSPACE_BYTES = 1024
+
+
+def describe(value: object) -> str:
+    """A tensor's shape, dtype and device in one phrase, or another value's type: the "what came" of a message."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__module__}.{type(value).__qualname__}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+
+
+def check_tensor(name: str, value: object, shape: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """`value` is a tensor with as many dimensions as `shape` (as in "(N, V)") names, of one of `dtypes`."""
+    dimensions = len([part for part in shape.strip("()").split(",") if part.strip()])
+    if not isinstance(value, Tensor) or value.dim() != dimensions or value.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name} is {describe(value)}; expected a {shape} tensor of {names}")
+
+
+def check_vector(name: str, value: Tensor, *, floating: bool, length: int | None = None) -> None:
+    """`value` is a one-dimensional tensor of floating or of integer numbers, and of that length if one is given."""
+    check_tensor(name, value, "(N,)", FLOATING if floating else INTEGER)
+    if length is not None and value.shape[0] != length:
+        raise ValueError(f"{name} is {describe(value)}; expected {length} entries, one for each row")
+
+
+def check_branch_logps(name: str, value: Tensor, *, examples: int | None = None) -> None:
+    """`value` is (3, B), floating; with `examples`, B is that many."""
+    check_tensor(name, value, "(3, B)", FLOATING)
+    if value.shape[0] != 3 or (examples is not None and value.shape[1] != examples):
+        expected = "(3, B)" if examples is None else f"(3, {examples})"
+        raise ValueError(f"{name} is {describe(value)}; expected {expected}: chosen, rejected, image_rejected")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """All the tensors that are there lie on one device; the keywords are the arguments' names."""
+    found = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"arguments lie on different devices; expected one: {', '.join(f'{n} on {d}' for n, d in found.items())}"
+        )
+
+
+def check_values(name: str, condition: Tensor, what_is_wrong: Callable[[], str]) -> None:
+    """`condition`, a () bool tensor, holds: ValueError on a CPU, else an assertion on the device without a look."""
+    if torch.compiler.is_compiling():
+        # Sizes may be symbols here, which no text can hold.
+        torch._assert_async(condition, f"{name} holds values that do not fit the other arguments")
+    elif condition.is_cpu:
+        if not condition:
+            raise ValueError(f"{name} {what_is_wrong()}")
+    else:
+        torch._assert_async(condition, f"{name} {what_is_wrong()}")
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, examples: int | None = None) -> None:
+    """`cu_seqlens` is (S + 1,), integer, non-decreasing from 0 to `rows`; with `examples`, S = 3 · examples."""
+    check_tensor("cu_seqlens", cu_seqlens, "(S + 1,)", INTEGER)
+    if cu_seqlens.shape[0] < 1:
+        raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; expected at least 1 entry")
+    if examples is not None and cu_seqlens.shape[0] != 3 * examples + 1:
+        raise ValueError(
+            f"cu_seqlens is {describe(cu_seqlens)}; expected 3·{examples} + 1 entries for {examples} examples"
+        )
+    fits = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == rows) & (cu_seqlens.diff() >= 0).all()
+    check_values("cu_seqlens", fits, lambda: f"does not run from 0 to the {rows} rows without decreasing")
+
+
+def check_targets(targets: Tensor, *, rows: int, vocabulary: int, ignore_index: int) -> None:
+    """`targets` is (rows,), integer, each in 0 … vocabulary − 1 or the ignore index."""
+    check_vector("targets", targets, floating=False, length=rows)
+    fits = ((targets >= 0) & (targets < vocabulary)) | (targets == ignore_index)
+    check_values(
+        "targets",
+        fits.all(),
+        lambda: f"holds a value outside 0 to {vocabulary - 1} that is not ignore_index {ignore_index}",
+    )
+
+
+def _check_logit_options(softcap: float | None, scale: float) -> None:
+    """`softcap` is None or above 0, `scale` above 0."""
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap is {softcap!r}; expected a number above 0, or None")
+    if not scale > 0:
+        raise ValueError(f"scale is {scale!r}; expected a number above 0")
+
+
+def _check_weight(weight: object) -> None:
+    """`weight` is a plain (V, H) tensor: a head wrapped by an adapter has no one weight, so it is refused."""
+    if isinstance(weight, nn.Module):
+        if hasattr(weight, "base_layer"):
+            raise ValueError(
+                f"weight is {describe(weight)}, a head wrapped by an adapter; expected a (V, H) tensor. Merge the "
+                "adapter (merge_and_unload), or leave lm_head out of the adapter's targets and pass its weight: "
+                "base_layer.weight alone would leave out what the adapter learns"
+            )
+        raise ValueError(f"weight is {describe(weight)}; expected a (V, H) tensor: pass the layer's .weight")
+    check_tensor("weight", weight, "(V, H)", FLOATING)
+
+
+def check_logits_arguments(
+    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None, scale: float
+) -> None:
+    """The arguments of token_logps: logits (N, V) and targets (N,) fit one another, and so do the options."""
+    check_tensor("logits", logits, "(N, V)", FLOATING)
+    _check_logit_options(softcap, scale)
+    check_same_device(logits=logits, targets=targets)
+    check_targets(targets, rows=logits.shape[0], vocabulary=logits.shape[1], ignore_index=ignore_index)
+
+
+def check_linear_arguments(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    ignore_index: int,
+    softcap: float | None,
+    scale: float,
+    max_workspace_bytes: int,
+) -> Tensor:
+    """The arguments of linear_token_logps fit one another. Returns `hidden`, under autocast in the weight's dtype.
+
+    Autocast would cast the weight, and a second copy of it is what these ops are there to avoid.
+    """
+    _check_weight(weight)
+    check_tensor("hidden", hidden, "(N, H)", FLOATING)
+    if hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden is {describe(hidden)}; expected {weight.shape[1]} columns as in weight {describe(weight)}"
+        )
+    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise ValueError(f"hidden is {describe(hidden)}; expected the dtype of weight {describe(weight)}, or autocast")
+    if bias is not None:
+        check_vector("bias", bias, floating=True, length=weight.shape[0])
+    if max_workspace_bytes < MIN_WORKSPACE_BYTES:
+        raise ValueError(f"max_workspace_bytes is {max_workspace_bytes!r}; expected at least {MIN_WORKSPACE_BYTES}")
+    _check_logit_options(softcap, scale)
+    check_same_device(hidden=hidden, weight=weight, targets=targets, bias=bias)
+    check_targets(targets, rows=hidden.shape[0], vocabulary=weight.shape[0], ignore_index=ignore_index)
+    return hidden.to(weight.dtype)

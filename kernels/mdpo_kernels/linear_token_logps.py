@@ -1,0 +1,324 @@
+"""linear_token_logps: the log-probs of given tokens from hidden states and the head; the logits are never whole.
+
+Shapes: N rows, H hidden size, V vocabulary; R rows and T columns of one tile of the logits.
+
+Frozen head. With e_v = exp(z_v − m), S = Σ_{v≠y} e_v and 1 − p from online_softmax.py, the gradient of logp with
+respect to a hidden row does not depend on what comes from above:
+
+    U = scale·[(1 − p)·slope_y·W_y − (1 − p)/S · A],   A = Σ_{v≠y} e_v·slope_v·W_v,   slope = dz/dx / scale
+
+So the forward leaves U (N, H) behind, 4NHV operations in all, and the backward is a row scaling. A is accumulated in
+float32 over vocabulary tiles, rescaled when the running maximum m moves, as FlashAttention does (Dao et al. 2022), so
+that no tiling recomputes anything. e_v ≤ 1 is rounded to the weight's dtype as an operand of the product only, and W_y
+is added in float32: nothing cancels as p → 1, and in float16 nothing underflows that matters.
+
+Trainable head. The coefficients of dW are known only in the backward, which computes the logits again: 8NHV. No grad:
+2NHV and no U.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backend import tl, triton, use_triton
+from .checks import check_linear_arguments
+from .linear_token_logps_backward import trainable_head_backward
+from .online_softmax import add_lanes, empty_lanes, log_prob, reduce_lanes, scale_and_cap
+from .tiling import Tiling, float32_product, launch_options, plan_tiles
+
+# With a frozen head the vocabulary stays whole, which leaves nothing to add up, until fewer rows than this fit.
+WHOLE_ROWS = 512
+TILED_ROWS = 1024
+
+
+@triton.jit
+def linear_token_logps_fwd_kernel(
+    logits,  # (R, T) float32, rows row_stride apart
+    bias,  # (T,)
+    targets,  # (R,)
+    state,  # (4, R) float32, in and out: m, S, z_y, slope_y over the tiles so far
+    rescale,  # (R,) float32, out: what A so far is to be multiplied by
+    coefficients,  # (R, T) in the weight's dtype, rows row_stride apart, out: e_v·slope_v, 0 for the target
+    row_stride,
+    rows,
+    first_column,
+    scale,
+    softcap,
+    COLUMNS: tl.constexpr,
+    FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WITH_COEFFICIENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row) - first_column
+    lane_maximum, lane_total = empty_lanes(BLOCK)
+    for first in range(0, COLUMNS, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0)
+        if HAS_BIAS:
+            x += tl.load(bias + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+        z, _ = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
+        z = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
+        lane_maximum, lane_total = add_lanes(lane_maximum, lane_total, z)
+    maximum, total = reduce_lanes(lane_maximum, lane_total)
+    if not FIRST:
+        old_maximum = tl.load(state + row)
+        old_total = tl.load(state + rows + row)
+        tile_maximum = maximum
+        maximum = tl.maximum(old_maximum, tile_maximum)
+        total = old_total * tl.exp(old_maximum - maximum) + total * tl.exp(tile_maximum - maximum)
+        tl.store(rescale + row, tl.exp(old_maximum - maximum))
+    tl.store(state + row, maximum)
+    tl.store(state + rows + row, total)
+
+    inside = (target >= 0) & (target < COLUMNS)
+    target_x = tl.load(logits + row * row_stride + target, mask=inside, other=0.0)
+    if HAS_BIAS:
+        target_x += tl.load(bias + target, mask=inside, other=0.0).to(tl.float32)
+    target_logit, target_slope = scale_and_cap(target_x, scale, softcap, HAS_SOFTCAP)
+    # The first tile writes also where the target is not in it, so that no entry stays uninitialised.
+    tl.store(state + 2 * rows + row, target_logit, mask=inside | FIRST)
+    tl.store(state + 3 * rows + row, target_slope, mask=inside | FIRST)
+
+    if WITH_COEFFICIENTS:
+        for first in range(0, COLUMNS, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0)
+            if HAS_BIAS:
+                x += tl.load(bias + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+            z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
+            z = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
+            tl.store(coefficients + row * row_stride + column, tl.exp(z - maximum) * slope, mask=column < COLUMNS)
+
+
+@triton.jit
+def linear_token_logps_finish_kernel(
+    state,  # (4, R) float32: m, S, z_y, slope_y over all tiles
+    targets,  # (R,)
+    weight,  # (V, H), strides weight_row_stride and weight_column_stride
+    weighted,  # (R, H) float32: A
+    logps,  # (R,) of (N,) float32, out
+    stats,  # (3, R) of (3, N) float32, out: m, 1 − p, (1 − p)/S
+    unit,  # (R, H) in the dtype of hidden, out: U
+    weight_row_stride,
+    weight_column_stride,
+    tile_rows,
+    rows,
+    ignore_index,
+    scale,
+    HIDDEN_SIZE: tl.constexpr,
+    WITH_UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row).to(tl.int64)
+    scored = target != ignore_index
+    maximum = tl.load(state + row)
+    total = tl.load(state + tile_rows + row)
+    target_logit = tl.load(state + 2 * tile_rows + row)
+    log_probability, rest, factor = log_prob(target_logit, maximum, total, scored)
+    tl.store(logps + row, log_probability)
+    tl.store(stats + row, maximum)
+    tl.store(stats + rows + row, rest)
+    tl.store(stats + 2 * rows + row, factor)
+    if WITH_UNIT:
+        slope = tl.load(state + 3 * tile_rows + row)
+        target_row = weight + target * weight_row_stride
+        for first in range(0, HIDDEN_SIZE, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            inside = column < HIDDEN_SIZE
+            own = tl.load(target_row + column.to(tl.int64) * weight_column_stride, mask=inside & scored, other=0.0).to(
+                tl.float32
+            )
+            others = tl.load(weighted + row * HIDDEN_SIZE + column, mask=inside, other=0.0)
+            gradient = scale * (rest * slope * own - factor * others)
+            tl.store(unit + row * HIDDEN_SIZE + column, gradient, mask=inside)
+
+
+@torch.library.custom_op("mdpo_kernels::linear_token_logps", mutates_args=())
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    ignore_index: int,
+    softcap: float | None,
+    scale: float,
+    max_workspace_bytes: int,
+    with_unit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """→ logps (N,) float32, U (N, H) or (0, H), and what a trainable head's backward needs, (3, N) float32."""
+    rows, hidden_size = hidden.shape
+    logps, unit, stats = _allocate_outputs(hidden, with_unit)
+    if rows == 0:
+        return logps, unit, stats
+    # The same tiles with a gradient and without: policy and reference of equal weights get bit-equal log-probs.
+    bytes_per_entry = 4 + weight.itemsize
+    tiling = plan_tiles(
+        rows,
+        weight.shape[0],
+        max_workspace_bytes // bytes_per_entry,
+        whole_rows=WHOLE_ROWS,
+        tiled_rows=TILED_ROWS,
+    )
+    logits = tiling.buffer(torch.float32, hidden.device)
+    coefficients = tiling.buffer(weight.dtype, hidden.device) if with_unit else logits
+    weighted = (
+        torch.empty((tiling.rows, hidden_size), dtype=torch.float32, device=hidden.device) if with_unit else logits
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        for first_row in range(0, rows, tiling.rows):
+            chunk = slice(first_row, first_row + tiling.rows)
+            state = _forward_rows(
+                hidden[chunk], weight, targets[chunk], bias, softcap, scale, with_unit,
+                tiling, logits, coefficients, weighted,
+            )  # fmt: skip
+            linear_token_logps_finish_kernel[(state.shape[1],)](
+                state, targets[chunk], weight, weighted, logps[chunk], stats[:, chunk], unit[chunk],
+                weight.stride(0), weight.stride(1), state.shape[1], rows, ignore_index, scale,
+                HIDDEN_SIZE=hidden_size, WITH_UNIT=with_unit, **launch_options(hidden_size),
+            )  # fmt: skip
+    return logps, unit, stats
+
+
+@_forward.register_fake
+def _(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes, with_unit):
+    return _allocate_outputs(hidden, with_unit)
+
+
+def _allocate_outputs(hidden: Tensor, with_unit: bool) -> tuple[Tensor, Tensor, Tensor]:
+    rows, hidden_size = hidden.shape
+    logps = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+    unit = torch.empty((rows if with_unit else 0, hidden_size), dtype=hidden.dtype, device=hidden.device)
+    return logps, unit, torch.empty((3, rows), dtype=torch.float32, device=hidden.device)
+
+
+def _forward_rows(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    scale: float,
+    with_unit: bool,
+    tiling: Tiling,
+    logits: Tensor,
+    coefficients: Tensor,
+    weighted: Tensor,
+) -> Tensor:
+    """All vocabulary tiles of one chunk of rows → the rows' state (4, R); leaves A in `weighted`."""
+    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    state = torch.empty((4, rows), dtype=torch.float32, device=hidden.device)
+    rescale = torch.empty((rows, 1), dtype=torch.float32, device=hidden.device)
+    for first in range(0, vocabulary, tiling.columns):
+        weight_tile = weight[first : first + tiling.columns]
+        columns = weight_tile.shape[0]
+        float32_product(hidden, weight_tile.T, out=logits[:rows, :columns])
+        linear_token_logps_fwd_kernel[(rows,)](
+            logits, None if bias is None else bias[first:], targets, state, rescale, coefficients,
+            tiling.row_stride, rows, first, scale, softcap or 1.0,
+            COLUMNS=columns, FIRST=first == 0, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
+            WITH_COEFFICIENTS=with_unit, **launch_options(columns),
+        )  # fmt: skip
+        if with_unit and first == 0:
+            float32_product(coefficients[:rows, :columns], weight_tile, out=weighted[:rows])
+        elif with_unit:
+            tile = float32_product(coefficients[:rows, :columns], weight_tile)
+            torch.addcmul(tile, weighted[:rows], rescale, out=weighted[:rows])
+    return state
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets, bias, _, ctx.softcap, ctx.scale, ctx.max_workspace_bytes, ctx.with_unit = inputs
+    _, unit, stats = output
+    if ctx.with_unit:
+        ctx.save_for_backward(unit)
+    else:
+        ctx.save_for_backward(hidden, weight, targets, bias, stats)
+    ctx.mark_non_differentiable(unit, stats)
+    ctx.set_materialize_grads(False)  # or the unused gradient of U would be allocated
+
+
+def _differentiate(ctx: Any, grad_logps: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    grads: list[Tensor | None] = [None] * 9
+    if grad_logps is None:
+        return tuple(grads)
+    if ctx.with_unit:
+        (unit,) = ctx.saved_tensors
+        # out= keeps the float32 product from being stored before it is rounded.
+        grads[0] = torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit))
+        return tuple(grads)
+    hidden, weight, targets, bias, stats = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
+    found = trainable_head_backward(
+        grad_logps.contiguous(),
+        hidden,
+        weight,
+        targets,
+        bias,
+        stats,
+        ctx.softcap,
+        ctx.scale,
+        ctx.max_workspace_bytes,
+        *needed,
+    )
+    for position, grad, need in zip((0, 1, 3), found, needed, strict=True):
+        grads[position] = grad if need else None
+    return tuple(grads)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def linear_token_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    max_workspace_bytes: int = 256 * 2**20,
+) -> Tensor:
+    """Log-probs of `targets` under the softmax of a head's logits, which are never whole.
+
+    With x = hidden @ weightᵀ + bias, it is the softmax of z = scale·x, or of z = softcap·tanh(scale·x / softcap).
+
+    hidden: (N, H), float32, bfloat16, float16 or float64. weight: (V, H), of the same dtype; under autocast `hidden` is
+        cast to it, never the weight (that would be a second copy of it). bias: (V,), floating.
+    targets: (N,), int64 or int32, in 0 … V − 1; a row whose target is `ignore_index` gives 0 and no gradient.
+    max_workspace_bytes: a bound on every temporary of N×V kind together (a tile of the logits and of their gradient).
+        Not in it: the gradients themselves, two float32 tensors of the size of a tile's rows of hidden, and for a
+        trainable head float32 sums of hidden's gradient and of one tile of the weight's.
+
+    Returns (N,) float32 (float64 for float64). Whether the head is trained is read from requires_grad of `weight` and
+    `bias`: a frozen head takes 4NHV operations for forward and backward and keeps the unit gradient, (N, H), between
+    them; a trainable one 8NHV. Without grad: 2NHV, nothing kept. Plain PyTorch, on a CPU, recomputes the logits in the
+    backward for either. Twice differentiable in plain PyTorch only.
+
+    Raises ValueError for shapes, dtypes, devices or options that do not fit, a head wrapped by an adapter, and a target
+    out of range (on a GPU: an assertion on the device, so that nothing synchronises).
+    """
+    hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
+    if not use_triton(hidden):
+        return reference.linear_token_logps(
+            hidden,
+            weight,
+            targets,
+            bias=bias,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            scale=scale,
+            max_workspace_bytes=max_workspace_bytes,
+        )
+    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+    with_unit = torch.is_grad_enabled() and hidden.requires_grad and frozen
+    bias = None if bias is None else bias.contiguous()
+    return _forward(
+        hidden, weight, targets.contiguous(), bias, ignore_index, softcap, scale, max_workspace_bytes, with_unit
+    )[0]

@@ -1,0 +1,240 @@
+"""Every op of this package in plain PyTorch: the oracle for the kernels, and what runs on a CPU.
+
+Shapes: N scored rows, H hidden size, V vocabulary, T columns of one vocabulary tile, B examples.
+
+All gradients here come from autograd, so nothing is shared with the kernels' own backward passes. What is shared is the
+way a log-prob is written, with the target y kept out of the sum:
+
+    m = max_{v≠y} z_v,  S = Σ_{v≠y} exp(z_v − m),  logp = log σ((z_y − m) − log S)
+
+so that the gradient of a confident token, which is proportional to 1 − p, does not come out of a difference of two
+numbers close to 1. Computed in float32, or float64 for float64 inputs (which is what gradcheck wants).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .attention_reference import varlen_attention
+from .checks import check_cu_seqlens, check_linear_arguments, check_logits_arguments
+from .loss import MDPOLoss, mdpo_loss, result_dtype, sequence_logps
+
+__all__ = [
+    "fused_linear_mdpo_loss",
+    "fused_mdpo_loss",
+    "linear_token_logps",
+    "mdpo_loss",
+    "sequence_logps",
+    "token_logps",
+    "varlen_attention",
+]
+
+# How many N×T temporaries of the result's dtype are alive at once in a tile's forward and backward together (counted
+# by tests/kernels/test_memory.py); the softcap's derivative needs more.
+TILE_TEMPORARIES = 5
+SOFTCAP_TILE_TEMPORARIES = 7
+# A tile narrower than this makes poor matrix products: then the rows are split as well.
+MIN_TILE_COLUMNS = 256
+
+
+def token_logps(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """`mdpo_kernels.token_logps` in plain PyTorch; `inplace_backward` is accepted and changes nothing."""
+    check_logits_arguments(logits, targets, ignore_index, softcap, scale)
+    scaled = _scale_and_cap(logits.to(result_dtype(logits)), softcap, scale)
+    return _log_prob(*_tile_statistics(scaled, targets, 0), targets != ignore_index)
+
+
+def linear_token_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    max_workspace_bytes: int = 256 * 2**20,
+) -> Tensor:
+    """`mdpo_kernels.linear_token_logps` in plain PyTorch: vocabulary tiles, each recomputed in the backward."""
+    hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
+    dtype = result_dtype(hidden)
+    temporaries = TILE_TEMPORARIES if softcap is None else SOFTCAP_TILE_TEMPORARIES
+    elements = max_workspace_bytes // (temporaries * dtype.itemsize)
+    rows, columns = _tile_shape(hidden.shape[0], hidden.shape[1], weight.shape[0], elements)
+    weight_tiles = weight.split(columns)
+    bias_tiles = [None] * len(weight_tiles) if bias is None else bias.split(columns)
+
+    logps = []
+    # The cast is out here, so that autograd adds the tiles' gradients up in float32 and rounds their sum once.
+    for hidden_rows, target_rows in zip(hidden.to(dtype).split(rows), targets.split(rows), strict=True):
+        tiles = [
+            checkpoint(
+                _linear_tile_statistics,
+                *(hidden_rows, weight_tile, bias_tile, target_rows, tile * columns, softcap, scale),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for tile, (weight_tile, bias_tile) in enumerate(zip(weight_tiles, bias_tiles, strict=True))
+        ]
+        maxima, sums, target_logits = (torch.stack(parts) for parts in zip(*tiles, strict=True))
+        maximum = maxima.amax(0)
+        total = (sums * (maxima - _finite(maximum)).exp()).sum(0)
+        logps.append(_log_prob(maximum, total, target_logits.sum(0), target_rows != ignore_index))
+    return torch.cat(logps)
+
+
+def fused_mdpo_loss(
+    logits: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    reference: Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    beta: float = 0.1,
+    anchor: float | Sequence[float] = 0.0,
+    conditional: bool = True,
+    anchors: Sequence[str] = ("chosen",),
+    num_examples: int | None = None,
+) -> MDPOLoss:
+    """`mdpo_kernels.fused_mdpo_loss` in plain PyTorch."""
+    logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
+    return loss_of_logps(
+        logps,
+        cu_seqlens,
+        reference,
+        beta=beta,
+        anchor=anchor,
+        conditional=conditional,
+        anchors=anchors,
+        num_examples=num_examples,
+    )
+
+
+def fused_linear_mdpo_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    reference: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    max_workspace_bytes: int = 256 * 2**20,
+    beta: float = 0.1,
+    anchor: float | Sequence[float] = 0.0,
+    conditional: bool = True,
+    anchors: Sequence[str] = ("chosen",),
+    num_examples: int | None = None,
+) -> MDPOLoss:
+    """`mdpo_kernels.fused_linear_mdpo_loss` in plain PyTorch."""
+    logps = linear_token_logps(
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        scale=scale,
+        max_workspace_bytes=max_workspace_bytes,
+    )
+    return loss_of_logps(
+        logps,
+        cu_seqlens,
+        reference,
+        beta=beta,
+        anchor=anchor,
+        conditional=conditional,
+        anchors=anchors,
+        num_examples=num_examples,
+    )
+
+
+def loss_of_logps(logps: Tensor, cu_seqlens: Tensor, reference: Tensor, **objective) -> MDPOLoss:
+    """Token log-probs (N,) → `mdpo_loss`, whose keyword arguments `objective` are.
+
+    An empty sequence is an absent branch, a NaN log-prob is not: it makes the loss NaN instead of dropping the terms.
+    """
+    result = mdpo_loss(branch_logps(logps, cu_seqlens, reference), reference, **objective)
+    return replace(result, loss=torch.where(logps.isnan().any(), float("nan"), result.loss))
+
+
+def branch_logps(token_logps: Tensor, cu_seqlens: Tensor, reference: Tensor) -> Tensor:
+    """(N,) and (3B + 1,) → (3, B): `sequence_logps`, with NaN, the mark of an absent branch, for an empty sequence."""
+    check_cu_seqlens(cu_seqlens, rows=token_logps.shape[0], examples=reference.shape[1])
+    sums = sequence_logps(token_logps, cu_seqlens)
+    return sums.where(cu_seqlens.diff() > 0, float("nan")).view(3, -1)
+
+
+def _scale_and_cap(logits: Tensor, softcap: float | None, scale: float) -> Tensor:
+    """z = scale · x, then c · tanh(z / c)."""
+    scaled = logits * scale if scale != 1.0 else logits
+    return scaled if softcap is None else softcap * (scaled / softcap).tanh()
+
+
+def _linear_tile_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    first_column: int,
+    softcap: float | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_tile_statistics` of hidden @ weightᵀ + bias for a tile of the head, (T, H) and (T,)."""
+    # Casting the tile, not the product: bf16 logits would cost 1e-2 a token. Autocast would round them again.
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+    return _tile_statistics(_scale_and_cap(logits, softcap, scale), targets, first_column)
+
+
+def _tile_statistics(logits: Tensor, targets: Tensor, first_column: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, T) logits of the columns from first_column on → m, S and z_y of these columns alone, (N,) each.
+
+    m is a constant to autograd (it cancels in the log-prob); a target that is not in the tile leaves z_y = 0.
+    """
+    column = targets.long() - first_column
+    inside = (column >= 0) & (column < logits.shape[1])
+    index = column.clamp(0, logits.shape[1] - 1).unsqueeze(1)
+    found = logits.gather(1, index).squeeze(1)
+    # Outside the tile the logit at `index` belongs to another token: it is put back where it was.
+    others = logits.scatter(1, index, found.masked_fill(inside, float("-inf")).unsqueeze(1))
+    del logits
+    maximum = others.detach().amax(1)
+    return maximum, (others - _finite(maximum).unsqueeze(1)).exp().sum(1), found.where(inside, 0)
+
+
+def _log_prob(maximum: Tensor, total: Tensor, target_logit: Tensor, scored: Tensor) -> Tensor:
+    """log σ((z_y − m) − log S); 0 where the vocabulary has no other token (S = 0) and for rows that are not scored."""
+    some = scored & (total != 0)  # not "> 0": NaN has to come out as NaN
+    margin = (target_logit - _finite(maximum)) - total.where(some, 1).log()
+    return F.logsigmoid(margin).where(some, 0)
+
+
+def _finite(maximum: Tensor) -> Tensor:
+    """The maximum of nothing is −inf; −inf − −inf would be NaN."""
+    return maximum.masked_fill(maximum == float("-inf"), 0)
+
+
+def _tile_shape(rows: int, hidden_size: int, columns: int, elements: int) -> tuple[int, int]:
+    """The rows and columns of a tile of at most `elements` entries: all rows, as long as the tile stays wide enough.
+
+    A tile's columns of the head, which may have to be cast to float32, are at most as many entries.
+    """
+    tile_rows = max(1, min(rows, elements // min(columns, MIN_TILE_COLUMNS)))
+    return tile_rows, max(1, min(columns, elements // max(tile_rows, hidden_size)))

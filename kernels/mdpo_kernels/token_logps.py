@@ -1,0 +1,224 @@
+"""token_logps: the log-probs of given tokens from logits, without a softmax the size of the logits.
+
+Shapes: N rows, V vocabulary. One program reads a row once (forward), or writes one block of a row (backward).
+
+The gradient of logp with respect to the logit x_v is scale·slope_v times −p_v, or times 1 − p for the target, where
+slope = dz/dx / scale: the target's entry is a number of its own, not 1 minus one close to 1 (see online_softmax.py).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backend import tl, triton, use_triton
+from .checks import check_logits_arguments
+from .online_softmax import add_lanes, empty_lanes, log_prob, reduce_lanes, scale_and_cap
+
+
+@triton.jit
+def token_logps_fwd_kernel(
+    logits,  # (N, V), rows row_stride apart
+    targets,  # (N,)
+    logps,  # (N,) float32, out
+    stats,  # (3, N) float32, out: m, 1 − p, (1 − p)/S
+    row_stride,
+    rows,
+    ignore_index,
+    scale,
+    softcap,
+    COLUMNS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    scored = target != ignore_index
+    lane_maximum, lane_total = empty_lanes(BLOCK)
+    for first in range(0, COLUMNS, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+        z, _ = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
+        z = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
+        lane_maximum, lane_total = add_lanes(lane_maximum, lane_total, z)
+    maximum, total = reduce_lanes(lane_maximum, lane_total)
+
+    target_x = tl.load(logits + row * row_stride + target, mask=scored, other=0.0).to(tl.float32)
+    target_logit, _ = scale_and_cap(target_x, scale, softcap, HAS_SOFTCAP)
+    log_probability, rest, factor = log_prob(target_logit, maximum, total, scored)
+    tl.store(logps + row, log_probability)
+    tl.store(stats + row, maximum)
+    tl.store(stats + rows + row, rest)
+    tl.store(stats + 2 * rows + row, factor)
+
+
+@triton.jit
+def token_logps_bwd_kernel(
+    grad_logps,  # (N,) float32
+    logits,  # (N, V), rows row_stride apart
+    targets,  # (N,)
+    stats,  # (3, N) float32, from the forward
+    grad_logits,  # (N, V), rows grad_row_stride apart, out; may be logits itself: each entry is read, then written
+    row_stride,
+    grad_row_stride,
+    rows,
+    scale,
+    softcap,
+    COLUMNS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    target = tl.load(targets + row)
+    maximum = tl.load(stats + row)
+    rest = tl.load(stats + rows + row)
+    factor = tl.load(stats + 2 * rows + row)
+    grad = tl.load(grad_logps + row) * scale
+    x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+    z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
+    others = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
+    gradient = grad * slope * tl.where(column == target, rest, -factor * tl.exp(others - maximum))
+    tl.store(grad_logits + row * grad_row_stride + column, gradient, mask=column < COLUMNS)
+
+
+@torch.library.custom_op("mdpo_kernels::token_logps", mutates_args=())
+def _forward(
+    logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None, scale: float, inplace_backward: bool
+) -> tuple[Tensor, Tensor]:
+    """→ logps (N,) and what the backward needs of each row, (3, N), both float32."""
+    rows, columns = logits.shape
+    logps, stats = (torch.empty(shape, dtype=torch.float32, device=logits.device) for shape in ((rows,), (3, rows)))
+    if rows:
+        block = min(triton.next_power_of_2(columns), 4096)
+        token_logps_fwd_kernel[(rows,)](
+            logits,
+            targets,
+            logps,
+            stats,
+            logits.stride(0),
+            rows,
+            ignore_index,
+            scale,
+            softcap or 1.0,
+            COLUMNS=columns,
+            HAS_SOFTCAP=softcap is not None,
+            BLOCK=block,
+            num_warps=8 if block >= 2048 else 4,
+        )
+    return logps, stats
+
+
+@_forward.register_fake
+def _(logits, targets, ignore_index, softcap, scale, inplace_backward):
+    rows = logits.shape[0]
+    return logits.new_empty(rows, dtype=torch.float32), logits.new_empty((3, rows), dtype=torch.float32)
+
+
+def _launch_backward(
+    grad_logps: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    stats: Tensor,
+    softcap: float | None,
+    scale: float,
+    grad_logits: Tensor,
+) -> None:
+    rows, columns = logits.shape
+    if rows == 0:
+        return
+    block = min(triton.next_power_of_2(columns), 4096)
+    token_logps_bwd_kernel[(rows, triton.cdiv(columns, block))](
+        grad_logps.contiguous(),
+        logits,
+        targets,
+        stats,
+        grad_logits,
+        logits.stride(0),
+        grad_logits.stride(0),
+        rows,
+        scale,
+        softcap or 1.0,
+        COLUMNS=columns,
+        HAS_SOFTCAP=softcap is not None,
+        BLOCK=block,
+        num_warps=8 if block >= 2048 else 4,
+    )
+
+
+@torch.library.custom_op("mdpo_kernels::token_logps_backward", mutates_args=())
+def _backward(
+    grad_logps: Tensor, logits: Tensor, targets: Tensor, stats: Tensor, softcap: float | None, scale: float
+) -> Tensor:
+    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    _launch_backward(grad_logps, logits, targets, stats, softcap, scale, grad_logits)
+    return grad_logits
+
+
+@_backward.register_fake
+def _(grad_logps, logits, targets, stats, softcap, scale):
+    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+
+
+@torch.library.custom_op("mdpo_kernels::token_logps_backward_", mutates_args={"logits"})
+def _backward_inplace(
+    grad_logps: Tensor, logits: Tensor, targets: Tensor, stats: Tensor, softcap: float | None, scale: float
+) -> None:
+    _launch_backward(grad_logps, logits, targets, stats, softcap, scale, logits)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, targets, _, ctx.softcap, ctx.scale, ctx.inplace_backward = inputs
+    ctx.save_for_backward(logits, targets, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_logps: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_logps is None:
+        return (None,) * 6
+    logits, targets, stats = ctx.saved_tensors
+    if not ctx.inplace_backward:
+        return _backward(grad_logps, logits, targets, stats, ctx.softcap, ctx.scale), *(None,) * 5
+    overwritten = logits.detach()
+    _backward_inplace(grad_logps, overwritten, targets, stats, ctx.softcap, ctx.scale)
+    return overwritten, *(None,) * 5
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def token_logps(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """Log-probs of `targets` under softmax(z), z = scale·logits, or z = softcap·tanh(scale·logits / softcap).
+
+    logits: (N, V), float32, bfloat16, float16 or float64; rows may lie apart (any row stride); V of any size.
+    targets: (N,), int64 or int32, in 0 … V − 1; a row whose target is `ignore_index` gives 0 and no gradient.
+    inplace_backward: the backward writes the logits' gradient over the logits, which halves its memory. For logits that
+        nothing else needs any more; a second backward through them raises. Where they cannot be overwritten (columns
+        not contiguous, rows that overlap), under torch.compile and in plain PyTorch it has no effect.
+
+    Returns (N,) float32 (float64 for float64). Statistics are float32; the gradient has the dtype of the logits, and
+    its error does not grow as p → 1. Twice differentiable in plain PyTorch only.
+
+    Raises ValueError for shapes, dtypes, devices or options that do not fit, and for a target out of range (on a GPU:
+    an assertion on the device, so that nothing synchronises).
+
+    Online softmax: Milakov and Gimelshein 2018; here with the target kept out of the sum.
+    """
+    check_logits_arguments(logits, targets, ignore_index, softcap, scale)
+    if not use_triton(logits):
+        return reference.token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    owns_its_rows = logits.stride(0) >= logits.shape[1]
+    inplace = inplace_backward and owns_its_rows and not torch.compiler.is_compiling()
+    return _forward(logits, targets.contiguous(), ignore_index, softcap, scale, inplace)[0]

@@ -1,0 +1,78 @@
+"""What does not fit is refused with a ValueError that names the argument, what came and what was expected."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mdpo_kernels import linear_token_logps, token_logps
+
+LOGITS, TARGETS = torch.zeros(3, 10), torch.tensor([0, 9, -100])
+HIDDEN, WEIGHT = torch.zeros(3, 4), torch.zeros(10, 4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"logits": LOGITS[0]}, r"logits is \(10,\) float32 on cpu; expected a \(N, V\) tensor of float32, bfloat16"),
+        ({"logits": LOGITS.long()}, r"logits is \(3, 10\) int64"),
+        ({"logits": LOGITS.numpy()}, "logits is a numpy.ndarray"),
+        ({"targets": TARGETS[:2]}, r"targets is \(2,\) int64 on cpu; expected 3 entries, one for each row"),
+        ({"targets": TARGETS.float()}, r"targets is \(3,\) float32 on cpu; expected a \(N,\) tensor of int64, int32"),
+        ({"targets": TARGETS.to("meta")}, "expected one: logits on cpu, targets on meta"),
+        ({"targets": TARGETS + 1}, "targets holds a value outside 0 to 9 that is not ignore_index -100"),
+        ({"targets": TARGETS - 1}, "targets holds a value outside 0 to 9"),
+        ({"ignore_index": -1}, "that is not ignore_index -1"),
+        ({"softcap": 0.0}, "softcap is 0.0; expected a number above 0, or None"),
+        ({"scale": -1.0}, "scale is -1.0; expected a number above 0"),
+    ],
+)
+def test_token_logps(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"logits": LOGITS, "targets": TARGETS} | change
+    with pytest.raises(ValueError, match=message):
+        token_logps(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden": HIDDEN[None]}, r"hidden is \(1, 3, 4\) float32 on cpu; expected a \(N, H\) tensor"),
+        ({"hidden": HIDDEN[:, :3]}, r"hidden is \(3, 3\) .*; expected 4 columns as in weight \(10, 4\)"),
+        ({"hidden": HIDDEN.bfloat16()}, r"hidden is .* bfloat16 .*; expected the dtype of weight .*, or autocast"),
+        ({"weight": WEIGHT.to(torch.int8)}, r"weight is \(10, 4\) int8"),
+        ({"weight": nn.Linear(4, 10)}, r"weight is a torch.nn.modules.linear.Linear; .* pass the layer's .weight"),
+        ({"weight": WEIGHT.to("meta")}, "weight on meta"),
+        ({"bias": torch.zeros(9)}, r"bias is \(9,\) float32 on cpu; expected 10 entries"),
+        ({"targets": TARGETS + 1}, "targets holds a value outside 0 to 9"),
+        ({"max_workspace_bytes": 1000}, "max_workspace_bytes is 1000; expected at least 1024"),
+        ({"softcap": -3.0}, "softcap is -3.0"),
+    ],
+)
+def test_linear_token_logps(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS} | change
+    with pytest.raises(ValueError, match=message):
+        linear_token_logps(**arguments)
+
+
+def test_a_head_wrapped_by_an_adapter_is_refused_with_the_remedy() -> None:
+    wrapped: Any = nn.Module()
+    wrapped.base_layer = nn.Linear(4, 10)  # what tells PEFT's layers from others
+    with pytest.raises(ValueError, match="wrapped by an adapter.*merge_and_unload"):
+        linear_token_logps(HIDDEN, wrapped, TARGETS)
+
+
+def test_without_triton_the_package_imports_and_computes() -> None:
+    """There are no Triton wheels for macOS and Windows; what runs there is the reference."""
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, mdpo_kernels as k\n"
+        "print(k.token_logps(torch.zeros(1, 4), torch.tensor([2])).exp().item(), k.backend._why_not)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("0.25") and "Triton cannot be imported" in done.stdout
