@@ -34,6 +34,15 @@ BUNNY_3B = Shape(
     {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16},
     14,
 )  # fmt: skip
+# 0.4M parameters: for trying the bench itself.
+TINY = Shape(
+    "llava-tiny",
+    transformers.LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                             num_attention_heads=4),
+    transformers.CLIPVisionConfig,
+    {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    14,
+)  # fmt: skip
 # 58M parameters: large enough that the body, not Python, takes the time on two cores.
 CPU_60M = Shape(
     "llava-60m",

@@ -1,8 +1,8 @@
 """Forward and backward of one micro-batch of preference pairs: ours, and the layouts it is compared with.
 
 Each implementation is a function of a ``StepProblem`` that lays out its own inputs and returns what is timed: the
-image encoding, the language model, the log-probs, the loss and the backward into the adapter. Optimizer and reference
-are left out: they are the same work for all.
+image encoding, the language model, the log-probs, the loss and the backward into the adapter. The optimizer is left out:
+it is the same work for all. The reference is computed only where a name says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from bench.group import Implementation, Outputs
-from mdpo.models import sequence_logps
+from mdpo.models import PackedPolicy, sequence_logps
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of, pack
-from mdpo_kernels import Segments, linear_token_logps, mdpo_loss
+from mdpo_kernels import MDPOLoss, Segments, linear_token_logps, mdpo_loss
 from mdpo_kernels import sequence_logps as sum_logps
 
 Step = Callable[[], Outputs]
@@ -32,13 +32,22 @@ class StepProblem:
 
 
 def _finish(problem: StepProblem, policy: Tensor, **objective) -> Outputs:
-    """Loss and backward; returns the log-probs and the adapter's gradients, flattened."""
-    mdpo_loss(policy, torch.zeros_like(policy), **objective).loss.backward()
+    """The loss against a reference of zeros, and its backward."""
+    return _backward(problem, mdpo_loss(policy, torch.zeros_like(policy), **objective), policy)
+
+
+def _backward(problem: StepProblem, loss: MDPOLoss, policy: Tensor) -> Outputs:
+    loss.loss.backward()
+    return policy.detach(), *_gradients(problem)
+
+
+def _gradients(problem: StepProblem) -> Outputs:
+    """The adapter's gradients, flattened, and taken away."""
     parameters = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     for parameter in parameters:
         parameter.grad = None
-    return policy.detach(), gradient
+    return (gradient,)
 
 
 def packed(problem: StepProblem) -> Step:
@@ -157,8 +166,43 @@ def _padded_logps(model: PeftModel, batch: Padded, *, full_logits: bool) -> Tens
     return sum_logps(linear_token_logps(hidden[scored], base.lm_head.weight, labels[scored]), lengths)
 
 
+def with_reference(problem: StepProblem) -> Step:
+    """Ours as it trains in the first epoch: the reference computed too, the image features shared with the policy."""
+    row = pack(problem.examples, problem.model).to(problem.device)
+    policy = PackedPolicy(problem.model)
+
+    def run() -> Outputs:
+        output = policy(row)
+        return _backward(problem, output.loss, output.policy)
+
+    return run
+
+
+def load_trl() -> Callable[[StepProblem], Step]:
+    """TRL's DPOTrainer on the same rows; raises ImportError without TRL."""
+    from bench.implementations.trl_step import two_branch_loss
+
+    def step(problem: StepProblem) -> Step:
+        batch = _padded(problem, (0, 1))
+        scored = (batch.labels >= 0).long()
+        compute_loss = two_branch_loss(problem.model, {**batch.inputs, "completion_mask": scored})
+
+        def run() -> Outputs:
+            problem.model.get_base_model().set_attn_implementation({"text_config": "sdpa"})
+            compute_loss().backward()
+            return _gradients(problem)
+
+        return run
+
+    return step
+
+
 STEP = (
-    Implementation(name="ours", role="ours", load=lambda: packed),
+    Implementation(name="ours", role="ours", load=lambda: packed, note="reference cached: from the second epoch on"),
+    Implementation(
+        name="ours, reference each step", role="ours", load=lambda: with_reference, comparable=False,
+        note="the first epoch; its gradient is of another loss",
+    ),
     Implementation(
         name="three unpadded passes", role="torch", load=lambda: three_unpadded, note="our kernels, nothing shared"
     ),
@@ -168,6 +212,10 @@ STEP = (
     ),
     Implementation(
         name="two-branch DPO", role="torch", load=lambda: two_branches, comparable=False,
-        note="padded, no third branch: less is computed",
+        note="padded, no third branch, no reference: less is computed",
+    ),
+    Implementation(
+        name="TRL DPOTrainer", role="peer", load=load_trl, comparable=False,
+        note="two branches, the reference each step; no third branch",
     ),
 )  # fmt: skip

@@ -29,8 +29,8 @@ def groups(device: torch.device) -> list[Group]:
 
 
 def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -> Group:
-    """One micro-batch: as many examples as fill a packed row on a GPU, two on a CPU."""
-    examples = max(1, _TOKENS // (2 * prompt + 3 * response)) if device.type == "cuda" else 2
+    """One micro-batch: as many examples as fill a packed row on a GPU, one on a CPU."""
+    examples = max(1, _TOKENS // (2 * prompt + 3 * response)) if device.type == "cuda" else 1
     # The image leaves some of the prompt to text; small prompts take a small image.
     image_tokens = _IMAGE_TOKENS.get(shape.name, 576) if prompt >= 650 else 64
     prompt = max(prompt, image_tokens + 16)
