@@ -22,8 +22,12 @@ def world(tmp_path_factory):
 
 
 def launch(world, output: Path, processes: int, *options: str, check: bool = True) -> subprocess.CompletedProcess:
+    return run(SCRIPT, processes, *map(str, world), str(output), *options, check=check)
+
+
+def run(script: Path, processes: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), *map(str, world), str(output), *options]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, check=check, capture_output=True, text=True, timeout=300)
 
@@ -72,6 +76,17 @@ def test_a_rank_that_dies_stops_the_others(world, alone, start, tmp_path):
     assert time.monotonic() - began < 120, "start-up included; the others stop within a minute"
     launch(world, tmp_path, 2, f"resume={tmp_path / 'checkpoint-10'}")
     assert distance(alone, tmp_path, start) <= 1e-3
+
+
+def test_fsdp2_trains_the_adapter_of_one_process(tmp_path):
+    script = SCRIPT.with_name("fsdp2_run.py")
+    for processes in (1, 2):
+        run(script, processes, str(tmp_path / f"{processes}.safetensors"))
+    one, two = (load_file(tmp_path / f"{processes}.safetensors") for processes in (1, 2))
+    assert one.keys() == two.keys()
+    apart = sum((one[name] - two[name]).norm() ** 2 for name in one)
+    moved = sum(delta.norm() ** 2 for delta in one.values())
+    assert (apart / moved).sqrt() <= 1e-3
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
