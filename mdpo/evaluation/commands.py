@@ -1,0 +1,292 @@
+"""``mdpo generate`` and ``mdpo evaluate``: arguments in, files and a table out."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import ProcessorMixin
+
+from mdpo.data import PromptRow, read_rows
+from mdpo.errors import InputError
+from mdpo.models import load, load_processor
+
+from . import language, mmhal, objects
+from .answering import Settings, answer_all, fingerprint, read_settings
+from .benchmarks import (
+    Coco,
+    mmhal_requests,
+    plan_object_halbench,
+    run_amber,
+    run_mmhal,
+    run_object_halbench,
+    run_object_halbench_judged,
+)
+from .chair import VARIANTS, Lexicon
+from .generate import generate
+from .human import make_sheet, tally, write_sheet
+from .judge import Judge, JudgeOptions
+from .questions import BENCHMARKS, read_questions, write_answers
+from .responses import read_answers, read_captions, read_mmhal
+from .results import Result
+
+# Beams. RLHF-V's evaluation code searches with three.
+PRESETS = {"greedy": 1, "rlhfv": 3}
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Registers ``generate`` and ``evaluate``; each parser's ``run`` takes the parsed options."""
+    _add_generate(subparsers)
+    evaluate = subparsers.add_parser(
+        "evaluate", help="score answers: AMBER, Object HalBench, MMHal-Bench, human raters"
+    )
+    benchmarks = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
+    _add_amber(benchmarks)
+    _add_object_halbench(benchmarks)
+    _add_mmhal(benchmarks)
+    _add_human(benchmarks)
+
+
+def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = subparsers.add_parser(
+        "generate",
+        help="a model's answers to a file of questions; goes on where it was interrupted",
+        description="Answers that are in --output already are kept; started again with other settings, it refuses.",
+    )
+    command.add_argument("model", type=Path, help="folder of the base model and its processor")
+    command.add_argument("data", type=Path, help="questions: .json or .jsonl")
+    command.add_argument(
+        "--benchmark", choices=BENCHMARKS, help="DATA is the official question file, OUTPUT its layout"
+    )
+    command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
+    command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row, or the benchmark's layout")
+    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    command.add_argument("--preset", choices=PRESETS, default="greedy", help="rlhfv: three beams, as in RLHF-V's code")
+    command.add_argument("--max-new-tokens", type=int, default=1024)
+    command.add_argument("--batch-size", type=int, default=8)
+    command.set_defaults(run=run_generate)
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+    rows = _questions(options)
+    settings = Settings(
+        model=fingerprint(options.model),
+        adapter=None if options.adapter is None else fingerprint(options.adapter),
+        data=fingerprint(options.data),
+        dtype=options.dtype,
+        max_new_tokens=options.max_new_tokens,
+        num_beams=PRESETS[options.preset],
+    )
+
+    def answerer(todo: Sequence[PromptRow]) -> Iterable[str]:
+        model, processor = _load(options)
+        return generate(
+            model,
+            processor,
+            todo,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=options.batch_size,
+            num_beams=settings.num_beams,
+        )
+
+    # A layout is written when all answers are there; until then they are kept in a journal beside it.
+    journal = (
+        options.output
+        if options.benchmark is None
+        else options.output.with_name(options.output.name + ".journal.jsonl")
+    )
+    answers = answer_all(rows, answerer, settings, journal, options.output)
+    if options.benchmark is not None:
+        write_answers(options.output, options.benchmark, options.data, answers)
+    print(f"wrote {options.output}: {len(answers)} answers")
+
+
+def _questions(options: argparse.Namespace) -> list[PromptRow]:
+    if options.benchmark is None:
+        return read_rows(options.data, options.image_dir, kind=PromptRow)
+    return read_questions(options.data, options.benchmark, options.image_dir)
+
+
+def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
+    processor = load_processor(options.model)
+    model: Any = load(options.model, dtype=options.dtype)
+    if options.adapter is not None:
+        if not (options.adapter / "adapter_config.json").is_file():
+            raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")
+        model = PeftModel.from_pretrained(model, options.adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _add_amber(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = benchmarks.add_parser("amber", help="AMBER's generative part: CHAIR, Cover, Hal, Cog")
+    _responses(command, '[{"id", "response"}], as the official program reads it')
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of the official annotations.json, relation.json, safe_words.txt",
+    )
+    command.add_argument("--threshold", type=float, default=0.8, help="similarity above which two words are one")
+    command.add_argument(
+        "--corrected", action="store_true", help="without the official program's quirks; not comparable"
+    )
+    command.set_defaults(run=run_evaluate_amber)
+
+
+def run_evaluate_amber(options: argparse.Namespace) -> None:
+    result = run_amber(
+        options.responses,
+        options.data,
+        nouns=language.load_nouns(),
+        similarity=language.load_similarity(),
+        threshold=options.threshold,
+        compat=not options.corrected,
+    )
+    _finish(result, options)
+
+
+def _add_object_halbench(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = benchmarks.add_parser("object-halbench", help="CHAIR: RLHF-V's Object HalBench, or Rohrbach et al.'s")
+    _responses(command, "JSONL of image_id, prompt and text")
+    command.add_argument("--instances", type=Path, nargs="+", required=True, help="COCO's instances_*.json")
+    command.add_argument("--captions", type=Path, nargs="+", required=True, help="COCO's captions_*.json")
+    command.add_argument("--synonyms", type=Path, required=True, help="the variant's official synonym file")
+    command.add_argument("--variant", choices=VARIANTS, default="rlhfv")
+    command.add_argument("--questions", type=Path, help="question file, for responses without image_id")
+    _judge(command, required=False, script="eval_gpt_obj_halbench.py")
+    command.set_defaults(run=run_evaluate_object_halbench)
+
+
+def run_evaluate_object_halbench(options: argparse.Namespace) -> None:
+    lexicon = Lexicon.load(options.synonyms, options.variant)
+    captions = read_captions(options.responses, options.questions)
+    judge = template = None
+    if options.judge is not None:
+        if options.variant != "rlhfv" or options.script is None:
+            raise InputError("--judge is part of RLHF-V's variant, and needs its prompt: --variant rlhfv --script FILE")
+        judge, template = _open_judge(options), objects.read_template(options.script)
+        if options.dry_run:
+            print(plan_object_halbench(captions, judge, template))
+            return
+    elif options.dry_run:
+        raise InputError("--dry-run says what a judge would be sent; give --judge too")
+    coco = Coco(
+        instances=options.instances,
+        captions=options.captions,
+        lexicon=lexicon,
+        lemmas=language.load_lemmas(options.variant),
+    )
+    if judge is None or template is None:
+        result = run_object_halbench(captions, coco)
+    else:
+        tagger = language.load_tagger()
+        result = run_object_halbench_judged(captions, coco, judge=judge, template=template, tagger=tagger)
+    _finish(result, options)
+
+
+def _add_mmhal(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = benchmarks.add_parser("mmhal", help="MMHal-Bench, rated by a judge")
+    _responses(command, "the official template with model_answer filled in, or rows of id and response")
+    command.add_argument("--template", type=Path, help="the official template JSON, where RESPONSES are bare rows")
+    _judge(command, required=True, script="eval_gpt4.py (RLHF-V's eval_gpt_mmhal.py)")
+    command.set_defaults(run=run_evaluate_mmhal)
+
+
+def run_evaluate_mmhal(options: argparse.Namespace) -> None:
+    template = mmhal.read_template(options.script)
+    judge = _open_judge(options)
+    if options.dry_run:
+        print(judge.plan(mmhal_requests(read_mmhal(options.responses, options.template), template)))
+        return
+    _finish(run_mmhal(options.responses, judge=judge, template=template, answers_for=options.template), options)
+
+
+def _responses(command: argparse.ArgumentParser, layout: str) -> None:
+    command.add_argument("responses", type=Path, help=layout)
+    command.add_argument("--output", type=Path, help="JSON for mdpo report; put it in the run's folder")
+
+
+def _judge(command: argparse.ArgumentParser, *, required: bool, script: str) -> None:
+    group = command.add_argument_group(
+        "judge", "any OpenAI-compatible endpoint; replies are cached and never paid twice"
+    )
+    group.add_argument("--judge", metavar="MODEL", required=required, help="the model that judges")
+    group.add_argument("--script", type=Path, required=required, help=f"your copy of {script}, or its prompt as text")
+    group.add_argument("--base-url", help="of the endpoint; OpenAI's without it")
+    group.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable that holds the key")
+    group.add_argument("--cache", type=Path, default=Path("judge-cache.jsonl"), help="append-only file of replies")
+    group.add_argument("--concurrency", type=int, default=8)
+    group.add_argument("--attempts", type=int, default=6, help="per request")
+    group.add_argument("--timeout", type=float, default=120.0, help="seconds without a reply")
+    group.add_argument("--dry-run", action="store_true", help="say how much would be sent, and send nothing")
+
+
+def _open_judge(options: argparse.Namespace) -> Judge:
+    return Judge(
+        JudgeOptions(
+            model=options.judge,
+            cache=options.cache,
+            base_url=options.base_url,
+            key_variable=options.key_variable,
+            concurrency=options.concurrency,
+            attempts=options.attempts,
+            timeout_s=options.timeout,
+        )
+    )
+
+
+def _add_human(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    human = benchmarks.add_parser("human", help="pairwise, by human raters: a blind sheet, then its tally")
+    steps = human.add_subparsers(required=True, metavar="STEP")
+    sheet = steps.add_parser("sheet", help="an HTML page of image, question and two answers")
+    sheet.add_argument("data", type=Path, help="the questions")
+    sheet.add_argument("first", type=Path, help="answers to compare against (before)")
+    sheet.add_argument("second", type=Path, help="answers of interest (after)")
+    sheet.add_argument("--benchmark", choices=BENCHMARKS, help="DATA is the official question file")
+    sheet.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    sheet.add_argument(
+        "--names", nargs=2, metavar=("FIRST", "SECOND"), help="of the two; their files' names without it"
+    )
+    sheet.add_argument("--seed", type=int, default=0, help="of order and sides")
+    sheet.add_argument("--output", type=Path, required=True, help=".html; its key is written beside it")
+    sheet.set_defaults(run=run_sheet)
+    count = steps.add_parser("tally", help="wins, ties and losses from the raters' saved answers")
+    count.add_argument("key", type=Path, help="the sheet's .key.json")
+    count.add_argument("answers", type=Path, nargs="+", help="one file a rater")
+    count.add_argument("--output", type=Path, help="JSON for mdpo report")
+    count.set_defaults(run=run_tally)
+
+
+def run_sheet(options: argparse.Namespace) -> None:
+    names = tuple(options.names or (options.first.stem, options.second.stem))
+    sheet = make_sheet(
+        _questions(options),
+        read_answers(options.first),
+        read_answers(options.second),
+        names=names,
+        seed=options.seed,
+    )
+    key = write_sheet(options.output, sheet)
+    print(f"wrote {options.output} for the raters, and {key}, which they must not see")
+
+
+def run_tally(options: argparse.Namespace) -> None:
+    _print_and_write(tally(options.key, options.answers), options.output)
+
+
+def _finish(result: Result, options: argparse.Namespace) -> None:
+    _print_and_write(dataclasses.replace(result, settings=read_settings(options.responses)), options.output)
+
+
+def _print_and_write(result: Result, output: Path | None) -> None:
+    print(result.table())
+    if output is not None:
+        result.write(output)
+        print(f"wrote {output}")

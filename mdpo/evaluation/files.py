@@ -1,0 +1,178 @@
+"""Files that people bring and files that a run appends to: read with errors that name file and line."""
+
+import ast
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mdpo.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def read_text(path: str | Path) -> str:
+    """The file's text, line ends as "\\n". Raises InputError where it is missing or not UTF-8."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The parsed file. Raises InputError where it is missing or not JSON."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a ``.jsonl`` file, a line each, or of a ``.json`` file that holds a list of them.
+
+    Raises InputError that names the line or the entry that is not an object.
+    """
+    if Path(path).suffix != ".jsonl":
+        records = read_json(path)
+        if not isinstance(records, list):
+            raise InputError(f"{path}: expected a list of objects, found a {type(records).__name__}")
+        return [_object(record, f"{path}, entry {index}") for index, record in enumerate(records)]
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [
+        _object(_parse_line(line, path, number), f"{path}, line {number}") for number, line in lines if line.strip()
+    ]
+
+
+def _parse_line(line: str, path: str | Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number}: not JSON: {error.msg}") from error
+
+
+def _object(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object, found a {type(record).__name__}")
+    return record
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes the whole file or nothing: a reader never sees half of it."""
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_literal(path: str | Path, name: str) -> str:
+    """A prompt: the string literal ``name`` of a Python script, found by ``ast`` and never executed, or a text file.
+
+    Raises InputError where the script does not parse or has no such literal at its top level.
+    """
+    text = read_text(path)
+    if Path(path).suffix != ".py":
+        return text
+    try:
+        module = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a Python script: {error}; a text file with the prompt will do as well"
+        ) from error
+    for statement in module.body:
+        if not isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            continue
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        value = statement.value
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return value.value
+    raise InputError(f"{path} has no top-level string literal {name!r}; give the official script or a text file")
+
+
+class Journal:
+    """An append-only JSONL file: what was written stays written, whatever happens to the run.
+
+    Opening it reads what is there. A last line that an interruption tore is dropped; any other line that is not an
+    object is an InputError, as is a file that another run holds open.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b")
+        try:
+            self._lock()
+            self.records = self._recover()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        if sys.platform == "win32":
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path} is in use by another run; wait for it, or give another file") from error
+
+    def _recover(self) -> list[dict[str, Any]]:
+        self._file.seek(0)
+        content = self._file.read()
+        whole, newline, last = content.rpartition(b"\n")
+        records = [
+            _object(self._line(line, number), f"{self.path}, line {number}")
+            for number, line in enumerate(whole.split(b"\n"), start=1)
+            if line.strip()
+        ]
+        if last:
+            torn = _torn(last)
+            if torn is None:
+                self._file.truncate(len(whole) + len(newline))
+            else:
+                # Complete but for its line break: the write was cut between the two.
+                records.append(torn)
+                self._file.write(b"\n")
+        return records
+
+    def _line(self, line: bytes, number: int) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{self.path}, line {number}: not JSON ({error}); only a last line can be torn by an interruption. "
+                "Delete the line, or move the file away"
+            ) from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one line, on the disk before this returns."""
+        self._file.write(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.records.append(dict(record))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _torn(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

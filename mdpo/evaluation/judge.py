@@ -1,0 +1,301 @@
+"""A language model as judge, behind any OpenAI-compatible endpoint: asked once per request, and never paid twice.
+
+Every reply is appended to the cache, whole, before anything is done with it. A run that is interrupted, or in which
+requests failed, is simply started again: what is in the cache is not sent.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mdpo.errors import InputError
+
+from .files import Journal
+
+LOGGER = logging.getLogger(__name__)
+
+# What a second attempt can mend: 408 timeout, 409 conflict, 425 too early, 429 too many requests, and the server's own.
+_TRANSIENT = frozenset({408, 409, 425, 429})
+# What is wrong with every request of the run, so that the rest need not be sent.
+_HOPELESS = frozenset({401, 402, 403, 404})
+_CHARACTERS_PER_TOKEN = 4  # of English, roughly
+_UNSENT = "not sent, because the endpoint refuses every request"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to the judge. messages: chat messages. max_tokens: of the reply; None is the endpoint's default.
+
+    attempt: 0, or more where the same question is asked anew on purpose.
+    """
+
+    messages: Sequence[Mapping[str, str]]
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """text: the reply, "" where the judge gave none. model: the name that the endpoint returned. raw: all it sent."""
+
+    text: str
+    model: str
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would send: requests that the cache lacks, and their tokens, estimated at 4 characters each."""
+
+    cached: int
+    requests: int
+    prompt_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests to send, about {self.prompt_tokens} prompt tokens; {self.cached} are in the cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeOptions:
+    """model: the name to ask for. base_url: of the endpoint; None is OpenAI's own.
+
+    key_variable: the environment variable that holds the key; with a base_url it may be unset.
+    timeout_s: silence from the endpoint after which a request counts as failed. attempts: per request, all in all.
+    backoff_s: before the second attempt; doubled each time, up to 60 s, and at least what Retry-After asks for.
+    """
+
+    model: str
+    cache: Path
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    attempts: int = 6
+    timeout_s: float = 120.0
+    backoff_s: float = 1.0
+    longest_wait_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.attempts < 1:
+            raise InputError("the judge's concurrency and attempts are at least 1")
+        if not self.timeout_s > 0 or self.backoff_s < 0:
+            raise InputError("the judge's timeout is above 0 seconds, and its backoff is not below")
+
+
+class Judge:
+    """Asks requests through the cache.
+
+    The key comes from the environment and goes nowhere but into the request: not into the cache, messages or the log.
+    """
+
+    def __init__(self, options: JudgeOptions) -> None:
+        self.options = options
+        self._key = os.environ.get(options.key_variable, "")
+        self._client = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+
+    def plan(self, requests: Sequence[Request]) -> Plan:
+        """What ``ask`` would send. Reads the cache, sends nothing and needs no key."""
+        with Journal(self.options.cache) as journal:
+            known = _replies(journal)
+        keys = {self.key(request): request for request in requests}
+        missing = [request for key, request in keys.items() if key not in known]
+        characters = sum(len(message["content"]) for request in missing for message in request.messages)
+        return Plan(len(keys) - len(missing), len(missing), math.ceil(characters / _CHARACTERS_PER_TOKEN))
+
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """A reply to each request, from the cache or the endpoint. Equal requests are sent once.
+
+        Raises InputError, after everything that could be answered is in the cache, where requests stayed unanswered.
+        """
+        with Journal(self.options.cache) as journal:
+            known = _replies(journal)
+            missing = {self.key(request): request for request in requests}
+            missing = {key: request for key, request in missing.items() if key not in known}
+            failures = self._send_all(missing, journal) if missing else []
+            known = _replies(journal)
+        if failures:
+            first = next((failure for failure in failures if failure != _UNSENT), _UNSENT)
+            raise InputError(
+                f"{len(failures)} of {len(missing)} requests to the judge were not answered; the first: {first}. "
+                f"The others are kept in {self.options.cache}: run again, and only these are sent"
+            )
+        return [known[self.key(request)] for request in requests]
+
+    def key(self, request: Request) -> str:
+        """Names a request: endpoint, body and attempt, hashed."""
+        content = {
+            "endpoint": (self.options.base_url or "").rstrip("/"),
+            "body": self._body(request),
+            "attempt": request.attempt,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body = {
+            "model": self.options.model,
+            "messages": [dict(message) for message in request.messages],
+            "temperature": request.temperature,
+        }
+        return body if request.max_tokens is None else body | {"max_tokens": request.max_tokens}
+
+    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> list[str]:
+        """Sends all, writing replies as they come. Returns what went wrong, a text per request left unanswered."""
+        self._client = self._open()
+        self._stop.clear()
+        bar = tqdm(total=len(requests), desc="judging", leave=False, disable=None)
+
+        def send(key: str, request: Request) -> str | None:
+            try:
+                self._send(key, request, journal)
+            except _Failure as failure:
+                return str(failure)
+            finally:
+                bar.update()
+            return None
+
+        pool = ThreadPoolExecutor(self.options.concurrency)
+        try:
+            outcomes = list(pool.map(send, requests, requests.values()))
+        except BaseException:
+            # Interrupted: what has been sent is paid for, so it is waited for and kept; nothing more is sent.
+            self._stop.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            bar.close()
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _send(self, key: str, request: Request, journal: Journal) -> None:
+        problem = _UNSENT
+        for attempt in range(self.options.attempts):
+            if self._stop.is_set():
+                break
+            try:
+                reply = self._post(request)
+            except _Failure as failure:
+                problem = str(failure)
+                if failure.hopeless:
+                    self._stop.set()
+                if not failure.transient or attempt + 1 == self.options.attempts:
+                    break
+                wait = self._wait(attempt, failure.retry_after_s)
+                LOGGER.info("judge: %s; again in %.1f s", problem, wait)
+                self._stop.wait(wait)
+                continue
+            record = {"key": key, "text": reply.text, "model": reply.model, "raw": reply.raw}
+            with self._lock:
+                journal.append(json.loads(self._redact(json.dumps(record))))
+            return
+        raise _Failure(problem)
+
+    def _post(self, request: Request) -> Reply:
+        import openai
+
+        assert self._client is not None
+        try:
+            response = self._client.chat.completions.with_raw_response.create(**self._body(request))
+            raw = json.loads(response.content)
+        except openai.APIStatusError as error:
+            raise self._status_failure(error) from error
+        except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
+            reason = (
+                "no reply in time" if isinstance(error, openai.APITimeoutError) else f"no connection: {error.__cause__}"
+            )
+            raise _Failure(self._redact(reason), transient=True) from error
+        except ValueError as error:
+            raise _Failure(f"the reply is not JSON: {error}", transient=True) from error
+        choices = raw.get("choices") if isinstance(raw, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            # Some gateways report an overload with status 200.
+            raise _Failure(self._redact(f"a reply without choices: {json.dumps(raw):.200}"), transient=True)
+        message = choices[0].get("message")
+        content = message.get("content") if isinstance(message, dict) else None
+        return Reply(content if isinstance(content, str) else "", str(raw.get("model")), raw)
+
+    def _status_failure(self, error: Any) -> "_Failure":
+        status = error.status_code
+        quota = error.code == "insufficient_quota"  # a 429 that no waiting mends
+        return _Failure(
+            self._redact(f"HTTP {status}: {error.message:.300}"),
+            transient=not quota and (status in _TRANSIENT or status >= 500),
+            hopeless=quota or status in _HOPELESS,
+            retry_after_s=_seconds(error.response.headers.get("retry-after")),
+        )
+
+    def _wait(self, attempt: int, retry_after_s: float) -> float:
+        backoff = self.options.backoff_s * 2**attempt * random.uniform(0.5, 1.0)
+        return min(max(backoff, retry_after_s), self.options.longest_wait_s)
+
+    def _open(self) -> Any:
+        try:
+            import openai
+        except ImportError as error:
+            raise InputError("a judge needs the openai client: pip install 'multimodal-dpo[eval]'") from error
+        if not self._key and self.options.base_url is None:
+            raise InputError(f"set {self.options.key_variable} to the judge's key, or give an endpoint with --base-url")
+        # The client wants some key even where the endpoint wants none. Retries are ours: its own are not cached.
+        return openai.OpenAI(
+            api_key=self._key or "none",
+            base_url=self.options.base_url or "https://api.openai.com/v1",
+            timeout=self.options.timeout_s,
+            max_retries=0,
+        )
+
+    def _redact(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+class _Failure(Exception):
+    """A request without a reply. transient: worth another attempt. hopeless: so are all the others."""
+
+    def __init__(
+        self, message: str, *, transient: bool = False, hopeless: bool = False, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.transient = transient
+        self.hopeless = hopeless
+        self.retry_after_s = retry_after_s
+
+
+def _replies(journal: Journal) -> dict[str, Reply]:
+    try:
+        return {record["key"]: Reply(record["text"], record["model"], record["raw"]) for record in journal.records}
+    except KeyError as error:
+        raise InputError(f"{journal.path} is not a judge's cache: a line has no {error}; give another file") from error
+
+
+def _seconds(header: str | None) -> float:
+    """Retry-After in seconds; 0 for none, or for a date, which a backoff serves as well."""
+    try:
+        seconds = float(header or 0)
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def describe(options: JudgeOptions, replies: Sequence[Reply]) -> dict[str, Any]:
+    """What a result says of its judge: the name asked for, the names returned and how often, and the tokens paid."""
+    names: dict[str, int] = {}
+    tokens = {"prompt_tokens": 0, "completion_tokens": 0}
+    for reply in replies:
+        names[reply.model] = names.get(reply.model, 0) + 1
+        usage = reply.raw.get("usage")
+        for name in tokens:
+            value = usage.get(name) if isinstance(usage, Mapping) else None
+            tokens[name] += value if isinstance(value, int) else 0
+    asked = dataclasses.asdict(options)
+    return {"asked_for": asked["model"], "base_url": asked["base_url"], "returned": names, **tokens}

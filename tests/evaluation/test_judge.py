@@ -1,0 +1,208 @@
+"""The judge against a real HTTP server: what fails is tried again, what is paid for is kept, the key goes nowhere."""
+
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mdpo import InputError
+from mdpo.evaluation.judge import Judge, JudgeOptions, Request, describe
+from tests.evaluation import endpoint as faults
+from tests.evaluation.endpoint import Endpoint
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Endpoint(lambda body: "reply to " + body["messages"][-1]["content"])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def judge(endpoint, tmp_path):
+    def make(**options):
+        defaults = {"model": "judge", "cache": tmp_path / "cache.jsonl", "base_url": endpoint.url, "backoff_s": 0.01}
+        return Judge(JudgeOptions(**{**defaults, **options}))
+
+    return make
+
+
+def asking(*questions, **options):
+    return [Request([{"role": "user", "content": question}], **options) for question in questions]
+
+
+def test_replies_come_in_order_and_are_paid_for_once(endpoint, judge, tmp_path):
+    questions = [f"q{index}" for index in range(12)]
+    replies = judge(concurrency=4).ask(asking(*questions, temperature=0.2, max_tokens=9))
+    assert [reply.text for reply in replies] == [f"reply to {question}" for question in questions]
+    assert endpoint.answered == 12
+    assert endpoint.bodies[0].keys() == {"model", "messages", "temperature", "max_tokens"}
+    assert judge().ask(asking(*questions, temperature=0.2, max_tokens=9)) == replies
+    assert endpoint.answered == 12, "a second run sends nothing"
+    line = json.loads((tmp_path / "cache.jsonl").read_text().splitlines()[0])
+    assert line["model"] == "judge-2024-01-01"
+    assert line["raw"]["usage"]["total_tokens"] == 10
+    assert describe(judge().options, replies) == {
+        "asked_for": "judge", "base_url": endpoint.url, "returned": {"judge-2024-01-01": 12},
+        "prompt_tokens": 84, "completion_tokens": 36,
+    }  # fmt: skip
+
+
+def test_what_makes_another_request(endpoint, judge):
+    judge().ask(asking("a", "a"))
+    assert endpoint.answered == 1, "equal requests are sent once"
+    judge().ask(asking("a", temperature=0.5))
+    judge().ask(asking("a", max_tokens=5))
+    judge().ask(asking("a", attempt=1))
+    judge(model="other").ask(asking("a"))
+    assert endpoint.answered == 5
+    assert "max_tokens" not in endpoint.bodies[0]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.status(500), faults.status(503), faults.status(429), faults.status(408), faults.hang_up,
+        faults.body(b"<html>busy</html>"), faults.body({"error": "overloaded"}), faults.body({"choices": []}),
+        faults.body([1]),
+    ],
+)  # fmt: skip
+def test_passing_faults_are_tried_again(endpoint, judge, fault):
+    endpoint.faults = [fault, fault]
+    (reply,) = judge().ask(asking("a"))
+    assert reply.text == "reply to a"
+    assert len(endpoint.bodies) == 3, "the client's own retries are off: every attempt is ours"
+
+
+def test_a_stall_is_cut_off(endpoint, judge):
+    endpoint.faults = [faults.stall(30)]
+    started = time.monotonic()
+    assert judge(timeout_s=0.3).ask(asking("a"))[0].text == "reply to a"
+    assert time.monotonic() - started < 15
+
+
+def test_a_rate_limits_own_wait_is_kept_up_to_a_bound(endpoint, judge):
+    endpoint.faults = [faults.status(429, Retry_After="0.4")]
+    started = time.monotonic()
+    judge().ask(asking("a"))
+    assert time.monotonic() - started >= 0.4
+    endpoint.faults = [
+        faults.status(429, Retry_After="3600"),
+        faults.status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+    ]
+    started = time.monotonic()
+    judge(longest_wait_s=0.05).ask(asking("b"))
+    assert time.monotonic() - started < 60
+
+
+def test_what_fails_for_good_costs_nothing_of_the_rest(endpoint, judge, tmp_path):
+    endpoint.faults = [faults.status(400)]
+    with pytest.raises(InputError, match="1 of 5 requests.*HTTP 400.*run again"):
+        judge(concurrency=1).ask(asking(*"abcde"))
+    assert endpoint.answered == 4, "a bad request is not tried again, and the others are answered"
+    assert len(judge().ask(asking(*"abcde"))) == 5
+    assert endpoint.answered == 5, "the second run sends the one that was missing"
+
+
+def test_attempts_end(endpoint, judge):
+    endpoint.faults = [faults.status(500)] * 10
+    with pytest.raises(InputError, match="HTTP 500"):
+        judge(attempts=3).ask(asking("a"))
+    assert len(endpoint.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.status(401), faults.status(404), faults.status(429, error={"message": "no", "code": "insufficient_quota"})],
+)
+def test_what_no_request_can_pass_stops_the_run(endpoint, judge, fault):
+    endpoint.faults = [fault] * 100
+    with pytest.raises(InputError, match="50 of 50 requests"):
+        judge(concurrency=2).ask(asking(*map(str, range(50))))
+    assert len(endpoint.bodies) <= 4
+
+
+def test_the_key_is_neither_written_nor_logged_nor_said(endpoint, judge, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    endpoint.faults = [faults.echo_key(500), None, faults.echo_key(401)]
+    endpoint.reply = lambda body: f"your key is {KEY}"
+    judge(concurrency=1).ask(asking("a"))
+    with pytest.raises(InputError) as raised:
+        judge().ask(asking("b"))
+    assert f"Bearer {KEY}" in endpoint.headers[0].values(), "the key is sent"
+    assert KEY not in str(raised.value)
+    assert "[key]" in str(raised.value)
+    assert KEY not in caplog.text
+    assert KEY not in (tmp_path / "cache.jsonl").read_text()
+    assert KEY not in repr(judge().options)
+
+
+def test_concurrency_is_bounded_and_used(endpoint, judge):
+    endpoint.reply = lambda body: time.sleep(0.1) or "x"
+    judge(concurrency=3).ask(asking(*map(str, range(12))))
+    assert 2 <= endpoint.most_busy <= 3
+
+
+def test_an_interrupted_run_keeps_what_was_on_its_way(endpoint, judge, monkeypatch):
+    entered, release = threading.Event(), threading.Event()
+
+    def slow(body):
+        entered.set()
+        release.wait(5)
+        return "late"
+
+    endpoint.reply = slow
+    interrupted = judge(concurrency=1)
+
+    def interrupt(*arguments, **options):
+        entered.wait(5)
+        threading.Timer(0.1, release.set).start()
+        raise KeyboardInterrupt
+
+    class Pool(ThreadPoolExecutor):
+        def map(self, *arguments):
+            super().map(*arguments)
+            return iter(interrupt, None)
+
+    monkeypatch.setattr("mdpo.evaluation.judge.ThreadPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.ask(asking(*"abcdef"))
+    monkeypatch.undo()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert endpoint.answered == 1, "what had not been sent was not sent"
+    assert judge().plan(asking(*"abcdef")).cached == 1, "and the reply that came after the interrupt is kept"
+
+
+def test_a_dry_run_sends_nothing_and_needs_no_key(endpoint, judge, monkeypatch):
+    judge().ask(asking("cached"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    plan = judge(base_url=endpoint.url).plan(asking("cached", "x" * 4000, "x" * 4000))
+    assert (plan.cached, plan.requests, plan.prompt_tokens) == (1, 1, 1000)
+    assert "1 requests to send, about 1000 prompt tokens; 1 are in the cache" in str(plan)
+    assert len(endpoint.bodies) == 1
+
+
+def test_a_reply_without_text_is_a_reply(endpoint, judge):
+    endpoint.reply = lambda body: None
+    assert judge().ask(asking("a"))[0].text == ""
+    judge().ask(asking("a"))
+    assert endpoint.answered == 1
+
+
+def test_bad_settings_are_named(judge, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="set OPENAI_API_KEY to the judge's key"):
+        judge(base_url=None).ask(asking("a"))
+    with pytest.raises(InputError, match="concurrency and attempts"):
+        judge(concurrency=0)
+    (tmp_path / "cache.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(InputError, match="not a judge's cache"):
+        judge().plan(asking("a"))
