@@ -1,22 +1,26 @@
 """Checked preference rows, tokenised ahead and with their images read when they are needed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from mdpo.errors import InputError
-from mdpo.packing import PreferenceTokens
+from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import EncodedRow, Encoder
-from .images import check_images, open_image
-from .negatives import NEGATIVES, generator
+from .image_tokens import ImageTokens
+from .images import CHUNK, check_images, open_image
+from .negatives import parse_negative
+from .problem import RowError
+from .rejected_images import RejectedImages
 from .rows import PreferenceRow
+from .token_store import TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,8 @@ class DataOptions:
     """What of the rows is used, and how.
 
     image_rejected: with the third branch. drop_images: train without any image, and so without the third branch.
-    negative: a name in NEGATIVES. seed: of the negatives. max_length: tokens of prompt and response; longer responses
-    are cut.
+    negative: a name in NEGATIVES, or a mixture such as "crop_0_20:0.5+black:0.5". seed: of the negatives.
+    max_length: tokens of prompt and response; longer responses are cut.
     """
 
     image_rejected: bool = True
@@ -46,34 +50,38 @@ class PreferenceDataset(Dataset):
     """
 
     def __init__(self, rows: Sequence[PreferenceRow], processor: ProcessorMixin, options: DataOptions) -> None:
-        if options.negative not in NEGATIVES:
-            raise InputError(f"negative: {options.negative!r} is unknown; choose from {', '.join(NEGATIVES)}")
-        self.processor = processor
+        self.processor: Any = processor
         self.options = options
         self.rows = [_without_images(row) for row in rows] if options.drop_images else list(rows)
-        if options.negative == "random_image" and options.image_rejected:
-            self._donors = [index for index, row in enumerate(self.rows) if row.images]
-            if len(self._donors) == 1:
-                raise InputError(f"{self.rows[self._donors[0]].where}: random_image needs a second row with an image")
-        sizes = check_images(self.rows)
+        negative = parse_negative(options.negative)
+        facts = check_images(self.rows, own=options.image_rejected and "own" in negative.names)
+        self._rejected_images = (
+            RejectedImages(self.rows, facts, negative, options.seed) if options.image_rejected else None
+        )
+        self._sizes = [tuple((image.height, image.width) for image in images) for images in facts]
+        self._image_tokens = ImageTokens(processor)
+        self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
+        self.lengths: list[int] = []
         encoder = Encoder(processor)
-        progress = tqdm(self.rows, "tokenising", leave=False, disable=None)
-        self._encoded = [self._encode(row, encoder, sizes) for row in progress]
-        self.lengths = [self._packed_length(index) for index in range(len(self.rows))]
+        self._image_token_id = encoder.image_token_id
+        for start in tqdm(range(0, len(self.rows), CHUNK), "tokenising", leave=False, disable=None):
+            chunk = self.rows[start : start + CHUNK]
+            for index, encoded in enumerate(encoder.rows(chunk), start=start):
+                self._add(index, self.rows[index], encoded)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
         index, epoch = item if isinstance(item, tuple) else (item, None)
-        row, encoded = self.rows[index], self._encoded[index]
+        row = self.rows[index]
         images = [open_image(image, row.where) for image in row.images]
-        rejected = self._negatives(index, images, epoch) if self._has_negative(row) else []
+        rejected = [] if self._rejected_images is None else self._rejected_images.make(index, images, epoch)
         return PreferenceTokens(
             row.id,
-            encoded.prompt_ids,
-            encoded.chosen_ids,
-            encoded.rejected_ids,
+            self._expand(self._prompts[index], self._sizes[index]).tolist(),
+            self._chosen[index].tolist(),
+            self._rejected[index].tolist(),
             self._process(images),
             self._process(rejected),
         )
@@ -84,40 +92,50 @@ class PreferenceDataset(Dataset):
     def _has_negative(self, row: PreferenceRow) -> bool:
         return self.options.image_rejected and bool(row.images)
 
-    def _negatives(self, index: int, images: list[Image.Image], epoch: int | None) -> list[Image.Image]:
-        make = NEGATIVES[self.options.negative]
-        rng = generator(self.options.seed, self.rows[index].id, epoch)
+    def _expand(self, prompt_ids: np.ndarray, sizes: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """Every placeholder replaced by its image's tokens."""
+        places = np.flatnonzero(prompt_ids == self._image_token_id)
+        pieces, start = [], 0
+        for place, size in zip(places, sizes, strict=True):
+            pieces += [prompt_ids[start:place], self._image_tokens(*size)]
+            start = place + 1
+        return np.concatenate([*pieces, prompt_ids[start:]])
 
-        def other(number: int) -> Image.Image:
-            donors = [donor for donor in self._donors if donor != index]
-            row = self.rows[donors[number % len(donors)]]
-            return open_image(row.images[0], row.where)
+    def _add(self, index: int, row: PreferenceRow, encoded: EncodedRow | RowError) -> None:
+        if isinstance(encoded, RowError):
+            raise encoded
+        prompt = prompt_length(row, encoded, self._sizes[index], self._image_tokens)
+        room = response_room(row, prompt, self.options.max_length)
+        chosen, rejected = encoded.chosen_ids[:room], encoded.rejected_ids[:room]
+        self._prompts.append(encoded.prompt_ids)
+        self._chosen.append(chosen)
+        self._rejected.append(rejected)
+        self.lengths.append((prompt + len(chosen)) * (1 + self._has_negative(row)) + len(rejected))
 
-        return [make(image, rng, other) for image in images]
 
-    def _packed_length(self, index: int) -> int:
-        encoded = self._encoded[index]
-        prompt, chosen, rejected = map(len, (encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids))
-        return (prompt + chosen) * (1 + self._has_negative(self.rows[index])) + rejected
+def prompt_length(
+    row: PreferenceRow, encoded: EncodedRow, sizes: Sequence[tuple[int, int]], image_tokens: ImageTokens
+) -> int:
+    """The prompt's tokens with its images expanded. Raises RowError where the image processor refuses a size."""
+    try:
+        return len(encoded.prompt_ids) + sum(len(image_tokens(*size)) - 1 for size in sizes)
+    except ValueError as error:
+        raise RowError.at(row.where, "images", f"the image processor refuses the size: {error}", "crop it") from error
 
-    def _encode(self, row: PreferenceRow, encoder: Encoder, sizes: dict) -> EncodedRow:
-        encoded = encoder.row(row)
-        shapes = [sizes[image] if isinstance(image, Path) else (image.height, image.width) for image in row.images]
-        counts = iter(self.processor._get_num_multimodal_tokens(image_sizes=shapes)["num_image_tokens"] if shapes else ())
-        prompt_ids = []
-        for token in encoded.prompt_ids:
-            prompt_ids.extend([token] * next(counts) if token == encoder.image_token_id else [token])
-        room = None if self.options.max_length is None else self.options.max_length - len(prompt_ids)
-        if room is not None and room < 1:
-            raise InputError(
-                f"{row.where}: chosen: the prompt's {len(prompt_ids)} tokens leave nothing of the response within "
-                f"max_length {self.options.max_length}; raise max_length or drop the row"
-            )
-        return EncodedRow(prompt_ids, encoded.chosen_ids[:room], encoded.rejected_ids[:room])
+
+def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> int | None:
+    """The tokens that ``max_length`` leaves a response, None without one. Raises RowError where it leaves nothing."""
+    if max_length is None:
+        return None
+    if prompt >= max_length:
+        problem = f"the prompt's {prompt} tokens leave nothing of the response within max_length {max_length}"
+        raise RowError.at(row.where, "chosen", problem, "raise max_length or drop the row")
+    return max_length - prompt
 
 
 def _without_images(row: PreferenceRow) -> PreferenceRow:
     prompt = [
-        {**message, "content": [part for part in message["content"] if part["type"] == "text"]} for message in row.prompt
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+        for message in row.prompt
     ]
-    return PreferenceRow(row.id, row.where, (), prompt, row.chosen, row.rejected)
+    return replace(row, images=(), rejected_images=(), prompt=prompt)

@@ -1,45 +1,187 @@
-"""Opening images: RGB, upright, and whole, or an error that names the row."""
+"""Opening images: RGB, upright, whole and within bounds, or an error that names the row.
 
-from collections.abc import Sequence
+An image file is somebody else's bytes. Only raster formats that Pillow decodes itself are opened (its EPS plugin, for
+one, starts Ghostscript), and the size in the header is checked before a pixel is decoded.
+"""
+
+import hashlib
+import io
+import stat
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from mdpo.errors import InputError
+from .problem import RowError
 
-from .rows import PreferenceRow
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 2**26  # 8192 × 8192: 192 MiB as RGB, in every worker that holds one
+MAX_BYTES = 2**26  # of the file
 
-
-def open_image(source: Path | Image.Image, where: str) -> Image.Image:
-    """The image as RGB, turned as its EXIF orientation says. Raises InputError where it is missing or damaged."""
-    if isinstance(source, Path) and not source.is_file():
-        raise InputError(f"{where}: image {source} does not exist; check the row and image_dir")
-    try:
-        image = Image.open(source) if isinstance(source, Path) else source
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        name = source if isinstance(source, Path) else "in memory"
-        raise InputError(f"{where}: image {name} does not decode: {error}; replace it or drop the row") from error
+CHUNK = 256  # rows whose images are handed to the threads at a time
 
 
-def check_images(rows: Sequence[PreferenceRow]) -> dict[Path, tuple[int, int]]:
-    """Decodes every distinct image file once, so that a damaged one is found before training.
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredImage:
+    """An image inside a table, read when it is needed. name: for messages. read: returns the encoded bytes."""
 
-    Returns (height, width) by path. Raises InputError for the first row, in order, whose image is bad.
+    name: str
+    read: Callable[[], bytes]
+
+
+ImageSource = Path | Image.Image | StoredImage
+
+
+class ImageFacts(NamedTuple):
+    """height, width: in pixels, upright. key: the same for the same file or the same stored bytes."""
+
+    height: int
+    width: int
+    key: object
+
+
+def open_image(source: ImageSource, where: str, field: str = "images") -> Image.Image:
+    """The image as RGB, turned as its EXIF orientation says; of an animation, the first frame.
+
+    Raises RowError where it is missing, damaged, truncated, larger than MAX_PIXELS or MAX_BYTES, or of a format that
+    is not in FORMATS.
     """
-    first_use = {}
-    for row in rows:
-        for image in row.images:
-            if isinstance(image, Path):
-                first_use.setdefault(image, row.where)
+    if isinstance(source, Image.Image):
+        return _decode(source, "in memory", where, field)
+    if isinstance(source, Path):
+        name, file, size = str(source), source, _file_size(source, where, field)
+    else:
+        data = source.read()
+        name, file, size = source.name, io.BytesIO(data), len(data)
+    if size > MAX_BYTES:
+        problem = f"image {name} has {size / 2**20:.0f} MiB, above the limit of {MAX_BYTES / 2**20:.0f}"
+        raise RowError.at(where, field, problem, "shrink it")
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to
+        raise _unreadable(name, error, where, field) from error
+    with image:
+        return _decode(image, name, where, field)
 
-    def size(item: tuple[Path, str]) -> tuple[int, int]:
-        image = open_image(*item)
-        return image.height, image.width
 
-    # Threads are enough: Pillow decodes outside the interpreter's lock.
-    with ThreadPoolExecutor() as pool:
-        sizes = tqdm(pool.map(size, first_use.items()), "checking images", len(first_use), leave=False, disable=None)
-        return dict(zip(first_use, sizes, strict=True))
+def _file_size(path: Path, where: str, field: str) -> int:
+    try:
+        status = path.stat()
+    except OSError as error:  # missing, no permission, a name that is too long
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        problem = f"image {path} {'does not exist' if missing else f'cannot be read: {error.strerror}'}"
+        raise RowError.at(where, field, problem, "check the row and image_dir") from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
+        raise RowError.at(where, field, f"image {path} is not a file", "check the row and image_dir")
+    return status.st_size
+
+
+def _decode(image: Image.Image, name: str, where: str, field: str) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        problem = f"image {name} has {width} × {height} pixels, above the limit of {MAX_PIXELS}"
+        raise RowError.at(where, field, problem, "shrink it")
+    if not width * height:
+        raise RowError.at(where, field, f"image {name} has no pixels", "replace it or drop the row")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # convert alone would clip 16 bits to white
+            image = image.point(lambda value: value * (1 / 256) + 0).convert("L")
+        return image.convert("RGB")
+    except Exception as error:  # as above
+        raise _unreadable(name, error, where, field) from error
+
+
+def _unreadable(name: str, error: Exception, where: str, field: str) -> RowError:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):  # Pillow's own, higher limit
+        problem = f"image {name} has more pixels than the limit of {MAX_PIXELS}"
+        return RowError.at(where, field, problem, "shrink it")
+    reason = str(error) or type(error).__name__
+    return RowError.at(where, field, f"image {name} does not decode: {reason}", "replace it or drop the row")
+
+
+class Use(NamedTuple):
+    """One image of one row. where, field: for messages."""
+
+    source: ImageSource
+    where: str
+    field: str
+
+
+def image_uses(row, *, own: bool) -> list[Use]:
+    """A ``PreferenceRow``'s images, and with ``own`` its ``rejected_images`` after them."""
+    uses = [Use(image, row.where, "images") for image in row.images]
+    return uses + [Use(image, row.where, "rejected_images") for image in row.rejected_images if own]
+
+
+class Inspector:
+    """Decodes images in threads, a file that comes again once. Use as a context manager.
+
+    Threads are enough: Pillow decodes outside the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, ImageFacts | RowError] = {}
+        self._pool = ThreadPoolExecutor()
+
+    def __enter__(self) -> "Inspector":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+
+    def inspect(self, uses: Sequence[Use]) -> list[ImageFacts | RowError]:
+        """What the images are, in order. A damaged one is its error, so that all of them can be listed."""
+        keys = [str(use.source) if isinstance(use.source, Path) else at for at, use in enumerate(uses)]
+        fresh = {key: use for key, use in zip(keys, uses, strict=True) if key not in self._known}
+        found = dict(zip(fresh, self._pool.map(_inspect, fresh.values()), strict=True))
+        self._known.update((key, facts) for key, facts in found.items() if isinstance(key, str))
+        return [self._facts(found, key, use) for key, use in zip(keys, uses, strict=True)]
+
+    def _facts(self, found: dict, key: str | int, use: Use) -> ImageFacts | RowError:
+        facts = self._known[key] if isinstance(key, str) else found[key]
+        if isinstance(facts, RowError):  # the same file may be bad in several rows
+            return RowError.at(use.where, use.field, facts.problem, facts.remedy)
+        return facts
+
+
+def _inspect(use: Use) -> ImageFacts | RowError:
+    source, key = use.source, id(use.source)
+    if isinstance(source, StoredImage):
+        data = source.read()
+        source, key = StoredImage(source.name, partial(bytes, data)), hashlib.blake2b(data, digest_size=16).digest()
+    elif isinstance(source, Path):
+        key = str(source)
+    try:
+        image = open_image(source, use.where, use.field)
+    except RowError as error:
+        return error
+    return ImageFacts(image.height, image.width, key)
+
+
+def check_images(rows: Sequence, *, own: bool = False) -> list[tuple[ImageFacts, ...]]:
+    """Decodes every image of ``PreferenceRow``s, so that a damaged one is found before training.
+
+    own: their ``rejected_images`` as well.
+
+    Returns the facts of each row's ``images``. Raises RowError for the first row, in order, whose image is bad.
+    """
+    result = []
+    with Inspector() as inspector:
+        for start in tqdm(range(0, len(rows), CHUNK), "checking images", leave=False, disable=None):
+            chunk = rows[start : start + CHUNK]
+            facts = iter(inspector.inspect([use for row in chunk for use in image_uses(row, own=own)]))
+            for row in chunk:
+                found = []
+                for fact in islice(facts, len(image_uses(row, own=own))):
+                    if isinstance(fact, RowError):
+                        raise fact
+                    found.append(fact)
+                result.append(tuple(found[: len(row.images)]))
+    return result

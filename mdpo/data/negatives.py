@@ -1,7 +1,7 @@
 """Rejected images: what stands in for the image where the chosen answer should become unlikely.
 
-A negative is a function of the image, a random generator seeded by (seed, example id[, epoch]) and a source of other
-images, so that policy and reference see the same one and a cache stays valid. Made from the PIL image, before the
+A negative is a function of the image, a random generator seeded by (seed, example id[, epoch]) and the other images it
+may draw on, so that policy and reference see the same one and a cache stays valid. Made from the PIL image, before the
 processor, at the image's own size, so that grids and padding come out the same. To add one, put it into NEGATIVES.
 """
 
@@ -9,12 +9,32 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-Negative = Callable[[Image.Image, random.Random, Callable[[int], Image.Image]], Image.Image]
+from mdpo.errors import InputError
 
-_ATTEMPTS = 10
+
+class Sources(Protocol):
+    """Images beside the one that a negative stands in for."""
+
+    def other(self, number: int) -> Image.Image:
+        """An image that is not in the row, from another row that ``number`` chooses."""
+        ...
+
+    def own(self) -> Image.Image:
+        """The row's own ``rejected_images`` entry for this image."""
+        ...
+
+
+Negative = Callable[[Image.Image, random.Random, Sources], Image.Image]
+
+_ATTEMPTS = 10  # torchvision's
+_FLAT_ATTEMPTS = 200
+_FLAT_RANGE = 8  # of 255: padding that went through JPEG is not quite one colour
 
 
 def generator(seed: int, example_id: str, epoch: int | None) -> random.Random:
@@ -23,17 +43,59 @@ def generator(seed: int, example_id: str, epoch: int | None) -> random.Random:
     return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """One of several negatives per image, by weight. names: in NEGATIVES."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
+        # A single negative draws nothing first: it is the same as before there were mixtures.
+        name = self.names[0] if len(self.names) == 1 else rng.choices(self.names, self.weights)[0]
+        return NEGATIVES[name](image, rng, sources)
+
+
+def parse_negative(spec: str) -> Mixture:
+    """A negative by name, or a mixture such as ``crop_0_20:0.5+black:0.5``.
+
+    Raises InputError for an unknown name or a weight that is no positive number.
+    """
+    names, weights = [], []
+    for part in spec.split("+"):
+        name, colon, weight = part.partition(":")
+        names.append(name.strip())
+        if names[-1] not in NEGATIVES:
+            raise InputError(f"negative: {names[-1]!r} is unknown; choose from {', '.join(NEGATIVES)}")
+        try:
+            weights.append(float(weight) if colon or "+" in spec else 1.0)
+        except ValueError:
+            weights.append(math.nan)
+        if not 0 < weights[-1] < math.inf:
+            raise InputError(
+                f"negative: {spec!r} needs a weight above 0 for {names[-1]}, as in crop_0_20:0.5+black:0.5"
+            )
+    return Mixture(tuple(names), tuple(weights))
+
+
 def random_resized_crop(image: Image.Image, rng: random.Random, scale: tuple[float, float]) -> Image.Image:
     """Keeps a random ``scale`` share of the area, aspect 3/4 to 4/3, resized back to the image's size.
 
-    The distribution is that of torchvision's RandomResizedCrop. A crop of one flat colour (padding) is drawn again.
+    The distribution is that of torchvision's RandomResizedCrop, which the mDPO authors use. A crop of one flat colour
+    (padding) is drawn again, unless the whole image is flat.
     """
-    crop = image
-    for _ in range(_ATTEMPTS):
-        crop = image.crop(_crop_box(image.width, image.height, rng, scale))
-        if any(low != high for low, high in crop.getextrema()):
-            break
+    crop = image.crop(_crop_box(image.width, image.height, rng, scale))
+    if _is_flat(crop) and not _is_flat(image):
+        for _ in range(_FLAT_ATTEMPTS):
+            crop = image.crop(_crop_box(image.width, image.height, rng, scale))
+            if not _is_flat(crop):
+                break
     return crop.resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _is_flat(image: Image.Image) -> bool:
+    bands: Any = image.getextrema()  # RGB: a pair per band
+    return all(high - low <= _FLAT_RANGE for low, high in bands)
 
 
 def _crop_box(width: int, height: int, rng: random.Random, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -50,24 +112,29 @@ def _crop_box(width: int, height: int, rng: random.Random, scale: tuple[float, f
     return left, top, left + w, top + h
 
 
-def _crop_0_20(image: Image.Image, rng: random.Random, other: Callable[[int], Image.Image]) -> Image.Image:
+def _crop_0_20(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
     return random_resized_crop(image, rng, (0.01, 0.2))
 
 
-def _crop_20_50(image: Image.Image, rng: random.Random, other: Callable[[int], Image.Image]) -> Image.Image:
+def _crop_20_50(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
     return random_resized_crop(image, rng, (0.2, 0.5))
 
 
-def _random_image(image: Image.Image, rng: random.Random, other: Callable[[int], Image.Image]) -> Image.Image:
+def _random_image(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
     """Another row's image."""
-    return other(rng.getrandbits(63)).resize(image.size, Image.Resampling.BILINEAR)
+    return sources.other(rng.getrandbits(63)).resize(image.size, Image.Resampling.BILINEAR)
 
 
-def _moco_v2(image: Image.Image, rng: random.Random, other: Callable[[int], Image.Image]) -> Image.Image:
+def _moco_v2(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
     """MoCo v2's augmentation (arXiv 2003.04297): crop 20–100%, colour jitter, grey, blur, flip."""
     image = random_resized_crop(image, rng, (0.2, 1.0))
     if rng.random() < 0.8:
-        jitter = [_enhance(ImageEnhance.Brightness), _enhance(ImageEnhance.Contrast), _enhance(ImageEnhance.Color), _hue]
+        jitter = [
+            _enhance(ImageEnhance.Brightness),
+            _enhance(ImageEnhance.Contrast),
+            _enhance(ImageEnhance.Color),
+            _hue,
+        ]
         rng.shuffle(jitter)
         for change in jitter:
             image = change(image, rng)
@@ -85,7 +152,30 @@ def _enhance(kind) -> Callable[[Image.Image, random.Random], Image.Image]:
 def _hue(image: Image.Image, rng: random.Random) -> Image.Image:
     shift = round(rng.uniform(-0.1, 0.1) * 255)
     hue, saturation, value = image.convert("HSV").split()
-    return Image.merge("HSV", (hue.point(lambda h: (h + shift) % 256), saturation, value)).convert("RGB")
+    shifted = hue.point([(level + shift) % 256 for level in range(256)])
+    return Image.merge("HSV", (shifted, saturation, value)).convert("RGB")
+
+
+def _black(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
+    """A black image. Idefics3 and SmolVLM take an image whose *processed* pixels are all exactly 0 for padding and drop
+    it; black is far from 0 once it is normalised, so this holds for every processor with ``do_normalize``."""
+    return Image.new("RGB", image.size)
+
+
+def _diffusion_noise(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
+    """The image after 500 of the 1,000 forward diffusion steps of VCD (arXiv 2311.16922, §3.2; sigmoid schedule)."""
+    betas = 1e-5 + (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000)))
+    kept = np.prod(1 - betas[:501])
+    # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
+    noise = np.random.RandomState(rng.getrandbits(32)).standard_normal((image.height, image.width, 3))
+    pixels = np.asarray(image, dtype=np.float64) / 127.5 - 1
+    noisy = math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
+    return Image.fromarray(np.clip((noisy + 1) * 127.5, 0, 255).round().astype(np.uint8))
+
+
+def _own(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
+    """The row's ``rejected_images`` entry."""
+    return sources.own().resize(image.size, Image.Resampling.BILINEAR)
 
 
 NEGATIVES: dict[str, Negative] = {
@@ -93,4 +183,7 @@ NEGATIVES: dict[str, Negative] = {
     "crop_20_50": _crop_20_50,
     "random_image": _random_image,
     "moco_v2": _moco_v2,
+    "black": _black,
+    "diffusion_noise": _diffusion_noise,
+    "own": _own,
 }

@@ -1,24 +1,25 @@
-"""Preference rows from a JSON or JSONL file, or from any iterable of dicts, in one canonical form.
+"""Preference rows from a file, a dataset or any iterable of dicts, checked, in one canonical form."""
 
-Two formats are told apart by their columns: mDPO's (``img_path, prompt, chosen, rejected``) and TRL's (``images`` or
-``image``, ``prompt``, ``chosen``, ``rejected``, plain or conversational).
-"""
-
-import json
-import re
-from collections.abc import Iterable, Mapping
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
 from mdpo.errors import InputError
 
-IMAGE_TAG = "<image>"
-_IMAGE_COLUMNS = ("img_path", "images", "image")
+from .formats import to_canonical
+from .images import ImageSource, StoredImage
+from .messages import Message, parse_prompt, parse_response
+from .problem import Dropped, RowError
+from .sources import Record, default_image_dir, open_source
 
-Message = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +27,63 @@ class PromptRow:
     """A checked question about images.
 
     id: the row's own ``id`` column, else its position. where: file and row, for messages.
-    images: resolved paths or PIL images, in the order of the prompt's image parts.
+    images: resolved paths, stored images or PIL images, in the order of the prompt's image parts.
     prompt: chat messages whose content is a list of ``{"type": "image"}`` and ``{"type": "text", "text": …}`` parts.
     """
 
     id: str
     where: str
-    images: tuple[Path | Image.Image, ...]
+    images: tuple[ImageSource, ...]
     prompt: list[Message]
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow(PromptRow):
-    """A checked preference: the prompt, and the two responses' text."""
+    """A checked preference: the prompt, and the two responses' text.
+
+    rejected_images: the row's own negatives, one per image; empty where it brings none.
+    """
 
     chosen: str
     rejected: str
+    rejected_images: tuple[ImageSource, ...] = ()
 
 
 Row = TypeVar("Row", bound=PromptRow)
 
 
+class ImageRoot(NamedTuple):
+    """Where image paths lead. allow_outside: absolute paths, ``..`` and links may lead out of ``folder``."""
+
+    folder: Path
+    allow_outside: bool = False
+
+
+class Checked(NamedTuple):
+    """A row that is sound. format: its name in FORMATS."""
+
+    row: Any
+    format: str
+
+
 def read_rows(
-    path: str | Path, image_dir: str | Path | None = None, *, kind: type[Row] = PreferenceRow
+    path: str | Path,
+    image_dir: str | Path | None = None,
+    *,
+    kind: type[Row] = PreferenceRow,
+    allow_outside: bool = False,
 ) -> list[Row]:
-    """The rows of a ``.json`` or ``.jsonl`` file; image paths are taken below ``image_dir``, or the file's folder.
+    """The rows of a data file, folder or hub dataset (see ``open_source``), of any format in ``FORMATS``.
 
+    image_dir: image paths are taken below it; without it, below the data file's folder.
     kind: ``PreferenceRow``, or ``PromptRow`` where the responses are not needed.
+    allow_outside: see ``ImageRoot``.
 
-    Raises InputError that names file, row and field.
+    Raises InputError that names file, row and field at the first row that is broken. How many rows were dropped
+    because they hold no preference is logged.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"data file {path} does not exist")
-    if path.suffix not in (".json", ".jsonl"):
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; give .json or .jsonl")
-    return parse_rows(_records(path), image_dir or path.parent, source=path.name, kind=kind)
+    root = image_root(image_dir or default_image_dir(path), allow_outside)
+    return _collect(check_rows(open_source(path), root, kind), str(path))
 
 
 def parse_rows(
@@ -70,152 +92,121 @@ def parse_rows(
     *,
     source: str = "dataset",
     kind: type[Row] = PreferenceRow,
+    allow_outside: bool = False,
 ) -> list[Row]:
-    """Checks dicts of either format and brings them into canonical form.
+    """Checks dicts of any format and brings them into canonical form. Raises InputError as ``read_rows``."""
+    named = ((f"{source}, row {index}", record) for index, record in enumerate(records))
+    return _collect(check_rows(named, image_root(image_dir, allow_outside), kind), source)
 
-    Raises InputError that names row and field: a missing column, an empty response, an image path that leaves
-    ``image_dir``, a number of ``<image>`` tags that is not the number of images, or an id that two rows share.
-    """
-    root = Path(image_dir).expanduser().resolve()
-    rows, seen = [], {}
-    for index, record in enumerate(records):
-        row = _parse(record, index, root, source, kind)
-        if row.id in seen:
-            raise InputError(f"{row.where}: id {row.id!r} is also that of {seen[row.id]}; ids name examples")
-        seen[row.id] = row.where
-        rows.append(row)
+
+def image_root(image_dir: str | Path, allow_outside: bool = False) -> ImageRoot:
+    return ImageRoot(Path(image_dir).expanduser().resolve(), allow_outside)
+
+
+def check_rows(records: Iterable[Record], root: ImageRoot, kind: type[Row]) -> Iterator[Checked | Dropped | RowError]:
+    """Yields for every record its row, why it was dropped, or what is wrong with it."""
+    seen: dict[str, str] = {}
+    for index, (where, record) in enumerate(records):
+        try:
+            checked = _check(record, index, where, root, kind)
+            if isinstance(checked, Checked):
+                _check_id(checked.row, seen)
+            yield checked
+        except RowError as error:
+            yield error
+
+
+def _collect(found: Iterable[Checked | Dropped | RowError], source: str) -> list:
+    rows, dropped = [], Counter()
+    for item in found:
+        if isinstance(item, RowError):
+            raise item
+        if isinstance(item, Dropped):
+            dropped[item.reason] += 1
+        else:
+            rows.append(item.row)
+    for reason, count in dropped.items():
+        logger.warning("%s: %d rows dropped: %s", source, count, reason)
     if not rows:
-        raise InputError(f"{source} holds no rows")
+        raise InputError(f"{source} holds no rows" + (" that can be used" if dropped else ""))
     return rows
 
 
-def _records(path: Path) -> Iterable[Mapping]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if path.suffix == ".json":
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-        if not isinstance(records, list):
-            raise InputError(f"{path}: expected a list of rows, found a {type(records).__name__}")
-        return records
-    return _json_lines(path, text)
-
-
-def _json_lines(path: Path, text: str) -> Iterable[Mapping]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON: {error.msg}") from error
-
-
-def _parse(record: Any, index: int, root: Path, source: str, kind: type[Row]) -> Row:
-    where = f"{source}, row {index}"
-    if not isinstance(record, Mapping):
-        raise InputError(f"{where}: expected an object with columns, found a {type(record).__name__}")
+def _check(record: Any, index: int, where: str, root: ImageRoot, kind: type[Row]) -> Checked | Dropped:
+    if isinstance(record, RowError):
+        raise record
+    name, columns = to_canonical(record, where)
+    if isinstance(columns, Dropped):
+        return columns
     responses = ("chosen", "rejected") if kind is PreferenceRow else ()
     for column in ("prompt", *responses):
-        if record.get(column) is None:
-            raise InputError(
-                f"{where}: column {column!r} is missing; found {', '.join(map(str, record))}. Rows need "
-                f"{', '.join(('prompt', *responses))}, and img_path (mDPO) or images (TRL)"
-            )
-    images = tuple(_image(value, root, where) for value in _image_values(record, where))
-    return kind(
-        id=str(record["id"]) if record.get("id") is not None else str(index),
-        where=where,
-        images=images,
-        prompt=_prompt(record["prompt"], len(images), where),
-        **{column: _response(record[column], column, where) for column in responses},
-    )
+        if column not in columns:
+            remedy = f"rows need {', '.join(('prompt', *responses))}, and img_path (mDPO) or images (TRL)"
+            problem = f"column {column!r} is missing; found {', '.join(map(str, record)) or 'none'}"
+            raise RowError.at(where, column, problem, remedy)
+    images = tuple(_image(value, root, where, "images") for value in columns["images"])
+    fields: dict[str, Any] = {column: parse_response(columns[column], column, where) for column in responses}
+    if kind is PreferenceRow:
+        fields["rejected_images"] = _rejected_images(columns["rejected_images"], len(images), root, where)
+    prompt = parse_prompt(columns["prompt"], len(images), where)
+    return Checked(kind(_id(columns, index, where), where, images, prompt, **fields), name)
 
 
-def _image_values(record: Mapping, where: str) -> list:
-    present = [name for name in _IMAGE_COLUMNS if record.get(name) is not None]
-    if len(present) > 1:
-        raise InputError(f"{where}: columns {' and '.join(present)} both name images; keep one")
-    if not present:
-        return []
-    value = record[present[0]]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _id(columns: Mapping, index: int, where: str) -> str:
+    value = columns.get("id", index)
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        raise RowError.at(where, "id", f"expected text or a whole number, found {value!r:.40}", "give each row its own")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise RowError.at(where, "id", "half a surrogate pair: no Unicode text", "mend the text") from error
+    return str(value)
 
 
-def _image(value: Any, root: Path, where: str) -> Path | Image.Image:
-    if isinstance(value, Image.Image):
+def _check_id(row: PromptRow, seen: dict[str, str]) -> None:
+    if row.id in seen:
+        problem = f"id {row.id!r} is also that of {seen[row.id]}"
+        raise RowError.at(row.where, "id", problem, "ids name examples: give each row its own, or none")
+    seen[row.id] = row.where
+
+
+def _rejected_images(values: list, images: int, root: ImageRoot, where: str) -> tuple[ImageSource, ...]:
+    if values and len(values) != images:
+        problem = f"{len(values)} for {images} images"
+        raise RowError.at(where, "rejected_images", problem, "give one per image, or none")
+    return tuple(_image(value, root, where, "rejected_images") for value in values)
+
+
+def _image(value: Any, root: ImageRoot, where: str, field: str) -> ImageSource:
+    if isinstance(value, (Image.Image, StoredImage)):
         return value
+    if isinstance(value, Mapping):  # Hugging Face's {"bytes", "path"}
+        data, value = value.get("bytes"), value.get("path")
+        if isinstance(data, bytes):
+            return StoredImage(str(value or field), partial(bytes, data))
     if not isinstance(value, (str, Path)) or not str(value):
-        raise InputError(f"{where}: an image must be a path or a PIL image, found {type(value).__name__}")
-    path = (root / value).resolve()
-    if not path.is_relative_to(root):
-        raise InputError(f"{where}: image {str(value)!r} is outside the image folder {root}; set image_dir")
-    return path
+        problem = f"an image must be a path or a PIL image, found {type(value).__name__ if value != '' else 'no text'}"
+        raise RowError.at(where, field, problem, "give the path of its file")
+    text = str(value)
+    if not text.isprintable():
+        raise RowError.at(where, field, f"image {text!r} is no path: it holds control characters", "mend the path")
+    if "://" in text:
+        raise RowError.at(where, field, f"image {text!r:.80} is a URL", "nothing is fetched: download it")
+    if root.allow_outside:
+        return _resolve(root.folder, text, where, field)
+    path = Path(text)
+    if path.is_absolute() or ".." in path.parts:
+        problem = f"image {text!r} is outside the image folder {root.folder}, or might be"
+        raise RowError.at(where, field, problem, "give a path below image_dir, without ..")
+    resolved = _resolve(root.folder, text, where, field)
+    if not resolved.is_relative_to(root.folder):
+        problem = f"image {text!r} is a link that leads outside the image folder {root.folder}"
+        raise RowError.at(where, field, problem, "copy it there, or allow images outside")
+    return resolved
 
 
-def _prompt(value: Any, images: int, where: str) -> list[Message]:
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, (list, tuple)) or not value:
-        raise InputError(f"{where}: prompt must be text or a list of messages, found {type(value).__name__}")
-    messages = [
-        {"role": _role(message, where), "content": _parts(message["content"], f"{where}: prompt")} for message in value
-    ]
-    if messages[-1]["role"] == "assistant":
-        raise InputError(f"{where}: the prompt ends with an assistant message; it belongs to chosen and rejected")
-    tags = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if tags == 0 and images:
-        # Neither format requires tags: without any, the images stand in front of the first question.
-        first = next((m for m in messages if m["role"] == "user"), messages[0])
-        first["content"] = [{"type": "image"}] * images + first["content"]
-    elif tags != images:
-        raise InputError(f"{where}: the prompt has {tags} {IMAGE_TAG} but the row has {images} images")
-    return messages
-
-
-def _role(message: Any, where: str) -> str:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or message.get("content") is None:
-        raise InputError(f"{where}: a message needs a role and a content, found {message!r:.80}")
-    return message["role"]
-
-
-def _parts(content: Any, where: str) -> list[dict[str, str]]:
-    """Content as parts; ``<image>`` in a prompt's text stands for an image, with the line break that follows it."""
-    if isinstance(content, str):
-        parts = []
-        for index, text in enumerate(re.split(rf"\n?{IMAGE_TAG}\n?", content)):
-            parts += [{"type": "image"}] * (index > 0)
-            parts += [{"type": "text", "text": text}] * bool(text)
-        return parts
-    if not isinstance(content, (list, tuple)):
-        raise InputError(f"{where}: a message's content must be text or parts, found {type(content).__name__}")
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image":
-            parts.append({"type": "image"})
-        elif kind == "text" and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": part["text"]})
-        else:
-            raise InputError(f"{where}: a part must be an image or a text, found {part!r:.80}")
-    return parts
-
-
-def _response(value: Any, column: str, where: str) -> str:
-    if isinstance(value, (list, tuple)):
-        if len(value) != 1 or _role(value[0], where) != "assistant":
-            raise InputError(f"{where}: {column} must be text or one assistant message, found {len(value)} messages")
-        parts = value[0]["content"]
-        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else _parts(parts, f"{where}: {column}")
-        if any(part["type"] != "text" for part in parts):
-            raise InputError(f"{where}: {column} holds an image; responses are text")
-        value = "".join(part["text"] for part in parts)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {column} must be text or one assistant message, found {type(value).__name__}")
-    if not value.strip():
-        raise InputError(f"{where}: {column} is empty; a response needs at least one word")
-    return value
+def _resolve(folder: Path, text: str, where: str, field: str) -> Path:
+    try:
+        return Path(os.path.realpath(folder / text))
+    except (OSError, ValueError) as error:  # a null byte, half a surrogate pair
+        raise RowError.at(where, field, f"image {text!r} is no path: {error}", "mend the path") from error

@@ -1,0 +1,167 @@
+"""A look at a whole data file before any GPU is touched: what is broken, what is odd, how long the branches are."""
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import ProcessorMixin
+
+from .dataset import prompt_length, response_room
+from .encode import EncodedRow, Encoder
+from .image_tokens import ImageTokens
+from .images import CHUNK, ImageFacts, Inspector, image_uses
+from .problem import Dropped, RowError
+from .rows import Checked, ImageRoot, PreferenceRow, check_rows
+from .sources import open_source
+
+Inspected = tuple[PreferenceRow, list[ImageFacts]]  # a row, and what its images and rejected_images are
+
+TINY = 28  # pixels: one merged patch of Qwen2-VL, four of CLIP's 14-pixel patches in all
+
+
+class Note(NamedTuple):
+    """Something odd that does not stop training. kind: one of a few, for counting."""
+
+    where: str
+    field: str
+    kind: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found in one file.
+
+    rows: all of them, of which ``usable`` can be trained on. formats: rows by format. dropped: rows by reason.
+    lengths: of each usable row's prompt and responses, in ``unit``; in tokens also of its packed row, which is what
+    ``token_budget`` counts. own_negatives: rows that bring rejected_images.
+    """
+
+    unit: str
+    rows: int = 0
+    usable: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    errors: list[RowError] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    own_negatives: int = 0
+    lengths: dict[str, array] = field(default_factory=dict)
+
+
+def check_file(
+    path: str | Path, root: ImageRoot, *, processor: ProcessorMixin | None = None, max_length: int | None = None
+) -> Report:
+    """Reads, checks and measures every row; a row at a time, so that a long file takes little memory.
+
+    processor: of the model to be trained. With it lengths are tokens, and max_length is applied; without, characters.
+
+    Raises InputError where the file as a whole can't be read.
+    """
+    return check_records(check_rows(open_source(path), root, PreferenceRow), processor, max_length)
+
+
+def check_records(
+    found: Iterable[Checked | Dropped | RowError], processor: ProcessorMixin | None, max_length: int | None
+) -> Report:
+    """``check_file`` for rows that are already parsed, as ``check_rows`` yields them."""
+    report = Report("characters" if processor is None else "tokens")
+    measure = _Characters() if processor is None else _Tokens(processor, max_length)
+    seen: dict[bytes, str] = {}
+    found = iter(found)
+    with Inspector() as inspector:
+        while chunk := list(islice(found, CHUNK)):
+            report.rows += len(chunk)
+            sound = list(_readable(_sound(chunk, report), inspector, report))
+            for (row, images), measured in zip(sound, measure(sound), strict=True):
+                if isinstance(measured, RowError):
+                    report.errors.append(measured)
+                    continue
+                report.usable += 1
+                report.own_negatives += bool(row.rejected_images)
+                for name, length in measured.lengths.items():
+                    report.lengths.setdefault(name, array("i")).append(length)
+                report.notes += measured.notes
+                report.notes += _oddities(row, images, seen)
+    return report
+
+
+def _sound(chunk: Iterable[Checked | Dropped | RowError], report: Report) -> Iterator[PreferenceRow]:
+    for item in chunk:
+        if isinstance(item, RowError):
+            report.errors.append(item)
+        elif isinstance(item, Dropped):
+            report.dropped[item.reason] += 1
+        else:
+            report.formats[item.format] += 1
+            yield item.row
+
+
+def _readable(rows: Iterable[PreferenceRow], inspector: Inspector, report: Report) -> Iterator[Inspected]:
+    rows = list(rows)
+    facts = iter(inspector.inspect([use for row in rows for use in image_uses(row, own=True)]))
+    for row in rows:
+        images = list(islice(facts, len(row.images) + len(row.rejected_images)))
+        errors = [image for image in images if isinstance(image, RowError)]
+        report.errors += errors
+        if not errors:
+            yield row, [image for image in images if isinstance(image, ImageFacts)]
+
+
+def _oddities(row: PreferenceRow, images: list[ImageFacts], seen: dict[bytes, str]) -> Iterator[Note]:
+    if row.chosen.strip() == row.rejected.strip():
+        yield Note(row.where, "rejected", "chosen = rejected", "teaches nothing about the responses")
+    for image in images:
+        if min(image.height, image.width) < TINY:
+            yield Note(row.where, "images", "tiny image", f"{image.width} × {image.height} pixels")
+    content = json.dumps([[repr(image.key) for image in images], row.prompt, row.chosen, row.rejected])
+    first = seen.setdefault(hashlib.blake2b(content.encode(), digest_size=16).digest(), row.where)
+    if first is not row.where:
+        yield Note(row.where, "row", "duplicate", f"the same as {first}")
+
+
+class _Measured(NamedTuple):
+    lengths: dict[str, int]
+    notes: list[Note]
+
+
+class _Characters:
+    def __call__(self, rows: Sequence[Inspected]) -> Iterator[_Measured | RowError]:
+        for row, _ in rows:
+            prompt = sum(len(part.get("text", "")) for message in row.prompt for part in message["content"])
+            yield _Measured({"prompt": prompt, "chosen": len(row.chosen), "rejected": len(row.rejected)}, [])
+
+
+class _Tokens:
+    def __init__(self, processor: ProcessorMixin, max_length: int | None) -> None:
+        self.encoder = Encoder(processor)
+        self.image_tokens = ImageTokens(processor)
+        self.max_length = max_length
+
+    def __call__(self, rows: Sequence[Inspected]) -> Iterator[_Measured | RowError]:
+        for (row, images), encoded in zip(rows, self.encoder.rows([row for row, _ in rows]), strict=True):
+            if isinstance(encoded, RowError):
+                yield encoded
+                continue
+            try:
+                yield self._measured(row, images[: len(row.images)], encoded)
+            except RowError as error:
+                yield error
+
+    def _measured(self, row: PreferenceRow, images: list[ImageFacts], encoded: EncodedRow) -> _Measured:
+        prompt = prompt_length(row, encoded, [(image.height, image.width) for image in images], self.image_tokens)
+        room = response_room(row, prompt, self.max_length)
+        lengths = {"prompt": prompt, "chosen": len(encoded.chosen_ids), "rejected": len(encoded.rejected_ids)}
+        notes = []
+        for name in ("chosen", "rejected"):
+            if room is not None and lengths[name] > room:
+                notes.append(Note(row.where, name, "response cut", f"{room} of {lengths[name]} tokens are left"))
+                lengths[name] = room
+        packed = prompt + lengths["chosen"] + lengths["rejected"]
+        lengths["packed"] = packed + bool(images) * (prompt + lengths["chosen"])
+        return _Measured(lengths, notes)

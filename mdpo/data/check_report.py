@@ -1,0 +1,89 @@
+"""What ``mdpo data check`` shows: the table of broken rows, the counts, and the lengths as a picture."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mdpo.errors import InputError
+
+from .check import Report
+
+_EXAMPLES = 5  # notes of a kind that are spelled out
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def report_lines(report: Report, source: str) -> Iterator[str]:
+    """The report as text, broken rows first and every one of them."""
+    if report.errors:
+        yield f"broken rows of {source}:"
+        table = [("row", "field", "problem", "remedy")]
+        table += [(error.where, error.field, error.problem, error.remedy) for error in report.errors]
+        yield from _columns(table)
+        yield ""
+    formats = ", ".join(f"{name} {count}" for name, count in report.formats.most_common())
+    yield f"rows      {report.rows}, usable {report.usable}" + (f" ({formats})" if formats else "")
+    broken = len({error.where for error in report.errors})
+    yield f"broken    {broken}"
+    for reason, count in report.dropped.most_common():
+        yield f"dropped   {count}: {reason}"
+    if report.own_negatives:
+        yield f"negatives {report.own_negatives} rows bring rejected_images; the negative own uses them"
+    yield from _notes(report)
+    if report.usable:
+        yield ""
+        yield f"lengths in {report.unit}"
+        table = [("", "mean", "median", "95%", "longest", "rows from 0 to the longest")]
+        table += [(name, *_statistics(lengths)) for name, lengths in report.lengths.items()]
+        yield from _columns(table)
+
+
+def _notes(report: Report) -> Iterator[str]:
+    for kind, count in Counter(note.kind for note in report.notes).most_common():
+        yield f"note      {kind}: {count}"
+        examples = [note for note in report.notes if note.kind == kind]
+        for note in examples[:_EXAMPLES]:
+            yield f"            {note.where}: {note.field}: {note.detail}"
+        if count > _EXAMPLES:
+            yield f"            and {count - _EXAMPLES} more"
+
+
+def _statistics(lengths: array) -> Iterable[str]:
+    values = np.frombuffer(lengths, dtype=np.intc)
+    counts, _ = np.histogram(values, bins=24, range=(0, int(values.max()) + 1))
+    bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // counts.max())] for count in counts)
+    return (
+        f"{values.mean():.0f}",
+        f"{np.median(values):.0f}",
+        f"{np.quantile(values, 0.95):.0f}",
+        f"{values.max()}",
+        bars,
+    )
+
+
+def _columns(table: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def write_histogram(report: Report, path: Path) -> None:
+    """The lengths as one picture. Raises InputError without matplotlib, or where ``path`` can't be written."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError('--picture needs matplotlib; pip install "multimodal-dpo[demo]"') from error
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    longest = max(max(lengths) for lengths in report.lengths.values())
+    bins = np.linspace(0, longest + 1, 50)
+    for name, lengths in report.lengths.items():
+        axes.hist(np.frombuffer(lengths, dtype=np.intc), bins=bins, histtype="step", label=name, linewidth=1.5)
+    axes.set(xlabel=report.unit, ylabel="rows", title=f"{report.usable} rows")
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
+        raise InputError(f"--picture {path}: {error}") from error

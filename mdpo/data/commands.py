@@ -1,0 +1,97 @@
+"""``mdpo data check | preview | sample``: looking at data before training on it."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import ProcessorMixin
+
+from mdpo.errors import InputError
+
+from .check import check_file
+from .check_report import report_lines, write_histogram
+from .negatives import NEGATIVES
+from .preview import contact_sheet
+from .rows import ImageRoot, image_root, read_rows
+from .sample import sample_file
+from .sources import default_image_dir
+
+
+def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callable[[Path], ProcessorMixin]) -> None:
+    """Registers ``data`` and its own commands; each sets ``run``, a function of the parsed options.
+
+    load_processor: the processor of a model folder.
+    """
+    data = subparsers.add_parser("data", help="check, preview or sample a data file before training on it")
+    commands = data.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("check", help="every broken row with its remedy, duplicates, lengths")
+    _data(command)
+    command.add_argument("--model", type=Path, help="folder of the model's processor: lengths in its tokens")
+    command.add_argument("--max-length", type=int, help="with --model: which responses it would cut")
+    command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png")
+    command.set_defaults(run=lambda options: run_check(options, load_processor))
+
+    command = commands.add_parser("preview", help="a picture of images beside their negatives")
+    _data(command)
+    command.add_argument("--output", type=Path, required=True, help="the picture, such as preview.png")
+    command.add_argument("--rows", type=int, default=4, help="how many rows of the data")
+    command.add_argument(
+        "--negative", action="append", default=[], help=f"{', '.join(NEGATIVES)} or a mixture; may be repeated"
+    )
+    command.add_argument("--seed", type=int, default=42, help="of the negatives")
+    command.set_defaults(run=run_preview)
+
+    command = commands.add_parser("sample", help="rows of any format as JSONL in the canonical one")
+    _data(command)
+    command.add_argument("--output", type=Path, required=True, help=".jsonl; how it was drawn is recorded beside it")
+    command.add_argument("--count", type=int, help="how many rows; all without it")
+    command.add_argument("--seed", type=int, default=42, help="of the sample")
+    command.set_defaults(run=run_sample)
+
+
+def _data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("data", type=Path, help=".json, .jsonl, .parquet, a saved dataset, or owner/name on the hub")
+    command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    command.add_argument(
+        "--allow-outside", action="store_true", help="image paths and links may lead out of the image folder"
+    )
+
+
+def _root(options: argparse.Namespace) -> ImageRoot:
+    return image_root(options.image_dir or default_image_dir(options.data), options.allow_outside)
+
+
+def run_check(options: argparse.Namespace, load_processor: Callable[[Path], ProcessorMixin]) -> None:
+    """Prints the report. Raises InputError with a summary where rows are broken or none is usable."""
+    if options.max_length is not None and options.model is None:
+        raise InputError("--max-length counts tokens; give --model too")
+    processor = None if options.model is None else load_processor(options.model)
+    report = check_file(options.data, _root(options), processor=processor, max_length=options.max_length)
+    for line in report_lines(report, str(options.data)):
+        print(line)
+    if options.picture is not None and report.usable:
+        write_histogram(report, options.picture)
+        print(f"\nwrote {options.picture}")
+    if report.errors:
+        broken = len({error.where for error in report.errors})
+        raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; mend or drop those listed above")
+    if not report.usable:
+        raise InputError(f"{options.data} holds no rows that can be used")
+
+
+def run_preview(options: argparse.Namespace) -> None:
+    if options.rows < 1:
+        raise InputError(f"--rows {options.rows}: expected a number above 0")
+    rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
+    sheet = contact_sheet(rows, options.rows, options.negative, options.seed)
+    try:
+        sheet.save(options.output)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
+        raise InputError(f"--output {options.output}: {error}") from error
+    print(f"wrote {options.output}")
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    record = sample_file(options.data, _root(options), options.output, count=options.count, seed=options.seed)
+    print(f"wrote {record['rows']} rows to {options.output}, seed {record['seed']}")

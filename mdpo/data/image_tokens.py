@@ -1,0 +1,47 @@
+"""What takes an image placeholder's place in the prompt, from the image's size alone."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import ProcessorMixin
+
+_PROBE = (64, 64)
+
+
+class ImageTokens:
+    """The token ids of an image of a given size, (M,) int32.
+
+    Most families repeat the placeholder, and their processor counts how often. Others frame it: InternVL with a token
+    at either end, Idefics3 with one per tile. For those the processor itself expands an empty image, once per grid.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.processor: Any = processor
+        self._by_size: dict[tuple[int, int], np.ndarray] = {}
+        self._by_grid: dict[Any, np.ndarray] = {}
+        self._framed: bool | None = None
+
+    def __call__(self, height: int, width: int) -> np.ndarray:
+        """height, width: in pixels. Raises ValueError where the image processor refuses the size."""
+        size = (height, width)
+        if size not in self._by_size:
+            if self._framed is None:
+                self._framed = bool((self._expanded(*_PROBE) != self.processor.image_token_id).any())
+            self._by_size[size] = self._framed_tokens(*size) if self._framed else self._repeated(*size)
+        return self._by_size[size]
+
+    def _repeated(self, height: int, width: int) -> np.ndarray:
+        counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return np.full(int(counted["num_image_tokens"][0]), self.processor.image_token_id, dtype=np.int32)
+
+    def _framed_tokens(self, height: int, width: int) -> np.ndarray:
+        grid = self.processor.image_processor.get_number_of_image_patches(height, width, {})
+        if grid not in self._by_grid:
+            self._by_grid[grid] = self._expanded(height, width)
+        return self._by_grid[grid]
+
+    def _expanded(self, height: int, width: int) -> np.ndarray:
+        image = Image.new("RGB", (width, height), (200, 100, 50))
+        inputs = self.processor(text=[self.processor.image_token], images=[image], add_special_tokens=False)
+        return np.asarray(inputs["input_ids"][0], dtype=np.int32)

@@ -1,0 +1,197 @@
+"""``mdpo data check | preview | sample`` as a user runs them."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdpo.data import read_rows
+from mdpo.data.commands import add_commands
+from mdpo.errors import InputError
+from tests import tiny
+
+
+def load_processor(path: Path):
+    assert path.name == "model"
+    return tiny.processor()
+
+
+def run(*arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(), load_processor)
+    options = parser.parse_args(["data", *map(str, arguments)])
+    options.run(options)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    rows = tiny.records(tmp_path, 8)
+    rows[5]["rejected"] = rows[5]["chosen"]
+    rows.append({**rows[0], "id": "again"})
+    Image.new("RGB", (5, 50), "red").save(tmp_path / "6.png")
+    return write(tmp_path / "train.jsonl", rows)
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_sound_file_is_reported_on(data, capsys, tmp_path):
+    run("check", data, "--model", "model", "--max-length", "30", "--picture", tmp_path / "lengths.png")
+    output = capsys.readouterr().out
+    assert "rows      9, usable 9 (mDPO 9)" in output
+    assert "broken    0" in output
+    assert "chosen = rejected: 1" in output and "row 5 (line 6): rejected" in output
+    assert "duplicate: 1" in output and "row 8 (line 9): row: the same as train.jsonl, row 0 (line 1)" in output
+    assert "tiny image: 1" in output and "5 × 50 pixels" in output
+    assert "response cut" in output
+    assert "lengths in tokens" in output and "packed" in output
+    assert Image.open(tmp_path / "lengths.png").size > (100, 100)
+
+
+def test_without_a_model_lengths_are_characters(data, capsys):
+    run("check", data)
+    output = capsys.readouterr().out
+    assert "lengths in characters" in output and "packed" not in output
+
+
+def test_every_broken_row_is_listed_and_the_exit_is_an_error(data, capsys):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    del rows[1]["chosen"]
+    rows[2]["img_path"] = "gone.png"
+    rows[3]["prompt"] = "<image><image>"
+    rows[4]["id"] = "row0"
+    (data.parent / "5.png").write_text("no image")
+    rows.insert(0, "{not json")
+    write(data, rows)
+    with pytest.raises(InputError, match=r"train.jsonl: 6 of 10 rows are broken"):
+        run("check", data)
+    output = capsys.readouterr().out
+    table = output.split("\n\n")[0]
+    for row, field, problem in [
+        (0, "line", "not JSON"), (2, "chosen", "is missing"), (3, "images", "does not exist"),
+        (4, "prompt", "2 <image>"), (5, "id", "is also that of"), (6, "images", "does not decode"),
+    ]:  # fmt: skip
+        (line,) = [line for line in table.splitlines() if f"row {row} (line {row + 1}) " in line]
+        assert field in line and problem in line
+    assert "usable 4" in output
+
+
+def test_training_stops_at_the_first_with_the_same_message(data, capsys):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[3]["chosen"] = " "
+    write(data, rows)
+    with pytest.raises(InputError) as error:
+        read_rows(data)
+    with pytest.raises(InputError, match="1 of 9"):
+        run("check", data)
+    line = capsys.readouterr().out.splitlines()[2]
+    assert [cell in line for cell in str(error.value).replace(": ", "; ").split("; ")] == [True] * 4
+
+
+def test_prompts_that_leave_no_room_are_broken(data):
+    with pytest.raises(InputError, match="9 of 9 rows are broken"):
+        run("check", data, "--model", "model", "--max-length", "20")
+
+
+def test_dropped_rows_and_own_negatives_are_counted(tmp_path, capsys):
+    annotations = {"Helpfulness": {"Rating": "3"}}
+    tie = {"prompt": "q?", "completions": [{"response": text, "annotations": annotations} for text in "ab"]}
+    rows = tiny.records(tmp_path, 2)
+    rows[0]["rejected_images"] = ["1.png"]
+    run("check", write(tmp_path / "mixed.jsonl", [tie, tie, *rows]))
+    output = capsys.readouterr().out
+    assert "dropped   2: all completions are rated the same" in output
+    assert "negatives 1 rows bring rejected_images" in output
+    with pytest.raises(InputError, match="holds no rows that can be used"):
+        run("check", write(tmp_path / "ties.jsonl", [tie]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "gone.jsonl"), "does not exist"),
+        (("check", "train.jsonl", "--max-length", "5"), "give --model"),
+        (("check", "train.jsonl", "--picture", "x.nothing"), "--picture"),
+        (("preview", "train.jsonl", "--output", "x.png", "--rows", "0"), "--rows 0"),
+        (("preview", "train.jsonl", "--output", "x.nothing"), "--output"),
+        (("preview", "train.jsonl", "--output", "x.png", "--negative", "own"), "rejected_images: is missing"),
+        (("preview", "text.jsonl", "--output", "x.png"), "no row has an image"),
+        (("sample", "train.jsonl", "--output", "x.json"), "ends in .jsonl"),
+        (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "0"), "--count 0"),
+        (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "99"), "9 usable rows, fewer than --count 99"),
+    ],
+)
+def test_bad_arguments_are_named(data, monkeypatch, arguments, message):
+    monkeypatch.chdir(data.parent)
+    write(data.parent / "text.jsonl", [{"prompt": "q?", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(InputError, match=message):
+        run(*arguments)
+
+
+def test_control_characters_in_data_do_not_reach_the_terminal(tmp_path, capsys):
+    rows = [{"img_path": "\x1b[31m.png", "prompt": "q?", "chosen": "a", "rejected": "b", "id": "\ud800"},
+            {"\x1b[2J": 1, "\ud800": 2}]  # fmt: skip
+    with pytest.raises(InputError, match="2 of 2"):
+        run("check", write(tmp_path / "bad.jsonl", rows))
+    output = capsys.readouterr().out
+    assert "\x1b" not in output and output.encode()
+
+
+def test_the_preview_shows_images_beside_their_negatives(data, tmp_path):
+    run("preview", data, "--output", tmp_path / "sheet.png", "--rows", "2")
+    everything = Image.open(tmp_path / "sheet.png")
+    run(
+        "preview",
+        data,
+        "--output",
+        tmp_path / "two.png",
+        "--rows",
+        "2",
+        "--negative",
+        "black",
+        "--negative",
+        "black:1+moco_v2:1",
+    )
+    two = Image.open(tmp_path / "two.png")
+    assert everything.height == two.height and everything.width > two.width
+    cell = np.asarray(two)[22 + 10 : 22 + 200, 8 + 232 + 20 : 8 + 232 + 180]
+    assert cell.max() == 0, "the second column is black"
+
+
+def test_a_sample_is_seeded_recorded_and_readable(data, tmp_path):
+    run("sample", data, "--output", tmp_path / "out" / "four.jsonl", "--count", "4", "--seed", "3")
+    rows = read_rows(tmp_path / "out" / "four.jsonl", data.parent)
+    source = {row.id: row for row in read_rows(data)}
+    assert [(row.prompt, row.chosen, row.images) for row in rows] == [
+        (source[row.id].prompt, source[row.id].chosen, source[row.id].images) for row in rows
+    ]
+    record = json.loads((tmp_path / "out" / "four.record.json").read_text())
+    assert record["seed"] == 3 and record["rows"] == 4 and len(record["sha256"]) == 64
+    run("sample", data, "--output", tmp_path / "again.jsonl", "--count", "4", "--seed", "3")
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "out" / "four.jsonl").read_text()
+    run("sample", data, "--output", tmp_path / "other.jsonl", "--count", "4", "--seed", "4")
+    assert (tmp_path / "other.jsonl").read_text() != (tmp_path / "again.jsonl").read_text()
+    shorter = write(tmp_path / "shorter.jsonl", data.read_text().splitlines()[:-1])
+    run("sample", shorter, "--output", tmp_path / "less.jsonl", "--count", "3", "--seed", "3", "--image-dir", tmp_path)
+    kept = {row.id for row in read_rows(tmp_path / "less.jsonl", tmp_path)}
+    assert len(kept & {row.id for row in rows}) >= 3 - ("again" in {row.id for row in rows})
+
+
+def test_a_sample_of_a_table_brings_its_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = tiny.records(tmp_path, 3)
+    cells = [{"image": {"bytes": (tmp_path / f"{i}.png").read_bytes()}, "question": "q?", "chosen": row["chosen"],
+              "rejected": row["rejected"]} for i, row in enumerate(rows)]  # fmt: skip
+    features = {name: datasets.Value("string") for name in ("question", "chosen", "rejected")} | {
+        "image": datasets.Image()
+    }
+    datasets.Dataset.from_list(cells, features=datasets.Features(features)).to_parquet(str(tmp_path / "r.parquet"))
+    run("sample", tmp_path / "r.parquet", "--output", tmp_path / "out" / "all.jsonl")
+    copies = read_rows(tmp_path / "out" / "all.jsonl")
+    assert [row.chosen for row in copies] == [row["chosen"] for row in rows]
+    assert [row.images[0].read_bytes() for row in copies] == [(tmp_path / f"{i}.png").read_bytes() for i in range(3)]

@@ -1,0 +1,285 @@
+"""Every format's rows, from every kind of file, become the same canonical rows; broken ones are named."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdpo.data import PreferenceRow, read_rows
+from mdpo.data.formats import FORMATS
+from mdpo.data.images import StoredImage, open_image
+from mdpo.data.rows import Checked, check_rows, image_root
+from mdpo.data.sources import open_source
+from mdpo.errors import InputError
+
+COUNT = 24
+TEXTS = [
+    "a cat",
+    "zwei\nZeilen\n",
+    "猫が\u2028座る 🐈",
+    'the tag "<image>" itself',
+    "  spaces  ",
+    "</s> ends",
+    "e\u0301 ≠ é",
+]
+
+
+def wanted(index: int) -> dict:
+    """What row ``index`` says in every format: text-only, one image, or two where the format can."""
+    return {
+        "question": f"what is this, nr. {index}? {TEXTS[index % 7]}".replace("<image>", "tag"),
+        "chosen": f"{TEXTS[index % 7]} {index}",
+        "rejected": f"{TEXTS[(index + 3) % 7]} not {index}",
+        "images": [f"{index % 3}.png", f"{(index + 1) % 3}.png"][: index % 3],
+    }
+
+
+def one(row: dict) -> list[str]:
+    return row["images"][:1]
+
+
+def single(row: dict, column: str) -> dict:
+    return {column: one(row)[0]} if one(row) else {}
+
+
+def rated(text: str, *ratings: str) -> dict:
+    names = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
+    return {
+        "response": text,
+        "annotations": {name: {"Rating": r, "Rationale": "…"} for name, r in zip(names, ratings, strict=False)},
+    }
+
+
+def vlfeedback(row: dict) -> dict:
+    completions = [
+        rated("middling", "3", "4", "5"),
+        rated(row["rejected"], "1", "2", "5"),
+        rated("unrated", "5", "N/A", "5"),
+        rated(row["chosen"], "5", "5", "4"),
+    ]
+    return {"prompt": row["question"], "completions": completions, "models": ["m"] * 4} | single(row, "img_path")
+
+
+def sharegpt(row: dict) -> dict:
+    turns = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "hello"},
+        {"from": "gpt", "value": "<image> is a tag"},
+        {"from": "human", "value": "<image>" * len(row["images"]) + row["question"]},
+    ]
+    answers = {name: {"from": "gpt", "value": row[name]} for name in ("chosen", "rejected")}
+    return {"conversations": turns, "images": row["images"], **answers}
+
+
+def responses(row: dict) -> dict:
+    return {"chosen": row["chosen"], "rejected": row["rejected"]}
+
+
+def rlhf_v(row: dict) -> dict:
+    return {"text": json.dumps({"question": row["question"], **responses(row)}), "idx": 7} | single(row, "image")
+
+
+WRITERS = {
+    "TRL": lambda row: {"images": row["images"], "prompt": row["question"], **responses(row)},
+    "mDPO": lambda row: {"prompt": row["question"], **responses(row), "img_path": (one(row) or [None])[0]},
+    "RLAIF-V": lambda row: {"question": row["question"], **responses(row), "idx": 3} | single(row, "image"),
+    "RLHF-V": rlhf_v,
+    "VLFeedback": vlfeedback,
+    "ShareGPT": sharegpt,
+}
+SEVERAL_IMAGES = ("TRL", "ShareGPT")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (20 + index, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def records(name: str) -> list[dict]:
+    return [WRITERS[name](wanted(index)) for index in range(COUNT)]
+
+
+def save(rows: list[dict], path: Path) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    else:
+        datasets = pytest.importorskip("datasets")
+        names = dict.fromkeys(name for row in rows for name in row)
+        table = datasets.Dataset.from_list([names | row for row in rows])
+        table.to_parquet(str(path)) if path.suffix == ".parquet" else table.save_to_disk(str(path))
+    return path
+
+
+def question(row) -> str:
+    return "".join(part.get("text", "") for part in row.prompt[-1]["content"])
+
+
+def test_every_format_has_a_fixture():
+    assert {format.name for format in FORMATS} == set(WRITERS)
+
+
+@pytest.mark.parametrize("kind", ["rows.json", "rows.jsonl", "rows.parquet", "saved"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_format_round_trips(folder, tmp_path, name, kind):
+    rows = read_rows(save(records(name), tmp_path / kind), folder)
+    assert len(rows) == COUNT
+    for index, row in enumerate(rows):
+        want = wanted(index)
+        images = want["images"] if name in SEVERAL_IMAGES else one(want)
+        assert row.chosen == want["chosen"] and row.rejected == want["rejected"]
+        assert question(row) == want["question"]
+        assert row.images == tuple(folder / image for image in images)
+        assert sum(part["type"] == "image" for message in row.prompt for part in message["content"]) == len(images)
+    if name == "ShareGPT":
+        assert [message["role"] for message in rows[0].prompt] == ["system", "user", "assistant", "user"]
+        assert rows[0].prompt[2]["content"] == [{"type": "text", "text": "<image> is a tag"}]
+
+
+def damaged(name: str) -> list[tuple[object, str]]:
+    """Ten broken rows of a format, and the field that each is reported under."""
+    good = WRITERS[name](wanted(1))
+    image = next(column for column in ("img_path", "image", "images") if column in good)
+    path = (lambda value: {**good, image: [value]}) if image == "images" else (lambda value: {**good, image: value})
+    common = [
+        (["a row"], "row"),
+        ("a row", "row"),
+        (path("../out.png"), "images"),
+        (path("/etc/hostname"), "images"),
+        (path("http://example.org/1.png"), "images"),
+        (path(17), "images"),
+        ({**good, "id": {}}, "id"),
+    ]
+    if name == "VLFeedback":
+        special = [
+            ({**good, "completions": "good"}, "completions"),
+            ({**good, "completions": [1, 2]}, "completions"),
+            ({**good, "prompt": None}, "prompt"),
+        ]
+    elif name == "RLHF-V":
+        bad = [("{", "text"), ("[]", "text"), (json.dumps({"question": "q?", "chosen": "", "rejected": "b"}), "chosen")]
+        special = [({**good, "text": text}, field) for text, field in bad]
+    elif name == "ShareGPT":
+        special = [
+            ({**good, "conversations": "hello"}, "conversations"),
+            ({**good, "conversations": [{"from": "tool", "value": "x"}]}, "conversations"),
+            ({**good, "chosen": {"from": "human", "value": "x"}}, "chosen"),
+        ]
+    else:
+        prompt = "question" if name == "RLAIF-V" else "prompt"
+        special = [
+            ({**good, "chosen": ""}, "chosen"),
+            ({column: value for column, value in good.items() if column != "rejected"}, "rejected"),
+            ({**good, prompt: "<image><image> what?"}, "prompt"),
+        ]
+    return common + special
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_ten_kinds_of_broken_rows_are_each_named(folder, tmp_path, name):
+    broken = damaged(name)
+    assert len(broken) == 10
+    path = save([WRITERS[name](wanted(1)), *(row for row, _ in broken)], tmp_path / "rows.jsonl")
+    found = list(check_rows(open_source(path), image_root(folder), PreferenceRow))
+    assert isinstance(found[0], Checked)
+    for index, ((_, field), error) in enumerate(zip(broken, found[1:], strict=True), start=1):
+        assert not isinstance(error, Checked), index
+        assert (error.where, error.field) == (f"rows.jsonl, row {index} (line {index + 1})", field)
+        assert error.problem and error.remedy
+
+
+def test_formats_may_be_mixed_in_one_file(folder, tmp_path):
+    rows = [writer(wanted(index)) for index, writer in enumerate(WRITERS.values())]
+    assert len(read_rows(save(rows, tmp_path / "rows.jsonl"), folder)) == len(WRITERS)
+
+
+def test_ratings_pair_the_best_against_the_worst_and_ties_are_dropped(folder, tmp_path, caplog):
+    tie = {"prompt": "q?", "completions": [rated("a", "3", "3", "3"), rated("b", "2", "3", "4")]}
+    unrated = {"prompt": "q?", "completions": [rated("a", "N/A", "3", "3"), {"response": "b", "annotations": None}]}
+    empty = {
+        "prompt": "q?",
+        "completions": [rated("", "5", "5", "5"), rated("b", "2", "2", "2"), rated("c", "1", "1", "nan")],
+    }
+    first = {"prompt": "q?", "completions": [rated(t, r) for t, r in zip("abcd", ("4", "2", "4", "2"), strict=True)]}
+    with caplog.at_level(logging.WARNING):
+        (row,) = read_rows(save([tie, unrated, first, empty], tmp_path / "rows.jsonl"), folder)
+    assert (row.chosen, row.rejected, row.id) == ("a", "b", "2")
+    assert "2 rows dropped: all completions are rated the same" in caplog.text
+    assert "1 rows dropped: no completion has a rating for every aspect" in caplog.text
+    with pytest.raises(InputError, match="no rows that can be used"):
+        read_rows(save([tie], tmp_path / "ties.jsonl"), folder)
+
+
+@pytest.mark.parametrize("kind", ["rows.parquet", "saved"])
+def test_images_inside_a_table_stay_there_until_they_are_read(folder, tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"images": [{"bytes": (folder / name).read_bytes()} for name in wanted(i)["images"]], "prompt": "q?"}
+        | responses(wanted(i))
+        for i in range(6)
+    ]
+    features = datasets.Features(
+        {"images": datasets.List(datasets.Image()), "prompt": datasets.Value("string"),
+         "chosen": datasets.Value("string"), "rejected": datasets.Value("string")}
+    )  # fmt: skip
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.to_parquet(str(tmp_path / kind)) if kind.endswith("t") else table.save_to_disk(str(tmp_path / kind))
+    read = read_rows(tmp_path / kind)
+    assert [len(row.images) for row in read] == [0, 1, 2, 0, 1, 2]
+    for index, row in enumerate(read):
+        for image, name in zip(row.images, wanted(index)["images"], strict=True):
+            assert isinstance(image, StoredImage)
+            assert open_image(image, row.where) == Image.open(folder / name).convert("RGB")
+
+
+def test_a_dataset_with_splits_is_read_from_train(folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(records("mDPO")[:3])
+    datasets.DatasetDict(train=table, test=table.select([0])).save_to_disk(str(tmp_path / "both"))
+    assert len(read_rows(tmp_path / "both", folder)) == 3
+    datasets.DatasetDict(test=table).save_to_disk(str(tmp_path / "test"))
+    with pytest.raises(InputError, match="no train split; it has test"):
+        read_rows(tmp_path / "test", folder)
+
+
+def test_folders_and_files_that_are_none(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="was not saved by datasets"):
+        read_rows(tmp_path / "folder")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        read_rows(tmp_path / "bad.parquet")
+
+
+def test_a_hub_name_is_asked_of_the_hub(tmp_path, monkeypatch, folder):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load_dataset(name):
+        asked.append(name)
+        if name != "somebody/pairs":
+            raise ConnectionError("no network")
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(records("RLAIF-V")[:2]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read_rows("somebody/pairs", folder)) == 2
+    with pytest.raises(InputError, match="no local file, and no dataset that the hub hands out: no network"):
+        read_rows("somebody/else")
+    assert asked == ["somebody/pairs", "somebody/else"]
+
+
+def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match=r"multimodal-dpo\[data\]"):
+        read_rows(tmp_path / "rows.parquet")
