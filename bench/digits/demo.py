@@ -1,0 +1,163 @@
+"""The demo: plain DPO and mDPO from the same tuned model in the miniature world, and what became of them.
+
+``python -m bench.digits.demo --seed 0 --out build/demo`` is what ``make demo`` runs. Training is the command
+``mdpo train configs/digits.yaml`` itself; plain DPO is the same without the image preference and the anchor.
+"""
+
+import json
+import os
+import platform
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from time import perf_counter
+
+import torch
+import transformers
+from PIL import Image
+
+from bench.digits.charts import Exhibit
+from bench.digits.metrics import score
+from bench.digits.report import write_report
+from bench.digits.results import Result, text_table
+from bench.digits.tune import MODEL
+from bench.digits.world import read_jsonl, write_preferences, write_test
+from mdpo import cli
+from mdpo.config import load_config
+from mdpo.data import DataOptions, PreferenceDataset, PromptRow, read_rows
+from mdpo.evaluation import generate
+from mdpo.models import load, load_processor, sequence_logps
+from mdpo.packing import pack, plan
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
+OVERRIDES = {"DPO": ["--conditional", "false", "--anchors", "[]"], "mDPO": []}
+"""What each model's training changes in the config."""
+
+EXHIBITS = 12
+TOKEN_BUDGET = 16384
+LONGEST_CAPTION = 24  # tokens; a true caption has 12 at the most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much of everything: what ``make demo`` takes by default, less in a test."""
+
+    pairs: int = 1500
+    scenes: int = 1000
+    overrides: tuple[str, ...] = ()
+
+
+def run(seed: int, folder: Path, size: Size) -> list[Result]:
+    """Write the data, train both models, evaluate all three and write the report. Returns the tuned model first."""
+    started = perf_counter()
+    print(f"seed {seed}: drawing {size.pairs} preference pairs and {size.scenes} test scenes")
+    preferences = write_preferences(folder / "data", seed=seed, count=size.pairs)
+    test = write_test(folder / "data", seed=seed, count=size.scenes)
+
+    tuned_logps = chosen_logps(MODEL, test)
+    results = [evaluate("tuned", MODEL, test, tuned_logps)]
+    for name, overrides in OVERRIDES.items():
+        model = folder / name.lower()
+        train(model, ["--train_data", str(preferences), "--seed", str(seed), *overrides, *size.overrides])
+        results.append(evaluate(name, model, test, tuned_logps))
+
+    _, settings = load_config(CONFIG, {"output_dir": str(folder)})
+    minutes = (perf_counter() - started) / 60
+    note = (
+        f"Seed {seed}, {size.pairs} pairs, {size.scenes} test scenes, {minutes:.1f} minutes on {os.cpu_count()} "
+        f"CPU cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}."
+    )
+    page = write_report(folder, results, exhibits(test), beta=settings.beta, note=note)
+    print(f"\n{text_table(results)}\n\n{note}\nreport: {page} and {page.with_suffix('.png').name}")
+    return results
+
+
+def train(output: Path, arguments: Sequence[str]) -> None:
+    """``mdpo train``, with its progress bar; the log lines go to a file beside the model."""
+    command = ["train", str(CONFIG), "--output_dir", str(output), *arguments]
+    print("mdpo", *command)
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "train.log").open("w", encoding="utf-8") as log, redirect_stdout(log):
+        code = cli.main(command)
+    if code:
+        raise SystemExit(code)
+
+
+def evaluate(name: str, model_path: Path, test: Path, tuned_logps: torch.Tensor) -> Result:
+    """Caption the test scenes greedily and count; the training's log is read where there was one."""
+    scenes = read_jsonl(test)
+    captions = list(
+        generate(
+            load(model_path),
+            load_processor(model_path),
+            read_rows(test, kind=PromptRow),
+            max_new_tokens=LONGEST_CAPTION,
+            batch_size=250,
+        )
+    )
+    state = model_path / "trainer_state.json"
+    trained = state.is_file()
+    return Result(
+        name=name,
+        scores=score(captions, [scene["digits"] for scene in scenes]),
+        captions=captions,
+        log_ratio=(chosen_logps(model_path, test) - tuned_logps).mean().item() if trained else None,
+        history=json.loads(state.read_text(encoding="utf-8"))["log_history"] if trained else [],
+    )
+
+
+@torch.no_grad()
+def chosen_logps(model_path: Path, test: Path) -> torch.Tensor:
+    """Log-probability of each test scene's chosen caption, (scenes,)."""
+    model = load(model_path).eval()
+    dataset = PreferenceDataset(read_rows(test), load_processor(model_path), DataOptions(image_rejected=False))
+    logps = torch.empty(len(dataset))
+    (step,) = plan(dataset.lengths, TOKEN_BUDGET, examples_per_step=len(dataset))
+    for indices in step:
+        logps[indices] = sequence_logps(model, pack([dataset[index] for index in indices], model))[0]
+    return logps
+
+
+def exhibits(test: Path) -> list[Exhibit]:
+    """The first test scenes, as they come."""
+    rows = read_jsonl(test)[:EXHIBITS]
+    return [Exhibit(image=Image.open(test.parent / row["img_path"]), digits=tuple(row["digits"])) for row in rows]
+
+
+def numbers(runs: dict[int, list[Result]], size: Size) -> dict[str, object]:
+    """Every number of the table, by seed and model, and the means over seeds."""
+    rows = {seed: {result.name: _row(result) for result in results} for seed, results in runs.items()}
+    means: dict[str, dict[str, float]] = {}
+    for name, row in next(iter(rows.values())).items():
+        means[name] = {column: mean(models[name][column] for models in rows.values()) for column in row}
+    versions = dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__)
+    return dict(pairs=size.pairs, scenes=size.scenes, versions=versions, seeds=rows, mean=means)
+
+
+def _row(result: Result) -> dict[str, float]:
+    row = asdict(result.scores)
+    return row if result.log_ratio is None else row | {"log_ratio": result.log_ratio}
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser.add_argument("--pairs", type=int, default=Size.pairs)
+    parser.add_argument("--scenes", type=int, default=Size.scenes)
+    arguments = parser.parse_args()
+    size = Size(pairs=arguments.pairs, scenes=arguments.scenes)
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; the trainer's stays
+    runs = {}
+    for seed in arguments.seeds:
+        folder = arguments.out if len(arguments.seeds) == 1 else arguments.out / f"seed-{seed}"
+        runs[seed] = run(seed, folder, size)
+    text = json.dumps(numbers(runs, size), indent=2)
+    (arguments.out / "numbers.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

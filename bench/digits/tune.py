@@ -1,0 +1,169 @@
+"""Make the checkpoint that the demo starts from: ``python -m bench.digits.tune`` writes ``bench/digits/model/``.
+
+A LLaVA of 0.8M parameters (CLIP + Llama, random at first) is tuned to caption scenes. The scenes are full of partners,
+so the language model learns to expect the partner of a digit that it has just named. Both style tokens are equally
+frequent.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tqdm import trange
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import (
+    CLIPImageProcessorPil,  # the one that needs no torchvision
+)
+
+from bench.digits.world import IMAGE_SIZE, PROMPT, STYLES, Scene, caption, make_scene, render
+
+PATCH = 12
+MODEL = Path(__file__).parent / "model"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}</s>{% else %} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+
+
+def build_processor() -> LlavaProcessor:
+    """A processor made offline: CLIP's images at 48×48, and one token per word, whatever the white space."""
+    special = ["<pad>", "</s>", "<unk>", "<image>"]
+    words = [
+        "USER",
+        "ASSISTANT",
+        ":",
+        "List",
+        "the",
+        "digits",
+        ".",
+        "I",
+        "see",
+        ",",
+        "and",
+        *STYLES,
+        *map(str, range(10)),
+    ]
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins by spaces, with none before "," or "."
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size),
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            extra_special_tokens={"image_token": "<image>"},
+        ),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """The untrained model."""
+    tokenizer = processor.tokenizer
+    vision = CLIPVisionConfig(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
+        vision_feature_layer=-1,  # the usual -2 would leave one of three layers idle
+        vision_feature_select_strategy="default",
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def tuning_batch(processor: LlavaProcessor, scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+    """Prompts and true captions, right-padded, with labels on the captions and their EOS alone."""
+    chats = []
+    for scene in scenes:
+        style = str(scene.generator("style").choice(STYLES))
+        question = [{"type": "image"}, {"type": "text", "text": PROMPT}]
+        answer = caption(scene.digits, style)
+        chats.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    texts = processor.apply_chat_template(chats)
+    layout: dict[str, Any] = dict(padding=True, padding_side="right", return_tensors="pt")
+    batch = processor(text=texts, images=[render(scene) for scene in scenes], **layout)
+    assistant = processor.tokenizer.convert_tokens_to_ids("ASSISTANT")
+    start = int((batch["input_ids"][0] == assistant).nonzero()) + 2  # all prompts are one, and end in "ASSISTANT", ":"
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    batch["labels"][:, :start] = -100
+    return dict(batch)
+
+
+def tune(
+    *, steps: int, batch_size: int, learning_rate: float, seed: int
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Supervised tuning on fresh scenes, none of them shown twice."""
+    torch.manual_seed(seed)
+    processor = build_processor()
+    model = build_model(processor).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    for step in (bar := trange(steps, desc="tuning", mininterval=5)):
+        scenes = [make_scene("tune", seed, step * batch_size + index) for index in range(batch_size)]
+        loss = model(**tuning_batch(processor, scenes)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return model.eval(), processor
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    options = {name: value for name, value in vars(arguments).items() if name != "out"}
+    model, processor = tune(**options)
+    model.save_pretrained(arguments.out)
+    processor.save_pretrained(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
