@@ -29,7 +29,12 @@ TEXT_CONFIGS = {
     ),
     "phi": lambda: transformers.PhiConfig(**_TEXT, num_attention_heads=2, partial_rotary_factor=0.4),
     "qwen2": lambda: transformers.Qwen2Config(**_TEXT, num_attention_heads=4, num_key_value_heads=2),
+    "qwen3": lambda: transformers.Qwen3Config(**_TEXT, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
 }
+_VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE,
+    "patch_size": PATCH,
+}  # fmt: skip
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -64,46 +69,111 @@ def processor() -> transformers.LlavaProcessor:
 
 
 def llava(text: str = "llama", seed: int = 0) -> transformers.LlavaForConditionalGeneration:
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=PATCH
-    )
     return _build(
         transformers.LlavaForConditionalGeneration,
         transformers.LlavaConfig(
-            vision_config=vision, text_config=TEXT_CONFIGS[text](), image_token_id=3, image_seq_length=(SIDE // PATCH) ** 2
+            vision_config=transformers.CLIPVisionConfig(**_VISION), text_config=TEXT_CONFIGS[text](), image_token_id=3,
+            image_seq_length=(SIDE // PATCH) ** 2,
         ),
         seed,
-    )
+    )  # fmt: skip
+
+
+# LLaVA-NeXT's resolutions, scaled down
+PINPOINTS = [[SIDE * height, SIDE * width] for height, width in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+
+
+def llava_next(
+    text: str = "mistral", tower: str = "clip", seed: int = 0
+) -> transformers.LlavaNextForConditionalGeneration:
+    config = transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(**_VISION) if tower == "clip" else _siglip(),
+        text_config=TEXT_CONFIGS[text](), image_token_id=3, image_seq_length=(SIDE // PATCH) ** 2,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-2, vision_feature_select_strategy="default" if tower == "clip" else "full",
+    )  # fmt: skip
+    return _build(transformers.LlavaNextForConditionalGeneration, config, seed)
+
+
+def _siglip() -> transformers.SiglipVisionConfig:
+    return transformers.SiglipVisionConfig(**_VISION, vision_use_head=False)
 
 
 def bunny(seed: int = 0) -> transformers.LlavaForConditionalGeneration:
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=PATCH,
-        vision_use_head=False,
-    )  # fmt: skip
     return _build(
         transformers.LlavaForConditionalGeneration,
         transformers.LlavaConfig(
-            vision_config=vision, text_config=TEXT_CONFIGS["phi"](), image_token_id=3,
+            vision_config=_siglip(), text_config=TEXT_CONFIGS["phi"](), image_token_id=3,
             image_seq_length=(SIDE // PATCH) ** 2, vision_feature_layer=-1, vision_feature_select_strategy="full",
         ),
         seed,
     )  # fmt: skip
 
 
-def qwen2_5_vl(seed: int = 0) -> transformers.Qwen2_5_VLForConditionalGeneration:
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            **_TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4,
-            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": False,
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-            "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
-        },
-        image_token_id=3, vision_start_token_id=5, vision_end_token_id=6, video_token_id=7,
+def idefics3(seed: int = 0) -> transformers.Idefics3ForConditionalGeneration:
+    return _build(transformers.Idefics3ForConditionalGeneration, transformers.Idefics3Config(**_idefics3()), seed)
+
+
+def smolvlm(seed: int = 0) -> transformers.SmolVLMForConditionalGeneration:
+    """With tied embeddings, as the small ones have."""
+    config = transformers.SmolVLMConfig(**_idefics3(tie_word_embeddings=True))
+    return _build(transformers.SmolVLMForConditionalGeneration, config, seed)
+
+
+def _idefics3(**changes) -> dict:
+    text = {"model_type": "llama", **_TEXT, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 2}
+    return {"text_config": text, "vision_config": _VISION, "image_token_id": 3, "scale_factor": 2, **changes}
+
+
+def internvl(text: str = "qwen2", seed: int = 0) -> transformers.InternVLForConditionalGeneration:
+    config = transformers.InternVLConfig(
+        vision_config=_VISION, text_config=TEXT_CONFIGS[text](), image_token_id=3, downsample_ratio=0.5,
+        tie_word_embeddings=text == "qwen2",
     )  # fmt: skip
+    return _build(transformers.InternVLForConditionalGeneration, config, seed)
+
+
+_QWEN_IDS = {"image_token_id": 3, "vision_start_token_id": 5, "vision_end_token_id": 6, "video_token_id": 7}
+
+
+def _mrope(**changes) -> dict:
+    return {
+        **_TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": False, **changes,
+    }  # fmt: skip
+
+
+def qwen2_vl(seed: int = 0) -> transformers.Qwen2VLForConditionalGeneration:
+    vision = {
+        "depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4,
+        "spatial_merge_size": 2,
+    }  # fmt: skip
+    config = transformers.Qwen2VLConfig(text_config=_mrope(), vision_config=vision, **_QWEN_IDS)
+    return _build(transformers.Qwen2VLForConditionalGeneration, config, seed)
+
+
+def qwen2_5_vl(seed: int = 0) -> transformers.Qwen2_5_VLForConditionalGeneration:
+    vision = {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+        "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = transformers.Qwen2_5_VLConfig(text_config=_mrope(), vision_config=vision, **_QWEN_IDS)
     return _build(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
+
+
+def qwen3_vl(seed: int = 0) -> transformers.Qwen3VLForConditionalGeneration:
+    """Two levels of deepstack features for three text layers."""
+    vision = {
+        "depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+        "spatial_merge_size": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True, "rope_theta": 1e4}
+    text = {
+        **_TEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+        "rope_parameters": rope, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_QWEN_IDS)
+    return _build(transformers.Qwen3VLForConditionalGeneration, config, seed)
 
 
 def _build(kind, config, seed: int):

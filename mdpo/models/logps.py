@@ -1,6 +1,7 @@
 """One forward of a packed row, and the log-prob of every response in it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -18,12 +19,23 @@ from .attention import use_packed_attention
 # Shapes: B examples, T packed tokens, N scored tokens, M image tokens, H hidden size, V vocabulary
 
 
-def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Tensor | None = None) -> Tensor:
+class ImageFeatures(NamedTuple):
+    """What the text model gets of a row's images.
+
+    embeddings: (M, H), in place of the placeholders' embeddings. deepstack: (M, H) each, added to the placeholders'
+    hidden states behind the first text layers, one by one (Qwen3-VL); empty for other families.
+    """
+
+    embeddings: Tensor
+    deepstack: tuple[Tensor, ...]
+
+
+def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None) -> Tensor:
     """Summed log-probs of the responses: (3, B) float32, rows chosen, rejected, image_rejected.
 
     model: a supported Hugging Face model, bare or PEFT. Nothing has to be set on it before.
     packed: on the model's device.
-    image_features: (M, H) from ``encode_images``, to share them between policy and reference.
+    image_features: from ``encode_images``, to share them between policy and reference.
 
     A branch that an example does not have is NaN. Raises InputError for a family that cannot be packed.
     """
@@ -31,12 +43,14 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ten
     base = unwrap(model)
     use_packed_attention(base)
     embeddings = base.get_input_embeddings()(packed.input_ids)
+    deepstack = {}
     if packed.images:
         features = encode_images(model, packed) if image_features is None else image_features
         # The rows are known since packing: index_copy needs no mask, and its backward no synchronisation.
-        features = features.to(embeddings.dtype)
-        embeddings = embeddings[0].index_copy(0, packed.image_rows, features)[None]
-    hidden = base.model(
+        embeddings = embeddings[0].index_copy(0, packed.image_rows, features.embeddings.to(embeddings.dtype))[None]
+        deepstack = _deepstack(packed, features)
+    # The text model itself: what stands around it has put the image features in place, and counts positions of its own.
+    hidden = base.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=packed.position_ids,
         # transformers returns a 4-D mask as it is instead of building a (T, T) one; the segments say it all.
@@ -44,6 +58,7 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ten
         segments=packed.segments,
         use_cache=False,
         return_dict=True,
+        **deepstack,
     ).last_hidden_state[0]
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
     scored = hidden.index_select(0, packed.scored_rows)
@@ -53,8 +68,8 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ten
     return logps.masked_fill(absent, torch.nan).view(3, -1)
 
 
-def encode_images(model: nn.Module, packed: PackedBatch) -> Tensor:
-    """The features of the row's placeholders, (M, H): each distinct image is encoded once.
+def encode_images(model: nn.Module, packed: PackedBatch) -> ImageFeatures:
+    """The features of the row's placeholders: each distinct image is encoded once.
 
     Without gradient where tower and projector are frozen. Raises InputError where the tower makes another number of
     features than the row has placeholders.
@@ -63,24 +78,44 @@ def encode_images(model: nn.Module, packed: PackedBatch) -> Tensor:
     trained = any(parameter.requires_grad for parameter in vision_parameters(base))
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
         outputs = base.model.get_image_features(**packed.images, return_dict=True)
-    distinct = outputs.pooler_output
-    features = torch.cat([distinct[index] for index in packed.image_index])
+    distinct = outputs.pooler_output  # one (m, H) per image, in a sequence or a tensor
+    features = _of_the_row(distinct, packed)
     if len(features) != len(packed.image_rows):
         raise InputError(
             f"examples {', '.join(packed.ids)}: the vision tower makes {len(features)} image features for "
             f"{len(packed.image_rows)} placeholders; the prompts were expanded for another image size"
         )
-    return features
+    lengths = [len(image) for image in distinct]
+    # transformers 5.17 leaves these whole, later versions split them by image.
+    levels = (
+        level.split(lengths) if isinstance(level, Tensor) else level
+        for level in getattr(outputs, "deepstack_features", None) or ()
+    )
+    return ImageFeatures(features, tuple(_of_the_row(level, packed) for level in levels))
+
+
+def _of_the_row(distinct: Sequence[Tensor] | Tensor, packed: PackedBatch) -> Tensor:
+    return torch.cat([distinct[index] for index in packed.image_index])
+
+
+def _deepstack(packed: PackedBatch, features: ImageFeatures) -> dict[str, Tensor | list[Tensor]]:
+    """The text model's keywords for features that enter behind its layers."""
+    if not features.deepstack:
+        return {}
+    mask = torch.zeros_like(packed.input_ids, dtype=torch.bool)
+    mask[0].index_fill_(0, packed.image_rows, True)
+    return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a PEFT model, or the model itself. Adapter layers sit inside it and stay."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
 
 
 def vision_parameters(base: PreTrainedModel) -> Iterable[nn.Parameter]:
-    """Everything in front of the language model: tower and projector, adapters on them included."""
-    return (p for name, p in base.model.named_parameters() if not name.startswith("language_model."))
+    """Everything in front of the text model: tower and projector, adapters on them included."""
+    text = {id(parameter) for parameter in base.get_decoder().parameters()}
+    return (parameter for parameter in base.model.parameters() if id(parameter) not in text)
 
 
 def head_parameters(base: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
@@ -88,17 +123,20 @@ def head_parameters(base: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 
     Raises ValueError for an adapter that is no plain LoRA.
     """
-    head = base.get_output_embeddings()
+    head: Any = base.get_output_embeddings()
     if isinstance(head, ModulesToSaveWrapper):
-        head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapter]
+        saved: Any = head
+        head = saved.original_module if saved.disable_adapters else saved.modules_to_save[saved.active_adapter]
     if not isinstance(head, LoraLayer):
         return head.weight, head.bias
-    layer = head.get_base_layer()
+    lora: Any = head
+    layer = lora.get_base_layer()
     weight = layer.weight
-    if not head.disable_adapters:
-        for adapter in head.active_adapters:
-            if adapter not in head.lora_A:
-                raise ValueError(f"the adapter {adapter!r} on lm_head is not a plain LoRA; use target_modules without it")
+    if not lora.disable_adapters:
+        for adapter in lora.active_adapters:
+            if adapter not in lora.lora_A:
+                problem = f"the adapter {adapter!r} on lm_head is not a plain LoRA"
+                raise ValueError(f"{problem}; use target_modules without it")
             # The log-probs need the sum; its gradient runs on into A and B. One (V, H) temporary each pass.
-            weight = weight + head.get_delta_weight(adapter).to(weight.dtype)
+            weight = weight + lora.get_delta_weight(adapter).to(weight.dtype)
     return weight, layer.bias

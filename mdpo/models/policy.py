@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mdpo.packing import PackedBatch
 from mdpo_kernels import MDPOLoss, mdpo_loss
 
-from .logps import encode_images, sequence_logps, unwrap, vision_parameters
+from .logps import ImageFeatures, encode_images, sequence_logps, unwrap, vision_parameters
 
 
 class PolicyOutput(NamedTuple):
@@ -55,13 +55,13 @@ class PackedPolicy(nn.Module):
         loss = mdpo_loss(policy, reference, num_examples=num_examples, **self.objective)
         return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, packed)), policy, reference)
 
-    def _shared_features(self, packed: PackedBatch) -> Tensor | None:
+    def _shared_features(self, packed: PackedBatch) -> ImageFeatures | None:
         """Image features that serve policy and reference alike, where nothing in front of the text model trains."""
         frozen = not any(parameter.requires_grad for parameter in vision_parameters(unwrap(self.model)))
         return encode_images(self.model, packed) if packed.images and frozen else None
 
     @torch.no_grad()
-    def _reference_logps(self, packed: PackedBatch, features: Tensor | None) -> Tensor:
+    def _reference_logps(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
         if self._frozen[0] is not None:
             return sequence_logps(self._frozen[0], packed, image_features=features)
         adapter_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()

@@ -39,7 +39,7 @@ def fingerprint(model: nn.Module, autocast: torch.dtype | None = None) -> str:
     for name, tensor in sorted(_base_weights(base)):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         for piece in tensor.detach().reshape(-1).split(2**26):  # bounds the copy that leaves the GPU
-            digest.update(memoryview(piece.contiguous().view(torch.uint8).cpu().numpy()))
+            digest.update(piece.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 

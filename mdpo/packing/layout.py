@@ -7,7 +7,7 @@ what is shared: token ids are never compared, so the prompt of the cropped image
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -33,7 +33,8 @@ class PackedBatch:
     input_ids: (1, T) int64.
     position_ids: (1, T) int64, or (3, 1, T) for families with multimodal positions. They restart in every branch.
     segments: the attention of the row, see ``mdpo_kernels.varlen_attention``.
-    images: what the vision tower reads, each distinct image once; empty without images.
+    images: what the vision tower reads, each distinct image once; empty without images. Where a family cuts pictures
+        into tiles, an image is a tile.
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
     image_rows: (M,) int64, the rows of the placeholders those images fill, in order.
     scored_rows: (N,) int64, the row whose hidden state predicts each scored token.
@@ -73,7 +74,8 @@ class PackedBatch:
             elif isinstance(value, dict):
                 changed[field.name] = {name: function(tensor) for name, tensor in value.items()}
             elif isinstance(value, Segments):
-                changed[field.name] = Segments(*(function(v) if isinstance(v, Tensor) else v for v in value))
+                tensors = {name: function(v) for name, v in value._asdict().items() if isinstance(v, Tensor)}
+                changed[field.name] = value._replace(**tensors)
         return replace(self, **changed)
 
 
@@ -107,6 +109,7 @@ class _Row:
         self.scored: dict[str, list[tuple[list[int], Sequence[int]]]] = {name: [] for name in BRANCHES}
         self.distinct: dict[bytes, int] = {}
         self.images: list[dict[str, Tensor]] = []
+        self.first_with_images = ""
         self.image_index: list[int] = []
         self.digests: list[str] = []
 
@@ -121,7 +124,7 @@ class _Row:
         self.digests.append(digest.hexdigest())
 
     def _lay_out(self, example: PreferenceTokens) -> None:
-        prefix, after = self._prefix(example.prompt_ids, example.images)
+        prefix, after = self._prefix(example, example.images)
         chosen = self._response(example.chosen_ids, after)
         self._segment((prefix[0], chosen[1]), [(prefix[0], chosen[1])])
         rejected = self._response(example.rejected_ids, after)
@@ -131,23 +134,36 @@ class _Row:
         if example.rejected_images is None:
             self.scored["image_rejected"].append(([], []))
             return
-        prefix, after = self._prefix(example.prompt_ids, example.rejected_images)
+        prefix, after = self._prefix(example, example.rejected_images)
         chosen = self._response(example.chosen_ids, after)
         self._segment((prefix[0], chosen[1]), [(prefix[0], chosen[1])])
         self._score("image_rejected", prefix, chosen, example.chosen_ids)
 
-    def _prefix(self, prompt_ids, images) -> tuple[tuple[int, int], int]:
+    def _prefix(
+        self, example: PreferenceTokens, images: Mapping[str, Tensor] | None
+    ) -> tuple[tuple[int, int], int]:
         start = len(self.input_ids)
-        self.input_ids.extend(prompt_ids)
-        positions = self.family.positions(prompt_ids, images)
+        self.input_ids.extend(example.prompt_ids)
+        positions = self.family.positions(example.prompt_ids, images)
         self.positions.append(positions)
         for image in [] if images is None else self.family.split_images(images):
             key = _digest(image)
             if key not in self.distinct:
+                self._check_shapes(example, image)
                 self.distinct[key] = len(self.images)
                 self.images.append(image)
             self.image_index.append(self.distinct[key])
         return (start, len(self.input_ids)), int(positions.max()) + 1
+
+    def _check_shapes(self, example: PreferenceTokens, image: dict[str, Tensor]) -> None:
+        for name, first in self.images[0].items() if self.images else ():
+            if image[name].shape[1:] != first.shape[1:]:
+                raise InputError(
+                    f"example {example.id!r}: {name} of shape {tuple(image[name].shape)} beside {tuple(first.shape)} "
+                    f"of {self.first_with_images!r}; process all images with the model's image processor"
+                )
+        if not self.images:
+            self.first_with_images = example.id
 
     def _response(self, ids: Sequence[int], position: int) -> tuple[int, int]:
         start = len(self.input_ids)
@@ -198,6 +214,11 @@ def _check(example: PreferenceTokens, family: Family) -> None:
     for name, images in (("images", example.images), ("rejected_images", example.rejected_images)):
         if images is None and name == "rejected_images":
             continue
+        missing = [] if images is None else [key for key in family.image_inputs if key not in images]
+        if missing:
+            raise InputError(
+                f"example {example.id!r}: {name} lack {', '.join(missing)}; pass on all that the image processor returns"
+            )
         features = 0 if images is None else sum(family.image_lengths(images))
         if features != placeholders:
             raise InputError(
@@ -216,5 +237,5 @@ def _digest(image: dict[str, Tensor]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(image.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()

@@ -1,5 +1,8 @@
 """Optimizer steps as batches of a dataloader: one batch is a whole step, already cut into packed micro-batches."""
 
+# A batch of this sampler is a step, not a list of indices.
+# pyright: reportIncompatibleMethodOverride=false
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple

@@ -1,5 +1,9 @@
 """mDPO on transformers.Trainer: a batch is a whole optimizer step, planned into packed micro-batches."""
 
+# transformers types a Trainer's attributes as all they could be, and a batch as a dict; here they are this trainer's own.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false
+
 import copy
 import itertools
 import json

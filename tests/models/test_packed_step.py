@@ -10,54 +10,10 @@ from peft import LoraConfig, get_peft_model
 from mdpo.errors import InputError
 from mdpo.models import sequence_logps
 from mdpo.models.attention import NAME
-from mdpo.packing import PreferenceTokens, family_of, pack
+from mdpo.packing import PreferenceTokens, pack
 from mdpo_kernels import mdpo_loss
 from tests import tiny
-
-FAMILIES = {
-    "llava-llama": tiny.llava,
-    "llava-llama-gqa": lambda: tiny.llava("llama-gqa"),
-    "llava-mistral": lambda: tiny.llava("mistral"),
-    "llava-qwen2": lambda: tiny.llava("qwen2"),
-    "bunny": tiny.bunny,
-    "qwen2_5_vl": tiny.qwen2_5_vl,
-}
-IMAGE = 3  # the placeholder's id in every tiny model
-
-
-def pixels(kind: str, generator: torch.Generator, grid=(4, 6)) -> dict[str, torch.Tensor]:
-    if kind == "qwen2_5_vl":
-        height, width = grid
-        values = torch.randn(height * width, 3 * 2 * 4 * 4, generator=generator)
-        return {"pixel_values": values, "image_grid_thw": torch.tensor([[1, height, width]])}
-    return {"pixel_values": torch.randn(1, 3, tiny.SIDE, tiny.SIDE, generator=generator)}
-
-
-def join(*images: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: torch.cat([image[name] for image in images]) for name in images[0]}
-
-
-def examples(kind: str) -> list[PreferenceTokens]:
-    """An ordinary row, plain DPO, two images in one prompt, text alone, and a row that shares the first one's image."""
-    g = torch.Generator().manual_seed(1)
-    first, crop, second, second_crop, third = (pixels(kind, g, grid) for grid in ((4, 6), (4, 6), (8, 4), (8, 4), (4, 4)))
-    family = family_of(FAMILIES[kind]())
-
-    def prompt(*images):
-        ids = [20, 21]
-        for image in images:
-            ids += [IMAGE] * family.image_lengths(image)[0] + [22]
-        return ids + [23, 24]
-
-    return [
-        PreferenceTokens("ordinary", prompt(first), [30, 31, 32, 1], [33, 1], first, crop),
-        PreferenceTokens("plain-dpo", prompt(second), [40, 1], [41, 42, 43, 44, 1], second),
-        PreferenceTokens(
-            "two-images", prompt(third, second), [50, 51, 1], [52, 1], join(third, second), join(third, second_crop)
-        ),
-        PreferenceTokens("text-only", prompt(), [60, 61, 62, 1], [63, 1]),
-        PreferenceTokens("one-token", prompt(first), [1], [1], first, crop),
-    ]
+from tests.models.packed_examples import FAMILIES, IMAGE, examples
 
 
 def three_passes(model, example: PreferenceTokens) -> list[torch.Tensor]:
@@ -82,7 +38,8 @@ def expected_logps(model, batch) -> torch.Tensor:
 
 
 def with_lora(model):
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q_proj|v_proj|dense|down_proj|fc2)")
+    targets = r".*(language|text)_model.*\.(q_proj|v_proj|dense|down_proj|fc2)"
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets)
     torch.manual_seed(2)
     peft = get_peft_model(model, lora)
     with torch.no_grad():
@@ -200,15 +157,6 @@ def test_layout_shares_the_prefix():
     assert packed.targets.tolist() == [*example.chosen_ids, *example.rejected_ids, *example.chosen_ids]
 
 
-def test_qwen_positions_are_get_rope_index():
-    model = tiny.qwen2_5_vl()
-    for example in examples("qwen2_5_vl"):
-        ids = torch.tensor([example.prompt_ids])
-        grid = None if example.images is None else example.images["image_grid_thw"]
-        expected, _ = model.model.get_rope_index(ids, mm_token_type_ids=(ids == IMAGE).int(), image_grid_thw=grid)
-        assert torch.equal(family_of(model).positions(example.prompt_ids, example.images), expected[:, 0])
-
-
 def bad(**changes) -> PreferenceTokens:
     good = examples("llava-llama")[0]
     fields = {name: getattr(good, name) for name in good.__slots__}
@@ -231,21 +179,6 @@ def test_bad_examples_are_named(changes, message):
     with pytest.raises(InputError, match="the-bad-one") as error:
         pack([bad(**changes)], tiny.llava())
     assert message in str(error.value)
-
-
-def test_a_window_shorter_than_a_branch_is_refused():
-    model = tiny.llava("mistral")
-    model.config.text_config.sliding_window = 16
-    with pytest.raises(InputError, match="ordinary.*sliding window of 16"):
-        pack(examples("llava-llama"), model)
-
-
-@pytest.mark.parametrize("kind", ["paligemma", "gemma3", "mllama", "qwen3_5", "florence2"])
-def test_families_that_cannot_be_packed_are_refused_with_the_reason(kind):
-    model = tiny.llava()
-    model.config.model_type = kind
-    with pytest.raises(InputError, match=kind):
-        pack(examples("llava-llama"), model)
 
 
 def test_the_chosen_backend_is_said_once(caplog):

@@ -1,0 +1,181 @@
+"""What the converters share: reading an official LLaVA-like checkpoint, and writing it as transformers' LLaVA."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from mdpo.errors import InputError
+
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+TOWER = "model.vision_tower.vision_tower.vision_model."
+_WEIGHTS = "model.safetensors"
+_IMAGE = "<image>"
+_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space.
+_CHAT_TEMPLATE = (
+    "{{ '" + _SYSTEM.replace("'", "\\'") + " ' }}"
+    "{% for message in messages %}"
+    "{% set content = message['content'] if message['content'] is not string "
+    "else [{'type': 'text', 'text': message['content']}] %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% for part in content if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ ' ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def check_destination(destination: Path) -> None:
+    """Raises InputError where the folder holds something already: asked before gigabytes are read."""
+    if destination.exists() and any(destination.iterdir()):
+        raise InputError(f"{destination} is not empty; give a new folder")
+
+
+def read_config(source: Path, model_types: tuple[str, ...]) -> dict:
+    """The official config. Raises InputError where it is another layout's, or has another projector."""
+    path = source / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: not a checkpoint folder")
+    official = json.loads(path.read_text())
+    if "text_config" in official:
+        raise InputError(f"{path} is in transformers' layout already: use the folder as it is")
+    if official.get("model_type") not in model_types:
+        known = " and ".join(map(repr, model_types))
+        raise InputError(f"{path}: model_type is {official.get('model_type')!r}, only {known} is converted")
+    if official.get("mm_projector_type") != "mlp2x_gelu":
+        raise InputError(f"{path}: mm_projector_type {official.get('mm_projector_type')!r} is not 'mlp2x_gelu'")
+    return official
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """Every tensor by its official name, from one file or from shards. Raises InputError without safetensors."""
+    index = source / f"{_WEIGHTS}.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [_WEIGHTS]
+    weights = {}
+    for path in (source / name for name in names):
+        if not path.is_file():
+            raise InputError(
+                f"{path} does not exist; only safetensors are read, for other formats hold pickles: "
+                "convert .bin files to safetensors first"
+            )
+        with safe_open(path, "pt") as shard:
+            weights.update((name, shard.get_tensor(name)) for name in shard.keys())
+    if EMBEDDINGS not in weights:
+        raise InputError(f"{source} has no {EMBEDDINGS}: not a whole checkpoint; merge an adapter into its base first")
+    return weights
+
+
+def tower_layers(weights: dict[str, Tensor]) -> int:
+    """How many layers of the vision tower the checkpoint holds."""
+    prefix = f"{TOWER}encoder.layers."
+    return 1 + max((int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix)), default=-1)
+
+
+def build(config: LlavaConfig, weights: dict[str, Tensor]) -> LlavaForConditionalGeneration:
+    """The model around the official weights, as they are. Raises InputError where they do not fit ``config``."""
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    expected = model.state_dict()
+    renamed = {_rename(name, expected): tensor for name, tensor in weights.items()}
+    # The pooling head reads nothing that the language model sees; older saves carry buffers.
+    buffers = ("inv_freq", "position_ids")
+    renamed = {n: t for n, t in renamed.items() if ".vision_tower.head." not in n and not n.endswith(buffers)}
+    if config.tie_word_embeddings:
+        renamed.setdefault(HEAD, renamed["model.language_model.embed_tokens.weight"])
+    renamed.update(_unused_norm(expected, renamed))
+    problems = [f"missing {name}" for name in expected.keys() - renamed.keys()]
+    problems += [f"unknown {name}" for name in renamed.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(renamed[name].shape)}, config says {tuple(expected[name].shape)}"
+        for name in expected.keys() & renamed.keys()
+        if renamed[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise InputError(f"the weights do not fit config.json: {'; '.join(sorted(problems)[:5])}")
+    model.load_state_dict(renamed, assign=True)
+    return model
+
+
+def _rename(name: str, expected: dict[str, Tensor]) -> str:
+    if name.startswith(TOWER):
+        # versions of transformers differ by one level in the tower's names
+        nested = "model.vision_tower.vision_model."
+        is_nested = any(key.startswith(nested) for key in expected)
+        return (nested if is_nested else "model.vision_tower.") + name[len(TOWER) :]
+    if name.startswith("model.mm_projector."):
+        _, _, layer, parameter = name.split(".")
+        return f"model.multi_modal_projector.linear_{1 if layer == '0' else 2}.{parameter}"
+    if name.startswith("model."):
+        return "model.language_model." + name.removeprefix("model.")
+    return name
+
+
+def _unused_norm(expected: dict[str, Tensor], renamed: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """post_layernorm comes after the features are taken: some saves leave it out, and its value is never read."""
+    for name, tensor in expected.items():
+        if ".post_layernorm." in name and name not in renamed:
+            yield name, torch.full(tensor.shape, float(name.endswith("weight")), dtype=tensor.dtype)
+
+
+def read_tokenizer(source: Path) -> PreTrainedTokenizerBase | None:
+    """The source's tokenizer with an image token, which takes the next free id; None where the source has none."""
+    if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} has no tokenizer that loads: {error}") from error
+    tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
+    tokenizer.image_token = _IMAGE
+    return tokenizer
+
+
+def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return cast(int, tokenizer.convert_tokens_to_ids(_IMAGE))
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, *, mean: list[float], std: list[float], pad: bool
+) -> LlavaProcessor:
+    """pad: an image to a square of the mean colour, before it is resized; otherwise what sticks out is cut off."""
+    vision: Any = config.vision_config
+    image_processor = LlavaImageProcessorPil(
+        do_pad=pad,
+        size={"shortest_edge": vision.image_size},
+        crop_size={"height": vision.image_size, "width": vision.image_size},
+        image_mean=mean,
+        image_std=std,
+    )
+    return LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(vision.model_type == "clip_vision_model"),
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def save(destination: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor | None) -> Path:
+    if processor is not None:
+        processor.save_pretrained(destination)
+    model.save_pretrained(destination)
+    return destination

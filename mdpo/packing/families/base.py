@@ -1,0 +1,73 @@
+"""What packing asks of a model family, and what several families answer alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from mdpo.errors import InputError
+
+# Shapes: P prompt tokens, D position axes (1, or 3 for time, height and width)
+
+# Held against separate forwards in the tests. The attention of each layer is plain and causal, or has a window.
+_TEXT_MODELS = ("llama", "mistral", "phi", "qwen2", "qwen3")
+
+
+class Family(Protocol):
+    """How one model family turns images into tokens and tokens into positions.
+
+    An *image* is here the smallest thing that the tower encodes by itself: a tile where a family cuts pictures into
+    tiles that don't see each other.
+    """
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder's id in the prompt."""
+        ...
+
+    @property
+    def max_branch_tokens(self) -> int | None:
+        """The longest branch that packing can do exactly, or None without a limit."""
+        ...
+
+    @property
+    def image_inputs(self) -> tuple[str, ...]:
+        """What an example's images must hold. Whatever else the processor returned is left out."""
+        ...
+
+    def image_lengths(self, images: Mapping[str, Tensor]) -> list[int]:
+        """The number of placeholder tokens each image takes."""
+        ...
+
+    def split_images(self, images: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """One dict per image, so that images that several examples share are encoded once.
+
+        Concatenated key by key, any choice of them is what the model's ``get_image_features`` takes.
+        """
+        ...
+
+    def positions(self, prompt_ids: Sequence[int], images: Mapping[str, Tensor] | None) -> Tensor:
+        """Position ids of a prompt, (D, P) int64. A response continues at their maximum plus one on every axis."""
+        ...
+
+
+def check_text_model(config) -> None:
+    """Raises InputError for a family's text model that no test has seen in a packed row."""
+    text = config.text_config.model_type
+    if text not in _TEXT_MODELS:
+        raise InputError(
+            f"a {config.model_type!r} model around the text model {text!r} has not been tried in a packed row; "
+            f"supported: {', '.join(_TEXT_MODELS)}"
+        )
+
+
+def max_branch_tokens(config) -> int | None:
+    """The window beyond which some layer no longer sees the start of its branch, or None.
+
+    The packed attention is causal without a window: exact as long as no branch outgrows the window.
+    """
+    text = config.text_config
+    layer_types = getattr(text, "layer_types", None)
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    return getattr(text, "sliding_window", None)

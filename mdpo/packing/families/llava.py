@@ -1,0 +1,134 @@
+"""LLaVA-1.5, Bunny and LLaVA-NeXT: a CLIP or SigLIP tower and a projector in front of a text model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mdpo.errors import InputError
+
+from .base import check_text_model, max_branch_tokens
+
+# Shapes: I images, C channels, S tiles of the image that has most, P prompt tokens
+
+_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Llava:
+    """LLaVA-1.5 and whatever is LLaVA in transformers' terms (Bunny): every image is a fixed grid of patches.
+
+    ``pixel_values`` (I, C, height, width).
+    """
+
+    image_token_id: int
+    max_branch_tokens: int | None
+    patch_size: int
+    extra_tokens: int  # beside the patches: the tower's class token kept, or a patch dropped in its place
+
+    image_inputs = ("pixel_values",)
+
+    @classmethod
+    def from_config(cls, config) -> "Llava":
+        check_text_model(config)
+        return cls(
+            image_token_id=config.image_token_id,
+            max_branch_tokens=max_branch_tokens(config),
+            patch_size=config.vision_config.patch_size,
+            extra_tokens=_extra_tokens(config),
+        )
+
+    def image_lengths(self, images: Mapping[str, Tensor]) -> list[int]:
+        count, _, height, width = images["pixel_values"].shape
+        return [(height // self.patch_size) * (width // self.patch_size) + self.extra_tokens] * count
+
+    def split_images(self, images: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        return [{"pixel_values": image} for image in images["pixel_values"].split(1)]
+
+    def positions(self, prompt_ids: Sequence[int], images: Mapping[str, Tensor] | None) -> Tensor:
+        return torch.arange(len(prompt_ids))[None]
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaNext:
+    """LLaVA-NeXT (1.6): the whole image and the tiles of its best-fitting resolution, padding cut off again.
+
+    ``pixel_values`` (I, S, C, side, side), the whole image first, filled up to S; ``image_sizes`` (I, 2), height and
+    width before processing. A row of patches ends in a newline feature, so an image takes side² patches plus
+    rows · (columns + 1).
+    """
+
+    image_token_id: int
+    max_branch_tokens: int | None
+    side: int  # of a tile, pixels
+    patches: int  # along the side of a tile
+    resolutions: tuple[tuple[int, int], ...]  # height and width, pixels
+
+    image_inputs = ("pixel_values", "image_sizes")
+
+    @classmethod
+    def from_config(cls, config) -> "LlavaNext":
+        check_text_model(config)
+        if _extra_tokens(config):
+            raise InputError(
+                f"a 'llava_next' model with vision_feature_select_strategy {config.vision_feature_select_strategy!r} "
+                f"on a {config.vision_config.model_type!r} tower leaves no square grid of patches"
+            )
+        vision = config.vision_config
+        return cls(
+            image_token_id=config.image_token_id,
+            max_branch_tokens=max_branch_tokens(config),
+            side=vision.image_size,
+            patches=vision.image_size // vision.patch_size,
+            resolutions=tuple((height, width) for height, width in config.image_grid_pinpoints),
+        )
+
+    def image_lengths(self, images: Mapping[str, Tensor]) -> list[int]:
+        return [self._length(height, width) for height, width in images["image_sizes"].tolist()]
+
+    def split_images(self, images: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        sizes = images["image_sizes"]
+        # The fill is another one in every batch. Without it, tiles of several images are simply concatenated.
+        tiles = [1 + rows * columns for rows, columns in map(self._grid, sizes.tolist())]
+        return [
+            {"pixel_values": pixels[:count], "image_sizes": size}
+            for pixels, count, size in zip(images["pixel_values"], tiles, sizes.split(1), strict=True)
+        ]
+
+    def positions(self, prompt_ids: Sequence[int], images: Mapping[str, Tensor] | None) -> Tensor:
+        return torch.arange(len(prompt_ids))[None]
+
+    def _grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of tiles: the resolution that keeps most of the image, the smallest among equals.
+
+        As in transformers' ``select_best_resolution``, to the rounding.
+        """
+        height, width = size
+
+        def merit(resolution: tuple[int, int]) -> tuple[int, int]:
+            scale = min(resolution[1] / width, resolution[0] / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            return kept, kept - resolution[0] * resolution[1]
+
+        best = max(self.resolutions, key=merit)
+        return best[0] // self.side, best[1] // self.side
+
+    def _length(self, height: int, width: int) -> int:
+        """As in the model's ``pack_image_features`` and ``unpad_image``, to the rounding."""
+        rows, columns = (tiles * self.patches for tiles in self._grid((height, width)))
+        if width / height > columns / rows:
+            rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+        else:
+            columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+        return self.patches**2 + rows * (columns + 1)
+
+
+def _extra_tokens(config) -> int:
+    tower = config.vision_config.model_type
+    if tower not in _CLASS_TOKENS:
+        raise InputError(
+            f"a {config.model_type!r} model with the vision tower {tower!r} has not been tried in a packed row; "
+            f"supported: {', '.join(_CLASS_TOKENS)}"
+        )
+    return _CLASS_TOKENS[tower] - (config.vision_feature_select_strategy == "default")
