@@ -1,5 +1,8 @@
 """Models with the shapes of real ones and random weights: what a step costs does not depend on what it has learned."""
 
+# transformers' configs take their keywords through a decorator that a type checker does not see.
+# pyright: reportCallIssue=false
+
 from dataclasses import dataclass
 
 import torch

@@ -146,8 +146,8 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--seed", "--seeds", dest="seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
-    parser.add_argument("--pairs", type=int, default=Size.pairs)
-    parser.add_argument("--scenes", type=int, default=Size.scenes)
+    parser.add_argument("--pairs", type=int, default=Size().pairs)
+    parser.add_argument("--scenes", type=int, default=Size().scenes)
     arguments = parser.parse_args()
     size = Size(pairs=arguments.pairs, scenes=arguments.scenes)
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the trainer's stays

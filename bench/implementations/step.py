@@ -5,6 +5,10 @@ image encoding, the language model, the log-probs, the loss and the backward int
 it is the same work for all. The reference is computed only where a name says so.
 """
 
+# A PEFT model's attributes are Tensor or Module to a type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalSubscript=false
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

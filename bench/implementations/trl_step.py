@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from PIL import Image
@@ -12,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]  (an optional peer)
 
 
 def two_branch_loss(model: PeftModel, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:

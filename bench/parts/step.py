@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 
 import torch
+from peft import PeftModel
 
 from bench.group import Bound, Group, Outputs, Prepared
 from bench.implementations.step import STEP, Step, StepProblem, three_unpadded
@@ -17,7 +18,7 @@ from mdpo.packing import PreferenceTokens
 PROMPTS, RESPONSES = (650, 100, 1500), (100, 50, 300)
 _TOKENS = 8192  # of a packed row on a GPU
 _IMAGE_TOKENS = {"bunny-3b": 729}
-_cached: dict[tuple, torch.nn.Module] = {}
+_cached: dict[tuple, PeftModel] = {}
 
 
 def groups(device: torch.device) -> list[Group]:
@@ -61,7 +62,7 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -
     )
 
 
-def _model(shape: Shape, image_tokens: int, device: torch.device) -> torch.nn.Module:
+def _model(shape: Shape, image_tokens: int, device: torch.device) -> PeftModel:
     key = (shape.name, image_tokens, device)
     if key not in _cached:
         _cached.clear()  # one model fits at a time

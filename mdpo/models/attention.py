@@ -1,5 +1,7 @@
 """The packed attention, registered with transformers under a name of its own."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
@@ -28,7 +30,7 @@ def packed_attention(
     gets transformers' own SDPA, so a model can be left set to this attention.
     """
     if segments is None:
-        sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        sdpa: Callable[..., tuple[Tensor, None]] = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if dropout:
         raise ValueError(f"packed attention has no dropout, got {dropout}; set attention_dropout to 0 in the config")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from mdpo.packing import PackedBatch
@@ -64,7 +65,7 @@ class PackedPolicy(nn.Module):
     def _reference_logps(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
         if self._frozen[0] is not None:
             return sequence_logps(self._frozen[0], packed, image_features=features)
-        adapter_off = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
+        adapter_off = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
         with adapter_off, _evaluating(self.model):
             return sequence_logps(self.model, packed, image_features=features)
 

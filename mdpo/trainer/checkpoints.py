@@ -52,7 +52,7 @@ def run_settings(args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset 
     """What this run's weights depend on, as JSON can hold it."""
     settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS}
     if isinstance(model, PeftModel):
-        adapter = model.peft_config[model.active_adapter]
+        adapter = model.peft_config[model.active_adapters[0]]
         settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}
     if dataset is not None:
         key = "\n".join(f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True))
