@@ -19,7 +19,7 @@ def updated(readme: str) -> str:
     models = list(next(iter(seeds.values())))
     lines = [
         f"Means over {len(seeds)} seeds, {results['pairs']:,} preference pairs, {results['scenes']:,} unseen test scenes "
-        "(CHAIR: digits named that are not in the picture, per digit and per caption; %):",
+        "(CHAIR: digits named that are not in the picture, of the digits named, each once a caption, and of the captions; %):",
         "",
         f"| | {' | '.join(COLUMNS)} | CHAIR_i by seed |",
         "|---" * (len(COLUMNS) + 2) + "|",
@@ -29,6 +29,14 @@ def updated(readme: str) -> str:
         cells = [_cell([row[key] for row in rows if key in row]) for key in COLUMNS.values()]
         by_seed = ", ".join(f"{row['chair_i']:.1f}" for row in rows)
         lines.append(f"| {model} | {' | '.join(cells)} | {by_seed} |")
+    mentions = [
+        f"{model} " + ", ".join(f"{seed[model]['chair_i_mentions']:.1f}" for seed in seeds.values()) for model in models
+    ]
+    lines += [
+        "",
+        f"CHAIR_i over all mentions instead, by seed: {'; '.join(mentions)}. There the few captions that repeat",
+        "themselves to the length limit weigh most.",
+    ]
     start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)
     return readme[:start] + "\n".join(lines) + "\n" + readme[stop:]
 
