@@ -1,10 +1,11 @@
-"""The command line: ``mdpo train | score | generate | convert``."""
+"""The command line: ``mdpo train | score | generate | evaluate | convert | plan | merge | data | report``."""
 
 import argparse
 import json
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,15 +13,21 @@ import transformers
 from peft import LoraConfig, PeftModel
 
 from mdpo.config import RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, PromptRow, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
+from mdpo.data import commands as data_commands
 from mdpo.errors import InputError, TrainingError
-from mdpo.evaluation import generate, score
-from mdpo.models import ReferenceCache, convert_bunny, fingerprint, load, load_processor
+from mdpo.evaluation import commands as evaluation_commands
+from mdpo.evaluation import score
+from mdpo.memory.commands import planned_settings, run_plan
+from mdpo.models import ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
+from mdpo.models.merge import run_merge
+from mdpo.models.model_card import write_run_record
+from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
 
 # Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
 LANGUAGE_LINEAR = (
-    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
+    r".*\.(?:language|text)_model\..*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
 )
 
 
@@ -29,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     a run that cannot go on in one line and code 1."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.run is not train:
+    if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -48,7 +55,19 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train from a YAML file; any key can be overridden: --key value")
     command.add_argument("config", type=Path)
+    command.add_argument("--memory", help="of the GPU, as in 24GiB: train with the plan that mdpo plan makes for it")
     command.set_defaults(run=train)
+
+    command = commands.add_parser("plan", help="what takes memory, and the settings that fit; keys as in train")
+    command.add_argument("config", type=Path)
+    command.add_argument("--memory", required=True, help="of the GPU, as in 24GiB")
+    command.set_defaults(run=run_plan, lora_pattern=LANGUAGE_LINEAR)
+
+    command = commands.add_parser("merge", help="an adapter into its base model's weights, with a model card")
+    command.add_argument("adapter", type=Path)
+    command.add_argument("destination", type=Path)
+    command.add_argument("--base", type=Path, help="folder of the base model; the one the adapter names without it")
+    command.set_defaults(run=run_merge)
 
     command = commands.add_parser("score", help="log-probs and rewards of every row of a preference file")
     _model_and_data(command)
@@ -59,17 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
     command.set_defaults(run=run_score)
 
-    command = commands.add_parser("generate", help="greedy answers to the prompts of a data file")
-    _model_and_data(command)
-    command.add_argument("--max-new-tokens", type=int, default=1024)
-    command.add_argument("--batch-size", type=int, default=8)
-    command.set_defaults(run=run_generate)
-
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
-    command.add_argument("layout", choices=["bunny"])
+    command.add_argument("layout", choices=["bunny", "llava"])
     command.add_argument("source", type=Path)
     command.add_argument("destination", type=Path)
-    command.set_defaults(run=lambda o: print(f"wrote {convert_bunny(o.source, o.destination)}"))
+    command.add_argument("--vision-tower", type=Path, help="llava: folder of the CLIP model, where the source has none")
+    command.set_defaults(run=run_convert)
+    data_commands.add_commands(commands, load_processor)
+    evaluation_commands.add_commands(commands)
+    report_commands.add_commands(commands)
     return parser
 
 
@@ -83,10 +100,14 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    run, args = load_config(options.config, parse_overrides(options.overrides))
+    overrides = parse_overrides(options.overrides)
+    run, args = load_config(options.config, overrides)
+    if options.memory is not None:
+        overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
+        run, args = load_config(options.config, overrides)
     rows, eval_rows = _training_rows(run, args.seed)
     processor = load_processor(run.model_name_or_path)
-    model = load(run.model_name_or_path, dtype=run.dtype)
+    model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
         _freeze(model, run)
     trainer = MDPOTrainer(
@@ -97,6 +118,8 @@ def train(options: argparse.Namespace) -> None:
         processing_class=processor,
         peft_config=_lora(run) if run.use_lora else None,
     )
+    if trainer.is_world_process_zero():
+        write_run_record(str(args.output_dir), asdict(run))
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
     if trainer.stop_on_signal.received:
         print(f"stopped by SIGTERM after step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
@@ -134,8 +157,8 @@ def _lora(run: RunConfig) -> LoraConfig:
 
 def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
     for name, parameter in model.named_parameters():
-        tower = ".vision_tower." in name or ".visual." in name
-        projector = ".multi_modal_projector." in name
+        tower = any(part in name for part in (".vision_tower.", ".visual.", ".vision_model."))
+        projector = any(part in name for part in (".multi_modal_projector.", ".connector.", ".image_newline"))
         if tower and run.freeze_vision_tower or projector and run.freeze_multi_modal_projector:
             parameter.requires_grad_(False)
 
@@ -150,18 +173,19 @@ def run_score(options: argparse.Namespace) -> None:
     _write(options.output, (by_id[row.id] for row in rows))
 
 
-def run_generate(options: argparse.Namespace) -> None:
-    rows = read_rows(options.data, options.image_dir, kind=PromptRow)
-    model, processor = _load(options)
-    answers = generate(
-        model, processor, rows, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size
-    )
-    _write(options.output, ({"id": row.id, "response": answer} for row, answer in zip(rows, answers, strict=True)))
+def run_convert(options: argparse.Namespace) -> None:
+    if options.layout == "bunny":
+        if options.vision_tower is not None:
+            raise InputError("--vision-tower: a Bunny checkpoint brings its own; leave it out")
+        folder = convert_bunny(options.source, options.destination)
+    else:
+        folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
+    print(f"wrote {folder}")
 
 
 def _load(options: argparse.Namespace) -> tuple[torch.nn.Module, transformers.ProcessorMixin]:
     processor = load_processor(options.model)
-    model = load(options.model, dtype=options.dtype)
+    model: torch.nn.Module = load(options.model, dtype=options.dtype)
     if options.adapter is not None:
         if not (options.adapter / "adapter_config.json").is_file():
             raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")

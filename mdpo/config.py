@@ -49,8 +49,20 @@ class MDPOConfig(TrainingArguments):
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
 
+    checkpoint_layers: int | None = field(
+        default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
+    )
+    compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the repeated layers."})
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.checkpoint_layers is not None:
+            if self.checkpoint_layers < 0:
+                raise InputError(f"checkpoint_layers: expected a number of layers or none, got {self.checkpoint_layers}")
+            # transformers has renamed the setting and still has both; the first has been there always.
+            self.gradient_checkpointing = self.checkpoint_layers > 0
+            if hasattr(self, "activation_checkpointing"):
+                self.activation_checkpointing = self.gradient_checkpointing
         if self.gradient_accumulation_steps != 1:
             raise InputError(
                 "gradient_accumulation_steps: a step is planned whole, so that its gradient is a mean over its examples "
@@ -85,6 +97,7 @@ class RunConfig:
     eval_data: str | None = field(default=None, metadata={"help": "Rows to evaluate on."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Share of train_data held out, without eval_data."})
     dtype: str = field(default="auto", metadata={"help": "Weights of the base model: auto, bfloat16, float32."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "The language model's linear layers in NF4 (QLoRA)."})
     use_lora: bool = field(default=True, metadata={"help": "False: full fine-tuning against a frozen copy."})
     lora_r: int = field(default=64, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=128, metadata={"help": "LoRA scale."})
@@ -92,6 +105,14 @@ class RunConfig:
     lora_target_modules: str | None = field(
         default=None, metadata={"help": "Regular expression; None: every linear layer of the language model."}
     )
+    plan_model_shape: str | None = field(
+        default=None, metadata={"help": "mdpo plan: llava-1.5-7b or bunny-v1.0-3b, where the model is not here."}
+    )
+    plan_prompt_tokens: int | None = field(
+        default=None, metadata={"help": "mdpo plan: of a prompt with its image, where the data is not here."}
+    )
+    plan_response_tokens_median: int | None = field(default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."})
+    plan_response_tokens_max: int | None = field(default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."})
     freeze_vision_tower: bool = field(default=True, metadata={"help": "In full fine-tuning."})
     freeze_multi_modal_projector: bool = field(default=True, metadata={"help": "In full fine-tuning."})
 
@@ -100,6 +121,8 @@ class RunConfig:
             raise InputError(f"eval_fraction: expected a share from 0 up to 1, got {self.eval_fraction}")
         if self.eval_data is not None and self.eval_fraction:
             raise InputError("eval_fraction: eval_data is given too; keep one of them")
+        if self.load_in_4bit and not self.use_lora:
+            raise InputError("load_in_4bit: weights in 4 bits do not train; set use_lora, or leave load_in_4bit out")
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunConfig, MDPOConfig]:

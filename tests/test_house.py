@@ -18,10 +18,12 @@ ALLOWED = {
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {"mdpo.trainer", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels"},
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing"},
-    "mdpo.reports": {"mdpo.reports"},
+    "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
+    "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing"},
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.cli": {
         "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
+        "mdpo.memory",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

@@ -1,6 +1,8 @@
 """Packed row → hidden states → log-probs."""
 
 from .bunny import convert_bunny
+from .layers import check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
+from .llava import convert_llava
 from .load import load, load_processor
 from .logps import encode_images, sequence_logps
 from .policy import PackedPolicy
@@ -9,9 +11,14 @@ from .reference_cache import ReferenceCache, fingerprint
 __all__ = [
     "PackedPolicy",
     "ReferenceCache",
+    "check_checkpoint_layers",
+    "checkpoint_first_layers",
+    "compile_layers",
     "convert_bunny",
+    "convert_llava",
     "encode_images",
     "fingerprint",
+    "language_layers",
     "load",
     "load_processor",
     "sequence_logps",

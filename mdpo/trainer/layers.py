@@ -1,5 +1,7 @@
 """What the settings say of the model's layers: checkpointed, compiled, Liger's."""
 
+from typing import Any
+
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
@@ -23,7 +25,7 @@ def prepare_layers(model: nn.Module, args: MDPOConfig) -> None:
         compile_layers(model)
 
 
-def _check_liger(model: nn.Module, args: MDPOConfig) -> None:
+def _check_liger(model: Any, args: MDPOConfig) -> None:
     kind = model.config.text_config.model_type
     if kind not in _LIGER:
         raise InputError(f"use_liger_kernel: Liger has nothing for the text model {kind!r}; it has {', '.join(_LIGER)}")
@@ -40,6 +42,6 @@ class CheckpointLayers(TrainerCallback):
     def __init__(self, model: nn.Module | PeftModel) -> None:
         self.model = model
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: MDPOConfig, state, control, **kwargs) -> None:
         if args.checkpoint_layers:
             checkpoint_first_layers(self.model, args.checkpoint_layers)

@@ -1,0 +1,157 @@
+"""The settings that fit a budget: the most exact that do, and of those the fastest.
+
+Exactness first, because memory is no reason to train another model than the one asked for while a slower way to train
+that one is there: bf16 before 4 bits, and within each AdamW in 32 bits before 8 before paged. Then time, which is
+estimated from operations alone: with a frozen base a packed token costs a forward and a backward of equal size, one
+more forward in each checkpointed layer, and a micro-batch costs its weights' way through memory.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from mdpo.packing import plan as plan_steps
+
+from .footprint import ADAM_BYTES, DRIVER_BYTES, Footprint, Setup, footprint
+from .layer import Precision
+from .lengths import Examples
+from .shapes import ModelShape
+
+OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
+# Packed tokens whose products take as long as reading the weights once: 790 TFLOP/s over 4.3 TB/s, two bytes and two
+# operations a weight. In 4 bits they are also written and read as bf16. Estimated from the device's floors.
+OVERHEAD_TOKENS = {False: 184, True: 414}
+# Token budgets to try, as multiples of the longest example.
+_MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the configuration leaves open. quantized: the answers allowed, in order of preference; optimizers likewise.
+    token_budget: the most. driver_bytes: what the device keeps for itself."""
+
+    precision: Precision
+    quantized: tuple[bool, ...]
+    optimizers: tuple[str, ...]
+    token_budget: int
+    examples_per_step: int
+    driver_bytes: int = DRIVER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Settings, and what they come to. work: of a step, in tokens' forwards; work_checkpointed: of the same step with
+    every layer checkpointed."""
+
+    quantized: bool
+    optimizer: str
+    checkpoint_layers: int
+    token_budget: int
+    footprint: Footprint
+    tokens_per_step: float
+    micro_batches_per_step: float
+    work: float
+    work_checkpointed: float
+
+    @property
+    def settings(self) -> dict[str, bool | int | str]:
+        """The keys of the configuration that the plan sets."""
+        return {
+            "load_in_4bit": self.quantized,
+            "optim": self.optimizer,
+            "checkpoint_layers": self.checkpoint_layers,
+            "token_budget": self.token_budget,
+        }
+
+
+def wished_optimizers(configured: str) -> tuple[str, ...]:
+    """The configured optimizer, then those that take less."""
+    lighter = (name for name in OPTIMIZERS if ADAM_BYTES[name] < ADAM_BYTES[configured])
+    return (configured, *lighter)
+
+
+def choose(shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int) -> Plan | None:
+    """The plan for ``memory_bytes``, or None where nothing fits."""
+    for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers):
+        fitting = [
+            plan
+            for budget, micro_batches, tokens in _budgets(examples, wishes)
+            if (plan := _fewest_checkpointed(shape, examples, wishes, quantized, optimizer, budget, micro_batches, tokens,
+                                             memory_bytes))
+        ]  # fmt: skip
+        if fitting:
+            return min(fitting, key=lambda plan: plan.work)
+    return None
+
+
+def smallest(shape: ModelShape, examples: Examples, wishes: Wishes) -> Plan:
+    """The plan that takes the least, whatever it costs in time."""
+    budget, micro_batches, tokens = next(_budgets(examples, wishes))
+    plans = (
+        _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
+        for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers)
+        for checkpointed in range(shape.layers + 1)
+    )
+    return min(plans, key=lambda plan: plan.footprint.total)
+
+
+def setup_of(
+    examples: Examples, wishes: Wishes, *, quantized: bool, optimizer: str, checkpointed: int, tokens: int
+) -> Setup:
+    """A micro-batch of ``tokens`` at its worst: as many images and scored rows as the examples can bring."""
+    return Setup(
+        precision=wishes.precision,
+        quantized=quantized,
+        optimizer=optimizer,
+        checkpointed=checkpointed,
+        tokens=tokens,
+        scored=int(tokens * examples.scored_share),
+        images=examples.images * max(1, tokens // min(examples.packed)),
+        driver_bytes=wishes.driver_bytes,
+    )
+
+
+def _budgets(examples: Examples, wishes: Wishes) -> Iterator[tuple[int, float, float]]:
+    """Token budgets with the micro-batches and tokens of a step under each. The first is the longest example."""
+    highest = max(examples.longest, wishes.token_budget)
+    budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
+    lengths: Sequence[int] = examples.packed[: 16 * wishes.examples_per_step]  # enough steps for a mean
+    tokens = fmean(lengths) * wishes.examples_per_step
+    for budget in sorted(budgets):
+        steps = plan_steps(lengths, budget, examples_per_step=wishes.examples_per_step)
+        whole = [step for step in steps if sum(map(len, step)) == wishes.examples_per_step]
+        yield budget, fmean(map(len, whole or steps)), tokens
+
+
+def _fewest_checkpointed(
+    shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, budget: int,
+    micro_batches: float, tokens: float, memory_bytes: int,
+) -> Plan | None:  # fmt: skip
+    for checkpointed in range(shape.layers + 1):
+        plan = _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
+        if plan.footprint.total <= memory_bytes:
+            return plan
+    return None
+
+
+def _plan(
+    shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, checkpointed: int, budget: int,
+    micro_batches: float, tokens: float,
+) -> Plan:  # fmt: skip
+    setup = setup_of(
+        examples, wishes, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
+    )
+    cost = tokens + micro_batches * OVERHEAD_TOKENS[quantized]
+    passes = 3 if shape.trained_base else 2  # the weights' own gradient is a third
+    return Plan(
+        quantized,
+        optimizer,
+        checkpointed,
+        budget,
+        footprint(shape, setup),
+        tokens,
+        micro_batches,
+        work=cost * (passes + checkpointed / shape.layers),
+        work_checkpointed=cost * (passes + 1),
+    )

@@ -1,0 +1,189 @@
+"""What of a model decides its memory: read off its config, with the model built on the meta device, without weights."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
+
+from mdpo.errors import InputError
+
+# A layer's linear layers by what they read. Those that read the same share one saved input.
+_GROUPS = {
+    "attention": ("q_proj", "k_proj", "v_proj"),
+    "attention_out": ("o_proj", "dense"),
+    "mlp": ("gate_proj", "up_proj", "fc1"),
+    "mlp_out": ("down_proj", "fc2"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptation:
+    """What trains. rank 0 is full fine-tuning of the language side; pattern: a regular expression of LoRA's targets."""
+
+    rank: int
+    pattern: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Sizes of a model; parameters are counted, not bytes.
+
+    language_linear: of the language model's linear layers, which 4 bits apply to. largest_linear: of the largest of
+    them. other: everything else (embeddings, head, norms, projector, tower).
+    trained: what has a gradient; its share that no adapter but the model itself holds is trained_base.
+    groups: for each set of a layer's linear layers that read the same input, its width and how many of them train.
+    activation: of the MLP, by its name in the config. gated: its input passes two linear layers.
+    pre_norms: norms in a layer. rms: RMSNorm, computed in fp32 by hand; else one LayerNorm kernel.
+    head_norms: an RMSNorm of query and key in every head.
+    image_tokens: placeholders of one image, 0 where that depends on its size. tower_width: channels of a tower layer,
+    its MLP's included. pixels: values of one processed image.
+    """
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    query_size: int
+    key_size: int
+    heads: int
+    vocabulary: int
+    language_linear: int
+    largest_linear: int
+    other: int
+    trained: int
+    trained_base: int
+    rank: int
+    groups: dict[str, tuple[int, int]]
+    activation: str
+    gated: bool
+    pre_norms: int
+    rms: bool
+    head_norms: bool
+    trained_head: bool
+    image_tokens: int
+    tower_width: int
+    pixels: int
+    dtype_bytes: int
+
+
+def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
+    """The shape of the model that ``config`` describes, trained as ``adaptation`` says.
+
+    Raises InputError where no layer matches the pattern.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    language = {name: module for name, module in linears.items() if name.startswith(f"{prefix}.layers.")}
+    adapted = {name for name in linears if adaptation.rank and re.fullmatch(adaptation.pattern, name)}
+    if adaptation.rank and not adapted:
+        raise InputError(f"lora_target_modules: {adaptation.pattern!r} matches no linear layer of the model")
+    text = config.text_config
+    trained, trained_base, trains = _trained(model, prefix, adaptation, linears, adapted)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    total = sum(parameter.numel() for parameter in model.parameters())
+    language_linear = sum(module.weight.numel() for module in language.values())
+    return ModelShape(
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        query_size=text.num_attention_heads * head_dim,
+        key_size=text.num_key_value_heads * head_dim,
+        heads=text.num_attention_heads,
+        vocabulary=text.vocab_size,
+        language_linear=language_linear,
+        largest_linear=max(module.weight.numel() for module in language.values()),
+        other=total - language_linear,
+        trained=trained,
+        trained_base=trained_base,
+        rank=adaptation.rank,
+        groups=_groups(language, prefix, trains),
+        activation=text.hidden_act,
+        gated=any(name.endswith("gate_proj") for name in language),
+        pre_norms=sum("norm" in name for name, _ in decoder.layers[0].named_children()),
+        rms=not any(isinstance(module, nn.LayerNorm) for module in decoder.modules()),
+        head_norms=any(name.endswith("q_norm") for name, _ in decoder.layers[0].named_modules()),
+        trained_head=trains("lm_head"),
+        image_tokens=_image_tokens(config),
+        tower_width=4 * config.vision_config.hidden_size + 2 * config.vision_config.intermediate_size,
+        pixels=_pixels(config),
+        dtype_bytes=_dtype_bytes(config),
+    )
+
+
+def _trained(
+    model: nn.Module, decoder: str, adaptation: Adaptation, linears: dict[str, nn.Linear], adapted: set[str]
+) -> tuple[int, int, Callable[[str], bool]]:
+    """Parameters that train, those of them that are the model's own, and whether a linear layer trains."""
+    if adaptation.rank:
+        sizes = (linears[name].in_features + linears[name].out_features for name in adapted)
+        return adaptation.rank * sum(sizes), 0, lambda name: name in adapted
+    base = sum(p.numel() for name, p in model.named_parameters() if name.startswith((f"{decoder}.", "lm_head.")))
+    return base, base, lambda name: True
+
+
+def _groups(language: dict[str, nn.Linear], decoder: str, trains: Callable[[str], bool]) -> dict[str, tuple[int, int]]:
+    """Of the first layer: the others are alike."""
+    start = f"{decoder}.layers.0."
+    first = {name.rsplit(".", 1)[-1]: (name, module) for name, module in language.items() if name.startswith(start)}
+    found = {}
+    for group, suffixes in _GROUPS.items():
+        members = [first[suffix] for suffix in suffixes if suffix in first]
+        found[group] = members[0][1].in_features, sum(trains(name) for name, _ in members)
+    return found
+
+
+def _image_tokens(config: PreTrainedConfig) -> int:
+    if config.model_type != "llava":
+        return 0
+    vision = config.vision_config
+    extra = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
+    return (vision.image_size // vision.patch_size) ** 2 + extra
+
+
+def _dtype_bytes(config: PreTrainedConfig) -> int:
+    dtype = config.dtype or torch.float32
+    return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+
+
+def _pixels(config: PreTrainedConfig) -> int:
+    return 3 * config.vision_config.image_size**2 if config.model_type == "llava" else 0
+
+
+def _llava_7b() -> PreTrainedConfig:
+    """https://huggingface.co/llava-hf/llava-1.5-7b-hf"""
+    return transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(vocab_size=32064, max_position_embeddings=4096),
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+            patch_size=14,
+        ),
+        dtype="bfloat16",
+    )  # fmt: skip
+
+
+def _bunny_3b() -> PreTrainedConfig:
+    """https://huggingface.co/BAAI/Bunny-v1_0-3B, as ``mdpo convert bunny`` writes it: its tower without the last layer."""
+    phi: Any = transformers.PhiConfig  # whose signature leaves its rotary settings out
+    return transformers.LlavaConfig(
+        text_config=phi(
+            vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32,
+            partial_rotary_factor=0.4, hidden_act="gelu_pytorch_tanh",
+        ),
+        vision_config=transformers.SiglipVisionConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16, image_size=384,
+            patch_size=14, vision_use_head=False,
+        ),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        dtype="bfloat16",
+    )  # fmt: skip
+
+
+SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {"llava-1.5-7b": _llava_7b, "bunny-v1.0-3b": _bunny_3b}

@@ -1,0 +1,44 @@
+"""The language model's repeated layers: how many of them are checkpointed, and compiling them."""
+
+from typing import Any, cast
+
+from torch import nn
+
+from mdpo.errors import InputError
+
+from .logps import unwrap
+
+
+def language_layers(model: nn.Module) -> nn.ModuleList:
+    """The repeated layers of the language model, in order. model: bare or PEFT."""
+    return cast(nn.ModuleList, unwrap(model).get_decoder().layers)
+
+
+def check_checkpoint_layers(model: nn.Module, count: int) -> None:
+    """Raises InputError where the model has fewer than ``count`` layers."""
+    have = len(language_layers(model))
+    if not 0 <= count <= have:
+        raise InputError(f"checkpoint_layers: the model has {have} layers, got {count}")
+
+
+def checkpoint_first_layers(model: nn.Module, count: int) -> None:
+    """Keeps checkpointing on in the first ``count`` layers alone.
+
+    model: bare or PEFT, with checkpointing already enabled by transformers, which also sets how a layer is recomputed.
+
+    The first and not the last: the backward reaches the last layers before it recomputes any, so what those kept is
+    free again by then, and the peak is the larger of the two and not their sum.
+    """
+    layer: Any
+    for index, layer in enumerate(language_layers(model)):
+        layer.gradient_checkpointing = index < count
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile of each repeated layer, in place and lazily: the first step compiles.
+
+    Dynamic shapes, because no two packed rows have the same length. Compiled kernels fuse and reorder sums: results
+    move by rounding.
+    """
+    for layer in language_layers(model):
+        layer.compile(dynamic=True)

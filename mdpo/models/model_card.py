@@ -1,0 +1,87 @@
+"""The README.md of a merged model: what it was made of, and how."""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RECORD_NAME = "mdpo_run.json"
+_PACKAGES = ("multimodal-dpo", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def versions() -> dict[str, str]:
+    """Of what takes part in training and merging, as far as it is installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_run_record(folder: str | Path, run: Mapping[str, Any]) -> None:
+    """Beside an adapter: the run's settings that the trainer does not know, and the versions it ran with."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"run": dict(run), "versions": versions()}
+    (folder / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def model_card(adapter: Path, base: Path) -> str:
+    """From the files that training left in ``adapter``, or in the run's folder around a checkpoint; what is not there
+    is left out."""
+    record = _read(adapter, RECORD_NAME)
+    run, trained_with = record.get("run", {}), record.get("versions", {})
+    settings = _read(adapter, "mdpo_settings.json")
+    state = _read(adapter, "trainer_state.json")
+    lora = _read(adapter, "adapter_config.json")
+    evaluated, logged = _last_metrics(state.get("log_history", []))
+    sections = {
+        "Base": {"model": str(base), "weights while training": "4 bits (NF4)" if run.get("load_in_4bit") else None},
+        "Data": {
+            "rows": run.get("train_data"),
+            "images": run.get("image_dir"),
+            "number (digest)": settings.get("rows"),
+            "negative": settings.get("negative"),
+        },
+        "Training": {"steps": state.get("global_step"), "epochs": state.get("epoch")}
+        | {name: value for name, value in settings.items() if name not in ("rows", "negative")}
+        | {f"lora {name}": lora.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
+        "Metrics": logged | evaluated,
+        "Versions": {f"{name} (training)": version for name, version in trained_with.items()}
+        | {f"{name} (merging)": version for name, version in versions().items()},
+    }
+    text = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mdpo, dpo]\n---\n\n"
+    text += f"# {adapter.resolve().name}\n\nA LoRA adapter trained with mDPO, merged into its base model.\n"
+    for title, values in sections.items():
+        rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in values.items() if value is not None)
+        text += f"\n## {title}\n\n" + (f"| | |\n|---|---|\n{rows}" if rows else "Not recorded.\n")
+    return text
+
+
+def _read(adapter: Path, name: str) -> dict[str, Any]:
+    """The file in the adapter's folder, its run's, or the run's newest checkpoint; nothing where it is in none."""
+    checkpoints = sorted(adapter.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in (adapter, *checkpoints, adapter.parent if adapter.name.startswith("checkpoint-") else adapter):
+        if (folder / name).is_file():
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+    return {}
+
+
+def _last_metrics(history: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The last evaluation's and the last training log line's."""
+    evaluated: dict[str, Any] = {}
+    logged: dict[str, Any] = {}
+    for entry in history:
+        if "eval_loss" in entry:
+            evaluated = {name: value for name, value in entry.items() if name.startswith("eval_")}
+        elif "loss" in entry:
+            logged = {name: value for name, value in entry.items() if name not in ("epoch", "step")}
+    return evaluated, logged
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")

@@ -1,0 +1,77 @@
+"""Counting what a step keeps: the real classes on a CPU, a byte at a time."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+
+from mdpo.cli import LANGUAGE_LINEAR
+from mdpo.memory import Adaptation, ModelShape, Setup, read_shape
+from mdpo.memory.layer import Precision
+from mdpo.models import PackedPolicy, checkpoint_first_layers
+from mdpo.models.logps import unwrap
+from mdpo.packing import PackedBatch, pack
+from tests import wide
+from tests.models.test_packed_step import examples
+
+LAYERS = 4
+RANK = 8
+
+
+@dataclass
+class Case:
+    """A model ready to step, and what the arithmetic is told of it."""
+
+    model: nn.Module
+    policy: PackedPolicy
+    packed: PackedBatch
+    shape: ModelShape
+    precision: Precision
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=self.precision.autocast))
+            yield
+
+    def forward(self) -> torch.Tensor:
+        """The loss of the packed row, as the trainer computes it, with its reference known."""
+        reference = torch.zeros(3, len(self.packed.ids))
+        with self.running():
+            return self.policy(self.packed, reference).loss.loss
+
+    def setup(self, checkpointed: int) -> Setup:
+        return Setup(
+            precision=self.precision,
+            quantized=False,
+            optimizer="adamw_torch_fused",
+            checkpointed=checkpointed,
+            tokens=self.packed.num_tokens,
+            scored=len(self.packed.targets),
+            images=len(self.packed.image_index),
+        )
+
+
+@contextmanager
+def case(kind: str, dtype: torch.dtype, *, autocast: bool, rank: int = RANK, checkpointed: int = 0) -> Iterator[Case]:
+    """A four-layer model of a family, LoRA on the language model's linear layers, or none and all of that trained."""
+    model: nn.Module = wide.model(kind, hidden_size=128, layers=LAYERS).to(dtype)
+    model.config.dtype = dtype
+    shape = read_shape(model.config, Adaptation(rank=rank, pattern=LANGUAGE_LINEAR))
+    packed = pack(examples(kind) * 2, model)
+    if rank:
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules=LANGUAGE_LINEAR))
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(("model.language_model.", "lm_head")))
+    if checkpointed:
+        unwrap(model).activation_checkpointing_enable()
+        checkpoint_first_layers(model, checkpointed)
+    precision = Precision(weight_bytes=dtype.itemsize, autocast=autocast, cuda=False)
+    with disable_input_dtype_casting(model, active=autocast):
+        policy = PackedPolicy(model, None if rank else wide.model(kind, hidden_size=128, layers=LAYERS)).train()
+        yield Case(model, policy, packed, shape, precision)
