@@ -27,6 +27,7 @@ from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size
 from mdpo.memory.choose import Wishes  # noqa: E402
 from mdpo.memory.layer import Precision  # noqa: E402
 from mdpo.models import PackedPolicy, checkpoint_first_layers, language_layers  # noqa: E402
+from mdpo.models.logps import unwrap  # noqa: E402
 from mdpo.packing import PackedBatch, PreferenceTokens, pack, plan  # noqa: E402
 
 GIB = 2**30
@@ -97,7 +98,7 @@ def build_nf4(config: transformers.PreTrainedConfig, device: torch.device) -> Pe
         for name, linear in linears:
             small = bnb.nn.Linear4bit(linear.in_features, linear.out_features, False, compute_dtype=linear.weight.dtype)
             small.weight = bnb.nn.Params4bit(
-                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True  # pyright: ignore[reportCallIssue]
             )
             small.bias = linear.bias
             layer.set_submodule(name, small.to(device))
@@ -144,7 +145,7 @@ def measure(name: str, case: Case) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = len(language_layers(model))
     for checkpointed in sorted({chosen.checkpoint_layers, layers} if name == "llava-24GiB" else {chosen.checkpoint_layers}):
-        model.get_base_model().activation_checkpointing_enable()
+        unwrap(model).gradient_checkpointing_enable({"use_reentrant": False})
         checkpoint_first_layers(model, checkpointed)
         if chosen.optimizer == "adamw_8bit":
             import bitsandbytes as bnb

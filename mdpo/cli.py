@@ -190,7 +190,8 @@ def _load(options: argparse.Namespace) -> tuple[torch.nn.Module, transformers.Pr
         if not (options.adapter / "adapter_config.json").is_file():
             raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")
         model = PeftModel.from_pretrained(model, options.adapter)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.nn.Module.to(model, device), processor
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:

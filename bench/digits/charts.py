@@ -102,7 +102,7 @@ def _exhibit(axes: Axes, exhibit: Exhibit, captions: Sequence[tuple[str, str]]) 
     axes.set_ylim(-0.13 * len(captions) - 0.05, 1)  # room for the captions within the axes, so that the layout keeps it
     for line, (name, caption) in enumerate(captions):
         height = -0.11 - 0.13 * line
-        axes.text(0, height, name, color=COLORS[name], fontsize=9, fontweight="bold")
+        axes.text(0, height, name, color=COLORS[name], fontsize=9, fontweight="bold", va="bottom")
         _two_colors(axes, 0.24, height, marked(caption, exhibit.digits))
 
 
@@ -112,4 +112,5 @@ def _two_colors(axes: Axes, left: float, height: float, pieces: Sequence[tuple[s
     for text, wrong in pieces:
         style: dict[str, Any] = dict(color=RED, fontweight="bold") if wrong else dict(color=INK)
         piece = axes.annotate(text, **where, **style, fontsize=9, annotation_clip=False, va="bottom")
+        piece.set_in_layout(False)  # a long caption would push its column away from the next
         where = dict(xy=(1, 0), xycoords=piece)

@@ -84,6 +84,8 @@ def train(output: Path, arguments: Sequence[str]) -> None:
         code = cli.main(command)
     if code:
         raise SystemExit(code)
+    if not (output / "config.json").is_file():  # an interrupt ends training in good order, with nothing to evaluate
+        raise SystemExit(f"training was stopped before its end; its last lines are in {output / 'train.log'}")
 
 
 def evaluate(name: str, model_path: Path, test: Path, tuned_logps: torch.Tensor) -> Result:

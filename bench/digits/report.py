@@ -18,6 +18,7 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .4rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d1d9e0; }
 th:first-child { text-align: left; }
+@media (max-width: 30rem) { table { font-size: .78rem; } th, td { padding: .35rem .18rem; } }
 .small { color: #59636e; font-size: .85rem; list-style: none; padding: 0; }
 .small b { color: #1f2328; }
 .charts, .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }

@@ -33,7 +33,11 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("CHAIR_i", "of the digits named, each once a caption, those not in the picture, %", lambda result: result.scores.chair_i),
+    Column(
+        "CHAIR_i",
+        "of the digits named, each once a caption, those not in the picture, %",
+        lambda result: result.scores.chair_i,
+    ),
     Column("CHAIR_s", "of the captions, those that name such a digit, %", lambda result: result.scores.chair_s),
     Column("Cover", "of the digits in the picture, those named, %", lambda result: result.scores.cover),
     Column(

@@ -34,8 +34,8 @@ def packed_attention(
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if dropout:
         raise ValueError(f"packed attention has no dropout, got {dropout}; set attention_dropout to 0 in the config")
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return varlen_attention(*rows, segments, scale=scaling)[None], None
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return varlen_attention(query, key, value, segments, scale=scaling)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -51,8 +51,9 @@ def _base_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
             continue
         name = ".".join(part for part in parts if part not in ("base_layer", "original_module"))
         yield name, parameter
-        if hasattr(parameter, "quant_state"):  # 4-bit codes say nothing without their scales
-            for part, value in parameter.quant_state.as_dict(packed=True).items():
+        quant_state = getattr(parameter, "quant_state", None)
+        if quant_state is not None:  # 4-bit codes say nothing without their scales
+            for part, value in quant_state.as_dict(packed=True).items():
                 yield f"{name}.{part}", value
 
 

@@ -42,6 +42,6 @@ class CheckpointLayers(TrainerCallback):
     def __init__(self, model: nn.Module | PeftModel) -> None:
         self.model = model
 
-    def on_train_begin(self, args: MDPOConfig, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.checkpoint_layers:
             checkpoint_first_layers(self.model, args.checkpoint_layers)
