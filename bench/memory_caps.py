@@ -91,7 +91,7 @@ def pairs(case: Case, prompt_tokens: int) -> list[PreferenceTokens]:
 
 def build_nf4(config: transformers.PreTrainedConfig, device: torch.device) -> PeftModel:
     """Random weights in 4 bits, a layer at a time: the whole model in bf16 would not fit under the cap."""
-    import bitsandbytes as bnb
+    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]  (an optional package)
 
     def quantize(layer: nn.Module) -> None:
         linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
@@ -148,7 +148,7 @@ def measure(name: str, case: Case) -> None:
         unwrap(model).gradient_checkpointing_enable({"use_reentrant": False})
         checkpoint_first_layers(model, checkpointed)
         if chosen.optimizer == "adamw_8bit":
-            import bitsandbytes as bnb
+            import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]  (an optional package)
 
             optimizer = bnb.optim.AdamW8bit(trained)
         else:
