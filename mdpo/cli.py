@@ -1,4 +1,4 @@
-"""The command line: ``mdpo train | score | generate | evaluate | convert | plan | merge | data | report``."""
+"""The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | report``."""
 
 import argparse
 import json
