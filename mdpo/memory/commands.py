@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.errors import InputError
-from mdpo.models import load_processor
+from mdpo.models import load_processor, torch_dtype
 
 from .choose import Plan, Wishes, choose, smallest, wished_optimizers
 from .footprint import ADAM_BYTES
@@ -65,7 +65,7 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory_bytes: int, lora_pattern: 
 
 
 def _wishes(run: RunConfig, args: MDPOConfig, shape: ModelShape, optimizer: str, cuda: bool) -> Wishes:
-    weight_bytes = shape.dtype_bytes if run.dtype == "auto" else getattr(torch, run.dtype).itemsize
+    weight_bytes = shape.dtype_bytes if run.dtype == "auto" else torch_dtype(run.dtype).itemsize
     autocast = args.bf16 or args.fp16
     return Wishes(
         precision=Precision(weight_bytes=weight_bytes, autocast=autocast, cuda=cuda, liger=args.use_liger_kernel),

@@ -3,7 +3,7 @@
 from .bunny import convert_bunny
 from .layers import check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
-from .load import load, load_processor
+from .load import load, load_processor, torch_dtype
 from .logps import encode_images, sequence_logps
 from .policy import PackedPolicy
 from .reference_cache import ReferenceCache, fingerprint
@@ -22,4 +22,5 @@ __all__ = [
     "load",
     "load_processor",
     "sequence_logps",
+    "torch_dtype",
 ]

@@ -40,7 +40,13 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
 
 def _dtype(folder: Path, name: str) -> torch.dtype:
     """The dtype that ``name`` stands for; "auto" is the checkpoint's, float32 where its config names none."""
-    dtype = AutoConfig.from_pretrained(folder).dtype or torch.float32 if name == "auto" else getattr(torch, name, None)
+    found = AutoConfig.from_pretrained(folder).dtype or torch.float32 if name == "auto" else name
+    return torch_dtype(found) if isinstance(found, str) else found
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of that name. Raises InputError where torch has none."""
+    dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"dtype {name!r} is none that torch has; take bfloat16 or float32")
     return dtype

@@ -69,7 +69,8 @@ def case(kind: str, dtype: torch.dtype, *, autocast: bool, rank: int = RANK, che
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(("model.language_model.", "lm_head")))
     if checkpointed:
-        unwrap(model).activation_checkpointing_enable()
+        base = unwrap(model)
+        getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)()
         checkpoint_first_layers(model, checkpointed)
     precision = Precision(weight_bytes=dtype.itemsize, autocast=autocast, cuda=False)
     with disable_input_dtype_casting(model, active=autocast):
