@@ -186,7 +186,7 @@ def test_train_takes_the_plan(tmp_path, capsys):
         tmp_path / "c.yaml", model_name_or_path=model, train_data=data, output_dir=tmp_path / "out", use_cpu="true",
         examples_per_step=3, num_train_epochs=1, max_steps=1, lora_r=4, report_to="none", save_strategy="steps", save_steps=1,
     )  # fmt: skip
-    assert main(["train", str(path), "--memory", "769MiB"]) == 0
+    assert main(["train", str(path), "--memory", "2GiB"]) == 0
     assert "plan: --load_in_4bit" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "mdpo_run.json").read_text())["run"]["train_data"] == str(data)
     assert main(["train", str(path), "--memory", "768MiB"]) == 2
