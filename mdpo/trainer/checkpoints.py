@@ -51,6 +51,8 @@ def is_whole(folder: Path) -> bool:
 def run_settings(args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset | None) -> dict[str, Any]:
     """What this run's weights depend on, as JSON can hold it."""
     settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS}
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    settings |= {"weights.dtype": base.dtype, "weights.quantization": getattr(base, "quantization_method", None)}
     if isinstance(model, PeftModel):
         adapter = model.peft_config[model.active_adapters[0]]
         settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from bench.implementations.step import STEP, StepProblem, load_trl, three_unpadded
+from bench.implementations.step import STEP, StepProblem, _branch_row, load_trl, three_unpadded
+from bench.live_memory import LiveMemory
 from bench.models import TINY, build
 from bench.parts.step import _examples
+from mdpo.models import sequence_logps
+from mdpo.packing import pack
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,19 @@ def test_every_layout_runs_and_comparable_ones_agree(problem, implementation):
     if implementation.comparable:
         for ours, theirs in zip(outputs, three_unpadded(problem)(), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_what_a_packed_forward_keeps_is_the_token_ratios_share(problem):
+    """Activation memory: what is alive between forward and backward, against three unpadded passes."""
+    rows = [[pack(problem.examples, problem.model)], [_branch_row(problem, branch) for branch in range(3)]]
+    kept = []
+    for layout in rows:
+        with LiveMemory() as memory:
+            policy = [sequence_logps(problem.model, row) for row in layout]
+        kept.append(memory.live)
+        del policy
+    packed, three = (sum(row.num_tokens for row in layout) for layout in rows)
+    assert kept[0] / kept[1] <= 1.05 * packed / three
 
 
 def test_trl_runs_where_it_is_installed(problem):
