@@ -22,11 +22,10 @@ from peft.helpers import disable_input_dtype_casting  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bench.models import BUNNY_3B, LLAVA_7B, Shape, build  # noqa: E402
-from mdpo.cli import LANGUAGE_LINEAR  # noqa: E402
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape  # noqa: E402
 from mdpo.memory.choose import Wishes  # noqa: E402
 from mdpo.memory.layer import Precision  # noqa: E402
-from mdpo.models import PackedPolicy, checkpoint_first_layers, language_layers  # noqa: E402
+from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, language_layers  # noqa: E402
 from mdpo.models.logps import unwrap  # noqa: E402
 from mdpo.packing import PackedBatch, PreferenceTokens, pack, plan  # noqa: E402
 

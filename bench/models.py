@@ -9,6 +9,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from mdpo.models import LANGUAGE_LINEAR
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -74,5 +76,4 @@ def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    linear = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
-    return get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules=linear)).train()
+    return get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules=LANGUAGE_LINEAR)).train()

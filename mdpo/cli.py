@@ -19,16 +19,11 @@ from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import score
 from mdpo.memory.commands import planned_settings, run_plan
-from mdpo.models import ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
+from mdpo.models import LANGUAGE_LINEAR, ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
-
-# Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
-LANGUAGE_LINEAR = (
-    r".*\.(?:language|text)_model\..*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

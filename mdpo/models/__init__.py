@@ -1,7 +1,7 @@
 """Packed row → hidden states → log-probs."""
 
 from .bunny import convert_bunny
-from .layers import check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
+from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
 from .load import load, load_processor, torch_dtype
 from .logps import encode_images, sequence_logps
@@ -9,6 +9,7 @@ from .policy import PackedPolicy
 from .reference_cache import ReferenceCache, fingerprint
 
 __all__ = [
+    "LANGUAGE_LINEAR",
     "PackedPolicy",
     "ReferenceCache",
     "check_checkpoint_layers",

@@ -8,6 +8,11 @@ from mdpo.errors import InputError
 
 from .logps import unwrap
 
+# Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
+LANGUAGE_LINEAR = (
+    r".*\.(?:language|text)_model\..*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
+)
+
 
 def language_layers(model: nn.Module) -> nn.ModuleList:
     """The repeated layers of the language model, in order. model: bare or PEFT."""

@@ -9,10 +9,9 @@ from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
-from mdpo.cli import LANGUAGE_LINEAR
 from mdpo.memory import Adaptation, ModelShape, Setup, read_shape
 from mdpo.memory.layer import Precision
-from mdpo.models import PackedPolicy, checkpoint_first_layers
+from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers
 from mdpo.models.logps import unwrap
 from mdpo.packing import PackedBatch, pack
 from tests import wide

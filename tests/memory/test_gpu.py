@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mdpo.cli import LANGUAGE_LINEAR
 from mdpo.memory import Adaptation, Setup, footprint, read_shape
 from mdpo.memory.layer import Precision
+from mdpo.models import LANGUAGE_LINEAR
 
 
 @pytest.mark.gpu

@@ -8,12 +8,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from mdpo import InputError
-from mdpo.cli import LANGUAGE_LINEAR, main
+from mdpo.cli import main
 from mdpo.memory import SHAPES, Adaptation, choose, footprint, log_normal, parse_size, read_shape, smallest
 from mdpo.memory.choose import Wishes, setup_of, wished_optimizers
 from mdpo.memory.footprint import ADAM_BYTES, NF4_BYTES
 from mdpo.memory.layer import Precision
 from mdpo.memory.size import GIB
+from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny, wide
 
 LLAVA = read_shape(SHAPES["llava-1.5-7b"](), Adaptation(rank=64, pattern=LANGUAGE_LINEAR))

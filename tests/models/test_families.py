@@ -12,9 +12,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from mdpo.cli import LANGUAGE_LINEAR
 from mdpo.errors import InputError
-from mdpo.models import encode_images, load, sequence_logps
+from mdpo.models import LANGUAGE_LINEAR, encode_images, load, sequence_logps
 from mdpo.packing import PreferenceTokens, family_of, pack
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, join, pixels

@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig
 
 from mdpo import InputError
-from mdpo.cli import LANGUAGE_LINEAR, main
-from mdpo.models import load, load_processor, sequence_logps
+from mdpo.cli import main
+from mdpo.models import LANGUAGE_LINEAR, load, load_processor, sequence_logps
 from mdpo.models.merge import merge
 from mdpo.packing import pack
 from tests import tiny

@@ -8,9 +8,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from mdpo import InputError, MDPOConfig, MDPOTrainer
-from mdpo.cli import LANGUAGE_LINEAR
 from mdpo.data import read_rows
-from mdpo.models import language_layers, load, load_processor
+from mdpo.models import LANGUAGE_LINEAR, language_layers, load, load_processor
 from mdpo.models.quantize import quantized_modules
 from tests import tiny, wide
 

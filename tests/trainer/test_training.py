@@ -93,7 +93,7 @@ def test_the_step_does_not_depend_on_the_budget(world, tmp_path):
 def test_adapters_leave_tower_projector_and_head_alone(world, tmp_path):
     from peft import get_peft_model
 
-    from mdpo.cli import LANGUAGE_LINEAR
+    from mdpo.models import LANGUAGE_LINEAR
 
     for model in (tiny.llava(), tiny.bunny(), tiny.qwen2_5_vl()):
         peft = get_peft_model(model, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
