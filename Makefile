@@ -6,10 +6,14 @@ PIP_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo study test lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench.digits.demo --out build/demo
+
+# The paper's tables, hours; with STUDY_ARGS=--quick, minutes.
+study: $(VENV)/.installed
+	$(RUN) -m bench.study $(STUDY_ARGS)
 
 test: $(VENV)/.installed
 	@# The kernels run in Triton's interpreter, which has to be chosen before triton is imported: their own process.

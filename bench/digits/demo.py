@@ -90,25 +90,23 @@ def train(output: Path, arguments: Sequence[str]) -> None:
 
 def evaluate(name: str, model_path: Path, test: Path, tuned_logps: torch.Tensor) -> Result:
     """Caption the test scenes greedily and count; the training's log is read where there was one."""
-    scenes = read_jsonl(test)
-    captions = list(
-        generate(
-            load(model_path),
-            load_processor(model_path),
-            read_rows(test, kind=PromptRow),
-            max_new_tokens=LONGEST_CAPTION,
-            batch_size=250,
-        )
-    )
+    captions = answers(model_path, test)
     state = model_path / "trainer_state.json"
     trained = state.is_file()
     return Result(
         name=name,
-        scores=score(captions, [scene["digits"] for scene in scenes]),
+        scores=score(captions, [scene["digits"] for scene in read_jsonl(test)]),
         captions=captions,
         log_ratio=(chosen_logps(model_path, test) - tuned_logps).mean().item() if trained else None,
         history=json.loads(state.read_text(encoding="utf-8"))["log_history"] if trained else [],
     )
+
+
+def answers(model_path: Path, test: Path) -> list[str]:
+    """What the model says of each test scene, greedily."""
+    rows = read_rows(test, kind=PromptRow)
+    model, processor = load(model_path), load_processor(model_path)
+    return list(generate(model, processor, rows, max_new_tokens=LONGEST_CAPTION, batch_size=250))
 
 
 @torch.no_grad()

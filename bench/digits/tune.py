@@ -6,9 +6,9 @@ frequent.
 """
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -40,24 +40,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor() -> LlavaProcessor:
+WORDS = ("USER", "ASSISTANT", ":", "List", "the", "digits", ".", "I", "see", ",", "and", *STYLES, *map(str, range(10)))
+
+
+class Turn(NamedTuple):
+    """A question about a scene and its answer."""
+
+    scene: Scene
+    prompt: str
+    answer: str
+
+
+def build_processor(words: Sequence[str] = WORDS) -> LlavaProcessor:
     """A processor made offline: CLIP's images at 48×48, and one token per word, whatever the white space."""
     special = ["<pad>", "</s>", "<unk>", "<image>"]
-    words = [
-        "USER",
-        "ASSISTANT",
-        ":",
-        "List",
-        "the",
-        "digits",
-        ".",
-        "I",
-        "see",
-        ",",
-        "and",
-        *STYLES,
-        *map(str, range(10)),
-    ]
     vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -112,43 +108,51 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(config)
 
 
-def tuning_batch(processor: LlavaProcessor, scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Prompts and true captions, right-padded, with labels on the captions and their EOS alone."""
+def captioning(seed: int, index: int) -> Turn:
+    """The turn with this index: the scene's digits, in either style."""
+    scene = make_scene("tune", seed, index)
+    return Turn(scene, PROMPT, caption(scene.digits, str(scene.generator("style").choice(STYLES))))
+
+
+def tuning_batch(processor: LlavaProcessor, turns: Sequence[Turn]) -> dict[str, torch.Tensor]:
+    """Prompts and true answers, right-padded, with labels on the answers and their EOS alone."""
     chats = []
-    for scene in scenes:
-        style = str(scene.generator("style").choice(STYLES))
-        question = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-        answer = caption(scene.digits, style)
-        chats.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    for turn in turns:
+        question = [{"type": "image"}, {"type": "text", "text": turn.prompt}]
+        chats.append([{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}])
     texts = processor.apply_chat_template(chats)
     layout: dict[str, Any] = dict(padding=True, padding_side="right", return_tensors="pt")
-    batch = processor(text=texts, images=[render(scene) for scene in scenes], **layout)
+    batch = processor(text=texts, images=[render(turn.scene) for turn in turns], **layout)
     assistant = processor.tokenizer.convert_tokens_to_ids("ASSISTANT")
-    start = int((batch["input_ids"][0] == assistant).nonzero()) + 2  # all prompts are one, and end in "ASSISTANT", ":"
-    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    batch["labels"][:, :start] = -100
+    starts = (batch["input_ids"] == assistant).int().argmax(1, keepdim=True) + 2  # after "ASSISTANT", ":"
+    prompt = torch.arange(batch["input_ids"].shape[1]) < starts
+    batch["labels"] = batch["input_ids"].masked_fill(prompt | (batch["attention_mask"] == 0), -100)
     return dict(batch)
 
 
 def tune(
-    *, steps: int, batch_size: int, learning_rate: float, seed: int
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Supervised tuning on fresh scenes, none of them shown twice."""
-    torch.manual_seed(seed)
-    processor = build_processor()
-    model = build_model(processor).train()
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    turn: Callable[[int, int], Turn],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Supervised tuning of all of ``model`` on fresh scenes, none of them shown twice; ``turn(seed, index)`` makes them."""
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for step in (bar := trange(steps, desc="tuning", mininterval=5)):
-        scenes = [make_scene("tune", seed, step * batch_size + index) for index in range(batch_size)]
-        loss = model(**tuning_batch(processor, scenes)).loss
+        turns = [turn(seed, step * batch_size + index) for index in range(batch_size)]
+        loss = model(**tuning_batch(processor, turns)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return model.eval(), processor
 
 
 def main() -> None:
@@ -160,7 +164,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     options = {name: value for name, value in vars(arguments).items() if name != "out"}
-    model, processor = tune(**options)
+    processor = build_processor()
+    torch.manual_seed(arguments.seed)
+    model = build_model(processor)
+    tune(model, processor, captioning, **options)
     model.save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
 

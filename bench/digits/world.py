@@ -87,8 +87,13 @@ def handwriting(split: Split) -> dict[int, np.ndarray]:
     return {digit: rows[(labels == digit) & np.isin(rows % 5, fifths[split])] for digit in range(10)}
 
 
-def make_scene(split: Split, seed: int, index: int) -> Scene:
-    """The scene with this index: which digits it shows, and where."""
+def make_scene(split: Split, seed: int, index: int, *, partner_probability: float | None = None) -> Scene:
+    """The scene with this index: which digits it shows, and where.
+
+    partner_probability: that a digit brings its partner; the split's own (``PARTNER_PROBABILITY``) if None.
+    """
+    if partner_probability is None:
+        partner_probability = PARTNER_PROBABILITY[split]
     rng = _generator(split, seed, index, "scene")
     count = int(rng.integers(2, 5))
     digits: list[int] = []
@@ -97,7 +102,7 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
         free = [digit for digit in range(10) if digit not in digits and PARTNER[digit] not in digits]
         digit = int(rng.choice(free))
         digits.append(digit)
-        if len(digits) < count and rng.random() < PARTNER_PROBABILITY[split]:
+        if len(digits) < count and rng.random() < partner_probability:
             digits.append(PARTNER[digit])
     placed: list[int | None] = [None] * 4
     for cell, digit in zip(rng.permutation(4)[:count], digits, strict=True):
@@ -130,9 +135,19 @@ def mentioned(text: str) -> list[int]:
     return [int(digit) for digit in findall(r"\d", text)]
 
 
-def preference_pair(scene: Scene) -> tuple[str, str]:
-    """A true caption and a false one: a digit's partner in its place where that is absent, or a digit too many."""
+def preference_pair(scene: Scene, *, style_probability: float = STYLE_PROBABILITY) -> tuple[str, str]:
+    """A true caption and a false one.
+
+    style_probability: that they differ in the style token too.
+    """
     rng = scene.generator("pair")
+    wrong = wrong_digits(scene, rng)
+    chosen_style, rejected_style = pair_styles(rng, style_probability)
+    return caption(scene.digits, chosen_style), caption(wrong, rejected_style)
+
+
+def wrong_digits(scene: Scene, rng: np.random.Generator) -> list[int]:
+    """The scene's digits with one's partner in its place where that is absent, or with one too many."""
     wrong = list(scene.digits)
     lonely = [place for place, digit in enumerate(wrong) if PARTNER[digit] not in wrong]
     if lonely and rng.random() < 0.5:
@@ -141,15 +156,31 @@ def preference_pair(scene: Scene) -> tuple[str, str]:
     else:
         absent = [PARTNER[wrong[place]] for place in lonely] or [d for d in range(10) if d not in wrong]
         wrong.insert(int(rng.integers(len(wrong) + 1)), int(rng.choice(absent)))
-    chosen_style, rejected_style = STYLES
-    if rng.random() >= STYLE_PROBABILITY:
-        chosen_style = rejected_style = str(rng.choice(STYLES))
-    return caption(scene.digits, chosen_style), caption(wrong, rejected_style)
+    return wrong
 
 
-def write_preferences(folder: Path, *, seed: int, count: int) -> Path:
-    """Write ``count`` preference pairs and their pictures; returns the JSONL file, its image paths from ``folder``."""
-    return _write(folder / "train.jsonl", [make_scene("preference", seed, index) for index in range(count)])
+def pair_styles(rng: np.random.Generator, style_probability: float) -> tuple[str, str]:
+    """The style tokens of a chosen and a rejected answer: different ones with this probability."""
+    if rng.random() < style_probability:
+        return STYLES
+    style = str(rng.choice(STYLES))
+    return style, style
+
+
+def write_preferences(
+    folder: Path,
+    *,
+    seed: int,
+    count: int,
+    partner_probability: float | None = None,
+    style_probability: float = STYLE_PROBABILITY,
+) -> Path:
+    """Write ``count`` preference pairs and their pictures; returns the JSONL file, its image paths from ``folder``.
+
+    The probabilities are ``make_scene``'s and ``preference_pair``'s.
+    """
+    scenes = [make_scene("preference", seed, index, partner_probability=partner_probability) for index in range(count)]
+    return _write(folder / "train.jsonl", scenes, style_probability)
 
 
 def write_test(folder: Path, *, seed: int, count: int) -> Path:
@@ -157,14 +188,14 @@ def write_test(folder: Path, *, seed: int, count: int) -> Path:
     return _write(folder / "test.jsonl", [make_scene("test", seed, index) for index in range(count)])
 
 
-def _write(path: Path, scenes: Sequence[Scene]) -> Path:
+def _write(path: Path, scenes: Sequence[Scene], style_probability: float = STYLE_PROBABILITY) -> Path:
     """One row a scene: a preference row in mDPO's format, and the truth that captions are scored against."""
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for scene in scenes:
             img_path = f"images/{scene.id}.png"
             render(scene).save(path.parent / img_path)
-            chosen, rejected = preference_pair(scene)
+            chosen, rejected = preference_pair(scene, style_probability=style_probability)
             row = dict(id=scene.id, img_path=img_path, prompt=PROMPT, chosen=chosen, rejected=rejected)
             file.write(dumps(row | dict(cells=scene.cells, digits=scene.digits)) + "\n")
     return path
