@@ -39,6 +39,11 @@ class Bound:
     """Once through, forward and backward: everything in here is timed and counted."""
     errors: Callable[[Outputs], dict[str, float]]
     """Errors of what `run` returned against float64, by name; empty where it computes something else."""
+    amounts: dict[str, float] = field(default_factory=dict)
+    """What one run gets through, by name ("examples", …): a record states each a second. "model flops" are stated as
+    the share of the device's peak instead, where that is known."""
+    remark: str = ""
+    """What the reader has to know and only this binding knows, such as how many micro-batches a planner made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +80,9 @@ class Group:
     """Bytes that have to be read and written at least, for the achieved rate."""
     extra: dict[str, float] = field(default_factory=dict)
     """More that a table needs about the group, such as a promised ratio."""
+
+    own_process: bool = False
+    """Whether an implementation changes modules for the rest of the process, as Liger does transformers'."""
 
     @property
     def case(self) -> str:

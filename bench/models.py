@@ -3,6 +3,7 @@
 # transformers' configs take their keywords through a decorator that a type checker does not see.
 # pyright: reportCallIssue=false
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -61,12 +62,17 @@ CPU_60M = Shape(
 
 def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int = 64) -> PeftModel:
     """The model with a LoRA on the language model's linear layers, bf16 base on a GPU, adapters fp32, no checkpointing."""
+    return get_peft_model(build_base(shape, image_tokens, device), adapter(lora_r)).train()
+
+
+def build_base(shape: Shape, image_tokens: int, device: torch.device) -> transformers.PreTrainedModel:
+    """The bare model, bf16 on a GPU and fp32 on a CPU. image_tokens: a square."""
     side = round(image_tokens**0.5)
     vision = shape.vision(**shape.tower, patch_size=shape.patch_size, image_size=side * shape.patch_size)
     siglip = vision.model_type == "siglip_vision_model"
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=shape.text,
+        text_config=copy.deepcopy(shape.text),  # trainers write their tokenizer's ids into it
         image_token_id=shape.text.vocab_size - 1,
         image_seq_length=side**2,
         vision_feature_layer=-1 if siglip else -2,
@@ -75,5 +81,9 @@ def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    return get_peft_model(model, LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules=LANGUAGE_LINEAR)).train()
+        return transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+
+
+def adapter(lora_r: int = 64) -> LoraConfig:
+    """The paper's: every linear layer of the language model, α = 2r, no dropout."""
+    return LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules=LANGUAGE_LINEAR)

@@ -52,6 +52,8 @@ class Record:
     ratio_to_floor: float | None = None
     tflops_per_s: float | None = None
     gbytes_per_s: float | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    """What this implementation gets through a second, by name; "MFU" is a share of the device's peak."""
     extra: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -7,6 +7,8 @@ and says what is left. A peer that is not installed, or does not run on this dev
 
 import argparse
 import gc
+import math
+import subprocess
 import sys
 import time
 import traceback
@@ -16,24 +18,33 @@ from typing import Any
 
 import torch
 
+from bench.flops import peak_flops
 from bench.group import Bound, Floor, Group, Implementation, Prepared
 from bench.parts import PARTS, load_part
 from bench.record import Record, environment, read_record, record_path, same_conditions
 from bench.timing import peak_memory, time_callables
 
-MINUTES = {"cuda": 8.0, "cpu": 5.0}
+MINUTES = 8.0
+# On a CPU all parts together take ten minutes of two quiet cores; a part may outlast its box by one measurement.
+CPU_MINUTES = {"kernels": 1.5, "attention": 0.75, "step": 4.5, "memory": 1.25, "scaling": 0.5}
 SECONDS_PER_MEASUREMENT = {"cuda": 0.4, "cpu": 0.5}
 
 
 def measure_group(
-    group: Group, device: torch.device, folder: Path, conditions: dict[str, Any], seconds: float
-) -> list[Record]:
-    """Measure what `folder` does not have yet of one group; the new records, which are in `folder` as well."""
+    group: Group, device: torch.device, folder: Path, conditions: dict[str, Any], seconds: float,
+    deadline: float = math.inf,
+) -> list[Record]:  # fmt: skip
+    """Measure what `folder` does not have yet of one group; the new records, which are in `folder` as well.
+
+    deadline: of time.monotonic(); no measurement is begun after it.
+    """
     prepared: Prepared | None = None
     records = []
     for implementation in group.implementations:
         if _is_done(group, implementation, folder, conditions):
             continue
+        if time.monotonic() > deadline:
+            break
         record = _new_record(group, implementation, conditions)
         function = _load(implementation, device, record)
         if function is not None:
@@ -47,9 +58,10 @@ def measure_group(
 
 
 def run_part(
-    name: str, device: torch.device, folder: Path, minutes: float, seconds: float, only: str = ""
+    name: str, device: torch.device, folder: Path, minutes: float, seconds: float, only: str = "", alone: bool = False
 ) -> list[Record]:
-    """Measure one part within `minutes`; `only` keeps the groups whose operation or case contains it."""
+    """Measure one part within `minutes`; `only` keeps the groups whose operation or case contains it; `alone` measures
+    in this process what would get one of its own."""
     conditions = environment(device)
     deadline = time.monotonic() + 60 * minutes
     listed = [group for group in load_part(name)(device) if only in f"{group.op} {group.case}"]
@@ -59,17 +71,36 @@ def run_part(
             print(f"{name}: {minutes:g} minutes are up, {len(listed) - index} groups left; the same command goes on")
             break
         print(f"{name} {index + 1}/{len(listed)}: {group.op} {group.case}", flush=True)
-        records += measure_group(group, device, folder, conditions, seconds)
+        if group.own_process and not alone and any(device.type in i.devices for i in group.implementations):
+            records += _measure_apart(name, group, device, folder, seconds, (deadline - time.monotonic()) / 60)
+        else:
+            records += measure_group(group, device, folder, conditions, seconds, deadline)
         _release(device)
     return records
 
 
+def _measure_apart(
+    part: str, group: Group, device: torch.device, folder: Path, seconds: float, minutes: float
+) -> list[Record]:
+    """`measure_group` in a process that ends with it; the group's records, old and new."""
+    command = [sys.executable, "-m", "bench.suite", part, "--out", folder, "--device", device.type, "--alone"]
+    limits = ["--only", f"{group.op} {group.case}", "--minutes", str(minutes), "--seconds", str(seconds)]
+    # It lists our failures too; they are read from the records.
+    subprocess.run([str(each) for each in (*command, *limits)], check=False)
+    paths = [_path(group, implementation, folder) for implementation in group.implementations]
+    return [read_record(path) for path in paths if path.exists()]
+
+
 def _is_done(group: Group, implementation: Implementation, folder: Path, conditions: dict[str, Any]) -> bool:
-    path = record_path(folder, group.part, group.op, group.case, _name(group.dtype), implementation.name)
+    path = _path(group, implementation, folder)
     if not path.exists():
         return False
     record = read_record(path)
     return record.status in ("ok", "out of memory") and same_conditions(record.environment, conditions)
+
+
+def _path(group: Group, implementation: Implementation, folder: Path) -> Path:
+    return record_path(folder, group.part, group.op, group.case, _name(group.dtype), implementation.name)
 
 
 def _load(implementation: Implementation, device: torch.device, record: Record) -> Callable[..., Any] | None:
@@ -110,6 +141,7 @@ def _measure(
 ) -> None:
     try:
         bound = prepared.bind(function)
+        record.note = "; ".join(text for text in (record.note, bound.remark) if text)
         outputs = bound.run()
         record.errors = bound.errors(outputs) if implementation.comparable else {}
         del outputs
@@ -125,7 +157,11 @@ def _measure(
 def _time(
     record: Record, group: Group, bound: Bound, floor: Floor | None, device: torch.device, seconds: float
 ) -> None:
-    timing, *floors = time_callables([bound.run] if floor is None else [bound.run, floor.run], device, seconds=seconds)
+    if floor is not None:
+        floor.run()
+    # Both have run by now: what has been measured for its memory needs no warm-up.
+    runs = [bound.run] if floor is None else [bound.run, floor.run]
+    timing, *floors = time_callables(runs, device, seconds=seconds, warmup=0)
     record.median_ms, record.p20_ms, record.p80_ms = timing.median_ms, timing.p20_ms, timing.p80_ms
     record.min_ms, record.runs = timing.min_ms, timing.runs
     if floor is not None:
@@ -135,6 +171,15 @@ def _time(
         record.tflops_per_s = group.flops / timing.median_ms / 1e9
     if group.bytes:
         record.gbytes_per_s = group.bytes / timing.median_ms / 1e6
+    record.rates = _rates(bound.amounts, timing.median_ms / 1e3, device)
+
+
+def _rates(amounts: dict[str, float], seconds: float, device: torch.device) -> dict[str, float]:
+    rates = {f"{name}/s": amount / seconds for name, amount in amounts.items() if name != "model flops"}
+    peak = peak_flops(device)
+    if "model flops" in amounts and peak is not None:
+        rates["MFU"] = amounts["model flops"] / seconds / peak
+    return rates
 
 
 def _release(device: torch.device) -> None:
@@ -148,7 +193,8 @@ def _line(record: Record) -> str:
         return f"{record.implementation:<22} {record.status}: {record.reason}"
     ratio = "" if record.ratio_to_floor is None else f"  {record.ratio_to_floor:5.2f} x floor"
     memory = "" if record.peak_bytes is None else f"  {record.peak_bytes / 2**20:9.1f} MiB"
-    return f"{record.implementation:<22} {record.median_ms:9.3f} ms{ratio}{memory}"
+    rates = "".join(f"  {value:.3g} {name}" for name, value in record.rates.items())
+    return f"{record.implementation:<22} {record.median_ms:9.3f} ms{ratio}{memory}{rates}"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -165,16 +211,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, required=True, help="folder of the records; found ones are not measured again"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
-    parser.add_argument("--minutes", type=float, help="time box of each part (default 8 on a GPU, 5 on a CPU)")
+    parser.add_argument("--minutes", type=float, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)")
     parser.add_argument("--seconds", type=float, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
     parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
+    gpu = device.type == "cuda"
     failed = []
     for name in PARTS if args.part == "all" else [args.part]:
-        minutes = MINUTES[device.type] if args.minutes is None else args.minutes
+        minutes = (MINUTES if gpu else CPU_MINUTES[name]) if args.minutes is None else args.minutes
         seconds = SECONDS_PER_MEASUREMENT[device.type] if args.seconds is None else args.seconds
-        records = run_part(name, device, args.out, minutes, seconds, args.only)
+        records = run_part(name, device, args.out, minutes, seconds, args.only, args.alone)
         failed += [record for record in records if record.role == "ours" and record.status == "failed"]
     for record in failed:
         print(f"FAILED {record.op} {record.case} {record.implementation}: {record.reason}", file=sys.stderr)

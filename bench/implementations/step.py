@@ -17,10 +17,10 @@ from peft import PeftModel
 from torch import Tensor
 
 from bench.group import Implementation, Outputs
+from bench.implementations.padded import pad, padded_logps
 from mdpo.models import PackedPolicy, sequence_logps
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of, pack
-from mdpo_kernels import MDPOLoss, Segments, linear_token_logps, mdpo_loss
-from mdpo_kernels import sequence_logps as sum_logps
+from mdpo_kernels import MDPOLoss, Segments, mdpo_loss
 
 Step = Callable[[], Outputs]
 
@@ -105,11 +105,12 @@ def _branch_row(problem: StepProblem, branch: int) -> PackedBatch:
 
 def three_padded(problem: StepProblem) -> Step:
     """The authors' way: three padded batches, every position's logits in fp32, layers checkpointed."""
-    batches = [_padded(problem, (branch,)) for branch in range(3)]
+    batches = [pad(problem.examples, (branch,), problem.device) for branch in range(3)]
 
     def run() -> Outputs:
+        _use_sdpa(problem)
         problem.model.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = torch.stack([_padded_logps(problem.model, batch, full_logits=True) for batch in batches])
+        policy = torch.stack([padded_logps(problem.model, batch, full_logits=True) for batch in batches])
         outputs = _finish(problem, policy)
         problem.model.gradient_checkpointing_disable()
         return outputs
@@ -119,55 +120,20 @@ def three_padded(problem: StepProblem) -> Step:
 
 def two_branches(problem: StepProblem) -> Step:
     """Plain DPO as TRL lays it out: chosen and rejected in one padded batch, log-probs of the responses alone."""
-    batch = _padded(problem, (0, 1))
+    batch = pad(problem.examples, (0, 1), problem.device)
 
     def run() -> Outputs:
-        policy = _padded_logps(problem.model, batch, full_logits=False).view(2, -1)
+        _use_sdpa(problem)
+        policy = padded_logps(problem.model, batch, full_logits=False).view(2, -1)
         absent = torch.full_like(policy[:1], torch.nan)
         return _finish(problem, torch.cat([policy, absent]), conditional=False, anchors=())
 
     return run
 
 
-@dataclass(frozen=True, slots=True)
-class Padded:
-    """input_ids, attention_mask (S, L); labels (S, L), −100 where not scored; pixel_values (S, …)."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-
-
-def _padded(problem: StepProblem, branches: Sequence[int]) -> Padded:
-    sequences = [
-        (example.prompt_ids, example.rejected_ids if branch == 1 else example.chosen_ids,
-         example.rejected_images if branch == 2 else example.images)
-        for branch in branches for example in problem.examples
-    ]  # fmt: skip
-    width = max(len(prompt) + len(response) for prompt, response, _ in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.int64)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for index, (prompt, response, _) in enumerate(sequences):
-        length = len(prompt) + len(response)
-        ids[index, :length] = torch.tensor([*prompt, *response])
-        mask[index, :length] = 1
-        labels[index, len(prompt) : length] = torch.tensor(response)
-    pixels = torch.cat([images["pixel_values"] for _, _, images in sequences])
-    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
-    return Padded({name: tensor.to(problem.device) for name, tensor in inputs.items()}, labels.to(problem.device))
-
-
-def _padded_logps(model: PeftModel, batch: Padded, *, full_logits: bool) -> Tensor:
-    base = model.get_base_model()
-    base.set_attn_implementation({"text_config": "sdpa"})
-    labels = batch.labels[:, 1:]
-    if full_logits:
-        logits = base(**batch.inputs, use_cache=False).logits[:, :-1].float()
-        logps = logits.log_softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
-        return logps.where(labels >= 0, 0).sum(1)
-    hidden = base.model(**batch.inputs, use_cache=False).last_hidden_state[:, :-1]
-    scored = labels >= 0
-    lengths = torch.cat([labels.new_zeros(1), scored.sum(1)]).cumsum(0).to(torch.int32)
-    return sum_logps(linear_token_logps(hidden[scored], base.lm_head.weight, labels[scored]), lengths)
+def _use_sdpa(problem: StepProblem) -> None:
+    # The model is shared with the packed layout, which sets an attention of its own.
+    problem.model.get_base_model().set_attn_implementation({"text_config": "sdpa"})
 
 
 def with_reference(problem: StepProblem) -> Step:
@@ -180,25 +146,6 @@ def with_reference(problem: StepProblem) -> Step:
         return _backward(problem, output.loss, output.policy)
 
     return run
-
-
-def load_trl() -> Callable[[StepProblem], Step]:
-    """TRL's DPOTrainer on the same rows; raises ImportError without TRL."""
-    from bench.implementations.trl_step import two_branch_loss
-
-    def step(problem: StepProblem) -> Step:
-        batch = _padded(problem, (0, 1))
-        scored = (batch.labels >= 0).long()
-        compute_loss = two_branch_loss(problem.model, {**batch.inputs, "completion_mask": scored})
-
-        def run() -> Outputs:
-            problem.model.get_base_model().set_attn_implementation({"text_config": "sdpa"})
-            compute_loss().backward()
-            return _gradients(problem)
-
-        return run
-
-    return step
 
 
 STEP = (
@@ -217,9 +164,5 @@ STEP = (
     Implementation(
         name="two-branch DPO", role="torch", load=lambda: two_branches, comparable=False,
         note="padded, no third branch, no reference: less is computed",
-    ),
-    Implementation(
-        name="TRL DPOTrainer", role="peer", load=load_trl, comparable=False,
-        note="two branches, the reference each step; no third branch",
     ),
 )  # fmt: skip

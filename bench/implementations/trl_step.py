@@ -1,66 +1,76 @@
-"""TRL's two-branch DPO step on a batch of ours: its trainer's own loss, reference pass included, at its best settings."""
+"""TRL's two-branch DPO step: its trainer's own training_step, reference pass included, at its best settings.
+
+The model is an instance (a path would be loaded in fp32), the adapter TRL's own to add: a model that comes with one is
+taken for trained before, and a copy of the adapter becomes the reference.
+"""
+
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false
 
 import tempfile
-from collections.abc import Callable
+import warnings
 
 import numpy as np
+import torch
 from datasets import Dataset
-from peft import PeftModel
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]  (an optional peer)
 
+from bench import flops
+from bench.implementations.padded import pad
+from bench.implementations.train_step import TrainProblem, TrainStep, common_settings, optimizer_step
+from bench.models import adapter, build_base
+from bench.processor import smallest_processor
 
-def two_branch_loss(model: PeftModel, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """A call of DPOTrainer.compute_loss on ``inputs``: input_ids, attention_mask, completion_mask (2B, L), pixel_values.
 
-    The trainer wants a dataset and a processor to be built with; the one row it gets is never trained on. Checkpointing
-    off, max_length none, bf16 on a GPU: equal to what ours runs with.
-    """
-    on_gpu = inputs["input_ids"].is_cuda
+class _Collated(DPOTrainer):
+    """DPOTrainer on batches that are collated already."""
+
+    batches: list[dict[str, Tensor]]
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
+
+
+def trl_step(problem: TrainProblem) -> TrainStep:
+    """One step of `train` prepares it: checkpointing, autocast, Liger's layers, optimizer."""
+    batches = [
+        pad(problem.examples[start : start + problem.batch], (0, 1), problem.device)
+        for start in range(0, len(problem.examples), problem.batch)
+    ]
+    model = build_base(problem.shape, problem.image_tokens, problem.device)
+    model.set_attn_implementation({"text_config": "sdpa"})
+    # What the trainer is built with and never trained on.
     row = {
         "images": [Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8))],
         "prompt": [{"role": "user", "content": "a"}],
         "chosen": [{"role": "assistant", "content": "a"}],
         "rejected": [{"role": "assistant", "content": "b"}],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = DPOTrainer(
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # use_liger_kernel is on its way out
+        trainer = _Collated(
             model=model,
             args=DPOConfig(
-                output_dir=folder, beta=0.1, max_length=None, gradient_checkpointing=False, bf16=on_gpu, use_cpu=not on_gpu,
-                report_to=[], save_strategy="no", disable_tqdm=True,
+                output_dir=folder, beta=0.1, max_length=None, max_steps=1, learning_rate=problem.learning_rate,
+                per_device_train_batch_size=problem.batch, gradient_accumulation_steps=len(batches),
+                dataloader_pin_memory=False, **common_settings(problem),
             ),
             train_dataset=Dataset.from_list([row]),
-            processing_class=_processor(model),
+            processing_class=smallest_processor(model),
+            peft_config=adapter(problem.lora_r),
         )  # fmt: skip
-    trainer.model.train()
-    return lambda: trainer.compute_loss(trainer.model, inputs)
+        trainer.batches = [batch.inputs | {"completion_mask": (batch.labels >= 0).long()} for batch in batches]
+        trainer.train()
 
+    def run() -> Tensor:
+        losses = [trainer.training_step(trainer.model_wrapped, batch) for batch in trainer.batches]
+        optimizer_step(trainer)
+        return torch.stack(losses).sum()
 
-def _processor(model: PeftModel) -> LlavaProcessor:
-    """The smallest processor that DPOTrainer can be built with."""
-    words = {"<pad>": 0, "</s>": 1, "<image>": 2, "a": 3, "b": 4, "USER": 5, "ASSISTANT": 6, "<unk>": 7}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
-    side = model.config.vision_config.image_size
-    template = (
-        "{% for m in messages %}{{ m['role'].upper() }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}"
-        "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT {% endif %}"
-    )
-    return LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
-        fast,
-        patch_size=model.config.vision_config.patch_size,
-        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
+    rows = flops.two_branch_rows(problem.examples)
+    images = flops.image_flops(trainer.model, 2 * rows.images)  # policy and reference each encode them
+    work = flops.policy_flops(trainer.model, rows) + flops.reference_flops(trainer.model, rows) + images
+    return TrainStep(run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(batches))

@@ -1,7 +1,8 @@
-"""The part `step`: forward and backward of a micro-batch, packed against three passes and two-branch DPO.
+"""The part `step`: whole optimizer steps against the peers' trainers, and a micro-batch against other layouts.
 
-P prompt tokens (image included) × R response tokens. Every group carries what sharing promises: the tokens of three
-passes over those of the packed row.
+`train_step` takes rows with the lengths of real preference data through each trainer, checkpointing on and off.
+`step` is forward and backward of one micro-batch of P prompt tokens (image included) × R response tokens; every such
+group carries what sharing promises: the tokens of three passes over those of the packed row.
 """
 
 import random
@@ -12,7 +13,9 @@ from peft import PeftModel
 
 from bench.group import Bound, Group, Outputs, Prepared
 from bench.implementations.step import STEP, Step, StepProblem, three_unpadded
+from bench.implementations.train_step import TRAIN_STEP, TRAIN_STEP_LIGER, TrainProblem, TrainStep
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, build
+from bench.preference_rows import preference_rows
 from mdpo.packing import PreferenceTokens
 
 PROMPTS, RESPONSES = (650, 100, 1500), (100, 50, 300)
@@ -22,11 +25,64 @@ _cached: dict[tuple, PeftModel] = {}
 
 
 def groups(device: torch.device) -> list[Group]:
-    """P × R for each model: two real shapes on a GPU, a 60M-parameter one and a single example on a CPU."""
-    shapes = (LLAVA_7B, BUNNY_3B) if device.type == "cuda" else (CPU_60M,)
-    return [
-        step_group(shape, prompt, response, device) for shape in shapes for prompt in PROMPTS for response in RESPONSES
-    ]
+    """Two real shapes on a GPU; on a CPU a 60M-parameter one, with everything of the rows divided by four."""
+    if device.type != "cuda":
+        sizes = {"pairs": 4, "batch": 2, "image_tokens": 144, "shrink": 4}
+        trained = [train_group(CPU_60M, device, checkpointing, **sizes) for checkpointing in (False, True)]
+        liger = [train_group(CPU_60M, device, True, liger=True, **sizes)]
+        return [trained[0], step_group(CPU_60M, 650, 100, device), trained[1], *liger]
+    trained = {
+        shape.name: [
+            train_group(shape, device, checkpointing, image_tokens=_IMAGE_TOKENS.get(shape.name, 576))
+            for checkpointing in (True, False)
+        ]
+        for shape in (LLAVA_7B, BUNNY_3B)
+    }
+    # Liger has nothing for Bunny's Phi.
+    liger = [train_group(LLAVA_7B, device, checkpointing, image_tokens=576, liger=True) for checkpointing in (True, False)]
+    micro = [
+        step_group(shape, prompt, response, device)
+        for prompt in PROMPTS for response in RESPONSES for shape in (LLAVA_7B, BUNNY_3B)
+    ]  # fmt: skip
+    return [*trained[LLAVA_7B.name], *liger, micro[0], *trained[BUNNY_3B.name], *micro[1:]]
+
+
+def train_group(
+    shape: Shape, device: torch.device, checkpointing: bool, *, image_tokens: int, pairs: int = 16, batch: int = 4,
+    shrink: int = 1, liger: bool = False,
+) -> Group:  # fmt: skip
+    """One optimizer step of `pairs` pairs, `batch` a micro-batch, by each trainer."""
+
+    def prepare() -> Prepared:
+        problem = TrainProblem(
+            shape=shape, image_tokens=image_tokens, batch=batch, checkpointing=checkpointing, device=device, liger=liger,
+            examples=preference_rows(shape, pairs, image_tokens=image_tokens, shrink=shrink),
+        )  # fmt: skip
+        _cached.clear()  # each trainer builds a model of its own
+
+        def bind(function: Callable[[TrainProblem], TrainStep]) -> Bound:
+            step = function(problem)
+            return Bound(
+                run=lambda: (step.run(),),
+                errors=lambda outputs: {},
+                amounts={"examples": pairs, "tokens": step.tokens, "model flops": step.model_flops},
+                remark=f"{step.tokens:,} tokens without padding in {step.micro_batches} micro-batches",
+            )
+
+        return Prepared(floor=None, bind=bind)
+
+    return Group(
+        part="step",
+        op="train_step",
+        shape={
+            "model": shape.name, "image": image_tokens, "pairs": pairs, "batch": batch,
+            "checkpointing": "on" if checkpointing else "off", "layers": "liger" if liger else "transformers",
+        },
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        implementations=TRAIN_STEP_LIGER if liger else TRAIN_STEP,
+        prepare=prepare,
+        own_process=liger,
+    )  # fmt: skip
 
 
 def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -> Group:
@@ -40,10 +96,17 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -
         problem = StepProblem(
             _model(shape, image_tokens, device), _examples(shape, prompt, response, examples, image_tokens)
         )
-        truth = three_unpadded(problem)()
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            truth = three_unpadded(problem)()
 
         def bind(function: Callable[[StepProblem], Step]) -> Bound:
-            return Bound(run=function(problem), errors=lambda outputs: _differences(outputs, truth))
+            step = function(problem)
+
+            def run() -> Outputs:
+                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                    return step()
+
+            return Bound(run=run, errors=lambda outputs: _differences(outputs, truth))
 
         return Prepared(floor=None, bind=bind)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.implementations.step import STEP, StepProblem, _branch_row, load_trl, three_unpadded
+from bench.implementations.step import STEP, StepProblem, _branch_row, three_unpadded
 from bench.live_memory import LiveMemory
 from bench.models import TINY, build
 from bench.parts.step import _examples
@@ -22,7 +22,7 @@ def problem() -> StepProblem:
     return StepProblem(model, _examples(TINY, 80, 12, 2, 64))
 
 
-@pytest.mark.parametrize("implementation", [i for i in STEP if i.role != "peer"], ids=lambda i: i.name)
+@pytest.mark.parametrize("implementation", STEP, ids=lambda i: i.name)
 def test_every_layout_runs_and_comparable_ones_agree(problem, implementation):
     outputs = implementation.load()(problem)()
     if implementation.comparable:
@@ -41,9 +41,3 @@ def test_what_a_packed_forward_keeps_is_the_token_ratios_share(problem):
         del policy
     packed, three = (sum(row.num_tokens for row in layout) for layout in rows)
     assert kept[0] / kept[1] <= 1.05 * packed / three
-
-
-def test_trl_runs_where_it_is_installed(problem):
-    pytest.importorskip("trl", reason="the peer is optional")
-    (gradient,) = load_trl()(problem)()
-    assert gradient.isfinite().all()

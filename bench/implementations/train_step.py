@@ -1,0 +1,219 @@
+"""A whole optimizer step of N pairs, as each trainer takes it: forward and backward of every micro-batch, clipping of
+the gradient's norm, AdamW, zeroing.
+
+What is left out on every side: reading images, tokenising, packing or collating, and the copy to the device; the
+micro-batches lie there. Equal on every side: the model, LoRA, fp32 adapters, bf16 autocast on a GPU, fused AdamW, pairs
+a micro-batch (on average for ours, whose planner evens tokens), and checkpointing, except where a row's note says
+otherwise. Each builds a model of its own, since trainers change what they are given.
+"""
+
+# A trainer's attributes are Optional to a type checker.
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from peft import get_peft_model
+from torch import Tensor
+
+from bench import flops
+from bench.group import Implementation
+from bench.implementations.padded import pad, padded_logps
+from bench.models import Shape, adapter, build_base
+from bench.processor import smallest_processor
+from mdpo import MDPOConfig, MDPOTrainer
+from mdpo.data import PreferenceDataset
+from mdpo.packing import PreferenceTokens, plan
+from mdpo_kernels import mdpo_loss
+
+AUTHORS_BATCH = 4
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainProblem:
+    """One optimizer step on `examples`, `batch` pairs a micro-batch."""
+
+    shape: Shape
+    image_tokens: int
+    examples: Sequence[PreferenceTokens]
+    batch: int
+    checkpointing: bool
+    device: torch.device
+    liger: bool = False
+    lora_r: int = 64
+    learning_rate: float = 1e-5
+
+    @property
+    def autocast(self) -> bool:
+        return self.device.type == "cuda"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainStep:
+    """run: one optimizer step; returns its loss, (). tokens: through the policy's language model, without padding.
+    model_flops: see bench.flops. micro_batches: of the step."""
+
+    run: Callable[[], Tensor]
+    tokens: int
+    model_flops: float
+    micro_batches: int
+
+
+class _Pairs(PreferenceDataset):
+    """Examples that are token ids already, where the trainer expects to find its dataset."""
+
+    def __init__(self, examples: Sequence[PreferenceTokens]) -> None:
+        self.examples = self.rows = list(examples)
+        self.lengths = [example.packed_length for example in examples]
+
+    def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
+        return self.examples[item[0] if isinstance(item, tuple) else item]
+
+
+def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> int:
+    """The smallest budget, in steps of 64 tokens, by which the planner makes so many micro-batches."""
+    lengths = [example.packed_length for example in examples]
+    budget = max(max(lengths), -(-sum(lengths) // micro_batches))
+    while len(plan(lengths, budget, examples_per_step=len(lengths))[0]) > micro_batches:
+        budget += 64
+    return budget
+
+
+def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
+    """MDPOTrainer's own training_step. One step of `train` prepares it, and fills the cache of the reference."""
+    model = build_base(problem.shape, problem.image_tokens, problem.device)
+    folder = tempfile.TemporaryDirectory()
+    micro_batches = -(-len(problem.examples) // problem.batch)
+    args = MDPOConfig(
+        output_dir=folder.name, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
+        token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
+        **common_settings(problem),
+    )  # fmt: skip
+    trainer = MDPOTrainer(
+        model=model, args=args, train_dataset=_Pairs(problem.examples), processing_class=smallest_processor(model),
+        peft_config=adapter(problem.lora_r),
+    )  # fmt: skip
+    trainer.train()
+    (step,) = trainer.get_train_dataloader()
+    step = replace(step, micro_batches=[packed.to(problem.device) for packed in step.micro_batches])
+
+    def run() -> Tensor:
+        folder  # noqa: B018  (the cache lies in it as long as this function lives)
+        loss = trainer.training_step(trainer.model_wrapped, step)
+        optimizer_step(trainer)
+        return loss
+
+    rows = flops.packed_rows(problem.examples)
+    work = flops.policy_flops(trainer.model, rows) + flops.image_flops(trainer.model, rows.images)
+    if not cached:
+        work += flops.reference_flops(trainer.model, rows)
+    return TrainStep(run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(step.micro_batches))
+
+
+def common_settings(problem: TrainProblem) -> dict:
+    """Of transformers.TrainingArguments, equal for ours and TRL."""
+    return {
+        "bf16": problem.autocast, "use_cpu": not problem.autocast, "gradient_checkpointing": problem.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False}, "lr_scheduler_type": "constant", "warmup_steps": 0,
+        "max_grad_norm": MAX_GRAD_NORM, "optim": "adamw_torch_fused", "use_liger_kernel": problem.liger, "seed": 0,
+        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def optimizer_step(trainer) -> None:
+    """As transformers.Trainer does after a step's last micro-batch."""
+    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
+
+
+def authors(problem: TrainProblem) -> TrainStep:
+    """The published code's step: three padded passes a batch of four, policy and reference, each encoding its images,
+    fp32 logits of all positions, checkpointing."""
+    base = build_base(problem.shape, problem.image_tokens, problem.device)
+    torch.manual_seed(0)  # the adapter that a trainer of seed 0 adds
+    model = get_peft_model(base, adapter(problem.lora_r)).train()
+    base.set_attn_implementation({"text_config": "sdpa"})
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=problem.learning_rate, weight_decay=0.0, fused=True)
+    examples, pairs = problem.examples, len(problem.examples)
+    batches = [
+        [pad(examples[start : start + AUTHORS_BATCH], (branch,), problem.device) for branch in range(3)]
+        for start in range(0, pairs, AUTHORS_BATCH)
+    ]
+
+    def run() -> Tensor:
+        losses = []
+        for branches in batches:
+            with torch.autocast("cuda", torch.bfloat16) if problem.autocast else nullcontext():
+                with torch.no_grad(), model.disable_adapter():
+                    reference = torch.stack([padded_logps(model, batch, full_logits=True) for batch in branches])
+                policy = torch.stack([padded_logps(model, batch, full_logits=True) for batch in branches])
+                loss = mdpo_loss(policy, reference, num_examples=pairs).loss
+            loss.backward()
+            losses.append(loss.detach())
+        torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        return torch.stack(losses).sum()
+
+    rows = flops.three_branch_rows(examples)
+    images = flops.image_flops(model, 2 * rows.images)
+    work = flops.policy_flops(model, rows) + flops.reference_flops(model, rows) + images
+    return TrainStep(run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(batches))
+
+
+def _load_trl() -> Callable[[TrainProblem], TrainStep]:
+    from bench.implementations.trl_step import trl_step
+
+    return trl_step
+
+
+def _load_liger(load: Callable[[], Callable[[TrainProblem], TrainStep]]) -> Callable[[TrainProblem], TrainStep]:
+    import liger_kernel.transformers  # noqa: F401  # pyright: ignore[reportMissingImports]  (an optional peer)
+
+    return load()
+
+
+_TRL_NOTE = "DPOTrainer.training_step; two branches, the reference each step (it refuses to cache it with images), sdpa"
+
+TRAIN_STEP = (
+    Implementation(
+        name="ours, reference cached", role="ours", load=lambda: partial(ours, cached=True), comparable=False,
+        note="MDPOTrainer.training_step; three branches; epochs after the first",
+    ),
+    Implementation(
+        name="ours, reference each step", role="ours", load=lambda: partial(ours, cached=False), comparable=False,
+        note="MDPOTrainer.training_step; three branches; the first epoch",
+    ),
+    Implementation(
+        name="TRL DPOTrainer", role="peer", load=_load_trl, comparable=False, note=_TRL_NOTE
+    ),
+    Implementation(
+        name="authors' way", role="torch", load=lambda: authors, comparable=False,
+        note="as shipped: batches of four, padded, fp32 logits of all positions, checkpointing always on, three branches, "
+        "the reference each step, six image encodings a pair; rewritten here, with bf16 weights and sdpa (theirs: fp32)",
+    ),
+)  # fmt: skip
+
+TRAIN_STEP_LIGER = (
+    Implementation(
+        name="ours, reference cached", role="ours", load=lambda: _load_liger(lambda: partial(ours, cached=True)),
+        comparable=False, devices=("cuda",), note="with Liger's norm, rotary and SwiGLU kernels",
+    ),
+    Implementation(
+        name="ours, reference each step", role="ours", load=lambda: _load_liger(lambda: partial(ours, cached=False)),
+        comparable=False, devices=("cuda",), note="with Liger's norm, rotary and SwiGLU kernels",
+    ),
+    Implementation(
+        name="TRL DPOTrainer", role="peer", load=lambda: _load_liger(_load_trl), comparable=False, devices=("cuda",),
+        note=f"{_TRL_NOTE}; with Liger's norm, rotary and SwiGLU kernels",
+    ),
+)  # fmt: skip

@@ -1,0 +1,97 @@
+"""Whole optimizer steps at a tiny shape: the trainers take the same step where they compute the same thing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import flops
+from bench.implementations.train_step import TRAIN_STEP, TRAIN_STEP_LIGER, TrainProblem, token_budget
+from bench.models import BUNNY_3B, LLAVA_7B, TINY, build
+from bench.parts.step import groups
+from bench.preference_rows import preference_rows
+from mdpo.packing import plan
+
+CPU = torch.device("cpu")
+NAMED = {implementation.name: implementation for implementation in TRAIN_STEP}
+
+
+@pytest.fixture(scope="module")
+def problem() -> TrainProblem:
+    examples = preference_rows(TINY, 5, image_tokens=64, shrink=4)
+    return TrainProblem(
+        shape=TINY, image_tokens=64, examples=examples, batch=2, checkpointing=False, device=CPU, lora_r=4,
+        learning_rate=1e-2,
+    )  # fmt: skip
+
+
+def losses(name: str, problem: TrainProblem, count: int) -> list[float]:
+    step = NAMED[name].load()(problem)
+    return [step.run().item() for _ in range(count)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_ours_and_the_authors_take_the_same_steps(problem, checkpointing):
+    problem = replace(problem, checkpointing=checkpointing)
+    cached = losses("ours, reference cached", problem, 3)
+    # Preparing ours took one step already.
+    theirs = losses("authors' way", problem, 4)[1:]
+    assert cached[0] > cached[1] > cached[2]
+    assert losses("ours, reference each step", problem, 3) == pytest.approx(cached, rel=2e-2)
+    assert theirs == pytest.approx(cached, rel=2e-2)
+
+
+def test_trl_takes_the_step_of_two_branches(problem):
+    pytest.importorskip("trl", reason="the peer is optional")
+    first, second, third = losses("TRL DPOTrainer", problem, 3)
+    assert 0 < third < second < first < 0.6932  # log 2 before the step that preparing took
+
+
+def test_liger_on_a_cpu_is_skipped_by_name():
+    assert all(implementation.devices == ("cuda",) for implementation in TRAIN_STEP_LIGER)
+
+
+def test_the_budget_makes_the_asked_number_of_micro_batches(problem):
+    lengths = [example.packed_length for example in problem.examples]
+    for count in (1, 2, 3, 5):
+        budget = token_budget(problem.examples, count)
+        assert len(plan(lengths, budget, examples_per_step=len(lengths))[0]) == count
+
+
+def test_rows_have_the_lengths_of_real_preference_data():
+    rows = preference_rows(LLAVA_7B, 400, image_tokens=4)
+    responses = sorted(len(ids) for row in rows for ids in (row.chosen_ids, row.rejected_ids))
+    assert all(len(row.prompt_ids) == 64 for row in rows)
+    assert 110 <= responses[len(responses) // 2] <= 130 and responses[-1] <= 400
+    assert responses[len(responses) // 4] < 90 < 160 < responses[3 * len(responses) // 4]
+
+
+def test_flops_are_those_of_the_matrix_products(problem):
+    """Against PyTorch's own counter on a padded forward and backward of one row; attention there is not causal."""
+    model = build(TINY, 64, CPU, lora_r=4)
+    model.get_base_model().set_attn_implementation("eager")
+    tokens = torch.full((1, 80), 3)
+    with FlopCounterMode(display=False) as counter:
+        hidden = model.get_base_model().model(input_ids=tokens, use_cache=False).last_hidden_state
+        model.get_base_model().lm_head(hidden).sum().backward()
+    rows = flops.Rows(tokens=80, pairs=80 * 80, scored=80, images=0)
+    # The first layer's input needs no gradient: of one of two layers, query, key and value's products.
+    missing = 3 * 2 * 80 * 64 * (64 + 4)
+    assert counter.get_total_flops() == flops.policy_flops(model, rows) - missing
+
+    image = problem.examples[0].images["pixel_values"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.get_base_model().model.get_image_features(pixel_values=image)
+    assert flops.image_flops(model, 1) == pytest.approx(counter.get_total_flops(), rel=0.05)  # the class token's row
+
+
+def test_a_cpu_has_no_utilisation():
+    assert flops.peak_flops(CPU) is None
+
+
+def test_a_gpu_trains_real_shapes_with_and_without_checkpointing():
+    listed = [group for group in groups(torch.device("cuda")) if group.op == "train_step"]
+    plain = {(g.shape["model"], g.shape["checkpointing"]) for g in listed if g.shape["layers"] == "transformers"}
+    assert plain == {(shape.name, on) for shape in (LLAVA_7B, BUNNY_3B) for on in ("on", "off")}
+    assert all(group.own_process == (group.shape["layers"] == "liger") for group in listed)
