@@ -1,51 +1,94 @@
-"""Tables and plots from the records: `python -m bench.render DIR [--out FOLDER]`, writing RESULTS.md and PNG files.
+"""Tables and plots from the records: `python -m bench.render DIR`, writing RESULTS.md and PNG files. No number in them
+is typed.
 
-Every number in them comes from a record; nothing is typed. FOLDER is DIR unless it is given.
+DIR is the --out folder of bench.suite, and is written into. Where DIR is bench/results, the committed records, a folder
+a device, `bench/RESULTS.md`, `bench/plots` and the table in README.md are written: that is how a measurement gets there.
 """
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from bench.parts import PARTS
+from bench.plots import by, plot
+from bench.readme import updated
 from bench.record import Record, read_records
+from bench.targets import DEVICE, RATIOS
 
-ROLES = ("ours", "torch", "peer")
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "bench" / "results"
+
+
+def committed_records() -> list[Record]:
+    """Those under bench/results; what the demo and the study keep there are no records of the suite."""
+    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in PARTS)]
+    return [record for folder in folders for record in read_records(folder)]
 
 
 def render(folder: Path, out: Path) -> list[Path]:
-    """Write RESULTS.md and the plots; returns what was written. ValueError if there are no records."""
-    records = read_records(folder)
+    """Write RESULTS.md and the plots into `out`; returns what was written. ValueError if there are no records."""
+    records = committed_records() if folder.resolve() == COMMITTED else read_records(folder)
     if not records:
         raise ValueError(f"{folder}: holds no records; expected the --out folder of bench.suite")
     out.mkdir(parents=True, exist_ok=True)
-    plots = {key: path for key, group in _by_operation(records).items() if (path := _plot(key, group, out))}
+    plots = [path for group in by(records, _operation).values() if plot(group, path := out / _picture(group[0]))]
     written = out / "RESULTS.md"
-    written.write_text(markdown(records, plots), encoding="utf-8")
-    return [written, *plots.values()]
+    written.write_text(markdown(records, {path.relative_to(out).as_posix() for path in plots}), encoding="utf-8")
+    return [written, *plots]
 
 
-def markdown(records: Sequence[Record], plots: dict[tuple[str, str], Path] | None = None) -> str:
-    """The whole report: conditions, then per operation its plot and one table per shape."""
+def _operation(record: Record) -> tuple[str, str, str]:
+    return str(record.environment.get("device")), record.part, record.op
+
+
+def _picture(record: Record) -> str:
+    device = "-".join(str(record.environment.get("device")).lower().split())
+    return f"plots/{device}-{record.part}-{record.op}.png"
+
+
+def markdown(records: Sequence[Record], plots: Iterable[str] = ()) -> str:
+    """The whole report: the ratios; then per device its conditions, and per operation its plot and a table per shape.
+
+    plots: paths of the pictures there are, relative to the report.
+    """
     lines = ["# Measurements", "", "Made by `python -m bench.render` from the JSON records; do not edit.", ""]
-    lines += _conditions(records)
-    for key, group in _by_operation(records).items():
-        lines += ["", f"## {key[0]}: {key[1]}", ""]
-        if plots and key in plots:
-            lines += [f"![{key[1]}]({plots[key].name})", ""]
-        for case, rows in _by(group, lambda r: (r.case, r.dtype)).items():
-            lines += [f"### {case[0].replace(',', ', ')}, {case[1]}", "", *table(rows), ""]
+    lines += ratios(records)
+    for device, of_device in by(records, lambda r: str(r.environment.get("device"))).items():
+        lines += ["", f"## {device}", "", *_conditions(of_device)]
+        for group in by(of_device, _operation).values():
+            lines += ["", f"### {group[0].part}: {group[0].op}", ""]
+            if (picture := _picture(group[0])) in plots:
+                lines += [f"![{group[0].op}]({picture})", ""]
+            for case, rows in by(group, lambda r: (r.case, r.dtype)).items():
+                lines += [f"#### {case[0].replace(',', ', ')}, {case[1]}", "", *table(rows), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def ratios(records: Sequence[Record]) -> list[str]:
+    """A table of every named ratio: a line per model and device that has it, and what an H200 has to reach."""
+    lines = ["## Ratios", "", "Speed: the other's time over ours. Memory: ours over the other's.", ""]
+    lines += [f"| | device | model | ratio | target ({DEVICE}) | |", "|---|---|---|---|---|---|"]
+    devices = by(records, lambda r: str(r.environment.get("device")))
+    for ratio in RATIOS:
+        found = [(device, *pair) for device, rows in devices.items() for pair in ratio.of(rows).items()]
+        for device, model, value in found:
+            verdict = {True: "met", False: "missed", None: ""}[ratio.met(value) if DEVICE in device else None]
+            cells = [ratio.name, device, model, f"{value:.2f}", ratio.target_text, verdict]
+            lines.append(f"| {' | '.join(cells)} |")
+        if not any(DEVICE in device for device, _, _ in found):
+            lines.append(f"| {ratio.name} | {DEVICE} | | not measured yet | {ratio.target_text} | |")
+    return lines
 
 
 def table(records: Sequence[Record]) -> list[str]:
     """One shape: a row per implementation, fastest first, then those that were not measured with the reason."""
     measured = sorted((r for r in records if r.median_ms is not None), key=lambda r: r.median_ms or 0.0)
-    ours = next((r.median_ms for r in measured if r.implementation == "ours"), None)
+    mine = [r for r in measured if r.role == "ours"]
+    ours = next((r.median_ms for r in mine if r.implementation == "ours"), mine[0].median_ms if mine else None)
     names = sorted({name for record in measured for name in record.errors})
-    header = ["implementation", "ms", "spread", "× floor", "rate", "MiB above inputs", "time / ours", *names]
+    rates = list(dict.fromkeys(name for record in measured for name in record.rates))
+    header = ["implementation", "ms", "spread", "× floor", "rate", "MiB above inputs", "time / ours", *rates, *names]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)] if measured else []
     for record in measured:
         cells = [
@@ -56,6 +99,7 @@ def table(records: Sequence[Record]) -> list[str]:
             _rate(record),
             "" if record.peak_bytes is None else _number(record.peak_bytes / 2**20),
             "" if ours is None else _number((record.median_ms or 0.0) / ours),
+            *(_number(record.rates.get(name)) for name in rates),
             *("" if name not in record.errors else f"{record.errors[name]:.1e}" for name in names),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -93,85 +137,6 @@ def _conditions(records: Iterable[Record]) -> list[str]:
     return [*lines, *(f"- memory: {method}" for method in methods)]
 
 
-def _plot(key: tuple[str, str], records: Sequence[Record], out: Path) -> Path | None:
-    """Time and memory over the first numeric part of the shape that varies, a column per rest of the shape."""
-    measured = [r for r in records if r.median_ms is not None]
-    axis = _varying(measured)
-    if axis is None:
-        return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = _by(measured, lambda r: ", ".join(f"{k} {v}" for k, v in r.shape.items() if k not in (axis, "B")))
-    panels = {name: rows for name, rows in panels.items() if len({r.shape[axis] for r in rows}) > 1}
-    if not panels:
-        return None
-    figure, axes = pyplot.subplots(2, len(panels), figsize=(4.2 * len(panels), 7), squeeze=False, sharex="col")
-    names = sorted({r.implementation for r in measured}, key=lambda n: (n != "ours", n))
-    colours = {name: f"C{index}" for index, name in enumerate(names)}
-    for column, (panel, rows) in enumerate(panels.items()):
-        _draw(axes[0][column], rows, axis, colours, lambda r: r.median_ms)
-        floors = sorted({r.shape[axis]: r.floor_ms for r in rows if r.floor_ms}.items())
-        if floors:
-            axes[0][column].plot(*zip(*floors, strict=True), "k:", label="floor")
-        _draw(axes[1][column], rows, axis, colours, lambda r: r.peak_bytes and r.peak_bytes / 2**20)
-        axes[0][column].set_title(panel, fontsize=9)
-        axes[1][column].set_xlabel(axis)
-    axes[0][0].set_ylabel("ms, forward + backward")
-    axes[1][0].set_ylabel("MiB above the inputs")
-    axes[0][-1].legend(fontsize=7)
-    figure.suptitle(f"{key[1]} ({measured[0].environment.get('device')}, {measured[0].dtype})", fontsize=10)
-    figure.tight_layout()
-    path = out / f"{key[0]}-{key[1]}.png"
-    # No software version in the file: the same records give the same bytes.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
-    return path
-
-
-def _draw(axes: Any, records: Sequence[Record], axis: str, colours: dict[str, str], value: Any) -> None:
-    for name, rows in _by(records, lambda r: r.implementation).items():
-        points = sorted((r.shape[axis], y) for r in rows if (y := value(r)))
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                "o-",
-                markersize=3,
-                color=colours[name],
-                label=name,
-                linewidth=2 if name == "ours" else 1,
-            )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-
-
-def _varying(records: Sequence[Record]) -> str | None:
-    for name in ("N", "R", "P"):
-        if len({r.shape[name] for r in records if isinstance(r.shape.get(name), int)}) > 1:
-            return name
-    return None
-
-
-def _by_operation(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    return _by(records, lambda r: (r.part, r.op))
-
-
-def _by(records: Iterable[Record], key: Any) -> dict[Any, list[Record]]:
-    groups: dict[Any, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=_order):
-        groups[key(record)].append(record)
-    return dict(groups)
-
-
-def _order(record: Record) -> tuple[Any, ...]:
-    """Parts and operations by name, shapes by their numbers, our rows first."""
-    shape = tuple((isinstance(v, int), v if isinstance(v, int) else 0, str(v)) for v in record.shape.values())
-    return record.part, record.op, shape, record.dtype, ROLES.index(record.role), record.implementation
-
-
 def _rate(record: Record) -> str:
     if record.tflops_per_s is not None:
         small = record.tflops_per_s < 1
@@ -188,12 +153,20 @@ def _number(value: float | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench.render", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the --out folder of bench.suite")
-    parser.add_argument("--out", type=Path, help="where to write; the records' folder if not given")
+    parser = argparse.ArgumentParser(
+        prog="bench.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the --out folder of bench.suite, or bench/results")
+    parser.add_argument("--out", type=Path, help="where to write instead; README.md is left alone")
     args = parser.parse_args(arguments)
-    for path in render(args.folder, args.out or args.folder):
+    is_committed = args.folder.resolve() == COMMITTED
+    out = args.out or (COMMITTED.parent if is_committed else args.folder)
+    for path in render(args.folder, out):
         print(path)
+    if is_committed and args.out is None:
+        readme = ROOT / "README.md"
+        readme.write_text(updated(readme.read_text(encoding="utf-8"), committed_records()), encoding="utf-8")
+        print(readme)
     return 0
 
 

@@ -211,7 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, required=True, help="folder of the records; found ones are not measured again"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
-    parser.add_argument("--minutes", type=float, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)")
+    parser.add_argument(
+        "--minutes", type=float, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)"
+    )
     parser.add_argument("--seconds", type=float, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
     parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child

@@ -1,8 +1,11 @@
-"""What an H200 has to reach, as ratios of two rows of one group; `bench.render` prints each with its verdict."""
+"""The ratios that this project states, each of two rows of one group, and what an H200 has to reach.
 
-from collections.abc import Iterable, Iterator
+`bench.render` prints them all: what no record holds is "not measured yet".
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from bench.record import Record
 
@@ -10,63 +13,79 @@ DEVICE = "H200"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """measure: "speed", the other's time over ours, at least `bound`; "memory", our peak over the other's, at most it.
-    shape: what the group's shape has to say."""
+class Ratio:
+    """measure: "speed", the other's time over ours; "memory", our peak above the weights over the other's. shape: what
+    the group's shape has to say. target: on an H200, at least for speed, at most for memory."""
 
     name: str
     op: str
     ours: str
     other: str
-    bound: float
+    shape: tuple[tuple[str, str | int], ...]
     measure: Literal["speed", "memory"] = "speed"
-    shape: tuple[tuple[str, str], ...] = ()
+    target: float | None = None
 
-    def ratio(self, ours: Record, other: Record) -> float | None:
-        """None where one of them was not measured."""
+    def of(self, records: Iterable[Record]) -> dict[str, float]:
+        """The ratio by model, among the records of one device; both rows have to be of one run: equal device, versions
+        and commit."""
+        found = [r for r in records if r.op == self.op and all(r.shape.get(k) == v for k, v in self.shape)]
+        others = {r.case: r for r in found if r.implementation == self.other}
+        ratios = {}
+        for ours in (r for r in found if r.implementation == self.ours):
+            other = others.get(ours.case)
+            if other is not None and other.environment == ours.environment:
+                ratio = self._ratio(ours, other)
+                if ratio is not None:
+                    ratios[str(ours.shape["model"])] = ratio
+        return ratios
+
+    def _ratio(self, ours: Record, other: Record) -> float | None:
         if self.measure == "speed":
-            return None if ours.median_ms is None or other.median_ms is None else other.median_ms / ours.median_ms
-        return None if ours.peak_bytes is None or not other.peak_bytes else ours.peak_bytes / other.peak_bytes
+            return other.median_ms / ours.median_ms if ours.median_ms and other.median_ms else None
+        return ours.peak_bytes / other.peak_bytes if ours.peak_bytes and other.peak_bytes else None
 
-    def met(self, ratio: float) -> bool:
-        return ratio >= self.bound if self.measure == "speed" else ratio <= self.bound
+    def met(self, ratio: float) -> bool | None:
+        """None without a target."""
+        if self.target is None:
+            return None
+        return ratio >= self.target if self.measure == "speed" else ratio <= self.target
+
+    @property
+    def target_text(self) -> str:
+        return "" if self.target is None else f"{'≥' if self.measure == 'speed' else '≤'} {self.target:.2f}"
 
 
 _CACHED, _EACH_STEP = "ours, reference cached", "ours, reference each step"
-_TRL, _AUTHORS = "TRL DPOTrainer", "authors' way"
+_SETTINGS = (
+    ("checkpointing on", (("checkpointing", "on"), ("layers", "transformers"))),
+    ("checkpointing off", (("checkpointing", "off"), ("layers", "transformers"))),
+    ("checkpointing on, both with Liger's layers", (("checkpointing", "on"), ("layers", "liger"))),
+    ("checkpointing off, both with Liger's layers", (("checkpointing", "off"), ("layers", "liger"))),
+)
+_AUTHORS = (("checkpointing on", 1.8), ("checkpointing off", 2.5))
+_MICRO = (("P", 650), ("R", 100))
 
-TARGETS = (
-    Target(name="reference cached, against TRL's two branches at equal settings", op="train_step", ours=_CACHED,
-           other=_TRL, bound=1.25),
-    Target(name="reference each step, against TRL's two branches at equal settings", op="train_step", ours=_EACH_STEP,
-           other=_TRL, bound=0.95),
-    Target(name="reference each step, our checkpointing on, against the authors' shipped settings", op="train_step",
-           ours=_EACH_STEP, other=_AUTHORS, bound=1.8, shape=(("checkpointing", "on"),)),
-    Target(name="reference each step, without checkpointing, against the authors' shipped settings", op="train_step",
-           ours=_EACH_STEP, other=_AUTHORS, bound=2.5, shape=(("checkpointing", "off"),)),
-    Target(name="peak memory above the weights, reference cached, over TRL's at equal settings", op="train_step",
-           ours=_CACHED, other=_TRL, bound=1.05, measure="memory"),
-    Target(name="peak memory above the weights, reference each step, over TRL's at equal settings", op="train_step",
-           ours=_EACH_STEP, other=_TRL, bound=1.05, measure="memory"),
+RATIOS = (
+    *(
+        Ratio(name=f"{row}: TRL 1.16 with two branches, {setting}", op="train_step", ours=row,
+              other="TRL DPOTrainer", shape=shape, target=target)
+        for row, target in ((_CACHED, 1.25), (_EACH_STEP, 0.95)) for setting, shape in _SETTINGS
+    ),
+    *(
+        Ratio(name=f"{row}, {setting}: the authors' shipped settings", op="train_step", ours=row,
+              other="authors' way", shape=dict(_SETTINGS)[setting],
+              target=target if row == _EACH_STEP else None)
+        for row in (_EACH_STEP, _CACHED) for setting, target in _AUTHORS
+    ),
+    *(
+        Ratio(name=f"peak memory above the weights, {_EACH_STEP}: TRL 1.16, {setting}", op="train_step",
+              ours=_EACH_STEP, other="TRL DPOTrainer", shape=shape, measure="memory", target=1.05)
+        for setting, shape in _SETTINGS
+    ),
+    Ratio(name="forward and backward of a packed pair, P=650, R=100: three unpadded passes", op="step", ours="ours",
+          other="three unpadded passes", shape=_MICRO),
+    Ratio(name="its peak memory above the weights: three unpadded passes", op="step", ours="ours", other="three unpadded passes",
+          shape=_MICRO, measure="memory"),
+    Ratio(name="forward and backward of a packed pair, P=650, R=100: plain DPO's two padded branches", op="step", ours="ours",
+          other="two-branch DPO", shape=_MICRO),
 )  # fmt: skip
-
-
-class Line(NamedTuple):
-    """One target at one shape. ratio is None where a row of it was not measured."""
-
-    target: Target
-    case: str
-    device: str
-    ratio: float | None
-
-
-def lines(records: Iterable[Record]) -> Iterator[Line]:
-    """The targets at every shape that the records have; both rows are of one run: equal device, versions and commit."""
-    by_place = {(r.op, r.case, r.environment.get("device"), r.implementation): r for r in records}
-    for target in TARGETS:
-        for (op, case, device, name), ours in by_place.items():
-            if op != target.op or name != target.ours or any(ours.shape.get(k) != v for k, v in target.shape):
-                continue
-            other = by_place.get((op, case, device, target.other))
-            one_run = other is not None and other.environment == ours.environment
-            yield Line(target, case, str(device), target.ratio(ours, other) if other is not None and one_run else None)

@@ -39,7 +39,9 @@ def groups(device: torch.device) -> list[Group]:
         for shape in (LLAVA_7B, BUNNY_3B)
     }
     # Liger has nothing for Bunny's Phi.
-    liger = [train_group(LLAVA_7B, device, checkpointing, image_tokens=576, liger=True) for checkpointing in (True, False)]
+    liger = [
+        train_group(LLAVA_7B, device, checkpointing, image_tokens=576, liger=True) for checkpointing in (True, False)
+    ]
     micro = [
         step_group(shape, prompt, response, device)
         for prompt in PROMPTS for response in RESPONSES for shape in (LLAVA_7B, BUNNY_3B)
