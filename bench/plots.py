@@ -62,17 +62,21 @@ def _bars(measured: Sequence[Record], path: Path) -> bool:
     if not panels:
         return False
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(len(panels), 2, figsize=(10, 0.8 + 2 * len(panels)), squeeze=False)
+    tall = max(1.2, 0.3 * max(len(rows) for rows in panels.values()))
+    has_memory = any(r.peak_bytes for r in measured)
+    size = (10, (0.9 + tall) * len(panels))
+    figure, axes = pyplot.subplots(len(panels), 1 + has_memory, figsize=size, squeeze=False)
     colours = _colours(measured)
     for row, (case, rows) in zip(axes, panels.items(), strict=True):
         names = [r.implementation for r in reversed(rows)]
         bars = [colours[name] for name in names]
         row[0].barh(names, [r.median_ms for r in reversed(rows)], color=bars)
-        row[1].barh(names, [(r.peak_bytes or 0) / 2**20 for r in reversed(rows)], color=bars)
+        if has_memory:
+            row[1].barh(names, [(r.peak_bytes or 0) / 2**20 for r in reversed(rows)], color=bars)
+            row[1].set_xlabel("MiB above the inputs", fontsize=8)
+            row[1].set_yticks([])
         row[0].set_title(case.replace(",", ", "), fontsize=8, loc="left")
         row[0].set_xlabel("ms", fontsize=8)
-        row[1].set_xlabel("MiB above the inputs", fontsize=8)
-        row[1].set_yticks([])
         for axis in row:
             axis.tick_params(labelsize=8)
     _save(figure, measured[0], path)

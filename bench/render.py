@@ -89,20 +89,26 @@ def table(records: Sequence[Record]) -> list[str]:
     names = sorted({name for record in measured for name in record.errors})
     rates = list(dict.fromkeys(name for record in measured for name in record.rates))
     header = ["implementation", "ms", "spread", "× floor", "rate", "MiB above inputs", "time / ours", *rates, *names]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)] if measured else []
+    rows = []
     for record in measured:
-        cells = [
-            f"**{record.implementation}**" if record.role == "ours" else record.implementation,
+        spread = f"{_number(record.p20_ms)}–{_number(record.p80_ms)}"
+        compared = ours is not None and len(mine) < len(measured)
+        rows.append([
+            f"**{record.implementation}**" if record.role == "ours" and compared else record.implementation,
             _number(record.median_ms),
-            f"{_number(record.p20_ms)}–{_number(record.p80_ms)}",
+            "" if record.p20_ms is None else spread,
             _number(record.ratio_to_floor),
             _rate(record),
             "" if record.peak_bytes is None else _number(record.peak_bytes / 2**20),
-            "" if ours is None else _number((record.median_ms or 0.0) / ours),
+            _number((record.median_ms or 0.0) / ours) if compared else "",
             *(_number(record.rates.get(name)) for name in rates),
             *("" if name not in record.errors else f"{record.errors[name]:.1e}" for name in names),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        ])  # fmt: skip
+    lines = []
+    if rows:
+        filled = [index for index in range(len(header)) if any(row[index] for row in rows)]
+        table = [header, ["---"] * len(header), *rows]
+        lines = [f"| {' | '.join(row[index] for index in filled)} |" for row in table]
     return [*lines, *_remarks(records, measured)]
 
 

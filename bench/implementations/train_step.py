@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor
+from torch.profiler import record_function
 
 from bench import flops
+from bench.components import OPTIMIZER
 from bench.group import Implementation
 from bench.implementations.padded import pad, padded_logps
 from bench.models import Shape, adapter, build_base
@@ -56,9 +58,10 @@ class TrainProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
-    """run: one optimizer step; returns its loss, (). tokens: through the policy's language model, without padding.
-    model_flops: see bench.flops. micro_batches: of the step."""
+    """run: one optimizer step; returns its loss, (). model: what it trains. tokens: through the policy's language model,
+    without padding. model_flops: see bench.flops. micro_batches: of the step."""
 
+    model: PeftModel
     run: Callable[[], Tensor]
     tokens: int
     model_flops: float
@@ -113,7 +116,9 @@ def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
     work = flops.policy_flops(trainer.model, rows) + flops.image_flops(trainer.model, rows.images)
     if not cached:
         work += flops.reference_flops(trainer.model, rows)
-    return TrainStep(run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(step.micro_batches))
+    return TrainStep(
+        model=trainer.model, run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(step.micro_batches)
+    )
 
 
 def common_settings(problem: TrainProblem) -> dict:
@@ -128,9 +133,10 @@ def common_settings(problem: TrainProblem) -> dict:
 
 def optimizer_step(trainer) -> None:
     """As transformers.Trainer does after a step's last micro-batch."""
-    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
-    trainer.optimizer.step()
-    trainer.model.zero_grad()
+    with record_function(OPTIMIZER):
+        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+        trainer.optimizer.step()
+        trainer.model.zero_grad()
 
 
 def authors(problem: TrainProblem) -> TrainStep:
@@ -167,7 +173,7 @@ def authors(problem: TrainProblem) -> TrainStep:
     rows = flops.three_branch_rows(examples)
     images = flops.image_flops(model, 2 * rows.images)
     work = flops.policy_flops(model, rows) + flops.reference_flops(model, rows) + images
-    return TrainStep(run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(batches))
+    return TrainStep(model=model, run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(batches))
 
 
 def _load_trl() -> Callable[[TrainProblem], TrainStep]:

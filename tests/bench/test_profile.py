@@ -1,0 +1,62 @@
+"""The profile's attribution at a tiny shape: every component has its operators, and the shares are the whole step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from bench import profile_step, render
+from bench.components import COMPONENTS, STEP, milliseconds, scopes
+from bench.implementations.train_step import TrainProblem, ours
+from bench.models import TINY, build
+from bench.preference_rows import preference_rows
+from bench.record import environment
+
+CPU = torch.device("cpu")
+
+
+def problem(checkpointing: bool) -> TrainProblem:
+    return TrainProblem(
+        shape=TINY, image_tokens=64, examples=preference_rows(TINY, 2, image_tokens=64, shrink=4), batch=2, lora_r=4,
+        checkpointing=checkpointing, device=CPU,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_component_is_seen_forward_and_backward(checkpointing, tmp_path: Path, monkeypatch):
+    tiny = problem(checkpointing)
+    found = profile_step.profiled(ours(tiny, cached=True), CPU)
+    assert list(found) == list(COMPONENTS)
+    for name, (forward, backward) in found.items():
+        assert forward > 0
+        # The tower is frozen; the optimizer's own operators are no autograd.
+        assert (backward > 0) == (name not in ("vision", "optimizer")) or name == "other"
+    written = profile_step.records(tiny, found, environment(CPU))
+    assert sum(record.rates["share, %"] for record in written) == pytest.approx(100)
+    for record in written:
+        record.write(tmp_path)
+    pytest.importorskip("matplotlib")
+    report, picture = render.render(tmp_path, tmp_path / "report")
+    text = report.read_text(encoding="utf-8")
+    assert "| implementation | ms | forward, ms | backward, ms | share, % |" in text and "FP8's limit" in text
+    assert picture.name.endswith("profile-profile.png")
+
+
+def test_the_backward_of_one_component_is_its_own():
+    """Against a loss that only a part of the model feeds: nothing is said of what did not run."""
+    model = build(TINY, 64, CPU, lora_r=4)
+    mlp = model.get_base_model().get_decoder().layers[0].mlp
+    with scopes(model), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        with record_function(STEP):
+            mlp(torch.randn(1, 5, 64, requires_grad=True)).square().sum().backward()
+    found = milliseconds(profiler.events(), "cpu", TINY.text.vocab_size)
+    assert {name for name, (forward, _) in found.items() if forward} == {"MLP", "LoRA", "loss", "other"}
+    assert {name for name, (_, backward) in found.items() if backward} - {"other"} == {"MLP", "LoRA", "loss"}
+
+
+def test_hooks_are_gone_after():
+    model = build(TINY, 64, CPU, lora_r=4)
+    with scopes(model):
+        assert any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
