@@ -62,8 +62,8 @@ def _components(model: PeftModel) -> Iterator[tuple[nn.Module, str]]:
     yield base.model.multi_modal_projector, "vision"
     yield base.get_input_embeddings(), "other"
     for name, module in base.get_decoder().named_modules():
-        if isinstance(module, LoraLayer):
-            layer: Any = module
+        layer: Any = module
+        if isinstance(layer, LoraLayer):
             yield module, "LoRA"
             yield layer.get_base_layer(), "MLP" if ".mlp." in name else "projections"
         elif name.endswith(".mlp"):
@@ -104,6 +104,12 @@ def _forward_components(events: Iterable[Any], vocabulary: int) -> dict[tuple[in
 
 
 def _component(event: Any, made_by: dict[tuple[int, int], str], vocabulary: int) -> str:
+    found = _nearest(event, made_by)
+    is_head = found == "loss" and any(vocabulary in shape for shape in event.input_shapes or ())
+    return "head" if is_head else found
+
+
+def _nearest(event: Any, made_by: dict[tuple[int, int], str]) -> str:
     for each in _around(event):
         for word, component in _NAMES.items():
             if word in each.name:
@@ -115,9 +121,8 @@ def _component(event: Any, made_by: dict[tuple[int, int], str], vocabulary: int)
         if each.name.startswith(_BACKWARD):
             return made_by.get((each.fwd_thread, each.sequence_nr), "other")
     # Outside of every module lie head, log-probs' sums and loss; the step's own time is Python's.
-    if not event.name.startswith(("aten::", "mdpo_kernels::")) or event.name.startswith(_ASSEMBLY):
-        return "other"
-    return "head" if any(vocabulary in shape for shape in event.input_shapes or ()) else "loss"
+    is_loss = event.name.startswith(("aten::", "mdpo_kernels::")) and not event.name.startswith(_ASSEMBLY)
+    return "loss" if is_loss else "other"
 
 
 def _around(event: Any) -> Iterator[Any]:

@@ -82,17 +82,21 @@ def ratios(records: Sequence[Record]) -> list[str]:
 
 
 def table(records: Sequence[Record]) -> list[str]:
-    """One shape: a row per implementation, fastest first, then those that were not measured with the reason."""
+    """One shape: a row per implementation, fastest first (of a profile the largest share), then those that were not
+    measured with the reason."""
     measured = sorted((r for r in records if r.median_ms is not None), key=lambda r: r.median_ms or 0.0)
+    if records[0].part == "profile":
+        measured.reverse()
     mine = [r for r in measured if r.role == "ours"]
     ours = next((r.median_ms for r in mine if r.implementation == "ours"), mine[0].median_ms if mine else None)
     names = sorted({name for record in measured for name in record.errors})
     rates = list(dict.fromkeys(name for record in measured for name in record.rates))
     header = ["implementation", "ms", "spread", "× floor", "rate", "MiB above inputs", "time / ours", *rates, *names]
+    compared = ours is not None and len(mine) < len(measured)
     rows = []
     for record in measured:
         spread = f"{_number(record.p20_ms)}–{_number(record.p80_ms)}"
-        compared = ours is not None and len(mine) < len(measured)
+        relative = _number((record.median_ms or 0.0) / ours) if ours and compared else ""
         rows.append([
             f"**{record.implementation}**" if record.role == "ours" and compared else record.implementation,
             _number(record.median_ms),
@@ -100,7 +104,7 @@ def table(records: Sequence[Record]) -> list[str]:
             _number(record.ratio_to_floor),
             _rate(record),
             "" if record.peak_bytes is None else _number(record.peak_bytes / 2**20),
-            _number((record.median_ms or 0.0) / ours) if compared else "",
+            relative,
             *(_number(record.rates.get(name)) for name in rates),
             *("" if name not in record.errors else f"{record.errors[name]:.1e}" for name in names),
         ])  # fmt: skip

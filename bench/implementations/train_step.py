@@ -91,23 +91,22 @@ def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> in
 def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
     """MDPOTrainer's own training_step. One step of `train` prepares it, and fills the cache of the reference."""
     model = build_base(problem.shape, problem.image_tokens, problem.device)
-    folder = tempfile.TemporaryDirectory()
     micro_batches = -(-len(problem.examples) // problem.batch)
-    args = MDPOConfig(
-        output_dir=folder.name, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
-        token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
-        **common_settings(problem),
-    )  # fmt: skip
-    trainer = MDPOTrainer(
-        model=model, args=args, train_dataset=_Pairs(problem.examples), processing_class=smallest_processor(model),
-        peft_config=adapter(problem.lora_r),
-    )  # fmt: skip
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:  # what the cache holds stays in memory too
+        args = MDPOConfig(
+            output_dir=folder, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
+            token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
+            **common_settings(problem),
+        )  # fmt: skip
+        trainer = MDPOTrainer(
+            model=model, args=args, train_dataset=_Pairs(problem.examples), peft_config=adapter(problem.lora_r),
+            processing_class=smallest_processor(model),
+        )  # fmt: skip
+        trainer.train()
     (step,) = trainer.get_train_dataloader()
     step = replace(step, micro_batches=[packed.to(problem.device) for packed in step.micro_batches])
 
     def run() -> Tensor:
-        folder  # noqa: B018  (the cache lies in it as long as this function lives)
         loss = trainer.training_step(trainer.model_wrapped, step)
         optimizer_step(trainer)
         return loss
@@ -188,16 +187,24 @@ def _load_liger(load: Callable[[], Callable[[TrainProblem], TrainStep]]) -> Call
     return load()
 
 
-_TRL_NOTE = "DPOTrainer.training_step; two branches, the reference each step (it refuses to cache it with images), sdpa"
+_OURS_NOTE = (
+    "MDPOTrainer.training_step; three branches on a packed row, two image encodings a pair, varlen attention, peft's cast "
+    "of layer inputs to fp32 off"
+)
+_TRL_NOTE = (
+    "DPOTrainer.training_step; two branches padded, no third, the reference each step (it refuses to cache it with images), "
+    "four image encodings a pair, sdpa, entropy and token accuracy computed too"
+)
+_LIGER_NOTE = "with Liger's norm, rotary and SwiGLU kernels"
 
 TRAIN_STEP = (
     Implementation(
         name="ours, reference cached", role="ours", load=lambda: partial(ours, cached=True), comparable=False,
-        note="MDPOTrainer.training_step; three branches; epochs after the first",
+        note=f"{_OURS_NOTE}; epochs after the first",
     ),
     Implementation(
         name="ours, reference each step", role="ours", load=lambda: partial(ours, cached=False), comparable=False,
-        note="MDPOTrainer.training_step; three branches; the first epoch",
+        note=f"{_OURS_NOTE}; the first epoch",
     ),
     Implementation(
         name="TRL DPOTrainer", role="peer", load=_load_trl, comparable=False, note=_TRL_NOTE
@@ -205,21 +212,21 @@ TRAIN_STEP = (
     Implementation(
         name="authors' way", role="torch", load=lambda: authors, comparable=False,
         note="as shipped: batches of four, padded, fp32 logits of all positions, checkpointing always on, three branches, "
-        "the reference each step, six image encodings a pair; rewritten here, with bf16 weights and sdpa (theirs: fp32)",
+        "the reference each step, six image encodings a pair; written anew here, with bf16 weights and sdpa (theirs: fp32)",
     ),
 )  # fmt: skip
 
 TRAIN_STEP_LIGER = (
     Implementation(
         name="ours, reference cached", role="ours", load=lambda: _load_liger(lambda: partial(ours, cached=True)),
-        comparable=False, devices=("cuda",), note="with Liger's norm, rotary and SwiGLU kernels",
+        comparable=False, devices=("cuda",), note=f"{_OURS_NOTE}; {_LIGER_NOTE}",
     ),
     Implementation(
         name="ours, reference each step", role="ours", load=lambda: _load_liger(lambda: partial(ours, cached=False)),
-        comparable=False, devices=("cuda",), note="with Liger's norm, rotary and SwiGLU kernels",
+        comparable=False, devices=("cuda",), note=f"{_OURS_NOTE}; {_LIGER_NOTE}",
     ),
     Implementation(
         name="TRL DPOTrainer", role="peer", load=lambda: _load_liger(_load_trl), comparable=False, devices=("cuda",),
-        note=f"{_TRL_NOTE}; with Liger's norm, rotary and SwiGLU kernels",
+        note=f"{_TRL_NOTE}; {_LIGER_NOTE}",
     ),
 )  # fmt: skip

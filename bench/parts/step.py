@@ -7,6 +7,7 @@ group carries what sharing promises: the tokens of three passes over those of th
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -27,10 +28,8 @@ _cached: dict[tuple, PeftModel] = {}
 def groups(device: torch.device) -> list[Group]:
     """Two real shapes on a GPU; on a CPU a 60M-parameter one, with everything of the rows divided by four."""
     if device.type != "cuda":
-        sizes = {"pairs": 4, "batch": 2, "image_tokens": 144, "shrink": 4}
-        trained = [train_group(CPU_60M, device, checkpointing, **sizes) for checkpointing in (False, True)]
-        liger = [train_group(CPU_60M, device, True, liger=True, **sizes)]
-        return [trained[0], step_group(CPU_60M, 650, 100, device), trained[1], *liger]
+        small = partial(train_group, CPU_60M, device, pairs=4, batch=2, image_tokens=144, shrink=4)
+        return [small(False), step_group(CPU_60M, 650, 100, device), small(True), small(True, liger=True)]
     trained = {
         shape.name: [
             train_group(shape, device, checkpointing, image_tokens=_IMAGE_TOKENS.get(shape.name, 576))
