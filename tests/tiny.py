@@ -8,7 +8,9 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import InternVLProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 SIDE, PATCH = 32, 8
 VOCABULARY = 400
@@ -66,6 +68,28 @@ def processor() -> transformers.LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
+
+
+class _PicturesAlone(InternVLProcessor):
+    """InternVL's processor without its video processor, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+
+def internvl_processor() -> InternVLProcessor:
+    names = ("start_image_token", "<img>"), ("end_image_token", "</img>"), ("context_image_token", "<image>")
+    plain = tokenizer()
+    return _PicturesAlone(
+        GotOcr2ImageProcessorPil(size={"height": SIDE, "width": SIDE}),
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+            extra_special_tokens=dict(names) | {"video_token": "<video>"},
+        ),
+        image_seq_length=(SIDE // PATCH // 2) ** 2,
+        chat_template=TEMPLATE,
+    )  # fmt: skip
 
 
 def llava(text: str = "llama", seed: int = 0) -> transformers.LlavaForConditionalGeneration:
@@ -194,7 +218,13 @@ def records(folder: Path, count: int, *, seed: int = 0) -> list[dict]:
         Image.fromarray(pixels).save(folder / f"{index}.png")
         chosen, rejected = (" ".join(generator.choice(WORDS, generator.integers(2, 7))) for _ in range(2))
         rows.append(
-            {"id": f"row{index}", "img_path": f"{index}.png", "prompt": "what is this?", "chosen": chosen, "rejected": rejected}
+            {
+                "id": f"row{index}",
+                "img_path": f"{index}.png",
+                "prompt": "what is this?",
+                "chosen": chosen,
+                "rejected": rejected,
+            }
         )
     return rows
 

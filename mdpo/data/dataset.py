@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import EncodedRow, Encoder
-from .image_tokens import ImageTokens
+from .image_tokens import ImageTokens, image_settings
 from .images import CHUNK, check_images, open_image
 from .negatives import parse_negative
 from .problem import RowError
@@ -60,6 +60,7 @@ class PreferenceDataset(Dataset):
         )
         self._sizes = [tuple((image.height, image.width) for image in images) for images in facts]
         self._image_tokens = ImageTokens(processor)
+        self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
         self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
         self.lengths: list[int] = []
         encoder = Encoder(processor)
@@ -87,7 +88,7 @@ class PreferenceDataset(Dataset):
         )
 
     def _process(self, images: list[Image.Image]) -> Mapping[str, Tensor] | None:
-        return dict(self.processor.image_processor(images=images, return_tensors="pt")) if images else None
+        return dict(self.processor.image_processor(images=images, **self._image_settings)) if images else None
 
     def _has_negative(self, row: PreferenceRow) -> bool:
         return self.options.image_rejected and bool(row.images)

@@ -9,6 +9,12 @@ from transformers import ProcessorMixin
 _PROBE = (64, 64)
 
 
+def image_settings(processor: ProcessorMixin) -> dict[str, Any]:
+    """What the processor passes to its image processor on its own account: InternVL's has it cut tiles, for one."""
+    source: Any = processor  # whose _merge_kwargs the counting of tokens in transformers goes through as well
+    return source._merge_kwargs(source.valid_processor_kwargs)["images_kwargs"]
+
+
 class ImageTokens:
     """The token ids of an image of a given size, (M,) int32.
 
@@ -18,6 +24,7 @@ class ImageTokens:
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self.processor: Any = processor
+        self._settings = image_settings(processor)
         self._by_size: dict[tuple[int, int], np.ndarray] = {}
         self._by_grid: dict[Any, np.ndarray] = {}
         self._framed: bool | None = None
@@ -36,7 +43,7 @@ class ImageTokens:
         return np.full(int(counted["num_image_tokens"][0]), self.processor.image_token_id, dtype=np.int32)
 
     def _framed_tokens(self, height: int, width: int) -> np.ndarray:
-        grid = self.processor.image_processor.get_number_of_image_patches(height, width, {})
+        grid = self.processor.image_processor.get_number_of_image_patches(height, width, dict(self._settings))
         if grid not in self._by_grid:
             self._by_grid[grid] = self._expanded(height, width)
         return self._by_grid[grid]

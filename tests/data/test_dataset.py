@@ -15,6 +15,7 @@ from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows
 from mdpo.data.image_tokens import ImageTokens
 from mdpo.data.token_store import TokenStore
 from mdpo.errors import InputError
+from mdpo.models import sequence_logps
 from mdpo.packing import pack
 from tests import tiny
 
@@ -150,7 +151,7 @@ def test_files_hold_rows_of_both_kinds(tmp_path):
 SIZES = [(40, 36), (36, 40), (300, 500), (700, 200), (64, 64)]
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "idefics3"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "idefics3", "internvl"])
 def test_image_tokens_are_the_processors(family):
     tokenizer = tiny.tokenizer()
     processor = {
@@ -167,12 +168,31 @@ def test_image_tokens_are_the_processors(family):
             Idefics3ImageProcessorPil(size={"longest_edge": 256}, max_image_size={"longest_edge": 64}),
             tokenizer, image_seq_len=4,
         ),
+        "internvl": tiny.internvl_processor,
     }[family]()  # fmt: skip
     tokens = ImageTokens(processor)
     for height, width in SIZES:
         image = noise(0, height, width)
         want = processor(text=[processor.image_token], images=[image], add_special_tokens=False)["input_ids"][0]
         assert tokens(height, width).tolist() == list(want), (height, width)
+
+
+def test_internvls_tiles_reach_the_model():
+    """Its processor asks for tiles that its image processor alone would not cut."""
+    processor, model, image = tiny.internvl_processor(), tiny.internvl(), noise(0, 200, 330)
+    data = PreferenceDataset(parse_rows([{**TEXT, "image": image}], "."), processor, DataOptions())
+    text = f"USER: <image>\n{TEXT['prompt']} ASSISTANT: {TEXT['chosen']}</s>"
+    theirs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=False)
+    assert len(theirs["pixel_values"]) > 1
+    example = data[0]
+    assert [*example.prompt_ids, *example.chosen_ids] == theirs["input_ids"][0].tolist()
+    assert torch.equal(example.images["pixel_values"], theirs["pixel_values"])
+    with torch.no_grad():
+        logits = model(input_ids=theirs["input_ids"], pixel_values=theirs["pixel_values"]).logits[0, :-1]
+        scored = theirs["input_ids"][0, len(example.prompt_ids) :]
+        logps = logits[len(example.prompt_ids) - 1 :].log_softmax(-1).gather(1, scored[:, None])
+        ours = sequence_logps(model, pack([example], model))
+    torch.testing.assert_close(ours[0, 0], logps.sum(), atol=2e-5, rtol=0)
 
 
 def test_a_size_that_the_image_processor_refuses_names_its_row():
