@@ -135,6 +135,20 @@ def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytes
     assert "0 minutes are up, 1 groups left" in capsys.readouterr().out
 
 
+def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
+
+    def prepare_here() -> None:
+        raise AssertionError("measured in the suite's own process")
+
+    apart = dataclasses.replace(group, own_process=True, prepare=prepare_here)
+    monkeypatch.setattr(suite, "load_part", lambda name: lambda device: [apart])
+    records = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
+    assert {r.implementation for r in records} == {i.name for i in group.implementations}
+    assert all(record in records for record in read_records(tmp_path))
+    assert next(r for r in records if r.implementation == "ours").median_ms
+
+
 def test_what_is_no_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no records"):
         render.render(tmp_path, tmp_path)

@@ -1,5 +1,7 @@
 """Whole optimizer steps at a tiny shape: the trainers take the same step where they compute the same thing."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -95,3 +97,17 @@ def test_a_gpu_trains_real_shapes_with_and_without_checkpointing():
     plain = {(g.shape["model"], g.shape["checkpointing"]) for g in listed if g.shape["layers"] == "transformers"}
     assert plain == {(shape.name, on) for shape in (LLAVA_7B, BUNNY_3B) for on in ("on", "off")}
     assert all(group.own_process == (group.shape["layers"] == "liger") for group in listed)
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_nothing_keeps_a_trainers_model(problem, name):
+    """On a GPU the next trainer's model needs its room."""
+    try:
+        step = NAMED[name].load()(problem)
+    except ImportError as error:
+        pytest.skip(f"the peer is optional: {error}")
+    step.run()
+    model = weakref.ref(step.model)
+    del step
+    gc.collect()
+    assert model() is None
