@@ -22,7 +22,7 @@ def table(records: Sequence[Record]) -> list[str]:
     threads = sorted({f"{r.environment['device']}, {r.environment['threads']} threads" for r in cpu})
     models = sorted({str(r.shape["model"]) for r in cpu if "model" in r.shape})
     small = f"CPU ({'; '.join(threads)}; {', '.join(models)})" if cpu else "CPU"
-    lines = [f"| | {DEVICE} | target there | {small} |", "|---|---|---|---|"]
+    lines = [f"| ours: against | {DEVICE} | target there | {small} |", "|---|---|---|---|"]
     for ratio in (r for r in RATIOS if ("layers", "liger") not in r.shape):
         on_gpu = "; ".join(f"{model} {value:.2f}" for model, value in ratio.of(gpu).items())
         on_cpu = "; ".join(f"{value:.2f}" for value in ratio.of(cpu).values())

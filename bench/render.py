@@ -68,7 +68,7 @@ def markdown(records: Sequence[Record], plots: Iterable[str] = ()) -> str:
 def ratios(records: Sequence[Record]) -> list[str]:
     """A table of every named ratio: a line per model and device that has it, and what an H200 has to reach."""
     lines = ["## Ratios", "", "Speed: the other's time over ours. Memory: ours over the other's.", ""]
-    lines += [f"| | device | model | ratio | target ({DEVICE}) | |", "|---|---|---|---|---|---|"]
+    lines += [f"| ours: against | device | model | ratio | target ({DEVICE}) | |", "|---|---|---|---|---|---|"]
     devices = by(records, lambda r: str(r.environment.get("device")))
     for ratio in RATIOS:
         found = [(device, *pair) for device, rows in devices.items() for pair in ratio.of(rows).items()]

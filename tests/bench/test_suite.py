@@ -127,6 +127,10 @@ def test_every_part_lists_groups_for_both_devices_without_touching_them() -> Non
             assert len({(group.op, group.case) for group in groups}) == len(groups)
 
 
+def test_all_parts_fit_ten_minutes_of_a_cpu() -> None:
+    assert sum(suite.CPU_MINUTES[name] for name in PARTS) <= 10
+
+
 def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["kernels", "--out", str(tmp_path), "--device", "cpu", "--only", "sequence_logps", "--seconds", "0.01"]
     assert suite.main(arguments) == 0
