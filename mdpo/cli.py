@@ -89,7 +89,7 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, help="folder of the base model and its processor")
     command.add_argument("data", type=Path, help=".json or .jsonl")
     command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
-    command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    data_commands.add_image_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
 
@@ -130,9 +130,9 @@ def _resume_from(value: str | bool | None) -> str | bool | None:
 
 
 def _training_rows(run: RunConfig, seed: int) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:
-    rows = read_rows(run.train_data, run.image_dir)
+    rows = read_rows(run.train_data, run.image_dir, allow_outside=run.allow_outside)
     if run.eval_data is not None:
-        return rows, read_rows(run.eval_data, run.image_dir)
+        return rows, read_rows(run.eval_data, run.image_dir, allow_outside=run.allow_outside)
     held_out = round(len(rows) * run.eval_fraction)
     if not held_out:
         return rows, None
@@ -159,7 +159,7 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
-    rows = read_rows(options.data, options.image_dir)
+    rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
     model, processor = _load(options)
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
     cache = ReferenceCache(options.reference, fingerprint(model)) if options.reference is not None else None

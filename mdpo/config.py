@@ -94,6 +94,9 @@ class RunConfig:
     model_name_or_path: str = field(metadata={"help": "Folder of the model and its processor."})
     train_data: str = field(metadata={"help": "Preference rows, .json or .jsonl."})
     image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
+    allow_outside: bool = field(
+        default=False, metadata={"help": "Image paths and links may lead out of the image folder."}
+    )
     eval_data: str | None = field(default=None, metadata={"help": "Rows to evaluate on."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Share of train_data held out, without eval_data."})
     dtype: str = field(default="auto", metadata={"help": "Weights of the base model: auto, bfloat16, float32."})

@@ -137,3 +137,20 @@ def test_shipped_configs_are_valid(path):
     from mdpo.config import load_config
 
     load_config(path, {"use_cpu": True, "bf16": False})
+
+
+def test_images_outside_the_image_folder_take_a_word_from_the_user(world, config, tmp_path, capsys):
+    data = tmp_path / "elsewhere" / "train.jsonl"
+    data.parent.mkdir()
+    rows = [row | {"img_path": str(world[1].parent / row["img_path"])} for row in lines(world[1])]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, output = str(world[0]), str(tmp_path / "out.jsonl")
+    commands = {
+        "--allow_outside": ["train", str(config), "--train_data", str(data), "--max_steps", "1"],
+        "--allow-outside": ["generate", model, str(data), "--max-new-tokens", "2", "--output", output],
+    }
+    for flag, command in commands.items():
+        assert main(command) == 2
+        assert "outside" in capsys.readouterr().err
+        assert main([*command, flag, *(["true"] if command[0] == "train" else [])]) == 0
+    assert main(["score", model, str(data), "--output", output + "2", "--allow-outside"]) == 0

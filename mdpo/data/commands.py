@@ -52,6 +52,11 @@ def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callabl
 
 def _data(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", type=Path, help=".json, .jsonl, .parquet, a saved dataset, or owner/name on the hub")
+    add_image_options(command)
+
+
+def add_image_options(command: argparse.ArgumentParser) -> None:
+    """Where a command that reads rows finds their images: ``image_dir`` and ``allow_outside``."""
     command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
     command.add_argument(
         "--allow-outside", action="store_true", help="image paths and links may lead out of the image folder"

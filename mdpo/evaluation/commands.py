@@ -12,6 +12,7 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from mdpo.data import PromptRow, read_rows
+from mdpo.data.commands import add_image_options
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
 
@@ -63,7 +64,7 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
         "--benchmark", choices=BENCHMARKS, help="DATA is the official question file, OUTPUT its layout"
     )
     command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
-    command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    add_image_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row, or the benchmark's layout")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     command.add_argument("--preset", choices=PRESETS, default="greedy", help="rlhfv: three beams, as in RLHF-V's code")
@@ -110,8 +111,8 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def _questions(options: argparse.Namespace) -> list[PromptRow]:
     if options.benchmark is None:
-        return read_rows(options.data, options.image_dir, kind=PromptRow)
-    return read_questions(options.data, options.benchmark, options.image_dir)
+        return read_rows(options.data, options.image_dir, kind=PromptRow, allow_outside=options.allow_outside)
+    return read_questions(options.data, options.benchmark, options.image_dir, allow_outside=options.allow_outside)
 
 
 def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
@@ -250,7 +251,7 @@ def _add_human(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sheet.add_argument("first", type=Path, help="answers to compare against (before)")
     sheet.add_argument("second", type=Path, help="answers of interest (after)")
     sheet.add_argument("--benchmark", choices=BENCHMARKS, help="DATA is the official question file")
-    sheet.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
+    add_image_options(sheet)
     sheet.add_argument(
         "--names", nargs=2, metavar=("FIRST", "SECOND"), help="of the two; their files' names without it"
     )

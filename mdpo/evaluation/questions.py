@@ -28,11 +28,13 @@ _QUESTION_COLUMNS = {"amber": ("query",), "mmhal": ("question",), "object-halben
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png")
 
 
-def read_questions(path: str | Path, benchmark: str, image_dir: str | Path | None = None) -> list[PromptRow]:
+def read_questions(
+    path: str | Path, benchmark: str, image_dir: str | Path | None = None, *, allow_outside: bool = False
+) -> list[PromptRow]:
     """The rows of an official question file; a row's id is AMBER's ``id``, or the position, which is what MMHal-Bench
     and Object HalBench go by.
 
-    image_dir: folder of the images; the file's by default. Raises InputError naming the record and the field.
+    image_dir: folder of the images; the file's by default. allow_outside: links may lead out of it. Raises InputError naming the record and the field.
     """
     folder = Path(image_dir or Path(path).parent).expanduser()
     records = [
@@ -43,7 +45,7 @@ def read_questions(path: str | Path, benchmark: str, image_dir: str | Path | Non
         }
         for index, record in enumerate(_records(path))
     ]
-    return parse_rows(records, folder, source=Path(path).name, kind=PromptRow)
+    return parse_rows(records, folder, source=Path(path).name, kind=PromptRow, allow_outside=allow_outside)
 
 
 def write_answers(path: Path, benchmark: str, questions: str | Path, answers: Mapping[str, str]) -> None:

@@ -100,7 +100,7 @@ def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
             seed=args.seed,
             max_length=args.max_length,
         )
-        rows = read_rows(run.train_data, run.image_dir)
+        rows = read_rows(run.train_data, run.image_dir, allow_outside=run.allow_outside)
         dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), data)
         return from_lengths(dataset.lengths, images=images, image_tokens=shape.image_tokens)
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
