@@ -67,7 +67,7 @@ _MICRO = (("P", 650), ("R", 100))
 
 RATIOS = (
     *(
-        Ratio(name=f"{row}: TRL 1.16 with two branches, {setting}", op="train_step", ours=row,
+        Ratio(name=f"{row}: TRL with two branches, {setting}", op="train_step", ours=row,
               other="TRL DPOTrainer", shape=shape, target=target)
         for row, target in ((_CACHED, 1.25), (_EACH_STEP, 0.95)) for setting, shape in _SETTINGS
     ),
@@ -78,7 +78,7 @@ RATIOS = (
         for row in (_CACHED, _EACH_STEP) for setting, target in _AUTHORS
     ),
     *(
-        Ratio(name=f"peak memory above the weights, {_EACH_STEP}: TRL 1.16, {setting}", op="train_step",
+        Ratio(name=f"peak memory above the weights, {_EACH_STEP}: TRL, {setting}", op="train_step",
               ours=_EACH_STEP, other="TRL DPOTrainer", shape=shape, measure="memory", target=1.05)
         for setting, shape in _SETTINGS
     ),
