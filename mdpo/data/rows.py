@@ -197,11 +197,11 @@ def _image(value: Any, root: ImageRoot, where: str, field: str) -> ImageSource:
     path = Path(text)
     if path.is_absolute() or ".." in path.parts:
         problem = f"image {text!r} is outside the image folder {root.folder}, or might be"
-        raise RowError.at(where, field, problem, "give a path below image_dir, without ..")
+        raise RowError.at(where, field, problem, "give a path below image_dir, without .., or set allow_outside")
     resolved = _resolve(root.folder, text, where, field)
     if not resolved.is_relative_to(root.folder):
         problem = f"image {text!r} is a link that leads outside the image folder {root.folder}"
-        raise RowError.at(where, field, problem, "copy it there, or allow images outside")
+        raise RowError.at(where, field, problem, "copy it there, or set allow_outside")
     return resolved
 
 
