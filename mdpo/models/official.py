@@ -73,8 +73,9 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     for path in (source / name for name in names):
         if not path.is_file():
             raise InputError(
-                f"{path} does not exist; only safetensors are read, for other formats hold pickles: "
-                "convert .bin files to safetensors first"
+                f"{path} does not exist; only safetensors are read, for other formats hold pickles. Where there are .bin "
+                "files: torch.load(FILE, weights_only=True) and safetensors.torch.save_file bring them over, a shard at "
+                "a time; LLaVA-1.5 is on the hub in transformers' own layout as llava-hf/llava-1.5-7b-hf"
             )
         with safe_open(path, "pt") as shard:
             weights.update((name, shard.get_tensor(name)) for name in shard.keys())
