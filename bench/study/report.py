@@ -85,21 +85,24 @@ def _table(item: Item, results: Results) -> list[str]:
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row in item.rows:
         cells = ["–" if row.paper is None else f"{row.paper:.2f}"] if item.paper_score else []
-        cells += [_cell(results.interval(row.setting, score, item.seeds), score) for score in item.scores]
+        cells += [cell(results.interval(row.setting, score, item.seeds), score) for score in item.scores]
         if reference is not None:
             same = row.setting == reference
-            cells.append("" if same else _gap(results.difference(row.setting, reference, item.main_score, item.seeds)))
+            cells.append(
+                "" if same else gap_cell(results.difference(row.setting, reference, item.main_score, item.seeds))
+            )
         lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _cell(value: Interval | None, score: str) -> str:
+def cell(value: Interval | None, score: str) -> str:
+    """A score in a table."""
     if value is None:
         return "–"
     return value.text(2, signed=True) if score == "log_ratio" else value.text()
 
 
-def _gap(value: Interval) -> str:
+def gap_cell(value: Interval) -> str:
     """A difference, bold where its interval does not hold zero."""
     text = value.text(signed=True)
     return f"**{text}**" if value.excludes_zero else text
@@ -126,9 +129,8 @@ def _search(results: Results) -> list[str]:
     lines += ["", f"The best by CHAIR_s, on seeds {confirm[0]}–{confirm[-1]} with their own pairs and test scenes:", ""]
     lines += ["| | CHAIR_i | CHAIR_s | CHAIR_i − tuned | CHAIR_s − tuned |", "|---" * 5 + "|"]
     base = tuned(chosen)
-    lines.append(
-        f"| tuned | {results.interval(base, 'chair_i', confirm).text()} | {results.interval(base, 'chair_s', confirm).text()} | | |"
-    )
+    levels = [cell(results.interval(base, score, confirm), score) for score in ("chair_i", "chair_s")]
+    lines.append(f"| tuned | {' | '.join(levels)} | | |")
     for label, setting in (("DPO", as_dpo(chosen)), ("mDPO", chosen)):
         lines.append(f"| {label} | {_against_tuned(results, setting, confirm)} |")
     gap = results.difference(chosen, base, "chair_s", confirm)
@@ -142,8 +144,8 @@ def _search(results: Results) -> list[str]:
 
 
 def _against_tuned(results: Results, setting: Setting, seeds: Sequence[int]) -> str:
-    values = [_cell(results.interval(setting, score, seeds), score) for score in ("chair_i", "chair_s")]
-    gaps = [_gap(results.difference(setting, tuned(setting), score, seeds)) for score in ("chair_i", "chair_s")]
+    values = [cell(results.interval(setting, score, seeds), score) for score in ("chair_i", "chair_s")]
+    gaps = [gap_cell(results.difference(setting, tuned(setting), score, seeds)) for score in ("chair_i", "chair_s")]
     return " | ".join([*values, *gaps])
 
 

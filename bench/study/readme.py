@@ -1,0 +1,53 @@
+"""Writes the study's committed numbers into the README: ``python -m bench.study.readme``."""
+
+from pathlib import Path
+
+from bench.study.items import CANDIDATES, CONFIRM_SEEDS, FIGURE_1
+from bench.study.report import HEADS, cell, gap_cell
+from bench.study.results import NAME, Results, best_candidate, tuned
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "study" / NAME
+BEGIN, END = (
+    "<!-- study: written by python -m bench.study.readme from bench/results/study/results.json -->\n",
+    "<!-- /study -->",
+)
+SCORES = ("chair_i", "chair_s", "cover", "win_rate", "log_ratio")
+
+
+def updated(readme: str) -> str:
+    """The README with its block made anew from the results."""
+    results = Results.read(RESULTS)
+    item = results.size.item(FIGURE_1)
+    mdpo = next(row.setting for row in item.rows if row.label == "mDPO")
+    lines = [
+        "| | " + " | ".join(HEADS[score] for score in SCORES) + " | CHAIR_s − mDPO's |",
+        "|---" * (len(SCORES) + 2) + "|",
+    ]
+    for row in item.rows:
+        cells = [cell(results.interval(row.setting, score, item.seeds), score) for score in SCORES]
+        gap = "" if row.setting == mdpo else gap_cell(results.difference(row.setting, mdpo, "chair_s", item.seeds))
+        lines.append(f"| {row.label} | {' | '.join(cells)} | {gap} |")
+    lines += ["", f"Means over {len(item.seeds)} seeds ± half of the 95% interval.", *_improved(results)]
+    start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)
+    return readme[:start] + "\n".join(lines) + "\n" + readme[stop:]
+
+
+def _improved(results: Results) -> list[str]:
+    name = best_candidate(results)
+    best, seeds = results.size.setting(CANDIDATES[name]), results.size.of(CONFIRM_SEEDS)
+    gap = results.difference(best, tuned(best), "chair_s", seeds)
+    verdict = "is better than" if gap.mean < 0 and gap.excludes_zero else "is not shown to be better than"
+    return [
+        f"With “{name}” mDPO {verdict} the tuned model on seeds that had no part in choosing that setting: "
+        f"CHAIR_s {gap_cell(gap)} against it."
+    ]
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
