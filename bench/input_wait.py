@@ -1,11 +1,13 @@
 """How long a step waits for its input: images read, cropped and processed in workers ahead of the step.
 
-    python -m bench.input_wait --workers 4 --step-ms 2000 --read-ms 20
+    python -m bench.input_wait [--read-ms 20] [--out FILE.json]
 
 The real pipeline (PreferenceDataset, StepSampler, packing, DataLoader) on photo-like JPEGs of 336 pixels. The step is
-a sleep of ``--step-ms``: what a GPU's step is to the CPU. ``--read-ms`` is added to every image file that is opened: a
-slow disk. Prints one JSON object; ``wait_share`` is the time blocked on the loader over the whole time, without the
-first step, which nothing could prefetch.
+a sleep of ``--step-ms``: what a GPU's step is to the CPU. By default it is as long as 32 pairs of LLaVA-1.5-7B at the
+least: 55,370 packed tokens (bench.scaling) at 4 flops a token and parameter, the reference cached and nothing
+recomputed, at 400 TFLOP/s. ``--read-ms`` is added to every image file that is opened: a slow disk. Prints one JSON
+object; ``wait_share`` is the time blocked on the loader over the whole time, without the first step, which nothing could
+prefetch.
 """
 
 import json
@@ -23,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from bench.record import environment
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows
 from mdpo.packing import PreferenceTokens
 from mdpo.packing.families import Llava
@@ -111,8 +114,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--examples-per-step", type=int, default=32)
-    parser.add_argument("--step-ms", type=float, default=2000, help="what the step itself takes")
+    parser.add_argument("--step-ms", type=float, default=3700, help="what the step itself takes")
     parser.add_argument("--read-ms", type=float, default=0, help="what a slow disk adds to every image")
+    parser.add_argument("--out", type=Path, help="where the JSON goes as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -129,8 +133,13 @@ def main() -> None:
             examples=options.examples_per_step,
             step_seconds=options.step_ms / 1e3,
         )
-    settings = vars(options) | {"cores": os.cpu_count(), "load": os.getloadavg()[0], "example_cpu_ms": 1e3 * example}
-    print(json.dumps(settings | result, indent=1))
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings |= {"load": os.getloadavg()[0], "cores": os.cpu_count(), "example_cpu_ms": 1e3 * example}
+    text = json.dumps(settings | result | {"environment": environment(torch.device("cpu"))}, indent=1)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
