@@ -42,6 +42,8 @@ class Bound:
     amounts: dict[str, float] = field(default_factory=dict)
     """What one run gets through, by name ("examples", …): a record states each a second. "model flops" are stated as
     the share of the device's peak instead, where that is known."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """Numbers beside the rates that stand in the record as they are, such as the most pairs that fit."""
     remark: str = ""
     """What the reader has to know and only this binding knows, such as how many micro-batches a planner made."""
 

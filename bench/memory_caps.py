@@ -16,12 +16,10 @@ from dataclasses import dataclass
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
-from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from peft import get_peft_model  # noqa: E402
 from peft.helpers import disable_input_dtype_casting  # noqa: E402
-from torch import nn  # noqa: E402
 
-from bench.models import BUNNY_3B, LLAVA_7B, Shape, build  # noqa: E402
+from bench.models import BUNNY_3B, LLAVA_7B, Shape, adapter, build, build_nf4_base  # noqa: E402
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape  # noqa: E402
 from mdpo.memory.choose import Wishes  # noqa: E402
 from mdpo.memory.layer import Precision  # noqa: E402
@@ -88,34 +86,6 @@ def pairs(case: Case, prompt_tokens: int) -> list[PreferenceTokens]:
     return found
 
 
-def build_nf4(config: transformers.PreTrainedConfig, device: torch.device) -> PeftModel:
-    """Random weights in 4 bits, a layer at a time: the whole model in bf16 would not fit under the cap."""
-    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]  (an optional package)
-
-    def quantize(layer: nn.Module) -> None:
-        linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-        for name, linear in linears:
-            small = bnb.nn.Linear4bit(linear.in_features, linear.out_features, False, compute_dtype=linear.weight.dtype)
-            small.weight = bnb.nn.Params4bit(
-                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True  # pyright: ignore[reportCallIssue]
-            )
-            small.bias = linear.bias
-            layer.set_submodule(name, small.to(device))
-
-    text = config.text_config
-    count, text.num_hidden_layers = text.num_hidden_layers, 1
-    with device:
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-        layers = language_layers(model)
-        quantize(layers[0])
-        while len(layers) < count:
-            layer = type(layers[0])(text, len(layers)).to(torch.bfloat16)
-            quantize(layer)
-            layers.append(layer)
-    text.num_hidden_layers = count
-    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LANGUAGE_LINEAR)).train()
-
-
 def step(policy: PackedPolicy, micro_batches: list[PackedBatch], optimizer: torch.optim.Optimizer) -> float:
     """One optimizer step; returns its seconds."""
     start = time.perf_counter()
@@ -137,7 +107,7 @@ def measure(name: str, case: Case) -> None:
     torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
     device = torch.device("cuda")
     if case.quantized:
-        model = build_nf4(SHAPES[case.known_as](), device)
+        model = get_peft_model(build_nf4_base(case.shape, case.side**2, device), adapter(RANK)).train()
     else:
         model = build(case.shape, case.side**2, device, lora_r=RANK)
     policy = PackedPolicy(model)

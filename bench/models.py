@@ -5,12 +5,14 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
-from mdpo.models import LANGUAGE_LINEAR
+from mdpo.models import LANGUAGE_LINEAR, language_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,48 @@ def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int 
 
 def build_base(shape: Shape, image_tokens: int, device: torch.device) -> transformers.PreTrainedModel:
     """The bare model, bf16 on a GPU and fp32 on a CPU. image_tokens: a square."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        return transformers.AutoModelForImageTextToText.from_config(config_of(shape, image_tokens), dtype=dtype)
+
+
+def build_nf4_base(shape: Shape, image_tokens: int, device: torch.device) -> transformers.PreTrainedModel:
+    """Random weights in 4 bits, a layer at a time: the whole model in bf16 would not fit under the cap. ImportError
+    without bitsandbytes."""
+    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]  (an optional package)
+
+    def quantize(layer: nn.Module) -> None:
+        linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        for name, linear in linears:
+            small = bnb.nn.Linear4bit(linear.in_features, linear.out_features, False, compute_dtype=linear.weight.dtype)
+            small.weight = bnb.nn.Params4bit(
+                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True  # pyright: ignore[reportCallIssue]
+            )
+            small.bias = linear.bias
+            layer.set_submodule(name, small.to(device))
+
+    config = config_of(shape, image_tokens)
+    text: Any = config.text_config
+    count, text.num_hidden_layers = text.num_hidden_layers, 1
+    with device:
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+        layers = language_layers(model)
+        quantize(layers[0])
+        while len(layers) < count:
+            layer = type(layers[0])(text, len(layers)).to(torch.bfloat16)
+            quantize(layer)
+            layers.append(layer)
+    text.num_hidden_layers = count
+    return model
+
+
+def config_of(shape: Shape, image_tokens: int) -> transformers.LlavaConfig:
+    """image_tokens: a square."""
     side = round(image_tokens**0.5)
     vision = shape.vision(**shape.tower, patch_size=shape.patch_size, image_size=side * shape.patch_size)
     siglip = vision.model_type == "siglip_vision_model"
-    config = transformers.LlavaConfig(
+    return transformers.LlavaConfig(
         vision_config=vision,
         text_config=copy.deepcopy(shape.text),  # trainers write their tokenizer's ids into it
         image_token_id=shape.text.vocab_size - 1,
@@ -78,10 +118,6 @@ def build_base(shape: Shape, image_tokens: int, device: torch.device) -> transfo
         vision_feature_layer=-1 if siglip else -2,
         vision_feature_select_strategy="full" if siglip else "default",
     )
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with device:
-        return transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
 
 
 def adapter(lora_r: int = 64) -> LoraConfig:

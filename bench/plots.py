@@ -106,7 +106,7 @@ def _colours(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _varying(records: Sequence[Record]) -> str | None:
-    for name in ("N", "R", "P"):
+    for name in ("N", "R", "P", "V", "B"):
         if len({r.shape[name] for r in records if isinstance(r.shape.get(name), int)}) > 1:
             return name
     return None

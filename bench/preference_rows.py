@@ -1,10 +1,13 @@
-"""Pairs with the lengths of real preference data: 60 text tokens and an image, responses log-normal with median 120."""
+"""Pairs of random tokens and images. With the lengths of real preference data: 60 text tokens and an image, responses
+log-normal with median 120; or all of one length."""
 
 import random
+from collections.abc import Sequence
 
 import torch
 
 from bench.models import Shape
+from mdpo.data import PreferenceDataset
 from mdpo.packing import PreferenceTokens
 
 TEXT_TOKENS, RESPONSE_MEDIAN, SPREAD, LONGEST = 60, 120, 0.6, 400  # σ of the logarithm; tokens of a response at most
@@ -15,6 +18,26 @@ def preference_rows(
 ) -> list[PreferenceTokens]:
     """Random tokens and images. shrink: divides all text lengths, for a CPU; the image's tokens are the caller's."""
     rng = random.Random(seed)
+
+    def response() -> int:
+        return max(1, min(LONGEST, round(RESPONSE_MEDIAN * rng.lognormvariate(0, SPREAD))) // shrink)
+
+    responses = [(response(), response()) for _ in range(count)]
+    return _rows(shape, image_tokens + TEXT_TOKENS // shrink, responses, image_tokens, seed)
+
+
+def even_rows(shape: Shape, prompt: int, response: int, count: int, *, image_tokens: int) -> list[PreferenceTokens]:
+    """Responses around one length, spread by a quarter where there are several pairs: padding has something to pad."""
+    spreads = [round(response * (1 + spread)) for spread in (-0.25, 0.25)] if count > 1 else [response, response]
+    responses = [(spreads[index % 2], spreads[(index + 1) % 2]) for index in range(count)]
+    return _rows(shape, prompt, responses, image_tokens, 0)
+
+
+def _rows(
+    shape: Shape, prompt: int, responses: Sequence[tuple[int, int]], image_tokens: int, seed: int
+) -> list[PreferenceTokens]:
+    """prompt: tokens, the image's among them. responses: tokens of chosen and rejected."""
+    rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     side = round(image_tokens**0.5) * shape.patch_size
     image_token = shape.text.vocab_size - 1
@@ -22,20 +45,28 @@ def preference_rows(
     def ids(length: int) -> list[int]:
         return [rng.randrange(image_token) for _ in range(length)]
 
-    def response() -> list[int]:
-        return ids(max(1, min(LONGEST, round(RESPONSE_MEDIAN * rng.lognormvariate(0, SPREAD))) // shrink))
-
     def image() -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.randn(1, 3, side, side, generator=generator)}
 
     return [
         PreferenceTokens(
             id=str(index),
-            prompt_ids=[image_token] * image_tokens + ids(TEXT_TOKENS // shrink),
-            chosen_ids=response(),
-            rejected_ids=response(),
+            prompt_ids=[image_token] * image_tokens + ids(prompt - image_tokens),
+            chosen_ids=ids(chosen),
+            rejected_ids=ids(rejected),
             images=image(),
             rejected_images=image(),
         )
-        for index in range(count)
+        for index, (chosen, rejected) in enumerate(responses)
     ]
+
+
+class TokenPairs(PreferenceDataset):
+    """Examples that are token ids already, where the trainer expects to find its dataset."""
+
+    def __init__(self, examples: Sequence[PreferenceTokens]) -> None:
+        self.examples = self.rows = list(examples)
+        self.lengths = [example.packed_length for example in examples]
+
+    def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
+        return self.examples[item[0] if isinstance(item, tuple) else item]

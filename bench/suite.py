@@ -174,7 +174,7 @@ def _time(
         record.tflops_per_s = group.flops / timing.median_ms / 1e9
     if group.bytes:
         record.gbytes_per_s = group.bytes / timing.median_ms / 1e6
-    record.rates = _rates(bound.amounts, timing.median_ms / 1e3, device)
+    record.rates = _rates(bound.amounts, timing.median_ms / 1e3, device) | bound.facts
 
 
 def _rates(amounts: dict[str, float], seconds: float, device: torch.device) -> dict[str, float]:

@@ -26,10 +26,10 @@ from bench import flops
 from bench.components import OPTIMIZER
 from bench.group import Implementation
 from bench.implementations.padded import pad, padded_logps
-from bench.models import Shape, adapter, build_base
+from bench.models import Shape, adapter, build_base, build_nf4_base
+from bench.preference_rows import TokenPairs
 from bench.processor import smallest_processor
 from mdpo import MDPOConfig, MDPOTrainer
-from mdpo.data import PreferenceDataset
 from mdpo.packing import PreferenceTokens, plan
 from mdpo_kernels import mdpo_loss
 
@@ -39,7 +39,8 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainProblem:
-    """One optimizer step on `examples`, `batch` pairs a micro-batch."""
+    """One optimizer step on `examples`, `batch` pairs a micro-batch. checkpoint_layers: ours alone; None for all or
+    none by `checkpointing`. quantized: the language model's linear layers in NF4, ours alone."""
 
     shape: Shape
     image_tokens: int
@@ -47,6 +48,8 @@ class TrainProblem:
     batch: int
     checkpointing: bool
     device: torch.device
+    checkpoint_layers: int | None = None
+    quantized: bool = False
     liger: bool = False
     lora_r: int = 64
     learning_rate: float = 1e-5
@@ -58,25 +61,15 @@ class TrainProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
-    """run: one optimizer step; returns its loss, (). model: what it trains. tokens: through the policy's language model,
-    without padding. model_flops: see bench.flops. micro_batches: of the step."""
+    """run: one optimizer step; returns its loss, (). model: what it trains. examples: pairs of the step. tokens: through
+    the policy's language model, without padding. model_flops: see bench.flops. micro_batches: of the step."""
 
     model: PeftModel
     run: Callable[[], Tensor]
+    examples: int
     tokens: int
     model_flops: float
     micro_batches: int
-
-
-class _Pairs(PreferenceDataset):
-    """Examples that are token ids already, where the trainer expects to find its dataset."""
-
-    def __init__(self, examples: Sequence[PreferenceTokens]) -> None:
-        self.examples = self.rows = list(examples)
-        self.lengths = [example.packed_length for example in examples]
-
-    def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
-        return self.examples[item[0] if isinstance(item, tuple) else item]
 
 
 def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> int:
@@ -90,16 +83,17 @@ def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> in
 
 def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
     """MDPOTrainer's own training_step. One step of `train` prepares it, and fills the cache of the reference."""
-    model = build_base(problem.shape, problem.image_tokens, problem.device)
+    build = build_nf4_base if problem.quantized else build_base
+    model = build(problem.shape, problem.image_tokens, problem.device)
     micro_batches = -(-len(problem.examples) // problem.batch)
     with tempfile.TemporaryDirectory() as folder:  # what the cache holds stays in memory too
         args = MDPOConfig(
             output_dir=folder, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
             token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
-            **common_settings(problem),
+            checkpoint_layers=problem.checkpoint_layers, **common_settings(problem),
         )  # fmt: skip
         trainer = MDPOTrainer(
-            model=model, args=args, train_dataset=_Pairs(problem.examples), peft_config=adapter(problem.lora_r),
+            model=model, args=args, train_dataset=TokenPairs(problem.examples), peft_config=adapter(problem.lora_r),
             processing_class=smallest_processor(model),
         )  # fmt: skip
         trainer.train()
@@ -116,8 +110,9 @@ def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
     if not cached:
         work += flops.reference_flops(trainer.model, rows)
     return TrainStep(
-        model=trainer.model, run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(step.micro_batches)
-    )
+        model=trainer.model, run=run, examples=len(problem.examples), tokens=rows.tokens, model_flops=work,
+        micro_batches=len(step.micro_batches),
+    )  # fmt: skip
 
 
 def common_settings(problem: TrainProblem) -> dict:
@@ -138,9 +133,9 @@ def optimizer_step(trainer) -> None:
         trainer.model.zero_grad()
 
 
-def authors(problem: TrainProblem) -> TrainStep:
-    """The published code's step: three padded passes a batch of four, policy and reference, each encoding its images,
-    fp32 logits of all positions, checkpointing."""
+def authors(problem: TrainProblem, batch: int = AUTHORS_BATCH) -> TrainStep:
+    """The published code's step: three padded passes a batch, policy and reference, each encoding its images, fp32
+    logits of all positions, checkpointing."""
     base = build_base(problem.shape, problem.image_tokens, problem.device)
     torch.manual_seed(0)  # the adapter that a trainer of seed 0 adds
     model = get_peft_model(base, adapter(problem.lora_r)).train()
@@ -150,8 +145,8 @@ def authors(problem: TrainProblem) -> TrainStep:
     optimizer = torch.optim.AdamW(trained, lr=problem.learning_rate, weight_decay=0.0, fused=True)
     examples, pairs = problem.examples, len(problem.examples)
     batches = [
-        [pad(examples[start : start + AUTHORS_BATCH], (branch,), problem.device) for branch in range(3)]
-        for start in range(0, pairs, AUTHORS_BATCH)
+        [pad(examples[start : start + batch], (branch,), problem.device) for branch in range(3)]
+        for start in range(0, pairs, batch)
     ]
 
     def run() -> Tensor:
@@ -172,7 +167,9 @@ def authors(problem: TrainProblem) -> TrainStep:
     rows = flops.three_branch_rows(examples)
     images = flops.image_flops(model, 2 * rows.images)
     work = flops.policy_flops(model, rows) + flops.reference_flops(model, rows) + images
-    return TrainStep(model=model, run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(batches))
+    return TrainStep(
+        model=model, run=run, examples=pairs, tokens=rows.tokens, model_flops=work, micro_batches=len(batches)
+    )
 
 
 def _load_trl() -> Callable[[TrainProblem], TrainStep]:

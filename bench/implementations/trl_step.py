@@ -73,4 +73,7 @@ def trl_step(problem: TrainProblem) -> TrainStep:
     rows = flops.two_branch_rows(problem.examples)
     images = flops.image_flops(trainer.model, 2 * rows.images)  # policy and reference each encode them
     work = flops.policy_flops(trainer.model, rows) + flops.reference_flops(trainer.model, rows) + images
-    return TrainStep(model=trainer.model, run=run, tokens=rows.tokens, model_flops=work, micro_batches=len(batches))
+    return TrainStep(
+        model=trainer.model, run=run, examples=len(problem.examples), tokens=rows.tokens, model_flops=work,
+        micro_batches=len(batches),
+    )  # fmt: skip

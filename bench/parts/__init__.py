@@ -17,6 +17,8 @@ PARTS = {
     "kernels": "bench.parts.kernels",
     "attention": "bench.parts.attention",
     "step": "bench.parts.step",
+    "memory": "bench.parts.memory",
+    "scaling": "bench.parts.scaling",
 }
 
 

@@ -5,7 +5,6 @@
 group carries what sharing promises: the tokens of three passes over those of the packed row.
 """
 
-import random
 from collections.abc import Callable
 from functools import partial
 
@@ -16,8 +15,7 @@ from bench.group import Bound, Group, Outputs, Prepared
 from bench.implementations.step import STEP, Step, StepProblem, three_unpadded
 from bench.implementations.train_step import TRAIN_STEP, TRAIN_STEP_LIGER, TrainProblem, TrainStep
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, build
-from bench.preference_rows import preference_rows
-from mdpo.packing import PreferenceTokens
+from bench.preference_rows import even_rows, preference_rows
 
 PROMPTS, RESPONSES = (650, 100, 1500), (100, 50, 300)
 _TOKENS = 8192  # of a packed row on a GPU
@@ -66,7 +64,7 @@ def train_group(
             return Bound(
                 run=lambda: (step.run(),),
                 errors=lambda outputs: {},
-                amounts={"examples": pairs, "tokens": step.tokens, "model flops": step.model_flops},
+                amounts={"examples": step.examples, "tokens": step.tokens, "model flops": step.model_flops},
                 remark=f"{step.tokens:,} tokens without padding in {step.micro_batches} micro-batches",
             )
 
@@ -95,7 +93,7 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -
 
     def prepare() -> Prepared:
         problem = StepProblem(
-            _model(shape, image_tokens, device), _examples(shape, prompt, response, examples, image_tokens)
+            _model(shape, image_tokens, device), even_rows(shape, prompt, response, examples, image_tokens=image_tokens)
         )
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             truth = three_unpadded(problem)()
@@ -132,33 +130,6 @@ def _model(shape: Shape, image_tokens: int, device: torch.device) -> PeftModel:
         _cached.clear()  # one model fits at a time
         _cached[key] = build(shape, image_tokens, device)
     return _cached[key]
-
-
-def _examples(shape: Shape, prompt: int, response: int, count: int, image_tokens: int) -> list[PreferenceTokens]:
-    """Responses around R, their lengths spread by a quarter: padding has something to pad."""
-    rng = random.Random(0)
-    generator = torch.Generator().manual_seed(0)
-    side = round(image_tokens**0.5) * shape.patch_size
-    vocabulary = shape.text.vocab_size - 1
-
-    def ids(length: int) -> list[int]:
-        return [rng.randrange(vocabulary) for _ in range(length)]
-
-    def image() -> dict[str, torch.Tensor]:
-        return {"pixel_values": torch.randn(1, 3, side, side, generator=generator)}
-
-    spreads = [round(response * (1 + spread)) for spread in (-0.25, 0.25)]
-    return [
-        PreferenceTokens(
-            id=str(index),
-            prompt_ids=[vocabulary] * image_tokens + ids(prompt - image_tokens),
-            chosen_ids=ids(spreads[index % 2] if count > 1 else response),
-            rejected_ids=ids(spreads[(index + 1) % 2] if count > 1 else response),
-            images=image(),
-            rejected_images=image(),
-        )
-        for index in range(count)
-    ]
 
 
 def _differences(outputs: Outputs, truth: Outputs) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 from bench.implementations.step import STEP, StepProblem, _branch_row, three_unpadded
 from bench.live_memory import LiveMemory
 from bench.models import TINY, build
-from bench.parts.step import _examples
+from bench.preference_rows import even_rows
 from mdpo.models import sequence_logps
 from mdpo.packing import pack
 
@@ -19,7 +19,7 @@ def problem() -> StepProblem:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    return StepProblem(model, _examples(TINY, 80, 12, 2, 64))
+    return StepProblem(model, even_rows(TINY, 80, 12, 2, image_tokens=64))
 
 
 @pytest.mark.parametrize("implementation", STEP, ids=lambda i: i.name)

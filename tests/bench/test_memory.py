@@ -1,0 +1,78 @@
+"""The search under a cap, and the part's groups."""
+
+import gc
+
+import pytest
+import torch
+
+from bench.implementations.budget import BUDGET, BudgetProblem, largest, planned, searched
+from bench.implementations.train_step import ours
+from bench.models import TINY
+from bench.parts import PARTS, load_part
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 8, 100])
+@pytest.mark.parametrize("truth", [0, 1, 2, 3, 5, 8, 64, 99])
+def test_the_most_that_fit_are_found(most, truth):
+    asked = []
+
+    def fits(pairs: int) -> bool:
+        asked.append(pairs)
+        return pairs <= truth
+
+    assert largest(fits, most) == min(most, truth)
+    assert all(1 <= pairs <= most for pairs in asked)
+    assert len(asked) == len(set(asked))  # a trial builds a model: none is made twice
+
+
+def problem(cap: float) -> BudgetProblem:
+    return BudgetProblem(shape=TINY, image_tokens=16, cap=int(cap * 2**20), device=CPU, most=3, step_pairs=2, shrink=8)
+
+
+def make(train_problem):
+    return ours(train_problem, cached=True)
+
+
+def test_a_cap_between_one_pair_and_three_is_kept():
+    most = searched(make, problem(1000), checkpointing=True)
+    assert most.pairs == 3 and "the most that was tried" in most.remark
+    assert torch.isfinite(most.step.run())
+    with pytest.raises(torch.OutOfMemoryError, match="one pair does not fit"):
+        searched(make, problem(1), checkpointing=True)
+    gc.collect()
+
+
+def test_the_plans_settings_are_taken():
+    budget = planned(problem(1000))
+    assert "0 layers checkpointed" in budget.remark and budget.step.examples == 2
+    assert torch.isfinite(budget.step.run())
+    with pytest.raises(torch.OutOfMemoryError, match="the plan has nothing"):
+        planned(problem(1))
+
+
+def test_trl_is_skipped_by_name_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "trl", None)
+    monkeypatch.delitem(__import__("sys").modules, "bench.implementations.trl_step", raising=False)
+    (implementation, _) = [each for each in BUDGET if each.name.startswith("TRL")]
+    with pytest.raises(ImportError, match="trl"):
+        implementation.load()
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_parts_list_their_groups_without_a_device(name, device):
+    listed = load_part(name)(torch.device(device))
+    cases = [(group.op, group.case) for group in listed]
+    assert cases and len(set(cases)) == len(cases)
+
+
+def test_one_size_varies_in_each_line():
+    by_op: dict[str, list[dict]] = {}
+    for group in load_part("scaling")(CPU):
+        by_op.setdefault(group.op, []).append(group.shape)
+    assert set(by_op) == {"over P", "over R", "over V", "over B"}
+    for op, shapes in by_op.items():
+        varying = {key for key in shapes[0] if len({shape[key] for shape in shapes}) > 1}
+        assert varying == {op.removeprefix("over ")}
