@@ -66,6 +66,12 @@ class MDPOTrainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise InputError("processing_class is missing: give the model's processor")
+        if args.deepspeed_plugin is not None:
+            # Its engine wraps the bare model, past PackedPolicy's forward, and steps by a count of its own.
+            raise InputError(
+                "DeepSpeed: a step here is as many micro-batches as its tokens need, which its engine has not been shown to "
+                "take; for sharded weights use FSDP2 (configs/accelerate/fsdp2.yaml), else DDP"
+            )
         self.family = family_of(model)
         if peft_config is not None:
             if isinstance(model, PeftModel):

@@ -227,3 +227,10 @@ def test_the_cached_reference_changes_nothing_but_the_work(world, tmp_path):
 def test_bad_settings_are_named_before_training(world, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         trainer(world, tmp_path, **settings).get_train_dataloader()
+
+
+def test_deepspeed_is_refused_before_anything_is_trained(world, tmp_path):
+    args = MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    args.deepspeed_plugin = object()  # what TrainingArguments makes of a DeepSpeed config, or of accelerate's
+    with pytest.raises(InputError, match="DeepSpeed.*FSDP2"):
+        MDPOTrainer(load(world[0]), args, read_rows(world[1]), processing_class=load_processor(world[0]))
