@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,6 @@ def test_table_overrides_are_valid_settings():
         load_config(ROOT / "configs" / "bunny-v1.0-3b.yaml", {**parse_overrides(line.split()), "use_cpu": True, "bf16": False})
 
 
-def test_the_readme_shows_the_committed_numbers():
-    from bench.digits.readme import updated
-
-    assert updated(README) == README, "run python -m bench.digits.readme"
+@pytest.mark.parametrize("writer", ["bench.digits.readme", "bench.study.readme"])
+def test_the_readme_shows_the_committed_numbers(writer):
+    assert import_module(writer).updated(README) == README, f"run python -m {writer}"
