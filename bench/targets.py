@@ -5,7 +5,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from bench.record import Record
 
@@ -14,15 +13,16 @@ DEVICE = "H200"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """measure: "speed", the other's time over ours; "memory", our peak above the weights over the other's. shape: what
-    the group's shape has to say. target: on an H200, at least for speed, at most for memory."""
+    """measure: "speed", the other's time over ours; "memory", our peak above the weights over the other's; or one of the
+    records' rates by name, ours over the other's. shape: what the group's shape has to say. target: on an H200, at most
+    for memory, at least for anything else."""
 
     name: str
     op: str
     ours: str
     other: str
     shape: tuple[tuple[str, str | int], ...]
-    measure: Literal["speed", "memory"] = "speed"
+    measure: str = "speed"
     target: float | None = None
 
     def of(self, records: Iterable[Record]) -> dict[str, float]:
@@ -42,17 +42,20 @@ class Ratio:
     def _ratio(self, ours: Record, other: Record) -> float | None:
         if self.measure == "speed":
             return other.median_ms / ours.median_ms if ours.median_ms and other.median_ms else None
+        if self.measure != "memory":
+            one, two = (record.rates.get(self.measure) for record in (ours, other))
+            return one / two if one and two else None
         return ours.peak_bytes / other.peak_bytes if ours.peak_bytes and other.peak_bytes else None
 
     def met(self, ratio: float) -> bool | None:
         """None without a target."""
         if self.target is None:
             return None
-        return ratio >= self.target if self.measure == "speed" else ratio <= self.target
+        return ratio <= self.target if self.measure == "memory" else ratio >= self.target
 
     @property
     def target_text(self) -> str:
-        return "" if self.target is None else f"{'≥' if self.measure == 'speed' else '≤'} {self.target:.2f}"
+        return "" if self.target is None else f"{'≤' if self.measure == 'memory' else '≥'} {self.target:.2f}"
 
 
 _CACHED, _EACH_STEP = "ours, reference cached", "ours, reference each step"
@@ -81,6 +84,17 @@ RATIOS = (
         Ratio(name=f"peak memory above the weights, {_EACH_STEP}: TRL, {setting}", op="train_step",
               ours=_EACH_STEP, other="TRL DPOTrainer", shape=shape, measure="memory", target=1.05)
         for setting, shape in _SETTINGS
+    ),
+    *(
+        Ratio(name=f"pairs a second under {cap}, as mdpo plan sets it: TRL with two branches, {setting}", op="budget",
+              ours="ours, as planned", other=f"TRL, {setting}", shape=(("cap", cap),), measure="examples/s", target=1.0)
+        for cap in ("24GiB", "80GiB") for setting in ("checkpointing on", "checkpointing off")
+    ),
+    *(
+        Ratio(name=f"pairs of the largest micro-batch under {cap}, checkpointing on: {other}", op="budget",
+              ours="ours, checkpointing on", other=name, shape=(("cap", cap),), measure="pairs a micro-batch")
+        for cap in ("0.5GiB", "24GiB", "80GiB")
+        for name, other in (("TRL, checkpointing on", "TRL with two branches"), ("authors' way", "the authors' way"))
     ),
     Ratio(name="forward and backward of a packed pair, P=650, R=100: three unpadded passes", op="step", ours="ours",
           other="three unpadded passes", shape=_MICRO),

@@ -11,7 +11,7 @@ from bench.study.items import FIGURE_1, FIGURE_5, ITEMS, TABLE_2, TABLE_5, Item
 from bench.study.results import Results
 from bench.study.statistics import interval
 
-COLORS = MODEL_COLORS | {"DPO, no image": "#d4a72c"}
+COLORS = MODEL_COLORS | {"DPO, no image": "#d4a72c", "mDPO, random image": "#54aeff"}
 LABELS = {"chair_s": "captions with a made-up digit, %", "adversarial": "right answers, %"}
 
 
@@ -82,7 +82,7 @@ def _bars(axes: Axes, item: Item, results: Results) -> None:
         mean, half = interval(values)
         axes.bar(place, mean, yerr=half, width=0.62, color=COLORS[row.label], capsize=5, alpha=0.85)
         axes.plot([place] * len(values), values, "o", color="#1f2328", markersize=3, alpha=0.6)
-    axes.set_xticks(range(len(item.rows)), [row.label for row in item.rows])
+    axes.set_xticks(range(len(item.rows)), [row.label.replace(", ", ",\n") for row in item.rows])
     axes.set_ylabel(LABELS[item.main_score])
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.study.items import CANDIDATES, CONFIRM_SEEDS, FIGURE_1
+from bench.study.items import CANDIDATES, CONFIRM_SEEDS, FIGURE_1, as_dpo
 from bench.study.report import HEADS, cell, gap_cell
 from bench.study.results import NAME, Results, best_candidate, tuned
 
@@ -19,14 +19,15 @@ def updated(readme: str) -> str:
     """The README with its block made anew from the results."""
     results = Results.read(RESULTS)
     item = results.size.item(FIGURE_1)
-    mdpo = next(row.setting for row in item.rows if row.label == "mDPO")
+    reference = next(row.setting for row in item.rows if row.label == item.reference)
     lines = [
-        "| | " + " | ".join(HEADS[score] for score in SCORES) + " | CHAIR_s − mDPO's |",
+        "| | " + " | ".join(HEADS[score] for score in SCORES) + f" | CHAIR_s − {item.reference}'s |",
         "|---" * (len(SCORES) + 2) + "|",
     ]
     for row in item.rows:
         cells = [cell(results.interval(row.setting, score, item.seeds), score) for score in SCORES]
-        gap = "" if row.setting == mdpo else gap_cell(results.difference(row.setting, mdpo, "chair_s", item.seeds))
+        same = row.setting == reference
+        gap = "" if same else gap_cell(results.difference(row.setting, reference, "chair_s", item.seeds))
         lines.append(f"| {row.label} | {' | '.join(cells)} | {gap} |")
     lines += ["", f"Means over {len(item.seeds)} seeds ± half of the 95% interval.", *_improved(results)]
     start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)
@@ -38,9 +39,10 @@ def _improved(results: Results) -> list[str]:
     best, seeds = results.size.setting(CANDIDATES[name]), results.size.of(CONFIRM_SEEDS)
     gap = results.difference(best, tuned(best), "chair_s", seeds)
     verdict = "is better than" if gap.mean < 0 and gap.excludes_zero else "is not shown to be better than"
+    dpo = results.difference(best, as_dpo(best), "chair_s", seeds)
     return [
-        f"With “{name}” mDPO {verdict} the tuned model on seeds that had no part in choosing that setting: "
-        f"CHAIR_s {gap_cell(gap)} against it."
+        f"With “{name}” mDPO {verdict} the tuned model on the {len(seeds)} seeds that had no part in choosing that "
+        f"setting: CHAIR_s {gap_cell(gap)} against it, {gap_cell(dpo)} against DPO."
     ]
 
 

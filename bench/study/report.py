@@ -133,6 +133,12 @@ def _search(results: Results) -> list[str]:
     lines.append(f"| tuned | {' | '.join(levels)} | | |")
     for label, setting in (("DPO", as_dpo(chosen)), ("mDPO", chosen)):
         lines.append(f"| {label} | {_against_tuned(results, setting, confirm)} |")
+    against_dpo = {
+        score: gap_cell(results.difference(chosen, as_dpo(chosen), score, confirm))
+        for score in ("chair_i", "chair_s", "cover", "win_rate")
+    }
+    listed = ", ".join(f"{HEADS[score].rstrip(' ↓↑')} {gap}" for score, gap in against_dpo.items())
+    lines += ["", f"mDPO − DPO on these seeds: {listed}."]
     gap = results.difference(chosen, base, "chair_s", confirm)
     found = gap.mean < 0 and gap.excludes_zero
     return [

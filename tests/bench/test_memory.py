@@ -1,6 +1,7 @@
 """The search under a cap, and the part's groups."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from bench.implementations.budget import BUDGET, BudgetProblem, largest, planned
 from bench.implementations.train_step import ours
 from bench.models import TINY
 from bench.parts import PARTS, load_part
+from bench.record import Record
+from bench.targets import RATIOS
 
 CPU = torch.device("cpu")
 
@@ -76,3 +79,21 @@ def test_one_size_varies_in_each_line():
     for op, shapes in by_op.items():
         varying = {key for key in shapes[0] if len({shape[key] for shape in shapes}) > 1}
         assert varying == {op.removeprefix("over ")}
+
+
+def test_ratios_of_rates_are_ours_over_theirs():
+    def record(name: str, pairs_per_second: float) -> Record:
+        return Record(
+            part="memory", op="budget", shape={"model": "m", "cap": "24GiB"}, dtype="bfloat16", implementation=name,
+            role="ours", status="ok", rates={"examples/s": pairs_per_second},
+        )  # fmt: skip
+
+    records = [record("ours, as planned", 3.0), record("TRL, checkpointing on", 2.0)]
+    (ratio,) = [
+        each for each in RATIOS
+        if each.op == "budget" and each.measure == "examples/s" and each.other == records[1].implementation
+        and ("cap", "24GiB") in each.shape
+    ]  # fmt: skip
+    assert ratio.of(records) == {"m": 1.5}
+    assert ratio.met(1.5) and not ratio.met(0.9)
+    assert ratio.of([records[0], replace(records[1], rates={})]) == {}
