@@ -43,8 +43,8 @@ def _operation(record: Record) -> tuple[str, str, str]:
 
 
 def _picture(record: Record) -> str:
-    device = "-".join(str(record.environment.get("device")).lower().split())
-    return f"plots/{device}-{record.part}-{record.op}.png"
+    words = f"{record.environment.get('device')} {record.part} {record.op}"
+    return f"plots/{'-'.join(words.lower().split())}.png"
 
 
 def markdown(records: Sequence[Record], plots: Iterable[str] = ()) -> str:

@@ -93,7 +93,7 @@ RATIOS = (
     *(
         Ratio(name=f"pairs of the largest micro-batch under {cap}, checkpointing on: {other}", op="budget",
               ours="ours, checkpointing on", other=name, shape=(("cap", cap),), measure="pairs a micro-batch")
-        for cap in ("0.5GiB", "24GiB", "80GiB")
+        for cap in ("24GiB", "80GiB")
         for name, other in (("TRL, checkpointing on", "TRL with two branches"), ("authors' way", "the authors' way"))
     ),
     Ratio(name="forward and backward of a packed pair, P=650, R=100: three unpadded passes", op="step", ours="ours",

@@ -83,6 +83,9 @@ def work(shape: Shape, steps: int, pairs: int, rank: int | None, out: Path) -> N
         "gradient_bytes": 4 * gradient,
     }
     (out / f"{args.process_index if rank is None else rank}.json").write_text(json.dumps(result), encoding="utf-8")
+    if world_size > 1:  # a rank that leaves while the other still talks to it takes it down
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _all_reduce_seconds(numel: int) -> float:
