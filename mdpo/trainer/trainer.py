@@ -66,11 +66,10 @@ class MDPOTrainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise InputError("processing_class is missing: give the model's processor")
-        if args.deepspeed_plugin is not None:
-            # Its engine wraps the bare model, past PackedPolicy's forward, and steps by a count of its own.
+        if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
-                "DeepSpeed: a step here is as many micro-batches as its tokens need, which its engine has not been shown to "
-                "take; for sharded weights use FSDP2 (configs/accelerate/fsdp2.yaml), else DDP"
+                "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
+                "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
         self.family = family_of(model)
         if peft_config is not None:
@@ -163,13 +162,22 @@ class MDPOTrainer(Trainer):
         # DDP has to wrap the module whose forward holds head and loss, while checkpoints stay the model's own.
         if model is not self.model:
             return model
+        if training and self.is_deepspeed_enabled:  # its engine takes both at once
+            policy, self.optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+            return policy
         return self.accelerator.prepare_model(self.policy, evaluation_mode=not training)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # DeepSpeed's state has the policy's names; under ZeRO-2 the model's own weights are whole.
+        super()._save(output_dir, None if self.is_deepspeed_enabled else state_dict)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """As ``Trainer.train``. resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
 
         Raises InputError for a torn checkpoint, or one of another run, with the difference named.
         """
+        if resume_from_checkpoint and self.is_deepspeed_enabled:
+            raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
@@ -218,6 +226,7 @@ class MDPOTrainer(Trainer):
         outputs = []
         for number, (packed, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
             last = number == len(step.micro_batches) - 1
+            self.accelerator.sync_gradients = last  # where DeepSpeed's engine steps
             # Ranks exchange gradients once a step.
             with nullcontext() if last else self.accelerator.no_sync(model):
                 output = self._forward(model, packed, step.num_examples)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from mdpo.trainer.steps import StepSampler
@@ -25,10 +26,13 @@ def launch(world, output: Path, processes: int, *options: str, check: bool = Tru
     return run(SCRIPT, processes, *map(str, world), str(output), *options, check=check)
 
 
-def run(script: Path, processes: int, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+def run(
+    script: Path, processes: int, *arguments: str, check: bool = True, **variables: str
+) -> subprocess.CompletedProcess:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(command, env=environment, check=check, capture_output=True, text=True, timeout=300)
 
 
@@ -62,6 +66,17 @@ def test_two_processes_train_the_adapter_of_one(world, alone, start, tmp_path):
     caches = list((tmp_path / "reference_cache").iterdir())
     assert len(caches) == 1, "one process writes the cache"
     assert len(caches[0].read_text().splitlines()) == 11
+
+
+def test_deepspeed_zero_2_trains_the_adapter_of_one(world, alone, start, tmp_path):
+    pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed: pip install deepspeed")
+    variables = {
+        "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no",
+    }  # fmt: skip
+    run(SCRIPT, 2, *map(str, world), str(tmp_path), "use_cpu=no", **variables)
+    assert distance(alone, tmp_path, start) <= 1e-3
+    assert (tmp_path / "checkpoint-10" / "global_step10").is_dir(), "its engine has trained"
 
 
 def test_resume_with_another_number_of_processes(world, alone, start, tmp_path):
@@ -103,3 +118,11 @@ def test_every_example_once_an_epoch(world_size, examples):
         seen += [index for step in epoch for micro_batch in step if micro_batch.weight for index in micro_batch.examples]
     assert sorted(seen) == list(range(examples))
     assert len(steps) == 1, "every rank takes every step"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_shipped_configs(path):
+    config = load_config_from_file(str(path))  # it refuses keys that it does not know
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    assert config.distributed_type == kinds[path.stem]
+    assert config.deepspeed_config.get("zero_stage", 2) == 2 and config.fsdp_config.get("fsdp_version", 2) == 2

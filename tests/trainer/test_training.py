@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -229,8 +230,8 @@ def test_bad_settings_are_named_before_training(world, tmp_path, settings, messa
         trainer(world, tmp_path, **settings).get_train_dataloader()
 
 
-def test_deepspeed_is_refused_before_anything_is_trained(world, tmp_path):
+def test_zero_3_is_refused_before_anything_is_trained(world, tmp_path):
     args = MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    args.deepspeed_plugin = object()  # what TrainingArguments makes of a DeepSpeed config, or of accelerate's
-    with pytest.raises(InputError, match="DeepSpeed.*FSDP2"):
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=3)  # what TrainingArguments makes of accelerate's settings
+    with pytest.raises(InputError, match="ZeRO-3.*ZeRO-2"):
         MDPOTrainer(load(world[0]), args, read_rows(world[1]), processing_class=load_processor(world[0]))
