@@ -84,10 +84,10 @@ def work(shape: Shape, steps: int, pairs: int, rank: int | None, out: Path) -> N
     }
     (out / f"{args.process_index if rank is None else rank}.json").write_text(json.dumps(result), encoding="utf-8")
     if world_size > 1:
-        # gloo's threads may abort a process on its way out while the other is still there: both are through with each
-        # other once both files are there, and leave without taking anything down.
-        while not all((out / f"{each}.json").is_file() for each in range(world_size)):
-            time.sleep(0.05)
+        # torchrun ends every process for one that aborts, and gloo may abort the interpreter's shutdown: leave together,
+        # with everything written, and without that shutdown.
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
         os._exit(0)
 
 

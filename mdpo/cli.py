@@ -113,15 +113,21 @@ def train(options: argparse.Namespace) -> None:
         processing_class=processor,
         peft_config=_lora(run) if run.use_lora else None,
     )
-    if trainer.is_world_process_zero():
+    main_process = trainer.is_world_process_zero()
+    if main_process:
         write_run_record(str(args.output_dir), asdict(run))
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
-    if trainer.stop_on_signal.received:
-        print(f"stopped by SIGTERM after step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
-        return
-    trainer.save_model()
-    trainer.save_state()
-    print(f"saved to {args.output_dir}")
+    step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
+    if not stopped:
+        trainer.save_model()
+        trainer.save_state()
+    # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    if main_process and stopped:
+        print(f"stopped by SIGTERM after step {step}; go on with --resume_from_checkpoint true")
+    elif main_process:
+        print(f"saved to {args.output_dir}")
 
 
 def _resume_from(value: str | bool | None) -> str | bool | None:

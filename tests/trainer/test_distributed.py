@@ -33,7 +33,9 @@ def run(
     command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(command, env=environment, check=check, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 or not check, done.stderr[-6000:]
+    return done
 
 
 @pytest.fixture(scope="module")
