@@ -50,4 +50,6 @@ moved = {name: (full(p.detach()) - start[name]).contiguous() for name, p in trai
 if rank == 0:
     save_file(moved, output)
 if world_size > 1:
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # as in distributed_run.py
