@@ -6,14 +6,14 @@ of `step`; `bench.render` draws a line a trainer on log axes. A step is one micr
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from bench.group import Bound, Group, Prepared
-from bench.implementations.train_step import TRAIN_STEP, TrainProblem, TrainStep
+from bench.group import Group, Prepared
+from bench.implementations.train_step import TRAIN_STEP, TrainProblem
 from bench.models import LLAVA_7B, TINY, Shape
+from bench.parts.step import prepared_steps
 from bench.preference_rows import even_rows
 
 IMAGE_TOKENS = 64
@@ -64,16 +64,7 @@ def _group(shape: Shape, axis: str, sizes: Sizes, device: torch.device) -> Group
         problem = TrainProblem(
             shape=sized, image_tokens=IMAGE_TOKENS, examples=examples, batch=sizes.B, checkpointing=False, device=device
         )
-
-        def bind(function: Callable[[TrainProblem], TrainStep]) -> Bound:
-            step = function(problem)
-            return Bound(
-                run=lambda: (step.run(),),
-                errors=lambda outputs: {},
-                amounts={"examples": step.examples, "tokens": step.tokens, "model flops": step.model_flops},
-            )
-
-        return Prepared(floor=None, bind=bind)
+        return prepared_steps(problem)
 
     return Group(
         part="scaling",

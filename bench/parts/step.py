@@ -46,6 +46,21 @@ def groups(device: torch.device) -> list[Group]:
     return [*trained[LLAVA_7B.name], *liger, micro[0], *trained[BUNNY_3B.name], *micro[1:]]
 
 
+def prepared_steps(problem: TrainProblem) -> Prepared:
+    """Each trainer's optimizer step on the problem; nothing to compare outputs with."""
+
+    def bind(function: Callable[[TrainProblem], TrainStep]) -> Bound:
+        step = function(problem)
+        return Bound(
+            run=lambda: (step.run(),),
+            errors=lambda outputs: {},
+            amounts={"examples": step.examples, "tokens": step.tokens, "model flops": step.model_flops},
+            remark=f"{step.tokens:,} tokens without padding in {step.micro_batches} micro-batches",
+        )
+
+    return Prepared(floor=None, bind=bind)
+
+
 def train_group(
     shape: Shape, device: torch.device, checkpointing: bool, *, image_tokens: int, pairs: int = 16, batch: int = 4,
     shrink: int = 1, liger: bool = False,
@@ -58,17 +73,7 @@ def train_group(
             examples=preference_rows(shape, pairs, image_tokens=image_tokens, shrink=shrink),
         )  # fmt: skip
         _cached.clear()  # each trainer builds a model of its own
-
-        def bind(function: Callable[[TrainProblem], TrainStep]) -> Bound:
-            step = function(problem)
-            return Bound(
-                run=lambda: (step.run(),),
-                errors=lambda outputs: {},
-                amounts={"examples": step.examples, "tokens": step.tokens, "model flops": step.model_flops},
-                remark=f"{step.tokens:,} tokens without padding in {step.micro_batches} micro-batches",
-            )
-
-        return Prepared(floor=None, bind=bind)
+        return prepared_steps(problem)
 
     return Group(
         part="step",
