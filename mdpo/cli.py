@@ -12,31 +12,44 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel
 
-from mdpo.config import RunConfig, load_config, parse_overrides
+from mdpo.config import RunConfig, load_config, parse_overrides, settings_help
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import score
 from mdpo.memory.commands import planned_settings, run_plan
-from mdpo.models import LANGUAGE_LINEAR, ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
+from mdpo.models import (
+    LANGUAGE_LINEAR,
+    ReferenceCache,
+    check_lora_targets,
+    convert_bunny,
+    convert_llava,
+    fingerprint,
+    load,
+    load_processor,
+    lora_expression,
+)
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.reports import commands as report_commands
-from mdpo.trainer import MDPOTrainer
+from mdpo.settings import dtype_name
+from mdpo.trainer import MDPOTrainer, check_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
     a run that cannot go on in one line and code 1."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_with_dashes(sys.argv[1:] if arguments is None else arguments))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mdpo_kernels").setLevel(logging.INFO)
     try:
+        if hasattr(options, "dtype"):
+            options.dtype = dtype_name(options.dtype)
         options.run(options)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,11 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Options by the names that the parser has: --token_budget is --token-budget. What they are set to stays."""
+    named = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        named.append(f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument)
+    return named
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("train", help="train from a YAML file; any key can be overridden: --key value")
+    command = commands.add_parser(
+        "train",
+        help="train from a YAML file; any key can be overridden: --key value",
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("config", type=Path)
     command.add_argument("--memory", help="of the GPU, as in 24GiB: train with the plan that mdpo plan makes for it")
     command.set_defaults(run=train)
@@ -100,10 +127,14 @@ def train(options: argparse.Namespace) -> None:
     if options.memory is not None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
+    lora_expression(run.lora_target_modules)
+    check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     rows, eval_rows = _training_rows(run, args.seed)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
-    if not run.use_lora:
+    if run.use_lora:
+        check_lora_targets(model, run.lora_target_modules)
+    else:
         _freeze(model, run)
     trainer = MDPOTrainer(
         model=model,
@@ -140,8 +171,13 @@ def _training_rows(run: RunConfig, seed: int) -> tuple[list[PreferenceRow], list
     if run.eval_data is not None:
         return rows, read_rows(run.eval_data, run.image_dir, allow_outside=run.allow_outside)
     held_out = round(len(rows) * run.eval_fraction)
-    if not held_out:
+    if not held_out and not run.eval_fraction:
         return rows, None
+    if not 0 < held_out < len(rows):
+        raise InputError(
+            f"eval_fraction: {run.eval_fraction} of {len(rows)} rows is {held_out}, which leaves nothing to "
+            f"{'train' if held_out else 'evaluate'} on; choose another share"
+        )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
 
@@ -151,7 +187,7 @@ def _lora(run: RunConfig) -> LoraConfig:
         r=run.lora_r,
         lora_alpha=run.lora_alpha,
         lora_dropout=run.lora_dropout,
-        target_modules=run.lora_target_modules or LANGUAGE_LINEAR,
+        target_modules=lora_expression(run.lora_target_modules),
         task_type="CAUSAL_LM",
     )
 

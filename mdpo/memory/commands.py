@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.errors import InputError
-from mdpo.models import load_processor, torch_dtype
+from mdpo.models import load_processor, lora_expression, torch_dtype
 
 from .choose import Plan, Wishes, choose, smallest, wished_optimizers
 from .footprint import ADAM_BYTES
@@ -48,7 +48,7 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory_bytes: int, lora_pattern: 
         raise InputError(f"optim: {optimizer!r} is not planned for; choose from {', '.join(ADAM_BYTES)}")
     if not (run.use_lora or (run.freeze_vision_tower and run.freeze_multi_modal_projector)):
         raise InputError("freeze_vision_tower, freeze_multi_modal_projector: only frozen ones are planned for")
-    pattern = run.lora_target_modules or lora_pattern
+    pattern = lora_expression(run.lora_target_modules or lora_pattern)
     shape = read_shape(config, Adaptation(rank=run.lora_r if run.use_lora else 0, pattern=pattern))
     examples = _examples(run, args, shape)
     wishes = _wishes(run, args, shape, optimizer, cuda)

@@ -7,6 +7,13 @@ from torch import Tensor
 
 from mdpo.models.policy import PolicyOutput
 
+_BRANCHES = ("chosen", "rejected", "imageless_chosen")
+METRICS = (
+    "loss",
+    *(f"{kind}/{branch}" for kind in ("rewards", "logps") for branch in _BRANCHES),
+    *(f"rewards/{prefix}{name}" for prefix in ("", "imageless_") for name in ("margins", "accuracies")),
+)
+
 # Shapes: B examples; rows of (3, B) tensors: chosen, rejected, image_rejected
 
 
@@ -24,9 +31,9 @@ class Metrics:
     def add(self, output: PolicyOutput) -> None:
         chosen, rejected, imageless = output.loss.rewards
         self._add("loss", output.loss.losses)
-        for name, values in zip(("chosen", "rejected", "imageless_chosen"), output.loss.rewards, strict=True):
+        for name, values in zip(_BRANCHES, output.loss.rewards, strict=True):
             self._add(f"rewards/{name}", values)
-        for name, values in zip(("chosen", "rejected", "imageless_chosen"), output.policy, strict=True):
+        for name, values in zip(_BRANCHES, output.policy, strict=True):
             self._add(f"logps/{name}", values)
         for prefix, margins in (("", chosen - rejected), ("imageless_", chosen - imageless)):
             self._add(f"rewards/{prefix}margins", margins)
