@@ -103,7 +103,10 @@ IDLE: dict[str, tuple[Condition, str]] = {
     "adam_beta1": (_is("optim", "sgd", "adagrad", "rmsprop", "adafactor"), "optim is not an Adam"),
     "adam_beta2": (_is("optim", "sgd", "adagrad", "rmsprop", "adafactor"), "optim is not an Adam"),
     "adam_epsilon": (_is("optim", "sgd", "adagrad", "rmsprop", "adafactor"), "optim is not an Adam"),
-    "warmup_steps": (_is("lr_scheduler_type", "constant"), "lr_scheduler_type: constant has none; set constant_with_warmup"),
+    "warmup_steps": (
+        lambda args: args.warmup_steps > 0 and _word(args.lr_scheduler_type) == "constant",
+        "lr_scheduler_type: constant has none; set constant_with_warmup",
+    ),
     "num_train_epochs": (lambda args: args.max_steps > 0, "max_steps says when the run ends"),
     "logging_steps": (_is_not("logging_strategy", "steps"), "logging_strategy is not steps"),
     "save_steps": (_is_not("save_strategy", "steps"), "save_strategy is not steps"),

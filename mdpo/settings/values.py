@@ -47,6 +47,7 @@ def check_values(args: Any) -> None:
     _check_accelerator(args)
     _check_optimizer(args)
     _check_schedule(args)
+    _check_checkpointing(args)
     _check_workers(args)
     _check_compile(args)
     if args.deepspeed and not is_deepspeed_available():
@@ -163,7 +164,34 @@ def _check_schedule(args: Any) -> None:
         raise InputError(f"lr_scheduler_kwargs: {name} does not take {_shown(keywords)}: {error}") from error
 
 
+def _check_checkpointing(args: Any) -> None:
+    """The keywords of checkpointing: torch's, and from transformers 5.23 on which layers and where they are kept."""
+    known = {"use_reentrant", "preserve_rng_state", "determinism_check", "debug", "context_fn", "early_stop"}
+    if hasattr(args, "activation_checkpointing_kwargs"):
+        known |= {"every_n_layers", "offload"}
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        value = getattr(args, name, None) or {}
+        keywords = json.loads(value) if isinstance(value, str) else value
+        for key, entry in keywords.items():
+            if key not in known:
+                raise InputError(f"{name}: unknown key {_shown(key)}; choose from {', '.join(sorted(known))}")
+            if key == "every_n_layers":
+                if isinstance(entry, bool) or not isinstance(entry, int) or entry < 1:
+                    raise InputError(f"{name}.{key}: expected a whole number above 0, got {_shown(entry)}")
+                if args.checkpoint_layers is not None:
+                    raise InputError(f"{name}.{key}: checkpoint_layers says which layers too; keep one of them")
+            elif key not in ("context_fn", "determinism_check") and not isinstance(entry, bool):
+                raise InputError(f"{name}.{key}: expected true or false, got {_shown(entry)}")
+            if key == "offload" and entry and (args.use_cpu or not torch.cuda.is_available()):
+                raise InputError(f"{name}.{key}: it moves what a GPU keeps to the CPU, and there is no GPU; leave it out")
+            if key == "determinism_check":
+                _check_word(f"{name}.{key}", entry, ["default", "none"])
+
+
 def _check_workers(args: Any) -> None:
+    if args.dataloader_multiprocessing_context is not None:
+        methods = torch.multiprocessing.get_all_start_methods()
+        _check_word("dataloader_multiprocessing_context", args.dataloader_multiprocessing_context, methods)
     if args.dataloader_num_workers:
         return
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
