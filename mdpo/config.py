@@ -3,6 +3,7 @@
 # eval_strategy may be None until __post_init__, which transformers' own may not.
 # pyright: reportIncompatibleVariableOverride=false
 
+import functools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -26,6 +27,8 @@ from mdpo.settings import (
     is_text,
     plain,
     read_yaml,
+    shortened,
+    shown,
     unknown_key,
 )
 
@@ -86,7 +89,7 @@ class MDPOConfig(TrainingArguments):
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, OSError) as error:
-            raise InputError(" ".join(str(error).split())) from error
+            raise InputError(shortened(error)) from error
         if self.checkpoint_layers is not None:
             # Renamed in transformers 5.23, which still has both names; the first exists in every version.
             self.gradient_checkpointing = self.checkpoint_layers > 0
@@ -94,7 +97,7 @@ class MDPOConfig(TrainingArguments):
                 self.activation_checkpointing = self.gradient_checkpointing
         unknown = [name for name in self.anchors if name not in ("chosen", "rejected", "image_rejected")]
         if unknown:
-            raise InputError(f"anchors: {unknown[0]!r} is no branch; choose from chosen, rejected, image_rejected")
+            raise InputError(f"anchors: {shown(unknown[0])} is no branch; choose from chosen, rejected, image_rejected")
         if isinstance(self.anchor, Sequence) and len(self.anchor) != len(self.anchors):
             raise InputError(f"anchor: {len(self.anchor)} values for {len(self.anchors)} anchors; give one per entry")
 
@@ -239,13 +242,13 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while rest:
         name = rest.pop(0)
         if not name.startswith("--"):
-            raise InputError(f"unexpected argument {name!r}; overrides are written --key value")
+            raise InputError(f"unexpected argument {shown(name)}; overrides are written --key value")
         name, equals, value = name[2:].partition("=")
         key = name.replace("-", "_")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 if key not in hints or not is_flag(hints[key]):
-                    raise InputError(f"--{name} has no value; overrides are written --key value")
+                    raise InputError(f"--{shown(name)[1:-1]} has no value; overrides are written --key value")
                 overrides[key] = True
                 continue
             value = rest.pop(0)
@@ -285,10 +288,11 @@ def _default(field: Field) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@functools.cache
 def _hints() -> dict[str, Any]:
     """The type of every setting."""
-    kinds = (RunConfig, MDPOConfig)
-    return {f.name: typing.get_type_hints(kind)[f.name] for kind in kinds for f in fields(kind) if f.init}
+    hints = {kind: typing.get_type_hints(kind) for kind in (RunConfig, MDPOConfig)}
+    return {f.name: of_kind[f.name] for kind, of_kind in hints.items() for f in fields(kind) if f.init}
 
 
 def _named(values: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -36,8 +36,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     choices = [option for option in options if isinstance(option, type) and issubclass(option, Enum)]
     if choices:
         names = ", ".join(str(member.value) for member in choices[0])
-        raise InputError(f"{where}: {_shown(value)} is unknown; choose from {names}")
-    raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got {_shown(value)}")
+        raise InputError(f"{where}: {shown(value)} is unknown; choose from {names}")
+    raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got {shown(value)}")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ def dtype_name(name: str) -> str:
     """torch's name of a dtype, from it or a short form such as bf16. Raises InputError for one that is none of them."""
     found = DTYPES.get(name.removeprefix("torch.").lower())
     if found is None:
-        raise InputError(f"dtype: {name!r} is unknown; choose from auto, bfloat16, float16, float32")
+        raise InputError(f"dtype: {shown(name)} is unknown; choose from auto, bfloat16, float16, float32")
     return found
 
 
@@ -146,7 +146,15 @@ def _name(option: Any) -> str:
     return _WORDS.get(option, getattr(option, "__name__", str(option)))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a message: as it was written, shortened, without characters that move a terminal's cursor."""
+    value = getattr(value, "value", value) if isinstance(value, Enum) else value
     text = value.text if isinstance(value, Written) else repr(plain(value))
     text = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def shortened(error: object) -> str:
+    """Another library's message as one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:397]}..."

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,6 +18,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import trainer_log_levels
 
 from mdpo.errors import InputError
+
+from .types import shortened, shown
 
 _RANGES = {
     "learning_rate": "[0, inf)", "weight_decay": "[0, inf)", "max_grad_norm": "[0, inf)", "adam_beta1": "[0, 1)",
@@ -70,7 +73,7 @@ def check_range(name: str, value: Any, interval: str) -> None:
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):
         wanted = f"in {interval}" if math.isfinite(high) else f"above {low:g}" if interval[0] == "(" else f"of at least {low:g}"
-        raise InputError(f"{name}: expected a number {wanted}, got {_shown(value)}")
+        raise InputError(f"{name}: expected a number {wanted}, got {shown(value)}")
 
 
 def _check_choices(args: Any) -> None:
@@ -91,26 +94,26 @@ def _check_choices(args: Any) -> None:
 
 def _check_word(name: str, value: Any, choices: list[str]) -> None:
     if getattr(value, "value", value) not in choices:
-        raise InputError(f"{name}: {_shown(value)} is unknown; choose from {', '.join(choices)}")
+        raise InputError(f"{name}: {shown(value)} is unknown; choose from {', '.join(choices)}")
 
 
 def _check_mapping(name: str, value: Any) -> None:
     if value is None or isinstance(value, (Mapping, AcceleratorConfig)):
         return
     if not isinstance(value, str):
-        raise InputError(f"{name}: expected a mapping, got {_shown(value)}")
+        raise InputError(f"{name}: expected a mapping, got {shown(value)}")
     if name in _FILES and not value.startswith("{"):
         if not value:  # deepspeed: "" is off
             return
-        if not Path(value).is_file():
-            raise InputError(f"{name}: expected a mapping or a JSON file, and there is no file {_shown(value)}")
+        if not os.path.isfile(value):  # Path's own raises for a name that is too long
+            raise InputError(f"{name}: expected a mapping or a JSON file, and there is no file {shown(value)}")
         value = Path(value).read_text(encoding="utf-8", errors="replace")
     try:
         read = json.loads(value)
     except (ValueError, RecursionError):
         read = None
     if not isinstance(read, dict):
-        raise InputError(f"{name}: expected a mapping such as {{key: value}}, got {_shown(value)}")
+        raise InputError(f"{name}: expected a mapping such as {{key: value}}, got {shown(value)}")
 
 
 def _check_accelerator(args: Any) -> None:
@@ -124,10 +127,10 @@ def _check_accelerator(args: Any) -> None:
     defaults = AcceleratorConfig().to_dict() | {"use_configured_state": False}
     for key, entry in given.items():
         if key not in defaults:
-            raise InputError(f"accelerator_config: unknown key {_shown(key)}; choose from {', '.join(defaults)}")
+            raise InputError(f"accelerator_config: unknown key {shown(key)}; choose from {', '.join(defaults)}")
         if key == "use_configured_state":
             if not isinstance(entry, bool):
-                raise InputError(f"accelerator_config.{key}: expected true or false, got {_shown(entry)}")
+                raise InputError(f"accelerator_config.{key}: expected true or false, got {shown(entry)}")
         elif entry != defaults[key] and (entry or defaults[key]):  # an empty mapping is as good as none
             raise InputError(f"accelerator_config.{key}: the planner deals the rows, not accelerate; leave it out")
 
@@ -140,7 +143,7 @@ def _check_optimizer(args: Any) -> None:
         raise InputError(f"optim: {name} is not supported: {_LAYERWISE}; choose another, such as adamw_torch_fused")
     for part in (args.optim_args or "").replace(" ", "").split(","):
         if part and part.count("=") != 1:
-            raise InputError(f"optim_args: expected name=value, separated by commas, got {_shown(args.optim_args)}")
+            raise InputError(f"optim_args: expected name=value, separated by commas, got {shown(args.optim_args)}")
 
 
 def _check_schedule(args: Any) -> None:
@@ -161,7 +164,7 @@ def _check_schedule(args: Any) -> None:
                 schedule.step()
     except Exception as error:  # whatever a schedule does with a keyword that it cannot use
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        raise InputError(f"lr_scheduler_kwargs: {name} does not take {_shown(keywords)}: {error}") from error
+        raise InputError(f"lr_scheduler_kwargs: {name} does not take {shown(keywords)}: {shortened(error)}") from error
 
 
 def _check_checkpointing(args: Any) -> None:
@@ -174,14 +177,14 @@ def _check_checkpointing(args: Any) -> None:
         keywords = json.loads(value) if isinstance(value, str) else value
         for key, entry in keywords.items():
             if key not in known:
-                raise InputError(f"{name}: unknown key {_shown(key)}; choose from {', '.join(sorted(known))}")
+                raise InputError(f"{name}: unknown key {shown(key)}; choose from {', '.join(sorted(known))}")
             if key == "every_n_layers":
                 if isinstance(entry, bool) or not isinstance(entry, int) or entry < 1:
-                    raise InputError(f"{name}.{key}: expected a whole number above 0, got {_shown(entry)}")
+                    raise InputError(f"{name}.{key}: expected a whole number above 0, got {shown(entry)}")
                 if args.checkpoint_layers is not None:
                     raise InputError(f"{name}.{key}: checkpoint_layers says which layers too; keep one of them")
             elif key not in ("context_fn", "determinism_check") and not isinstance(entry, bool):
-                raise InputError(f"{name}.{key}: expected true or false, got {_shown(entry)}")
+                raise InputError(f"{name}.{key}: expected true or false, got {shown(entry)}")
             if key == "offload" and entry and (args.use_cpu or not torch.cuda.is_available()):
                 raise InputError(f"{name}.{key}: it moves what a GPU keeps to the CPU, and there is no GPU; leave it out")
             if key == "determinism_check":
@@ -205,8 +208,3 @@ def _check_compile(args: Any) -> None:
     if args.torch_compile_backend is not None:
         backends = [backend.value.lower() for backend in DynamoBackend]
         _check_word("torch_compile_backend", str(args.torch_compile_backend).lower(), backends)
-
-
-def _shown(value: Any) -> str:
-    text = repr(getattr(value, "value", value))
-    return text if len(text) <= 80 else f"{text[:77]}..."

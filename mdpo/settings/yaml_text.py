@@ -32,8 +32,8 @@ def read_yaml(text: str, where: str) -> Any:
     where: the file or option, for messages. Raises InputError, one line, for text that is not YAML, a key that stands
     twice, a value that contains itself, and more than ``MAX_ALIASES`` aliases.
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
         if aliases > MAX_ALIASES:
             raise InputError(f"{where}: {aliases} YAML aliases (*name); at most {MAX_ALIASES} are read: write the values out")
@@ -42,10 +42,8 @@ def read_yaml(text: str, where: str) -> Any:
     except InputError:
         raise
     except (yaml.YAMLError, OverflowError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:400]
         raise InputError(f"{where} is not YAML: {reason}") from error
-    finally:
-        loader.dispose()
 
 
 def plain(value: Any) -> Any:

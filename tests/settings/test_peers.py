@@ -2,7 +2,7 @@
 
 import pytest
 
-from mdpo.config import build_config, load_config  # noqa: F401
+from mdpo.config import build_config
 from mdpo.errors import InputError
 from mdpo.settings import peers
 from mdpo.settings.peers import unknown_key
