@@ -124,11 +124,11 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> None:
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)
+    lora_expression(run.lora_target_modules)
+    check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     if options.memory is not None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
-    lora_expression(run.lora_target_modules)
-    check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     rows, eval_rows = _training_rows(run, args.seed)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
