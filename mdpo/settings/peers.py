@@ -1,7 +1,7 @@
 """Settings by the names that other trainers have for them.
 
 From TRL 1.x (DPOConfig, ModelConfig, ScriptArguments), LLaMA-Factory (hparams/*_args.py) and ms-swift 4
-(arguments/*_args.py), and from older versions of transformers.
+(arguments/*_args.py), and from versions of transformers before 5.
 """
 
 import difflib
@@ -31,6 +31,7 @@ _HERE: dict[str, tuple[str, ...]] = {
     "adapter_name_or_path": ("adapters", "adapter", "adapter_path", "resume_adapter"),
     "system_prompt": ("system", "default_system"),
     "seed": ("random_seed",),
+    "include_num_input_tokens_seen": ("include_tokens_per_second", "include_effective_tokens_per_second"),
 }
 # What to do instead, where no setting here does the same.
 _INSTEAD: dict[str, str] = {
@@ -85,6 +86,24 @@ _INSTEAD: dict[str, str] = {
     "use_unsloth": "mdpo has kernels of its own; leave it out",
     "activation_offloading": "set gradient_checkpointing or checkpoint_layers",
     "disable_gradient_checkpointing": "set gradient_checkpointing",
+    "logging_dir": "transformers reads it from the environment variable TENSORBOARD_LOGGING_DIR",
+    "save_safetensors": "safetensors are always written; leave it out",
+    "split_batches": "the planner deals the rows to the devices; leave it out",
+    "dispatch_batches": "the planner deals the rows to the devices; leave it out",
+    "include_inputs_for_metrics": "there is no compute_metrics here; leave it out",
+    "past_index": "a packed row keeps no past; leave it out",
+    "tpu_num_cores": "mdpo trains on CUDA and on CPUs; leave it out",
+    "tpu_metrics_debug": "mdpo trains on CUDA and on CPUs; leave it out",
+    "use_mps_device": "mdpo trains on CUDA and on CPUs; leave it out",
+    "use_ipex": "it left transformers; leave it out",
+    "jit_mode_eval": "it left transformers; leave it out",
+    "half_precision_backend": "it left transformers; set bf16 or fp16",
+    "fp16_backend": "it left transformers; set fp16",
+    "fp16_opt_level": "it left transformers; set fp16",
+    "torchdynamo": "set torch_compile_backend",
+    "push_to_hub_model_id": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
+    "push_to_hub_token": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
+    "push_to_hub_organization": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
     "plot_loss": "draw it afterwards: mdpo report OUTPUT_DIR",
 }
 # Other objectives: right settings for a loss that is not this one.
