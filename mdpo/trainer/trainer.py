@@ -337,7 +337,7 @@ class MDPOTrainer(Trainer):
         super().log(logs, start_time)
 
     def _sum_over_ranks(self, totals: Tensor) -> Tensor:
-        return self.accelerator.reduce(totals, "sum")
+        return self.accelerator.reduce(totals.to(self.args.device), "sum")
 
     # Evaluation
 
