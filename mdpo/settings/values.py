@@ -15,12 +15,12 @@ from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations.deepspeed import is_deepspeed_available
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.training_args import trainer_log_levels
 
 from mdpo.errors import InputError
 
 from .types import shortened, shown
 
+# The numbers that make sense; transformers checks few of them.
 _RANGES = {
     "learning_rate": "[0, inf)", "weight_decay": "[0, inf)", "max_grad_norm": "[0, inf)", "adam_beta1": "[0, 1)",
     "adam_beta2": "[0, 1)", "adam_epsilon": "[0, inf)", "num_train_epochs": "(0, inf)", "warmup_steps": "[0, inf)",
@@ -65,7 +65,7 @@ def _check_finite(name: str, value: Any) -> None:
 
 
 def check_range(name: str, value: Any, interval: str) -> None:
-    """Raises InputError for a number outside of ``interval``, written as in "[0, 1)". Nothing is in every interval."""
+    """Raises InputError for a number outside of ``interval``, written as in "[0, 1)"; only numbers are looked at."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     low, high = (float(end) for end in interval[1:-1].split(","))
@@ -77,14 +77,15 @@ def check_range(name: str, value: Any, interval: str) -> None:
 
 
 def _check_choices(args: Any) -> None:
-    """Words of which a few are known; of the enumerations in TrainingArguments' annotations every one."""
+    """Words of which a few are known: by TrainingArguments' annotations, by its fields' choices, or by its code."""
     for name, hint in typing.get_type_hints(TrainingArguments).items():
         for option in typing.get_args(hint):
             value = getattr(args, name, None)
             if isinstance(option, type) and issubclass(option, Enum) and value is not None:
                 _check_word(name, value, [member.value for member in option])
-    for name in ("log_level", "log_level_replica"):
-        _check_word(name, getattr(args, name), list(trainer_log_levels))
+    for field in fields(args):
+        if "choices" in field.metadata and getattr(args, field.name) is not None:
+            _check_word(field.name, getattr(args, field.name), list(field.metadata["choices"]))
     if isinstance(args.include_num_input_tokens_seen, str):
         _check_word("include_num_input_tokens_seen", args.include_num_input_tokens_seen, ["no", "all", "non_padding"])
     debug = args.debug.split() if isinstance(args.debug, str) else args.debug or []

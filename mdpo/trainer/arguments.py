@@ -58,6 +58,12 @@ def say_what_has_no_effect(args: MDPOConfig) -> None:
         _say(args, line)
 
 
+def check_fsdp(plugin: Any) -> None:
+    """plugin: accelerate's. Raises InputError for FSDP's first version."""
+    if plugin.fsdp_version != 2:
+        raise InputError("fsdp: version 1 flattens the weights that the log-probs read one by one; set version 2 (FSDP2)")
+
+
 def check_weights(args: MDPOConfig, model: nn.Module) -> None:
     """Raises InputError where fp16 cannot train weights of the model's dtype."""
     if not args.fp16:

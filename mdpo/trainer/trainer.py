@@ -31,7 +31,7 @@ from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
 from mdpo.models.policy import PolicyOutput
 from mdpo.packing import PackedBatch, family_of
 
-from .arguments import check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
+from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
 from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
 from .evaluation import Evaluation, predictions
 from .layers import CheckpointLayers, prepare_layers
@@ -101,8 +101,8 @@ class MDPOTrainer(Trainer):
             callbacks=[*(callbacks or []), _SetEpoch(self)],
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
-            raise InputError("fsdp: version 1 flattens weights that the log-probs read one by one; set version 2")
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))

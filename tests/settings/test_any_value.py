@@ -47,7 +47,7 @@ def test_odd_values_on_the_command_line_and_in_python(name, tmp_path):
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), anything, min_size=1, max_size=3))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_values_together_in_a_file(tmp_path, values):
     path = tmp_path / "run.yaml"
     lines = {"model_name_or_path": "m", "train_data": "d", "output_dir": str(tmp_path), "use_cpu": "true"} | values
@@ -59,7 +59,7 @@ def test_values_together_in_a_file(tmp_path, values):
 
 
 @given(st.lists(st.one_of(st.sampled_from(["--", "--=", "--beta", "--bf16", "--beta=", "-1", "--x", *ODD]), st.text(max_size=8))))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_words_on_the_command_line(words):
     try:
         parse_overrides(words)

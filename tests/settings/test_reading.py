@@ -1,11 +1,13 @@
 """What a user writes is taken as it is meant, whatever YAML 1.1 makes of it; what cannot be meant is one line."""
 
+import dataclasses
 from enum import Enum
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from mdpo import MDPOConfig
 from mdpo.config import build_config, load_config, parse_overrides, settings_help
 from mdpo.errors import InputError
 from mdpo.settings import Written, coerce, plain, read_yaml
@@ -113,6 +115,7 @@ def test_the_command_line_says_what_it_looks_like(load, words, name, value):
         ("lora_r: 0", "lora_r: expected a number above 0"),
         ("eval_fraction: .nan", "eval_fraction: expected a number in [0, 1)"),
         ("dtype: int8", "dtype: 'int8' is unknown; choose from auto, bfloat16"),
+        ("ddp_backend: carrier_pigeon", "ddp_backend: 'carrier_pigeon' is unknown; choose from nccl, gloo"),
         ("log_level: loud", "log_level: 'loud' is unknown; choose from"),
         ("torch_compile_mode: fast", "torch_compile_mode: 'fast' is unknown; choose from default"),
         ("torch_compile_backend: fast", "torch_compile_backend: 'fast' is unknown"),
@@ -219,6 +222,15 @@ class Colour(Enum):
 def test_a_union_takes_the_type_that_was_meant(value, hint, result):
     found = coerce(value, hint, "x")
     assert found == result and type(found) is type(result)
+
+
+def test_a_changed_copy_of_the_settings_is_as_good_as_they_are(tmp_path):
+    args = MDPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", gradient_checkpointing=True, eval_steps=3,
+        include_num_input_tokens_seen=True, gradient_checkpointing_kwargs={"use_reentrant": False},
+    )  # fmt: skip
+    changed = dataclasses.replace(args, seed=7)
+    assert {**changed.to_dict(), "seed": 42} == args.to_dict() and changed.seed == 7
 
 
 def test_do_flags_mean_what_they_say():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.data import read_rows
 from mdpo.evaluation import score
-from mdpo.trainer.arguments import check_run, check_weights
+from mdpo.trainer.arguments import check_fsdp, check_run, check_weights
 from tests import tiny
 
 
@@ -162,6 +163,12 @@ def test_tokens_are_counted_in_training_alone(tmp_path, rows):
     seen = [entry["num_input_tokens_seen"] for entry in run.state.log_history if "loss" in entry]
     assert seen == sorted(seen) and seen[-1] == sum(run.train_dataset.lengths)
     assert any("train_tokens_per_second" in entry for entry in run.state.log_history)
+
+
+def test_the_first_fsdp_is_refused():
+    check_fsdp(SimpleNamespace(fsdp_version=2))
+    with pytest.raises(InputError, match="fsdp: version 1"):
+        check_fsdp(SimpleNamespace(fsdp_version=1))
 
 
 def test_fp16_needs_weights_that_it_can_train(tmp_path):
