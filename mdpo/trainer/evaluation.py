@@ -24,19 +24,19 @@ class Evaluation:
         self.metrics = Metrics()
         self._keep_rows = keep_rows
         self._rows: list[tuple[Sequence[int], Tensor]] = []
-        self._losses: list[tuple[PackedBatch, Tensor]] = []
+        self._losses: list[tuple[tuple[str, ...], Tensor]] = []
 
     def add(self, packed: PackedBatch, examples: Sequence[int], output: PolicyOutput) -> None:
         """examples: the indices of the micro-batch's rows in their data set."""
         self.metrics.add(output)
-        self._losses.append((packed, output.loss.loss.detach()))
+        self._losses.append((packed.ids, output.loss.loss.detach()))
         if self._keep_rows:
             numbers = torch.stack([output.policy.detach().float(), output.reference.float(), output.loss.rewards.float()])
             self._rows.append((examples, numbers.permute(2, 0, 1).cpu()))
 
     def not_finite(self) -> list[str]:
         """The ids of the micro-batches whose loss is not a finite number."""
-        return [id for packed, loss in self._losses if not loss.isfinite() for id in packed.ids]
+        return [id for ids, loss in self._losses if not loss.isfinite() for id in ids]
 
     def rows(self) -> list[tuple[int, list]]:
         """For each row its index and, by NAMES, its three branches."""

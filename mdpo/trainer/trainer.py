@@ -371,6 +371,7 @@ class MDPOTrainer(Trainer):
         bad = self._from_all_ranks(found.not_finite())
         if bad:
             means["loss"] = float("nan")
+        if bad and self.is_world_process_zero():
             _log.warning("evaluation: the loss is not finite, with examples %s", ", ".join(bad))
         return EvalLoopOutput(
             predictions=None if loss_only else predictions(self._from_all_ranks(found.rows())),
