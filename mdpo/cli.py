@@ -10,20 +10,25 @@ from pathlib import Path
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 
 from mdpo.config import RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
-from mdpo.evaluation import score
+from mdpo.evaluation import row_logps, score
+from mdpo.evaluation.score import check_first_rows
 from mdpo.memory.commands import planned_settings, run_plan
 from mdpo.models import LANGUAGE_LINEAR, ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
+from mdpo.models.adapters import load_adapter
+from mdpo.models.base_digest import weights_digest
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
+
+_log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("mdpo_kernels").setLevel(logging.INFO)
+    for package in ("mdpo", "mdpo_kernels"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         options.run(options)
     except (InputError, TrainingError) as error:
@@ -105,17 +111,19 @@ def train(options: argparse.Namespace) -> None:
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
         _freeze(model, run)
+    if run.adapter_name_or_path is not None:
+        model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
     trainer = MDPOTrainer(
         model=model,
         args=args,
         train_dataset=rows,
         eval_dataset=eval_rows,
         processing_class=processor,
-        peft_config=_lora(run) if run.use_lora else None,
+        peft_config=_lora(run) if run.use_lora and run.adapter_name_or_path is None else None,
     )
     main_process = trainer.is_world_process_zero()
     if main_process:
-        write_run_record(str(args.output_dir), asdict(run))
+        write_run_record(str(args.output_dir), asdict(run), weights_digest(run.model_name_or_path))
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
     step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
     if not stopped:
@@ -166,12 +174,22 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 def run_score(options: argparse.Namespace) -> None:
     rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
-    model, processor = _load(options)
+    processor = load_processor(options.model)
+    base = load(options.model, dtype=options.dtype)
+    torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
-    cache = ReferenceCache(options.reference, fingerprint(model)) if options.reference is not None else None
-    records = score(model, dataset, token_budget=options.token_budget, beta=options.beta, cache=cache)
-    by_id = {record["id"]: record for record in records}
-    _write(options.output, (by_id[row.id] for row in rows))
+    cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
+    _log.info(check_first_rows(base, dataset))
+    # Before the adapter goes on: some kinds leave another model behind when they are switched off.
+    reference = row_logps(base, dataset, token_budget=options.token_budget, cache=cache)
+    model: torch.nn.Module = base
+    if options.adapter is not None:
+        model = load_adapter(base, options.adapter, base=options.model)
+        _log.info(check_first_rows(model, dataset))
+    records = score(model, dataset, reference=reference, token_budget=options.token_budget, beta=options.beta)
+    _write(options.output, records)
+    if cache is not None:
+        print(cache.line)
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -182,17 +200,6 @@ def run_convert(options: argparse.Namespace) -> None:
     else:
         folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
     print(f"wrote {folder}")
-
-
-def _load(options: argparse.Namespace) -> tuple[torch.nn.Module, transformers.ProcessorMixin]:
-    processor = load_processor(options.model)
-    model: torch.nn.Module = load(options.model, dtype=options.dtype)
-    if options.adapter is not None:
-        if not (options.adapter / "adapter_config.json").is_file():
-            raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")
-        model = PeftModel.from_pretrained(model, options.adapter)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.nn.Module.to(model, device), processor
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:

@@ -4,9 +4,9 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false
 
-import copy
 import itertools
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,14 +25,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.errors import InputError, TrainingError
-from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
+from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
 from mdpo.models.policy import PolicyOutput
-from mdpo.packing import PackedBatch, family_of
+from mdpo.models.reference import in_mode
+from mdpo.models.start_check import first_examples
+from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
 from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
+from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+
+_log = logging.getLogger(__name__)
 
 Rows = Sequence[PreferenceRow] | Sequence[Mapping]
 
@@ -40,8 +45,8 @@ Rows = Sequence[PreferenceRow] | Sequence[Mapping]
 class MDPOTrainer(Trainer):
     """Trains a vision-language model on preference pairs.
 
-    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model
-        with its adapter off; in full fine-tuning, a frozen copy made here.
+    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
+        it is given, frozen: see ``mdpo.models.reference``.
     args: the settings.
     train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
         with PIL images or paths (relative to the working directory).
@@ -89,12 +94,19 @@ class MDPOTrainer(Trainer):
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
-        # Adapters are switched off for the reference; without one it takes a second set of weights.
-        frozen = None if isinstance(model, PeftModel) else _frozen_copy(model)
+        switch_dropout_off(model, args)
+        reference = establish_reference(
+            model,
+            args.reference,
+            fresh=peft_config is not None,
+            examples=self._first_examples,
+            whole=not self.is_fsdp_enabled,
+        )
+        _log.info("reference: %s", reference.description)
         prepare_layers(model, args)
         self.policy = PackedPolicy(
             model,
-            frozen,
+            reference=reference,
             beta=args.beta,
             conditional=args.conditional,
             anchors=tuple(args.anchors),
@@ -103,6 +115,7 @@ class MDPOTrainer(Trainer):
         self._metrics = Metrics()
         self.sampler: StepSampler | None = None
         self._cache = self._open_cache()
+        self._start_is_checked = False
 
     # Data: one batch is one optimizer step
 
@@ -146,9 +159,25 @@ class MDPOTrainer(Trainer):
         if not self.args.cache_reference or self.args.negative_per_epoch:
             return None
         folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
-        autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        writes = self.is_world_process_zero()
-        return ReferenceCache(folder, fingerprint(self.policy.reference_model, autocast), writes=writes)
+        reference = self.policy.reference
+        model = self.model if reference.frozen is None else reference.frozen
+        key = fingerprint(
+            model,
+            self._autocast,
+            reference=reference,
+            compiled=self.args.compile_layers or self.args.torch_compile,
+            liger=self.args.use_liger_kernel,
+        )
+        return ReferenceCache(folder, key, writes=self.is_world_process_zero())
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """The dtype that steps run under, None where that is the weights' own."""
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def _first_examples(self) -> list[PreferenceTokens]:
+        dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        return [] if dataset is None else first_examples(dataset.lengths, dataset.__getitem__)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(dataloader.dataset.dataset)
@@ -180,7 +209,32 @@ class MDPOTrainer(Trainer):
             raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._check_start()
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        if self._cache is not None:
+            counts = torch.tensor([self._cache.found, self._cache.computed], device=self.args.device)
+            self._cache.found, self._cache.computed = map(int, self._sum_over_ranks(counts))
+            _log.info(self._cache.line)
+        return output
+
+    def _check_start(self) -> None:
+        """Once, and before a checkpoint is loaded: a resumed run too has to start from what its reference is."""
+        if self._start_is_checked or not self.args.check_start or self.train_dataset is None:
+            return
+        self._start_is_checked = True
+        if self.is_fsdp_enabled:
+            _log.info("start check: not made, since FSDP shards the model's own forward; one process makes it")
+            return
+        self.model.to(self.args.device)  # DeepSpeed leaves that to its engine
+        with disable_input_dtype_casting(self.model, active=self._autocast is not None), self.compute_loss_context_manager():
+            line = check_start(self.model, self.args, self._first_examples(), self._autocast, self._evaluate_packed)
+        if self._cache is not None:
+            self._cache.found = 0
+        _log.info(line)
+
+    def _evaluate_packed(self, packed: PackedBatch) -> PolicyOutput:
+        with in_mode(self.policy, training=False):
+            return self._forward(self.policy, packed)
 
     def _checkpoint_to_resume(self, requested: str | bool) -> str:
         folder = last_whole_checkpoint(self.args.output_dir) if requested is True else Path(requested)
@@ -331,12 +385,6 @@ class MDPOTrainer(Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=self.num_examples(dataloader),
         )
-
-
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference of full fine-tuning. What does not train is shared with the policy instead of copied."""
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
 class _SetEpoch(TrainerCallback):
