@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=42, help="of the rejected images")
     command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
     command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
+    command.add_argument(
+        "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
+    )
     command.set_defaults(run=run_score)
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
@@ -179,13 +182,15 @@ def run_score(options: argparse.Namespace) -> None:
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
-    _log.info(check_first_rows(base, dataset))
+    if not options.no_check_start:
+        _log.info(check_first_rows(base, dataset))
     # Before the adapter goes on: some kinds leave another model behind when they are switched off.
     reference = row_logps(base, dataset, token_budget=options.token_budget, cache=cache)
     model: torch.nn.Module = base
     if options.adapter is not None:
         model = load_adapter(base, options.adapter, base=options.model)
-        _log.info(check_first_rows(model, dataset))
+        if not options.no_check_start:
+            _log.info(check_first_rows(model, dataset))
     records = score(model, dataset, reference=reference, token_budget=options.token_budget, beta=options.beta)
     _write(options.output, records)
     if cache is not None:

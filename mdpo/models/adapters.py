@@ -22,7 +22,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     """What the adapter's config says. Raises InputError where the folder holds no adapter, or a damaged one."""
     path = Path(folder).expanduser() / CONFIG_NAME
     if not path.is_file():
-        raise InputError(f"adapter {folder}: no {CONFIG_NAME} there; give the folder that save_pretrained wrote")
+        raise InputError(f"adapter {folder} has no {CONFIG_NAME}: not a PEFT adapter; give the folder that save_pretrained wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -49,17 +49,18 @@ def load_adapter(
     if base is not None:
         check_base(folder, base)
     try:
-        with warnings.catch_warnings():  # peft warns of missing keys; here they are an error
-            warnings.filterwarnings("ignore", "Found missing adapter keys")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # it knows which are only tied to others
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
         result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
         raise InputError(f"adapter {folder} does not fit the model: {_one_line(error)}; give it its own base") from error
-    missing = [name for name in result.missing_keys if _is_adapter_weight(name)]
-    if missing or result.unexpected_keys:
-        what = f"has no weights for {missing[0]}" if missing else f"has {result.unexpected_keys[0]}, which the model lacks"
-        count = len(missing) or len(result.unexpected_keys)
-        raise InputError(f"adapter {folder} {what} ({count} such): it was trained on another model; give it its own base")
+    # peft passes over weights that have no place, and with them the adapter.
+    if result.unexpected_keys and not adapted.peft_config["default"].is_prompt_learning:
+        raise InputError(
+            f"adapter {folder} has {result.unexpected_keys[0]}, for which the model has no place "
+            f"({len(result.unexpected_keys)} such): it was trained on another model; give it its own base"
+        )
     return adapted
 
 
@@ -86,11 +87,6 @@ def _recorded_base(adapter: Path) -> str | None:
             raise InputError(f"{path} cannot be read: {error}; delete it to take the adapter as it is") from error
         return record.get("base_weights") if isinstance(record, dict) else None
     return None
-
-
-def _is_adapter_weight(name: str) -> bool:
-    """Of load_state_dict's missing keys, which list the whole base model."""
-    return ".default." in name or name.endswith(".default")
 
 
 def _one_line(error: Exception) -> str:

@@ -73,7 +73,7 @@ def rounding_of(model: nn.Module, autocast: torch.dtype | None = None) -> float:
     """
     floating = {p.dtype for p in model.parameters() if p.is_floating_point()}
     dtypes = {autocast, *floating} - {None}
-    lowest = max(_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING)
+    lowest = max((_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING), default=_ROUNDING[torch.bfloat16])
     tf32 = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
     return max(lowest, _TF32) if tf32 else lowest
 
