@@ -12,7 +12,7 @@ from mdpo.packing import PreferenceTokens
 
 from .adapters import adapter_config, load_adapter
 from .load import load, load_processor
-from .logps import check_adapter_kinds
+from .logps import check_adapter_kinds, unwrap
 from .model_card import model_card
 from .plain import branches, plain_token_logps
 from .start_check import rounding_of
@@ -80,7 +80,8 @@ def _comes_apart(merged: Any) -> bool:
 def _text(model: PeftModel) -> PreferenceTokens:
     """Some of every part of the vocabulary: an adapter of single tokens has to show."""
     config: Any = model.config
-    vocabulary = model.get_base_model().get_input_embeddings().weight.shape[0]
+    embeddings: Any = unwrap(model).get_input_embeddings()
+    vocabulary = len(embeddings.weight)
     ids = [token for token in range(0, vocabulary, -(-vocabulary // 512)) if token != config.image_token_id]
     middle = len(ids) // 2
     return PreferenceTokens("text", ids[:middle], ids[middle:], ids[:middle], None)

@@ -49,6 +49,7 @@ class Reference:
     @torch.no_grad()
     def sequence_logps(self, model: nn.Module, packed: PackedBatch, features: ImageFeatures | None = None) -> Tensor:
         """(3, B) float32, as ``mdpo.models.sequence_logps``. model: the policy. features: shared with the policy."""
+        self._move_to(packed.input_ids.device)
         if self.frozen is not None:
             return sequence_logps(self.frozen, packed, image_features=features)
         switched = model.disable_adapter() if isinstance(model, PeftModel) and not self.adapter else nullcontext()
@@ -57,6 +58,14 @@ class Reference:
                 return sequence_logps(model, packed, image_features=features)
             starting_values = {f"model.{name}": value for name, value in self.values.items()}
             return functional_call(_SequenceLogps(model), starting_values, (packed, features))
+
+
+    def _move_to(self, device: torch.device) -> None:
+        """Under DeepSpeed the policy reaches its device after the reference was made."""
+        if self.frozen is not None and next(self.frozen.parameters()).device != device:
+            self.frozen.to(device)
+        for name, value in self.values.items():
+            self.values[name] = value.to(device)
 
 
 class _SequenceLogps(nn.Module):

@@ -226,7 +226,9 @@ class MDPOTrainer(Trainer):
             _log.info("start check: not made, since FSDP shards the model's own forward; one process makes it")
             return
         self.model.to(self.args.device)  # DeepSpeed leaves that to its engine
-        with disable_input_dtype_casting(self.model, active=self._autocast is not None), self.compute_loss_context_manager():
+        # As accelerate wraps it for a step, which it has not done yet.
+        autocast = torch.autocast(self.args.device.type, self._autocast, enabled=self._autocast is not None)
+        with disable_input_dtype_casting(self.model, active=self._autocast is not None), autocast:
             line = check_start(self.model, self.args, self._first_examples(), self._autocast, self._evaluate_packed)
         if self._cache is not None:
             self._cache.found = 0
