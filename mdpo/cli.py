@@ -12,7 +12,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel
 
-from mdpo.config import RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.errors import InputError, TrainingError
@@ -22,8 +22,10 @@ from mdpo.memory.commands import planned_settings, run_plan
 from mdpo.models import LANGUAGE_LINEAR, ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
+from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
+from mdpo.trainer.preflight import check_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,11 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mdpo_kernels").setLevel(logging.INFO)
     try:
+        _check_outputs(options)
         options.run(options)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Whether a command's results can be written where they are asked for, before it begins."""
+    files = ["output", "picture", *(["cache"] if getattr(options, "judge", None) and not options.dry_run else [])]
+    for name in files:
+        if getattr(options, name, None) is not None:
+            check_output_file(getattr(options, name), f"--{name}")
+    for name, called in (("destination", "destination"), ("reference", "--reference")):
+        if getattr(options, name, None) is not None:
+            check_output_folder(getattr(options, name), called)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,6 +115,7 @@ def train(options: argparse.Namespace) -> None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     rows, eval_rows = _training_rows(run, args.seed)
+    check_settings(args, evaluates=eval_rows is not None)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
@@ -125,13 +140,21 @@ def train(options: argparse.Namespace) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if main_process and stopped:
-        print(f"stopped by SIGTERM after step {step}; go on with --resume_from_checkpoint true")
+        print(f"stopped by SIGTERM after step {step}; {_way_on(args)}")
     elif main_process:
         print(f"saved to {args.output_dir}")
 
 
+def _way_on(args: MDPOConfig) -> str:
+    """What to do with a run that was stopped."""
+    if args.save_only_model or args.deepspeed_plugin is not None:
+        reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
+        return f"its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+    return "go on with --resume_from_checkpoint true"
+
+
 def _resume_from(value: str | bool | None) -> str | bool | None:
-    """``true`` is the newest checkpoint; TrainingArguments turns it into text."""
+    """``true`` is the newest checkpoint, also where it was written as text."""
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 

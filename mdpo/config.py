@@ -1,6 +1,7 @@
 """Every setting of a run: ``MDPOConfig`` for the trainer, ``RunConfig`` for what the command line adds around it."""
 
 import difflib
+import importlib.util
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -49,12 +50,17 @@ class MDPOConfig(TrainingArguments):
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
 
+    resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
+    )
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
     )
     compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the repeated layers."})
 
     def __post_init__(self) -> None:
+        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise InputError("deepspeed: the package is not installed: pip install deepspeed, or leave the setting out")
         super().__post_init__()
         if self.checkpoint_layers is not None:
             if self.checkpoint_layers < 0:

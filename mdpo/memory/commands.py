@@ -87,7 +87,7 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
             f"model_name_or_path: {run.model_name_or_path} has no config.json to plan from; put it there, or set "
             f"plan_model_shape to one of {', '.join(SHAPES)}"
         )
-    return AutoConfig.from_pretrained(run.model_name_or_path)
+    return AutoConfig.from_pretrained(run.model_name_or_path, trust_remote_code=False, local_files_only=True)
 
 
 def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:

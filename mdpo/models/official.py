@@ -141,7 +141,7 @@ def read_tokenizer(source: Path) -> PreTrainedTokenizerBase | None:
     if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{source} has no tokenizer that loads: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
@@ -29,10 +28,21 @@ from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
 from mdpo.models.policy import PolicyOutput
 from mdpo.packing import PackedBatch, family_of
 
-from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
+from .checkpoints import (
+    SETTINGS_NAME,
+    StopOnSignal,
+    check_best,
+    check_complete,
+    check_same_run,
+    is_whole,
+    last_whole_checkpoint,
+    run_settings,
+)
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
+from .preflight import check_arguments, check_processor, check_rows, check_saving, check_settings
 from .steps import MicroBatches, Step, StepSampler, collate
+from .weights import check_adapters, load_weights, save_weights_alone
 
 Rows = Sequence[PreferenceRow] | Sequence[Mapping]
 
@@ -64,14 +74,16 @@ class MDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        if processing_class is None:
-            raise InputError("processing_class is missing: give the model's processor")
+        check_arguments(model, args, processing_class)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
                 "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
+        evaluates = list(eval_dataset) if isinstance(eval_dataset, dict) else eval_dataset is not None
+        check_settings(args, evaluates=evaluates, optimizer=optimizers[0] is not None)
         self.family = family_of(model)
+        check_processor(model, processing_class)
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
@@ -86,6 +98,11 @@ class MDPOTrainer(Trainer):
             callbacks=[*(callbacks or []), _SetEpoch(self)],
             optimizers=optimizers,
         )
+        for dataset in (self.train_dataset, self.eval_dataset):
+            for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+                check_rows(model, processing_class, part)
+        if args.should_save:
+            check_saving(model, processing_class, args.output_dir)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
@@ -189,7 +206,46 @@ class MDPOTrainer(Trainer):
         if not is_whole(folder):
             raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
         check_same_run(folder, run_settings(self.args, self.model, self.train_dataset))
+        scaler = getattr(self.accelerator, "scaler", None) is not None
+        check_complete(folder, self.model, sharded=self.is_fsdp_enabled, scaler=scaler)
+        if self.args.load_best_model_at_end:
+            check_best(folder)
         return str(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        folder = self.state.best_model_checkpoint
+        try:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                super()._load_best_model()
+            elif isinstance(self.model, PeftModel):
+                check_adapters(self.model, folder)
+                super()._load_best_model()
+            else:
+                load_weights(self.model, folder)
+        except InputError as error:  # at the end of a training that is not to be lost for it
+            last = last_whole_checkpoint(self.args.output_dir)
+            raise TrainingError(f"the best checkpoint cannot be loaded: {error}; the last weights are in {last}") from error
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the base class; where a file beside the weights cannot be written, the weights are.
+
+        Raises TrainingError that says where they are.
+        """
+        try:
+            super().save_model(output_dir, _internal_call)
+        except Exception as error:  # whatever it is, what was trained is worth more
+            if _internal_call or self.is_fsdp_enabled or not self.args.should_save:
+                raise
+            path = save_weights_alone(self.model, output_dir or self.args.output_dir)
+            raise TrainingError(
+                f"not everything could be saved: {error}; the weights are in {path}, without the files that belong to them"
+            ) from error
 
     def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
         """As the base class, with the run's settings; a checkpoint that can't be written leaves the one before."""
@@ -200,7 +256,7 @@ class MDPOTrainer(Trainer):
                 settings = run_settings(self.args, self.model, self.train_dataset)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        except Exception as error:  # torch and safetensors wrap a full disk in their own
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
             raise TrainingError(

@@ -1,0 +1,245 @@
+"""What would end a run late, tried before its first step: settings before the model is loaded, then the model with its
+processor and rows, and the files that will be saved."""
+
+import copy
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.training_args import ParallelMode
+
+from mdpo.config import MDPOConfig
+from mdpo.data import PreferenceDataset
+from mdpo.errors import InputError
+from mdpo.models import encode_images
+from mdpo.models.folder import short
+from mdpo.models.generation_config import repair_generation_config
+from mdpo.models.logps import unwrap
+from mdpo.outputs import check_output_folder
+from mdpo.packing import pack
+
+from .metrics import metric_names
+
+_log = logging.getLogger(__name__)
+
+# Optimizers that transformers can only build for a model: before there is one, only what they need is asked for.
+_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
+# What transformers adds to an evaluation's metrics.
+_SPEED = ("runtime", "samples_per_second", "steps_per_second")
+
+
+def check_settings(args: MDPOConfig, *, evaluates: bool | Iterable[str], optimizer: bool = False) -> None:
+    """What can be said of a run before its model is loaded.
+
+    evaluates: whether there are rows to evaluate, or the names of several sets of them. optimizer: whether the caller
+    brings one.
+
+    Raises InputError where the output cannot be written, a package that a setting needs is not installed, or the
+    settings ask for an evaluation of rows that there are none of, or for a metric that none reports.
+    """
+    if args.should_save:
+        check_output_folder(str(args.output_dir), "output_dir")
+    if args.cache_reference and args.reference_cache_dir is not None and args.process_index == 0:
+        check_output_folder(args.reference_cache_dir, "reference_cache_dir")
+    _check_evaluation(args, evaluates)
+    _check_trackers(args)
+    if not optimizer:
+        _check_optimizer(args)
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise InputError(
+            "fsdp: shards the model over several processes, and this is one; start it with accelerate launch "
+            "--config_file configs/accelerate/fsdp2.yaml, or leave fsdp out"
+        )
+
+
+def _check_evaluation(args: MDPOConfig, evaluates: bool | Iterable[str]) -> None:
+    if not evaluates:
+        asked = "eval_strategy" if args.eval_strategy != "no" else "eval_on_start" if args.eval_on_start else None
+        if asked is not None:
+            raise InputError(
+                f"{asked}: there are no rows to evaluate; give eval_data or eval_fraction (in Python, eval_dataset), or "
+                f"leave {asked} out"
+            )
+    metric = args.metric_for_best_model
+    if metric is None:
+        return
+    known = [*metric_names(imageless=args.uses_image_rejected and not args.drop_images), *_SPEED]
+    if not isinstance(evaluates, bool):
+        known += [f"{name}_{metric}" for name in evaluates for metric in known]
+    if metric.removeprefix("eval_") not in known:
+        raise InputError(
+            f"metric_for_best_model: no evaluation of this run reports {metric!r}; choose from "
+            f"{', '.join(name for name in known if not name.endswith(_SPEED))}"
+        )
+
+
+def _check_trackers(args: MDPOConfig) -> None:
+    """Trackers are made as Trainer makes them, which asks for a package that is not installed."""
+    for name in args.report_to or []:
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except Exception as error:  # each tracker has its own
+            raise InputError(
+                f"report_to: {name!r} cannot be used ({short(error)}); install it, or set report_to: none"
+            ) from error
+
+
+def _check_optimizer(args: MDPOConfig) -> None:
+    name = getattr(args.optim, "value", args.optim)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"optim: {name!r} cannot be used ({short(error)}); install it, or use adamw_torch") from error
+    except (ValueError, TypeError) as error:
+        if name.startswith(_OF_A_MODEL) and (args.optim_target_modules is not None or "lomo" in name):
+            return  # it asks for the model
+        raise InputError(f"optim: {name!r} cannot be used ({short(error)}); correct it, or use adamw_torch") from error
+
+
+def check_arguments(model: Any, args: Any, processing_class: Any) -> None:
+    """Raises InputError where an argument of the trainer is of the wrong kind, with what to pass instead."""
+    if isinstance(model, (str, Path)):
+        raise InputError(f"model: {str(model)!r} is a path; pass the model: mdpo.models.load({str(model)!r})")
+    if not isinstance(model, (PreTrainedModel, PeftModel)):
+        raise InputError(f"model: expected a Hugging Face model or a PEFT model, found a {type(model).__name__}")
+    if not isinstance(args, MDPOConfig):
+        raise InputError(f"args: expected an mdpo.MDPOConfig, which has mDPO's settings, found a {type(args).__name__}")
+    if processing_class is None:
+        raise InputError("processing_class is missing: give the model's processor")
+    if isinstance(processing_class, (str, Path)):
+        path = str(processing_class)
+        raise InputError(f"processing_class: {path!r} is a path; pass mdpo.models.load_processor({path!r})")
+    if not isinstance(processing_class, ProcessorMixin) or not hasattr(processing_class, "image_processor"):
+        kind = "tokenizer" if isinstance(processing_class, PreTrainedTokenizerBase) else type(processing_class).__name__
+        raise InputError(
+            f"processing_class: expected the model's processor, with its image processor, found a {kind}; pass "
+            "mdpo.models.load_processor(folder), or transformers' AutoProcessor"
+        )
+    method = getattr(model, "quantization_method", None)
+    method = getattr(method, "value", method)
+    if method not in (None, "bitsandbytes"):
+        raise InputError(
+            f"model: its weights are quantised with {method}, which is not trained on here; load the unquantised model, "
+            "with load_in_4bit where memory is short"
+        )
+
+
+def check_processor(model: nn.Module, processor: Any) -> None:
+    """Whether the processor has what the model's placeholders are counted from, and names the same placeholder.
+
+    Raises InputError naming the attribute and the value that the model's config implies.
+    """
+    config: Any = unwrap(model).config
+    for name, value in _implied(config).items():
+        if hasattr(processor, name) and getattr(processor, name) is None:
+            raise InputError(
+                f"processing_class: {name} is not set, so image placeholders cannot be counted; set it to {value!r} "
+                "(in processor_config.json), as in the model's config"
+            )
+    theirs, own = getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None)
+    if theirs != own:
+        raise InputError(
+            f"processing_class: its image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
+            f"model's config says image_token_id {own}; use the processor that was saved with the model"
+        )
+
+
+def _implied(config: Any) -> dict[str, Any]:
+    """By processor attribute, what the model's config says of it."""
+    vision = getattr(config, "vision_config", None)
+    return {
+        "patch_size": getattr(vision, "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+    }
+
+
+def check_rows(model: nn.Module, processor: Any, dataset: PreferenceDataset | None) -> None:
+    """Whether the model has an embedding for every token of the rows, and features for every placeholder of the first
+    row with images, which is read and encoded once.
+
+    Raises InputError that names the token and its row, or what differs.
+    """
+    if dataset is None or not len(dataset):
+        return
+    _check_vocabulary(model, processor, dataset)
+    index = next((index for index, row in enumerate(dataset.rows) if row.images), None)
+    if index is not None:
+        _check_images(model, dataset, index)
+
+
+def _check_vocabulary(model: nn.Module, processor: Any, dataset: PreferenceDataset) -> None:
+    size = _vocabulary(model)
+    largest, index = dataset.largest_token_id()
+    if largest >= size:
+        token = processor.tokenizer.convert_ids_to_tokens(int(largest))
+        raise InputError(
+            f"{dataset.rows[index].where}: token {token!r} has id {largest}, but the model's embeddings have {size} rows; "
+            "call model.resize_token_embeddings(len(tokenizer)) and train them, or use the tokenizer that was saved with "
+            "the model"
+        )
+    if len(processor.tokenizer) > size:
+        _log.warning(
+            "the tokenizer has %d tokens and the model embeddings for %d; no row uses the others",
+            len(processor.tokenizer), size,
+        )  # fmt: skip
+
+
+def _vocabulary(model: nn.Module) -> int:
+    base: Any = unwrap(model)
+    return min(len(base.get_input_embeddings().weight), len(base.get_output_embeddings().weight))
+
+
+@torch.no_grad()
+def _check_images(model: nn.Module, dataset: PreferenceDataset, index: int) -> None:
+    example = dataset[index]
+    device = next(parameter.device for parameter in model.parameters())
+    if max(example.prompt_ids) >= _vocabulary(model):  # the tokens around an image are the processor's
+        raise InputError(
+            f"{dataset.rows[index].where}: the processor puts token id {max(example.prompt_ids)} around images, but the "
+            f"model's embeddings have {_vocabulary(model)} rows; use the processor that was saved with the model"
+        )
+    try:
+        encode_images(model, pack([example], model).to(device))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        raise InputError(
+            f"{dataset.rows[index].where}: the processor's images do not fit the model ({short(error)}); use the processor "
+            "that was saved with the model, with its image size, patch_size and num_additional_image_tokens"
+        ) from error
+
+
+def check_saving(model: nn.Module, processor: Any, folder: str | Path) -> None:
+    """Saves, into a folder that goes away again, everything that stands beside the weights.
+
+    folder: on the disk where the results go. A generation config that only keeps itself from being saved is repaired in
+    the model, and said.
+
+    Raises InputError naming the part that cannot be saved.
+    """
+    base = unwrap(model)
+    if not isinstance(model, PeftModel):
+        unset = repair_generation_config(model)
+        if unset is not None:
+            _log.warning("generation_config.json: unset %s, which has no effect there and keeps it from being saved", unset)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    parts: Sequence[tuple[str, Any]] = (
+        [("peft_config", config) for config in model.peft_config.values()]
+        if isinstance(model, PeftModel)
+        else [("the model's config", base.config), ("generation_config", getattr(base, "generation_config", None))]
+    )
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as trial:
+        for name, part in [*((name, copy.deepcopy(part)) for name, part in parts), ("processing_class", processor)]:
+            try:
+                if part is not None:
+                    part.save_pretrained(trial)
+            except Exception as error:  # whatever it is, it would come after the training otherwise
+                raise InputError(f"{name} cannot be saved: {short(error)}; correct it before training") from error
