@@ -114,8 +114,8 @@ def train(options: argparse.Namespace) -> None:
     if options.memory is not None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
+    check_settings(args)
     rows, eval_rows = _training_rows(run, args.seed)
-    check_settings(args, evaluates=eval_rows is not None)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:

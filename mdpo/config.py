@@ -1,7 +1,6 @@
 """Every setting of a run: ``MDPOConfig`` for the trainer, ``RunConfig`` for what the command line adds around it."""
 
 import difflib
-import importlib.util
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -59,8 +58,6 @@ class MDPOConfig(TrainingArguments):
     compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the repeated layers."})
 
     def __post_init__(self) -> None:
-        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise InputError("deepspeed: the package is not installed: pip install deepspeed, or leave the setting out")
         super().__post_init__()
         if self.checkpoint_layers is not None:
             if self.checkpoint_layers < 0:

@@ -1,6 +1,7 @@
 """A generation config that can be saved: transformers reads ones that it then refuses to write."""
 
 import copy
+import logging
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,8 @@ from mdpo.errors import InputError
 
 from .folder import short
 from .logps import unwrap
+
+_log = logging.getLogger(__name__)
 
 # What is read only when sampling, only when searching with beams, and only when a dict is returned, with the values that
 # say nothing.
@@ -21,17 +24,17 @@ _BEAMS = {"early_stopping": False, "length_penalty": 1.0, "diversity_penalty": 0
 _EXTRA = dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "output_logits"), False)
 
 
-def repair_generation_config(model: nn.Module) -> str | None:
+def repair_generation_config(model: nn.Module) -> None:
     """Unsets, in the model's generation config, what has no effect there and keeps it from being saved, such as
-    Vicuna's temperature without do_sample. Answers stay what they were.
+    Vicuna's temperature without do_sample, and says so. Answers stay what they were.
 
-    model: bare or PEFT. Returns what was unset, as "temperature=0.9, top_p=0.6", or None.
+    model: bare or PEFT.
 
     Raises InputError where it could not be saved all the same.
     """
     config: Any = getattr(unwrap(model), "generation_config", None)
     if config is None or _problem(config) is None:
-        return None
+        return
     idle: dict[str, Any] = {} if config.do_sample is True else dict(_SAMPLING)
     idle |= {} if (config.num_beams or 1) > 1 else _BEAMS
     idle |= {} if config.return_dict_in_generate else _EXTRA
@@ -47,7 +50,8 @@ def repair_generation_config(model: nn.Module) -> str | None:
         raise InputError(f"generation_config.json of the model cannot be saved again: {problem}; correct or delete it")
     for name in unset:
         setattr(config, name, None)
-    return ", ".join(f"{name}={value}" for name, value in unset.items())
+    said = ", ".join(f"{name}={value}" for name, value in unset.items())
+    _log.warning("generation_config.json: unset %s, which has no effect there and keeps it from being saved", said)
 
 
 def _problem(config: GenerationConfig) -> str | None:

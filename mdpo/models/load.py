@@ -38,7 +38,8 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise InputError(
-                f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter"
+                f"{folder} holds an adapter alone; give the base model's folder, and to score or generate the adapter "
+                "with --adapter"
             )
         raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
     check_json_files(folder)
@@ -113,8 +114,15 @@ def _without_tables() -> Iterator[None]:
 
 def _dtype(folder: Path, name: str) -> torch.dtype:
     """The dtype that ``name`` stands for; "auto" is the checkpoint's, float32 where its config names none."""
-    found = AutoConfig.from_pretrained(folder, **LOCAL).dtype or torch.float32 if name == "auto" else name
+    found = _config(folder).dtype or torch.float32 if name == "auto" else name
     return torch_dtype(found) if isinstance(found, str) else found
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # transformers raises whatever a foreign file leads it to
+        raise InputError(f"{folder / 'config.json'} is not a model's config: {short(error)}") from error
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -141,7 +149,35 @@ def load_processor(path: str | Path) -> ProcessorMixin:
         raise InputError(f"{folder} has no processor that loads: {short(error)}") from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
+    if (folder / "config.json").is_file():  # not beside an adapter
+        check_processor(_config(folder), processor, str(folder))
     return processor
+
+
+def check_processor(config: Any, processor: Any, where: str) -> None:
+    """Whether the processor has what it counts image placeholders from, and names the placeholder that the model does.
+
+    config: the model's. where: how the error begins.
+
+    Raises InputError with the attribute and the value that the config implies.
+    """
+    vision = getattr(config, "vision_config", None)
+    implied = {
+        "patch_size": getattr(vision, "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+    }
+    for name, value in implied.items():
+        if hasattr(processor, name) and getattr(processor, name) is None:
+            raise InputError(
+                f"{where}: {name} is not set, so image placeholders cannot be counted; set it to {value!r}, which the "
+                "model's config implies (in a folder, in processor_config.json)"
+            )
+    theirs, own = getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None)
+    if theirs != own:
+        raise InputError(
+            f"{where}: the processor's image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
+            f"model's config says image_token_id {own}; use the processor that was saved with the model"
+        )
 
 
 def _existing(path: str | Path) -> Path:

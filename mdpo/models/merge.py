@@ -8,6 +8,7 @@ from peft import PeftModel
 
 from mdpo.errors import InputError
 
+from .generation_config import repair_generation_config
 from .load import load, load_processor
 from .model_card import model_card
 
@@ -32,6 +33,7 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     if not (base / "config.json").is_file():
         raise InputError(f"the base model {str(base)!r} that the adapter names is not here; give its folder with --base")
     model = load(base)
+    repair_generation_config(model)  # one that is read is not always one that can be written
     model = PeftModel.from_pretrained(model, adapter)
     if model.config.tie_word_embeddings and "lora" in type(model.get_output_embeddings()).__module__:
         raise InputError("the adapter is on an lm_head that is tied to the embeddings; it can't be merged into one of them")

@@ -7,28 +7,6 @@ from torch import Tensor
 
 from mdpo.models.policy import PolicyOutput
 
-_PLAIN = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-)
-_IMAGELESS = (
-    "rewards/imageless_chosen",
-    "rewards/imageless_accuracies",
-    "rewards/imageless_margins",
-    "logps/imageless_chosen",
-)
-
-
-def metric_names(*, imageless: bool) -> list[str]:
-    """The names of every metric that a run can log. imageless: whether it has the branch on the rejected image."""
-    return [*_PLAIN, *(_IMAGELESS if imageless else ())]
-
-
 # Shapes: B examples; rows of (3, B) tensors: chosen, rejected, image_rejected
 
 

@@ -4,7 +4,7 @@ processor and rows, and the files that will be saved."""
 import copy
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.training_args import ParallelMode
 
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
@@ -25,59 +24,26 @@ from mdpo.models.logps import unwrap
 from mdpo.outputs import check_output_folder
 from mdpo.packing import pack
 
-from .metrics import metric_names
-
 _log = logging.getLogger(__name__)
 
 # Optimizers that transformers can only build for a model: before there is one, only what they need is asked for.
 _OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
-# What transformers adds to an evaluation's metrics.
-_SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
 
-def check_settings(args: MDPOConfig, *, evaluates: bool | Iterable[str], optimizer: bool = False) -> None:
-    """What can be said of a run before its model is loaded.
+def check_settings(args: MDPOConfig, *, optimizer: bool = False) -> None:
+    """What can be tried before the model is loaded.
 
-    evaluates: whether there are rows to evaluate, or the names of several sets of them. optimizer: whether the caller
-    brings one.
+    optimizer: whether the caller brings one.
 
-    Raises InputError where the output cannot be written, a package that a setting needs is not installed, or the
-    settings ask for an evaluation of rows that there are none of, or for a metric that none reports.
+    Raises InputError, naming the setting, where a folder cannot be written to or a package is not installed.
     """
     if args.should_save:
         check_output_folder(str(args.output_dir), "output_dir")
     if args.cache_reference and args.reference_cache_dir is not None and args.process_index == 0:
         check_output_folder(args.reference_cache_dir, "reference_cache_dir")
-    _check_evaluation(args, evaluates)
     _check_trackers(args)
     if not optimizer:
         _check_optimizer(args)
-    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise InputError(
-            "fsdp: shards the model over several processes, and this is one; start it with accelerate launch "
-            "--config_file configs/accelerate/fsdp2.yaml, or leave fsdp out"
-        )
-
-
-def _check_evaluation(args: MDPOConfig, evaluates: bool | Iterable[str]) -> None:
-    if not evaluates:
-        asked = "eval_strategy" if args.eval_strategy != "no" else "eval_on_start" if args.eval_on_start else None
-        if asked is not None:
-            raise InputError(
-                f"{asked}: there are no rows to evaluate; give eval_data or eval_fraction (in Python, eval_dataset), or "
-                f"leave {asked} out"
-            )
-    metric = args.metric_for_best_model
-    if metric is None:
-        return
-    known = [*metric_names(imageless=args.uses_image_rejected and not args.drop_images), *_SPEED]
-    if not isinstance(evaluates, bool):
-        known += [f"{name}_{metric}" for name in evaluates for metric in known]
-    if metric.removeprefix("eval_") not in known:
-        raise InputError(
-            f"metric_for_best_model: no evaluation of this run reports {metric!r}; choose from "
-            f"{', '.join(name for name in known if not name.endswith(_SPEED))}"
-        )
 
 
 def _check_trackers(args: MDPOConfig) -> None:
@@ -130,35 +96,6 @@ def check_arguments(model: Any, args: Any, processing_class: Any) -> None:
             f"model: its weights are quantised with {method}, which is not trained on here; load the unquantised model, "
             "with load_in_4bit where memory is short"
         )
-
-
-def check_processor(model: nn.Module, processor: Any) -> None:
-    """Whether the processor has what the model's placeholders are counted from, and names the same placeholder.
-
-    Raises InputError naming the attribute and the value that the model's config implies.
-    """
-    config: Any = unwrap(model).config
-    for name, value in _implied(config).items():
-        if hasattr(processor, name) and getattr(processor, name) is None:
-            raise InputError(
-                f"processing_class: {name} is not set, so image placeholders cannot be counted; set it to {value!r} "
-                "(in processor_config.json), as in the model's config"
-            )
-    theirs, own = getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None)
-    if theirs != own:
-        raise InputError(
-            f"processing_class: its image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
-            f"model's config says image_token_id {own}; use the processor that was saved with the model"
-        )
-
-
-def _implied(config: Any) -> dict[str, Any]:
-    """By processor attribute, what the model's config says of it."""
-    vision = getattr(config, "vision_config", None)
-    return {
-        "patch_size": getattr(vision, "patch_size", None),
-        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-    }
 
 
 def check_rows(model: nn.Module, processor: Any, dataset: PreferenceDataset | None) -> None:
@@ -220,16 +157,13 @@ def _check_images(model: nn.Module, dataset: PreferenceDataset, index: int) -> N
 def check_saving(model: nn.Module, processor: Any, folder: str | Path) -> None:
     """Saves, into a folder that goes away again, everything that stands beside the weights.
 
-    folder: on the disk where the results go. A generation config that only keeps itself from being saved is repaired in
-    the model, and said.
+    folder: on the disk where the results go. A generation config that can be repaired is, in the model.
 
     Raises InputError naming the part that cannot be saved.
     """
     base = unwrap(model)
     if not isinstance(model, PeftModel):
-        unset = repair_generation_config(model)
-        if unset is not None:
-            _log.warning("generation_config.json: unset %s, which has no effect there and keeps it from being saved", unset)
+        repair_generation_config(model)
     Path(folder).mkdir(parents=True, exist_ok=True)
     parts: Sequence[tuple[str, Any]] = (
         [("peft_config", config) for config in model.peft_config.values()]

@@ -25,6 +25,8 @@ from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.errors import InputError, TrainingError
 from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
+from mdpo.models.folder import short
+from mdpo.models.load import check_processor
 from mdpo.models.policy import PolicyOutput
 from mdpo.packing import PackedBatch, family_of
 
@@ -40,7 +42,7 @@ from .checkpoints import (
 )
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
-from .preflight import check_arguments, check_processor, check_rows, check_saving, check_settings
+from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .steps import MicroBatches, Step, StepSampler, collate
 from .weights import check_adapters, load_weights, save_weights_alone
 
@@ -80,10 +82,9 @@ class MDPOTrainer(Trainer):
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
                 "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
-        evaluates = list(eval_dataset) if isinstance(eval_dataset, dict) else eval_dataset is not None
-        check_settings(args, evaluates=evaluates, optimizer=optimizers[0] is not None)
+        check_settings(args, optimizer=optimizers[0] is not None)
         self.family = family_of(model)
-        check_processor(model, processing_class)
+        check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
@@ -244,7 +245,8 @@ class MDPOTrainer(Trainer):
                 raise
             path = save_weights_alone(self.model, output_dir or self.args.output_dir)
             raise TrainingError(
-                f"not everything could be saved: {error}; the weights are in {path}, without the files that belong to them"
+                f"not everything could be saved ({short(error)}); the weights are in {path}, without the files that belong "
+                "to them"
             ) from error
 
     def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
@@ -260,7 +262,7 @@ class MDPOTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
             raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {error}; "
+                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; "
                 f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
             ) from error
 
