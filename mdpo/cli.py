@@ -25,7 +25,7 @@ from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
-from mdpo.trainer.preflight import check_settings
+from mdpo.trainer.preflight import check_rows, check_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,6 +191,7 @@ def run_score(options: argparse.Namespace) -> None:
     rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
     model, processor = _load(options)
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
+    check_rows(model, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(model)) if options.reference is not None else None
     records = score(model, dataset, token_budget=options.token_budget, beta=options.beta, cache=cache)
     by_id = {record["id"]: record for record in records}

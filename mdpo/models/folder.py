@@ -52,29 +52,30 @@ def check_safetensors(path: Path) -> list[str]:
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model's weights: one, or those that the index names.
+def weight_names(folder: Path) -> list[str]:
+    """The names of the files that hold the model's weights: one, or those that the index names. They may be missing.
 
-    Raises InputError where there are none, or where one of them is missing or cut short.
+    Raises InputError for a damaged index, and for one that leads out of the folder.
     """
-    if (folder / WEIGHTS).is_file():
-        files = [folder / WEIGHTS]
-    elif (folder / INDEX).is_file():
-        table = read_object(folder / INDEX).get("weight_map")
-        names = list(table.values()) if isinstance(table, dict) else []
-        # A name that leads out of the folder is not one that save_pretrained writes.
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise InputError(f"{folder / INDEX} is damaged: its weight_map does not name files of the folder")
-        files = [folder / name for name in sorted(set(names))]
-    else:
-        found = [path.name for pattern in ("*.safetensors", "*.bin", "*.pt") for path in sorted(folder.glob(pattern))]
-        remedy = "copy the weights there"
-        if found and not found[0].endswith(".safetensors"):
-            remedy = f"{found[0]} is a pickle, which is not read: save the model again as safetensors"
-        raise InputError(f"{folder} has no {WEIGHTS} (or {INDEX}); {remedy}")
-    for file in files:
-        check_safetensors(file)
-    return files
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [WEIGHTS]
+    table = read_object(index).get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InputError(f"{index} is damaged: its weight_map does not name files of the folder")
+    return sorted(set(names))
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raises InputError where the folder's weights are not safetensors, or a file of them is missing or cut short."""
+    names = weight_names(folder)
+    if names == [WEIGHTS] and not (folder / WEIGHTS).is_file():
+        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
+        remedy = f"{pickles[0]} is a pickle, which is not read: save the model again as safetensors" if pickles else None
+        raise InputError(f"{folder} has no {WEIGHTS} (or {INDEX}); {remedy or 'copy the weights there'}")
+    for name in names:
+        check_safetensors(folder / name)
 
 
 def check_not_quantized(folder: Path, config: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from transformers.utils import is_torchvision_available
 
 from mdpo.errors import InputError
 
-from .folder import check_json_files, check_not_quantized, read_object, short, some, weight_files
+from .folder import check_json_files, check_not_quantized, check_weight_files, read_object, short, some
 from .quantize import check_quantized, keep_training_layout, nf4_config
 
 # Spelled out in every call: without the first, transformers asks on a terminal whether to run the folder's code.
@@ -45,7 +45,7 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
     check_json_files(folder)
     check_not_quantized(folder, read_object(folder / "config.json"))
     chosen = dtype if dtype == "auto" else torch_dtype(dtype)
-    quantization = {"quantization_config": nf4_config(_dtype(folder, dtype))} if load_in_4bit else {}
+    quantization: dict[str, Any] = {"quantization_config": nf4_config(_dtype(folder, dtype))} if load_in_4bit else {}
     model = read_strictly(AutoModelForImageTextToText, folder, dtype=chosen, **quantization)
     if load_in_4bit:
         check_quantized(model)
@@ -53,15 +53,16 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
     return model
 
 
-def read_strictly(kind: Any, folder: Path, **options: Any) -> PreTrainedModel:
+def read_strictly(kind: Any, folder: Path, *, unread: str | None = None, **options: Any) -> PreTrainedModel:
     """``kind.from_pretrained(folder)``, which maps the names that weights were saved under to the model's own.
 
-    kind: a model class or an auto class. options: of from_pretrained.
+    kind: a model class or an auto class. unread: expression for names of weights that may be left over. options: of
+        from_pretrained.
 
     Raises InputError where the weights are damaged, where the model has a weight that the files lack, where they have
     one that it does not know, and where shapes differ. transformers would draw the first at random and drop the others.
     """
-    weight_files(folder)
+    check_weight_files(folder)
     try:
         with _without_tables():
             model, found = kind.from_pretrained(
@@ -70,12 +71,13 @@ def read_strictly(kind: Any, folder: Path, **options: Any) -> PreTrainedModel:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers raises whatever a foreign config leads it to
-        raise InputError(f"{folder} does not load as an image-text model: {short(error)}") from error
-    _refuse_unfit(folder, model, found)
+        name = "an image-text model" if kind is AutoModelForImageTextToText else kind.__name__
+        raise InputError(f"{folder} does not load as {name}: {short(error)}") from error
+    _refuse_unfit(folder, model, found, re.compile(unread or "(?!)"))
     return model
 
 
-def _refuse_unfit(folder: Path, model: PreTrainedModel, found: dict[str, Any]) -> None:
+def _refuse_unfit(folder: Path, model: PreTrainedModel, found: dict[str, Any], unread: re.Pattern[str]) -> None:
     """found: what from_pretrained reports of the weights' names and shapes."""
     name = type(model).__name__
     parameters = {key for key, _ in model.named_parameters()}  # a tied weight counts once, a buffer not at all
@@ -93,7 +95,7 @@ def _refuse_unfit(folder: Path, model: PreTrainedModel, found: dict[str, Any]) -
             f"{folder}: {len(mismatched)} weights do not fit config.json: {key} has the shape {sizes}; "
             "give the config.json that belongs to these weights"
         )
-    unknown = sorted(key for key in found["unexpected_keys"] if not _UNREAD.search(key))
+    unknown = sorted(key for key in found["unexpected_keys"] if not (_UNREAD.search(key) or unread.search(key)))
     if unknown:
         raise InputError(
             f"{folder} has {len(unknown)} weights that {name} does not read: {some(unknown)}; it would be another model "
@@ -114,11 +116,13 @@ def _without_tables() -> Iterator[None]:
 
 def _dtype(folder: Path, name: str) -> torch.dtype:
     """The dtype that ``name`` stands for; "auto" is the checkpoint's, float32 where its config names none."""
-    found = _config(folder).dtype or torch.float32 if name == "auto" else name
+    found = model_config(folder).dtype or torch.float32 if name == "auto" else name
     return torch_dtype(found) if isinstance(found, str) else found
 
 
-def _config(folder: Path) -> Any:
+def model_config(folder: Path) -> Any:
+    """The config of the model at ``folder``. Raises InputError where it is torn, or of no model that transformers has."""
+    read_object(folder / "config.json")
     try:
         return AutoConfig.from_pretrained(folder, **LOCAL)
     except Exception as error:  # transformers raises whatever a foreign file leads it to
@@ -150,7 +154,7 @@ def load_processor(path: str | Path) -> ProcessorMixin:
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
     if (folder / "config.json").is_file():  # not beside an adapter
-        check_processor(_config(folder), processor, str(folder))
+        check_processor(model_config(folder), processor, str(folder))
     return processor
 
 
@@ -173,7 +177,7 @@ def check_processor(config: Any, processor: Any, where: str) -> None:
                 "model's config implies (in a folder, in processor_config.json)"
             )
     theirs, own = getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None)
-    if theirs != own:
+    if None not in (theirs, own) and theirs != own:
         raise InputError(
             f"{where}: the processor's image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
             f"model's config says image_token_id {own}; use the processor that was saved with the model"

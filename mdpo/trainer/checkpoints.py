@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
-from mdpo.models.folder import read_object, weight_files
+from mdpo.models.folder import check_weight_files, read_object
 
 from .weights import check_adapters
 
@@ -76,13 +77,16 @@ def check_complete(folder: Path, model: nn.Module, *, sharded: bool = False, sca
     missing = [name for name, there in needed.items() if not there]
     if missing:
         raise InputError(f"cannot resume from {folder}: {', '.join(missing)} is missing; take another checkpoint")
+    torn = [path.name for path in sorted(folder.glob("*.pt*")) if path.is_file() and not zipfile.is_zipfile(path)]
+    if torn:  # what torch.save writes is a zip file, whose table of contents comes last
+        raise InputError(f"cannot resume from {folder}: {torn[0]} was not written to its end; take another checkpoint")
     if sharded:
         if not any(name.startswith("pytorch_model_fsdp") for name in names):
             raise InputError(f"cannot resume from {folder}: FSDP's weights are missing; take another checkpoint")
     elif isinstance(model, PeftModel):
         check_adapters(model, folder)
     else:
-        weight_files(folder)
+        check_weight_files(folder)
 
 
 def check_best(folder: Path) -> None:

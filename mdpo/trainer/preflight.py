@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
@@ -70,14 +70,38 @@ def _check_optimizer(args: MDPOConfig) -> None:
         raise InputError(f"optim: {name!r} cannot be used ({short(error)}); correct it, or use adamw_torch") from error
 
 
-def check_arguments(model: Any, args: Any, processing_class: Any) -> None:
-    """Raises InputError where an argument of the trainer is of the wrong kind, with what to pass instead."""
+def check_arguments(model: Any, args: Any, processing_class: Any, peft_config: Any, **rows: Any) -> None:
+    """Raises InputError where an argument of the trainer is of the wrong kind, with what to pass instead.
+
+    rows: the data sets by their argument's name.
+    """
     if isinstance(model, (str, Path)):
         raise InputError(f"model: {str(model)!r} is a path; pass the model: mdpo.models.load({str(model)!r})")
     if not isinstance(model, (PreTrainedModel, PeftModel)):
         raise InputError(f"model: expected a Hugging Face model or a PEFT model, found a {type(model).__name__}")
+    if unwrap(model).get_output_embeddings() is None:
+        raise InputError(
+            f"model: a {type(unwrap(model)).__name__} has no language-model head; load it with mdpo.models.load, or "
+            "transformers' AutoModelForImageTextToText"
+        )
     if not isinstance(args, MDPOConfig):
         raise InputError(f"args: expected an mdpo.MDPOConfig, which has mDPO's settings, found a {type(args).__name__}")
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise InputError(f"peft_config: expected a peft.LoraConfig or its like, found a {type(peft_config).__name__}")
+    for name, value in rows.items():
+        if isinstance(value, (str, Path)):
+            raise InputError(f"{name}: {str(value)!r} is a path; pass the rows: mdpo.data.read_rows({str(value)!r})")
+    _check_processing_class(processing_class)
+    method = getattr(model, "quantization_method", None)
+    method = getattr(method, "value", method)
+    if method not in (None, "bitsandbytes"):
+        raise InputError(
+            f"model: its weights are quantised with {method}, which is not trained on here; load the unquantised model, "
+            "with load_in_4bit where memory is short"
+        )
+
+
+def _check_processing_class(processing_class: Any) -> None:
     if processing_class is None:
         raise InputError("processing_class is missing: give the model's processor")
     if isinstance(processing_class, (str, Path)):
@@ -88,13 +112,6 @@ def check_arguments(model: Any, args: Any, processing_class: Any) -> None:
         raise InputError(
             f"processing_class: expected the model's processor, with its image processor, found a {kind}; pass "
             "mdpo.models.load_processor(folder), or transformers' AutoProcessor"
-        )
-    method = getattr(model, "quantization_method", None)
-    method = getattr(method, "value", method)
-    if method not in (None, "bitsandbytes"):
-        raise InputError(
-            f"model: its weights are quantised with {method}, which is not trained on here; load the unquantised model, "
-            "with load_in_4bit where memory is short"
         )
 
 

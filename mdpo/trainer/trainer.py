@@ -76,7 +76,8 @@ class MDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        check_arguments(model, args, processing_class)
+        rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        check_arguments(model, args, processing_class, peft_config, **rows)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
@@ -243,7 +244,15 @@ class MDPOTrainer(Trainer):
         except Exception as error:  # whatever it is, what was trained is worth more
             if _internal_call or self.is_fsdp_enabled or not self.args.should_save:
                 raise
-            path = save_weights_alone(self.model, output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            try:
+                path = save_weights_alone(self.model, folder)
+            except Exception:  # a full disk: the first error says so
+                last = last_whole_checkpoint(self.args.output_dir)
+                raise TrainingError(
+                    f"the model could not be saved to {folder}: {short(error)}; "
+                    f"{'there is no checkpoint' if last is None else f'the last good state is {last}'}"
+                ) from error
             raise TrainingError(
                 f"not everything could be saved ({short(error)}); the weights are in {path}, without the files that belong "
                 "to them"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 
 from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli
@@ -154,6 +155,10 @@ def bare_arguments(world, output) -> dict:
         ("model", lambda world: Path(world[0]), "model: .* is a path"),
         ("model", lambda world: torch.nn.Linear(2, 2), "model: expected a Hugging Face model .* found a Linear"),
         ("model", lambda world: None, "model: expected a Hugging Face model .* found a NoneType"),
+        ("model", lambda world: tiny.llava().model, "a LlavaModel has no language-model head"),
+        ("train_dataset", lambda world: str(world[1]), r"train_dataset: .* is a path; pass the rows: mdpo\.data\.read_rows"),
+        ("eval_dataset", lambda world: Path(world[1]), "eval_dataset: .* is a path"),
+        ("peft_config", lambda world: {"r": 4}, "peft_config: expected a peft.LoraConfig .* found a dict"),
         ("args", lambda world: TrainingArguments("x", report_to="none"), "args: expected an mdpo.MDPOConfig"),
         ("args", lambda world: None, "args: expected an mdpo.MDPOConfig"),
         ("processing_class", lambda world: None, "processing_class is missing"),
@@ -376,6 +381,84 @@ def test_the_weights_of_a_trained_run_are_saved_whatever_else_fails(world, tmp_p
             shutil.copy(path, tmp_path / "again")
         saved, trained = load(tmp_path / "again").state_dict(), run.model.state_dict()
     assert saved.keys() == trained.keys() and all(torch.equal(saved[name], trained[name]) for name in trained)
+
+
+def test_a_full_disk_at_the_end_is_said(world, tmp_path):
+    run = MDPOTrainer(**bare_arguments(world, tmp_path), peft_config=lora())
+    run.train()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # fails a write as a full disk does
+    try:
+        with pytest.raises(TrainingError, match="the model could not be saved to .*last good state is .*checkpoint-1"):
+            run.save_model(str(tmp_path / "final"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_weight(path: Path) -> None:
+    weights = load_file(path)
+    save_file({name: weights[name] for name in sorted(weights)[1:]}, path, {"format": "pt"})
+
+
+def set_in(name: str, **changes):
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: cut_short(folder / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda folder: drop_a_weight(folder / "model.safetensors"), "lacks 1 of the weights"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+        (set_in("processor_config.json", patch_size=None), "patch_size is not set"),
+        (set_in("processor_config.json", num_additional_image_tokens=0), "do not fit the model"),
+        (set_in("config.json", image_token_id=7), "image_token_id 7"),
+        (set_in("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "quantised with gptq"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "chat template"),
+        (set_in("tokenizer_config.json", eos_token=None), "EOS"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "score"])
+def test_a_broken_model_folder_is_one_line(world, config, tmp_path, capsys, damage, message, command):
+    model = Path(shutil.copytree(world[0], tmp_path / "broken"))
+    damage(model)
+    if command == "train":
+        arguments = ["train", str(config), "--model_name_or_path", str(model)]
+    else:
+        arguments = ["score", str(model), str(world[1]), "--output", str(tmp_path / "scores.jsonl")]
+    assert cli.main(arguments) == 2
+    assert message in error_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["train", "score"])
+def test_a_token_without_an_embedding_is_one_line(world, config, tmp_path, capsys, command):
+    model = Path(shutil.copytree(world[0], tmp_path / "model"))
+    larger = load_processor(model)
+    add_tokens({"processing_class": larger})
+    larger.save_pretrained(model)
+    rows = [json.loads(line) for line in world[1].read_text().splitlines()]
+    rows[1]["chosen"] = "a <loc199>"
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    images = str(world[1].parent)
+    if command == "train":
+        settings = ["--model_name_or_path", str(model), "--train_data", str(data), "--image_dir", images]
+        arguments = ["train", str(config), *settings]
+    else:
+        output = str(tmp_path / "scores.jsonl")
+        arguments = ["score", str(model), str(data), "--image-dir", images, "--output", output]
+    assert cli.main(arguments) == 2
+    assert "token '<loc199>' has id" in (line := error_line(capsys)) and "row 1" in line
 
 
 def test_the_command_line_says_where_the_weights_are(world, config, tmp_path, capsys, monkeypatch):

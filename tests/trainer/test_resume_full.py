@@ -108,6 +108,10 @@ def add(folder: Path, name: str) -> None:
     save_file({**weights, name: torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
 def other_tower(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if "vision_tower" in name and "q_proj.weight" in name)
@@ -126,6 +130,10 @@ def other_tower(folder: Path) -> None:
         (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+        (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt was not written to its end"),
+        (lambda folder: cut(folder / "scheduler.pt"), "scheduler.pt was not written to its end"),
+        (lambda folder: cut(folder / "rng_state.pth"), "rng_state.pth was not written to its end"),
+        (lambda folder: cut(folder / "mdpo_settings.json"), "mdpo_settings.json is damaged"),
         (
             lambda folder: [(folder / name).unlink() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")],
             "saved with save_only_model",
