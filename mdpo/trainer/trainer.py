@@ -18,7 +18,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
@@ -40,16 +40,16 @@ from .checkpoints import (
     last_whole_checkpoint,
     run_settings,
 )
+from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .steps import MicroBatches, Step, StepSampler, collate
-from .weights import check_adapters, load_weights, save_weights_alone
 
 Rows = Sequence[PreferenceRow] | Sequence[Mapping]
 
 
-class MDPOTrainer(Trainer):
+class MDPOTrainer(KeepsWeights):
     """Trains a vision-language model on preference pairs.
 
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model
@@ -213,50 +213,6 @@ class MDPOTrainer(Trainer):
         if self.args.load_best_model_at_end:
             check_best(folder)
         return str(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or isinstance(self.model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(self.model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        folder = self.state.best_model_checkpoint
-        try:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                super()._load_best_model()
-            elif isinstance(self.model, PeftModel):
-                check_adapters(self.model, folder)
-                super()._load_best_model()
-            else:
-                load_weights(self.model, folder)
-        except InputError as error:  # at the end of a training that is not to be lost for it
-            last = last_whole_checkpoint(self.args.output_dir)
-            raise TrainingError(f"the best checkpoint cannot be loaded: {error}; the last weights are in {last}") from error
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the base class; where a file beside the weights cannot be written, the weights are.
-
-        Raises TrainingError that says where they are.
-        """
-        try:
-            super().save_model(output_dir, _internal_call)
-        except Exception as error:  # whatever it is, what was trained is worth more
-            if _internal_call or self.is_fsdp_enabled or not self.args.should_save:
-                raise
-            folder = output_dir or self.args.output_dir
-            try:
-                path = save_weights_alone(self.model, folder)
-            except Exception:  # a full disk: the first error says so
-                last = last_whole_checkpoint(self.args.output_dir)
-                raise TrainingError(
-                    f"the model could not be saved to {folder}: {short(error)}; "
-                    f"{'there is no checkpoint' if last is None else f'the last good state is {last}'}"
-                ) from error
-            raise TrainingError(
-                f"not everything could be saved ({short(error)}); the weights are in {path}, without the files that belong "
-                "to them"
-            ) from error
 
     def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
         """As the base class, with the run's settings; a checkpoint that can't be written leaves the one before."""

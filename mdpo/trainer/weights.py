@@ -57,8 +57,7 @@ def check_adapters(model: PeftModel, folder: str | Path) -> None:
     """Raises InputError where a saved adapter lacks a tensor that the model's has, or has another; PEFT only warns."""
     folder = Path(folder)
     for adapter in model.peft_config:
-        place = folder if adapter == "default" else folder / adapter
-        path = place / SAFETENSORS_WEIGHTS_NAME
+        path = _adapter_file(folder, adapter)
         own: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter)
         _same_names(path, set(own), set(check_safetensors(path)))
         with safe_open(path, framework="pt") as file:
@@ -76,15 +75,21 @@ def _same_names(where: Path, own: set[str], saved: set[str]) -> None:
             raise InputError(f"{where} {verb} {len(names)} tensors: {some(sorted(names))}; take another checkpoint")
 
 
+def _adapter_file(folder: Path, adapter: str) -> Path:
+    """Where PEFT saves an adapter: at the top if it is called "default", else in a folder of its name."""
+    return (folder if adapter == "default" else folder / adapter) / SAFETENSORS_WEIGHTS_NAME
+
+
 def save_weights_alone(model: nn.Module, folder: str | Path) -> Path:
     """Writes the weights without any other file, for when one of those could not be written. Returns their file."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        path = folder / SAFETENSORS_WEIGHTS_NAME
-        adapter: Any = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
-        save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, path, metadata={"format": "pt"})
+        name = model.active_adapters[0]
+        path = _adapter_file(Path(folder), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        adapter: Any = get_peft_model_state_dict(model, adapter_name=name)
+        save_file({key: tensor.contiguous() for key, tensor in adapter.items()}, path, metadata={"format": "pt"})
     else:
-        path = folder / WEIGHTS
+        path = Path(folder, WEIGHTS)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, str(path), metadata={"format": "pt"})  # which keeps tied weights once
     return path

@@ -1,5 +1,6 @@
 """A model folder is read whole or refused in one line: damaged files, weights that lack, are left over or do not fit."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -190,3 +191,18 @@ def test_nobody_is_asked_whether_to_run_a_folders_code(folder, monkeypatch):
         with pytest.raises(InputError):
             read(folder)
     assert not (folder / "ran").exists()
+
+
+def test_every_from_pretrained_of_ours_stays_local():
+    """Without the first keyword transformers asks on a terminal whether to run a folder's code."""
+    calls = 0
+    for path in sorted((Path(__file__).parents[2] / "mdpo").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained"):
+                continue
+            if ast.unparse(node.func).startswith("Peft"):  # runs no code of the folder's
+                continue
+            calls += 1
+            written = {keyword.arg or ast.unparse(keyword.value) for keyword in node.keywords}
+            assert "LOCAL" in written or {"trust_remote_code", "local_files_only"} <= written, f"{path}:{node.lineno}"
+    assert calls > 2

@@ -265,6 +265,16 @@ def test_embeddings_that_were_resized_serve(world, tmp_path):
     MDPOTrainer(**arguments).train()
 
 
+@pytest.mark.parametrize("peft", [True, False])
+def test_training_and_saving_need_no_pad_token(world, tmp_path, peft):
+    arguments = bare_arguments(world, tmp_path) | {"peft_config": lora() if peft else None}
+    arguments["processing_class"].tokenizer.pad_token = None
+    run = MDPOTrainer(**arguments)
+    run.train()
+    run.save_model()
+    assert (tmp_path / ("adapter_model.safetensors" if peft else "model.safetensors")).is_file()
+
+
 def test_the_check_of_the_images_leaves_the_run_as_it_was(world, tmp_path):
     arguments = bare_arguments(world, tmp_path)
     before = {name: tensor.clone() for name, tensor in arguments["model"].state_dict().items()}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
 from tests import tiny
-from tests.trainer.test_training import trainer
+from tests.trainer.test_training import lora, trainer
 
 FAMILIES = {
     "llava": tiny.llava, "bunny": tiny.bunny, "llava_next": tiny.llava_next, "qwen2_vl": tiny.qwen2_vl,
@@ -65,6 +66,17 @@ def test_a_full_fine_tuning_resumes_to_the_same_weights(family, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same(resumed.model.state_dict(), whole.model.state_dict())
     assert_same(resumed.policy.reference_model.state_dict(), base)
+
+
+def test_with_images_a_trained_tower_and_a_fresh_negative_in_every_epoch(tmp_path):
+    world = tiny.world(tmp_path / "world", count=6)
+    settings = {"peft": False, "negative_per_epoch": True, "save_steps": 1}
+
+    whole = trainer(world, tmp_path / "out", **settings)
+    whole.train()
+    resumed = trainer(world, tmp_path / "out", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert_same(resumed.model.state_dict(), whole.model.state_dict())
 
 
 @pytest.mark.parametrize("changed", [shard, lambda folder: None], ids=["sharded", "whole"])
@@ -196,17 +208,27 @@ def test_the_best_model_is_what_a_full_fine_tuning_leaves(family, tmp_path):
     assert run.evaluate()["eval_rewards/margins"] == pytest.approx(min(history), abs=1e-6)
 
 
-def test_the_best_model_is_what_a_lora_run_leaves(tmp_path):
-    world = tiny.world(tmp_path / "world", count=6)
-    from mdpo.data import read_rows
+@pytest.mark.parametrize("name", ["default", "policy"])
+def test_the_best_model_is_what_a_lora_run_leaves(tmp_path, name):
+    def start():
+        model = get_peft_model(tiny.llava(), lora(), adapter_name=name)
+        for key, parameter in model.named_parameters():  # LoRA starts from random numbers
+            if "lora_A" in key:
+                torch.nn.init.constant_(parameter, 0.01)
+        return full(model, tmp_path, **BEST)
 
-    rows = read_rows(world[1])
-    run = trainer(world, tmp_path / "out", rows=rows, eval_rows=rows[:2], **BEST)
+    run = start()
     run.train()
     run.save_model()
     best = Path(run.state.best_model_checkpoint)
     assert best.name != f"checkpoint-{run.state.global_step}"
-    assert_same(*(load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "out", best)))
+    file = Path("" if name == "default" else name, "adapter_model.safetensors")
+    assert_same(load_file(tmp_path / file), load_file(best / file))
+    last = load_file(tmp_path / f"checkpoint-{run.state.global_step}" / file)
+    assert any(not torch.equal(tensor, last[key]) for key, tensor in load_file(best / file).items())
+    resumed = start()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same(resumed.model.state_dict(), run.model.state_dict())
 
 
 def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
