@@ -12,7 +12,7 @@ import torch
 import transformers
 from peft import LoraConfig
 
-from mdpo.config import RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.errors import InputError, TrainingError
@@ -25,8 +25,10 @@ from mdpo.models.adapters import load_adapter
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
+from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
+from mdpo.trainer.preflight import check_rows, check_settings
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
+        _check_outputs(options)
         options.run(options)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Whether a command's results can be written where they are asked for, before it begins."""
+    files = ["output", "picture", *(["cache"] if getattr(options, "judge", None) and not options.dry_run else [])]
+    for name in files:
+        if getattr(options, name, None) is not None:
+            check_output_file(getattr(options, name), f"--{name}")
+    for name, called in (("destination", "destination"), ("reference", "--reference")):
+        if getattr(options, name, None) is not None:
+            check_output_folder(getattr(options, name), called)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +123,7 @@ def train(options: argparse.Namespace) -> None:
     if options.memory is not None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
+    check_settings(args)
     rows, eval_rows = _training_rows(run, args.seed)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
@@ -136,13 +151,21 @@ def train(options: argparse.Namespace) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if main_process and stopped:
-        print(f"stopped by SIGTERM after step {step}; go on with --resume_from_checkpoint true")
+        print(f"stopped by SIGTERM after step {step}; {_way_on(args)}")
     elif main_process:
         print(f"saved to {args.output_dir}")
 
 
+def _way_on(args: MDPOConfig) -> str:
+    """What to do with a run that was stopped."""
+    if args.save_only_model or args.deepspeed_plugin is not None:
+        reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
+        return f"its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+    return "go on with --resume_from_checkpoint true"
+
+
 def _resume_from(value: str | bool | None) -> str | bool | None:
-    """``true`` is the newest checkpoint; TrainingArguments turns it into text."""
+    """``true`` is the newest checkpoint, also where it was written as text."""
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
@@ -181,6 +204,7 @@ def run_score(options: argparse.Namespace) -> None:
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
+    check_rows(base, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
     if not options.no_check_start:
         _log.info(check_first_rows(base, dataset))

@@ -56,6 +56,9 @@ class MDPOConfig(TrainingArguments):
         default=True, metadata={"help": "Compare with the model's own forward before the first step, on the first rows."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
+    resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
+    )
 
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.errors import InputError
 from mdpo.models import load_processor, torch_dtype
 from mdpo.models.adapters import adapter_config
+from mdpo.models.load import model_config
 
 from .choose import Plan, Wishes, choose, smallest, wished_optimizers
 from .footprint import ADAM_BYTES
@@ -98,7 +99,7 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
             f"model_name_or_path: {run.model_name_or_path} has no config.json to plan from; put it there, or set "
             f"plan_model_shape to one of {', '.join(SHAPES)}"
         )
-    return AutoConfig.from_pretrained(run.model_name_or_path)
+    return model_config(Path(run.model_name_or_path))
 
 
 def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:

@@ -11,6 +11,7 @@ from mdpo.errors import InputError
 from mdpo.packing import PreferenceTokens
 
 from .adapters import adapter_config, load_adapter
+from .generation_config import repair_generation_config
 from .load import load, load_processor
 from .logps import check_adapter_kinds, unwrap
 from .model_card import model_card
@@ -36,7 +37,9 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     base = Path(base or config.get("base_model_name_or_path") or "")
     if not (base / "config.json").is_file():
         raise InputError(f"the base model {str(base)!r} that the adapter names is not here; give its folder with --base")
-    model = load_adapter(load(base), adapter, base=base)
+    loaded = load(base)
+    repair_generation_config(loaded)  # one that is read is not always one that can be written
+    model = load_adapter(loaded, adapter, base=base)
     check_adapter_kinds(model)
     merged = _merged(model, adapter)
     processor = load_processor(adapter if (adapter / "processor_config.json").is_file() else base)

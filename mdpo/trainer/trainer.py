@@ -16,24 +16,36 @@ import torch
 import torch.distributed as dist
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.errors import InputError, TrainingError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
+from mdpo.models.folder import short
+from mdpo.models.load import check_processor
 from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
-from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
+from .checkpoints import (
+    SETTINGS_NAME,
+    StopOnSignal,
+    check_best,
+    check_complete,
+    check_same_run,
+    is_whole,
+    last_whole_checkpoint,
+    run_settings,
+)
+from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
+from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
 
@@ -42,7 +54,7 @@ _log = logging.getLogger(__name__)
 Rows = Sequence[PreferenceRow] | Sequence[Mapping]
 
 
-class MDPOTrainer(Trainer):
+class MDPOTrainer(KeepsWeights):
     """Trains a vision-language model on preference pairs.
 
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
@@ -69,14 +81,16 @@ class MDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        if processing_class is None:
-            raise InputError("processing_class is missing: give the model's processor")
+        rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        check_arguments(model, args, processing_class, peft_config, **rows)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
                 "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
+        check_settings(args, optimizer=optimizers[0] is not None)
         self.family = family_of(model)
+        check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
@@ -91,6 +105,11 @@ class MDPOTrainer(Trainer):
             callbacks=[*(callbacks or []), _SetEpoch(self)],
             optimizers=optimizers,
         )
+        for dataset in (self.train_dataset, self.eval_dataset):
+            for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+                check_rows(model, processing_class, part)
+        if args.should_save:
+            check_saving(model, processing_class, args.output_dir)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
@@ -245,6 +264,10 @@ class MDPOTrainer(Trainer):
         if not is_whole(folder):
             raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
         check_same_run(folder, run_settings(self.args, self.model, self.train_dataset))
+        scaler = getattr(self.accelerator, "scaler", None) is not None
+        check_complete(folder, self.model, sharded=self.is_fsdp_enabled, scaler=scaler)
+        if self.args.load_best_model_at_end:
+            check_best(folder)
         return str(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
@@ -256,11 +279,11 @@ class MDPOTrainer(Trainer):
                 settings = run_settings(self.args, self.model, self.train_dataset)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        except Exception as error:  # torch and safetensors wrap a full disk in their own
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
             raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {error}; "
+                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; "
                 f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
             ) from error
 
