@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel
 from mdpo.config import RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
+from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import score
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=42, help="of the rejected images")
     command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
     command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
+    add_text_options(command)
     command.set_defaults(run=run_score)
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
@@ -165,9 +167,10 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
+    data = DataOptions(negative=options.negative, seed=options.seed, text=text_options(options))
     rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
     model, processor = _load(options)
-    dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
+    dataset = PreferenceDataset(rows, processor, data)
     cache = ReferenceCache(options.reference, fingerprint(model)) if options.reference is not None else None
     records = score(model, dataset, token_budget=options.token_budget, beta=options.beta, cache=cache)
     by_id = {record["id"]: record for record in records}
