@@ -220,13 +220,16 @@ class Encoder:
         such data mostly holds too."""
         text: str = getattr(row, name)
         if asked.between is not None and not isinstance(self._turns, RowError):
-            end = end_of_turn(self._turns.after, self.tokens)
-            for ending in (end, end.strip(), self.tokenizer.eos_token):
-                if ending and text.rstrip().endswith(ending):
-                    text = text.rstrip().removesuffix(ending)
-                    break
-            text = text.removeprefix(asked.between)
+            text = self._without_end(text, self._turns.after).removeprefix(asked.between)
         return self.tokens.quote(text, answer=True)
+
+    def _without_end(self, text: str, after: str) -> str:
+        end = end_of_turn(after, self.tokens)
+        for ending in (after, after.rstrip(), end, end.strip(), self.tokenizer.eos_token):
+            for kept in (text, text.rstrip()):
+                if ending and kept.endswith(ending):
+                    return kept.removesuffix(ending)
+        return text
 
     def _draft(
         self, row: PreferenceRow, asked: "_Asked", answers: list[tuple[str, str | RowError]]
@@ -278,7 +281,7 @@ class Encoder:
             if ids[: len(prompt_ids)] == prompt_ids:
                 ids = ids[len(prompt_ids) :]
             else:  # a token spans the seam: both branches share the prompt's ids, so the response keeps its own
-                (ids,) = self.tokens.ids([answer.before + answer.text], start=False)
+                ids = self.tokens.behind(answer.before + answer.text)
             responses.append([*ids, self.tokenizer.eos_token_id] if answer.needs_eos else ids)
         chosen, rejected = responses
         return self._wrong_images(row, prompt_ids) or EncodedRow(prompt_ids, chosen, rejected, draft.rendered)

@@ -59,18 +59,24 @@ class SpecialTokens:
         pattern = self._in_answers if answer else self._in_prompts
         return pattern.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", text)
 
-    def ids(self, texts: Sequence[str], *, start: bool = True) -> list[list[int]]:
-        """start: the texts begin a sequence, so that each gets the BOS which the tokenizer would put there, once."""
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Of texts that begin a sequence: each gets the BOS which the tokenizer would put there, once."""
         marked = [at for at, text in enumerate(texts) if _OPEN in text or _CLOSE in text]
         plain = [text for at, text in enumerate(texts) if at not in set(marked)]
         fast = iter(self._plain(plain) if plain else [])
         slow = {at: self._spelled(texts[at]) for at in marked}
         result = [slow[at] if at in slow else next(fast) for at in range(len(texts))]
-        if start and self._prefix:
+        if self._prefix:
             for at, text in enumerate(texts):
                 if not text.lstrip().startswith(self._prefix_text):
                     result[at] = [*self._prefix, *result[at]]
         return result
+
+    def behind(self, text: str) -> list[int]:
+        """The ids of a text that goes on with another, whose tokens stay as they are."""
+        if _OPEN in text or _CLOSE in text:
+            return self._spelled(text)
+        return self._letters(text, anew=False, literal=False)
 
     def _leading(self) -> tuple[list[int], str]:
         """What the tokenizer puts in front of a text on its own account: mostly the BOS token, or nothing."""
@@ -132,12 +138,13 @@ class SpecialTokens:
         first, *rest = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
         return self._letters(first, anew=anew) + [id for piece in rest for id in self._letters(piece, anew=False)]
 
-    def _letters(self, text: str, *, anew: bool) -> list[int]:
+    def _letters(self, text: str, *, anew: bool, literal: bool = True) -> list[int]:
         """anew: as at the start of a sequence, where some tokenizers put a space in front."""
-        if anew:
-            return self._plain([text], literal=True)[0]
-        line, both = self._plain(["\n", "\n" + text], literal=True)
-        return both[len(line) :] if both[: len(line)] == line else self._plain([text], literal=True)[0]
+        if not anew:
+            line, both = self._plain(["\n", "\n" + text], literal=literal)
+            if both[: len(line)] == line:
+                return both[len(line) :]
+        return self._plain([text], literal=literal)[0]
 
     @functools.cached_property
     def _starts_anew(self) -> bool:

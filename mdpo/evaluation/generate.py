@@ -70,9 +70,9 @@ class _Prompts:
         self.settings = image_settings(processor) | {"return_tensors": "pt"}
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         # Newer models tell images from text by a mask of their own; Gemma 3 calls it by another name.
-        known = inspect.signature(base.forward).parameters
+        self.known = inspect.signature(base.forward).parameters
         names = ("mm_token_type_ids", *(["token_type_ids"] if base.config.model_type == "gemma3" else []))
-        self.mask = next((name for name in names if name in known), None)
+        self.mask = next((name for name in names if name in self.known), None)
         self.end, token = self.encoder.end_of_turn()
         stops = base.generation_config.eos_token_id
         self.stops = [stops] if isinstance(stops, int) else list(stops or [])
@@ -107,7 +107,7 @@ class _Prompts:
         given = [own for own in images if own]
         if given:  # a list per row, by which Idefics3 and SmolVLM tell whose they are; others read one after the other
             made = self.processor.image_processor(images=given, **self.settings)
-            inputs |= {name: value for name, value in made.items() if isinstance(value, Tensor)}
+            inputs |= {name: value for name, value in made.items() if name in self.known}
         return inputs
 
     def answer(self, ids: list[int]) -> str:
