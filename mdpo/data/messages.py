@@ -45,6 +45,19 @@ def row_text(columns: Mapping[str, Any], images: int, where: str) -> dict[str, A
     return {"prompt": prompt, "plain": plain, "tools": tools or None, "template_kwargs": kwargs or None}
 
 
+def text_columns(
+    prompt: list[Message], plain: str | None, tools: list | None, template_kwargs: Mapping | None
+) -> dict[str, Any]:
+    """The columns that ``row_text`` reads back as these."""
+    columns: dict[str, Any] = {"prompt": prompt}
+    if plain is not None:  # it may be rendered already, which messages are not
+        columns["prompt"] = plain
+        if prompt[0]["role"] == "system":
+            columns["system"] = "".join(part["text"] for part in prompt[0]["content"])
+    given = {"tools": tools, "chat_template_kwargs": template_kwargs}
+    return columns | {name: value for name, value in given.items() if value}
+
+
 def _from_json(value: Any, where: str, field: str) -> Any:
     if not isinstance(value, str):
         return value

@@ -1,5 +1,6 @@
 """The chat template at work: conversations → text, with every turn in it or a refusal that names the lost one."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class ChatTemplate:
         self.kwargs = dict(options.chat_template_kwargs or {})
         if problem := check_kwargs(processor, self.text, self.kwargs):
             raise InputError(f"chat_template_kwargs: {problem}; leave it out, or set another chat_template")
-        self._forms: dict[str, str | RowError] = {}  # by the shape of a conversation: how its content is given
+        self._forms: dict[bytes, str | RowError] = {}  # by the shape of a conversation: how its content is given
 
     def render(self, conversations: Sequence[Conversation], *, prompt: bool) -> list[str | RowError]:
         """prompt: with what asks the model for an answer behind it.
@@ -119,7 +120,7 @@ class ChatTemplate:
             (message["role"], [part["type"] for part in message["content"]], sorted(message.keys()))
             for message in conversation.messages
         ]
-        key = json.dumps([shape, conversation.tools, dict(conversation.kwargs)], default=str)
+        key = _digest([shape, conversation.tools, dict(conversation.kwargs)])
         if key not in self._forms:
             self._forms[key] = self._form(conversation)
         form = self._forms[key]
@@ -163,6 +164,11 @@ class ChatTemplate:
             )
             found.append(RowError.at(conversation.where, conversation.column, problem, remedy))
         return found[0]
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, default=str)  # ASCII: half a surrogate pair, too, is spelled out
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _extras(messages: list[Message]) -> list[str]:

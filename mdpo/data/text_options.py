@@ -17,6 +17,10 @@ from transformers import ProcessorMixin
 from mdpo.errors import InputError
 
 
+# What a template gets besides its own variables; older versions of transformers do not name all in the signature.
+_SET_ELSEWHERE = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize"}
+
+
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """Settings that decide what text the model reads.
@@ -31,6 +35,11 @@ class TextOptions:
     chat_template: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     prompt_is_rendered: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.chat_template_kwargs, Mapping | None):
+            kind = type(self.chat_template_kwargs).__name__
+            raise InputError(f"chat_template_kwargs: a {kind}; give the template's variables by name")
 
     def digest(self) -> str:
         """A short name of these settings, the template by its content. Raises InputError as ``read_template``."""
@@ -64,8 +73,6 @@ def text_options(options: argparse.Namespace) -> TextOptions:
             kwargs = json.loads(kwargs)
         except (ValueError, RecursionError) as error:
             raise InputError(f"--chat-template-kwargs: not JSON ({error}); give an object, such as {{}}") from error
-        if not isinstance(kwargs, dict):
-            raise InputError(f"--chat-template-kwargs: a {type(kwargs).__name__}; give a JSON object")
     rendered = {"true": True, "false": False, None: None}[options.prompt_is_rendered]
     return TextOptions(options.system_prompt, options.chat_template, kwargs, rendered)
 
@@ -118,7 +125,9 @@ def resolve_template(processor: ProcessorMixin, setting: str | None) -> str:
 
 def check_kwargs(processor: ProcessorMixin, template: str, kwargs: Mapping[str, Any]) -> str | None:
     """What is wrong with variables that are meant for the template, or None."""
-    taken = inspect.signature(type(processor).apply_chat_template).parameters.keys() | {"messages"}
+    if not kwargs:
+        return None
+    taken = inspect.signature(type(processor).apply_chat_template).parameters.keys() | _SET_ELSEWHERE
     known = meta.find_undeclared_variables(_environment().parse(template))
     for name in kwargs:
         if name in taken:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from tokenizers import AddedToken
 
 from mdpo.data import PromptRow, TextOptions, parse_rows
 from mdpo.data.encode import Encoder
+from mdpo.data.messages import text_columns
 from mdpo.errors import InputError
 from tests.data import templates
 
@@ -21,7 +23,7 @@ ENCODERS = {key: Encoder(processor) for key, processor in PROCESSORS.items()}
 TEXTS = st.text(st.sampled_from("ab cd.:?\n\t é猫<|>/#"), min_size=1, max_size=12).filter(str.strip)
 
 
-def row(prompt="what is this?", chosen="a cat", rejected="a dog", images: int = 0, **columns):
+def row(prompt: Any = "what is this?", chosen="a cat", rejected="a dog", images: int = 0, **columns):
     record = {"images": [Image.new("RGB", (40, 36))] * images, "prompt": prompt, "chosen": chosen, "rejected": rejected}
     (parsed,) = parse_rows([record | columns], ".")
     return parsed
@@ -92,7 +94,7 @@ def test_tokens_outside_all_special_tokens_are_letters_in_answers(kind):
     encoder = Encoder(processor)
     box, place = processor.tokenizer.convert_tokens_to_ids(["<|box|>", "<loc001>"])
     answer = "a <|box|> at <loc001>"
-    encoded = encoder.row(row(f"<|box|> and <loc001>?", answer))
+    encoded = encoder.row(row("<|box|> and <loc001>?", answer))
     assert (
         box not in encoded.chosen_ids
         and text(processor, encoded.chosen_ids).replace(" ", "") == answer.replace(" ", "") + "</s>"
@@ -201,11 +203,11 @@ def test_a_template_that_wants_text_gets_text():
 def test_tools_and_variables_of_a_row_reach_the_template():
     processor = templates.processor("chatml")
     tools, encoder = [{"type": "function", "function": {"name": "zoom"}}], Encoder(processor)
-    for given in (tools, json.dumps(tools)):
-        encoded = encoder.row(row(tools=given))
+    for column in (tools, json.dumps(tools)):
+        encoded = encoder.row(row(tools=column))
         assert text(processor, encoded.prompt_ids).startswith('<|im_start|>system\n[{"type": "function"')
-    for given in ({"thinking": False, "other": None}, '{"thinking": false}'):
-        encoded = encoder.row(row(chat_template_kwargs=given))
+    for column in ({"thinking": False, "other": None}, '{"thinking": false}'):
+        encoded = encoder.row(row(chat_template_kwargs=column))
         assert text(processor, encoded.prompt_ids).endswith("assistant\n<think>\n\n</think>\n\n")
     set_off = Encoder(processor, TextOptions(chat_template_kwargs={"thinking": False}))
     assert text(processor, set_off.row(row()).prompt_ids).endswith("</think>\n\n")
@@ -225,7 +227,6 @@ def test_tools_and_variables_of_a_row_reach_the_template():
         ("chatml", {"chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object, found list"),
         ("chatml", {"system": "Be nice.", "prompt": [SYSTEM, USER]}, "row 0: system: .*keep one of them"),
         ("chatml", {"system": ["Be nice."]}, "row 0: system: expected text, found list"),
-        ("chatml", {"prompt": [{**USER, "weight": 0.5}]}, "a message's 'weight' is not read; known are role, content, name"),
     ],
 )  # fmt: skip
 def test_columns_that_do_not_reach_the_model_are_refused(template, columns, message):
@@ -247,6 +248,14 @@ def test_system_turns_come_from_the_setting_the_column_or_the_prompt():
     pair = {name: {"from": "gpt", "value": name} for name in ("chosen", "rejected")}
     (parsed,) = parse_rows([sharegpt | pair], ".")
     assert text(processor, encoder.row(parsed).prompt_ids) == "Rhyme. USER: q ASSISTANT:"
+
+
+def test_what_text_is_made_of_survives_a_sample():
+    columns = {"system": "Be nice.", "tools": [{"name": "zoom"}], "chat_template_kwargs": {"thinking": False}}
+    for one in (row(), row(**columns), row([SYSTEM, USER], tools=[{"name": "zoom"}]), row("USER: q ASSISTANT:")):
+        written = text_columns(one.prompt, one.plain, one.tools, one.template_kwargs)
+        again = row(**json.loads(json.dumps(written)))
+        assert again == dataclasses.replace(one, images=again.images)
 
 
 # Where the template comes from
