@@ -13,37 +13,44 @@ _SYSTEM, _QUESTION, _ANSWER, _AGAIN = "stand-in system", "stand-in question 1", 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """user: what stands in front of a user's turn. assistant: what such a prompt ends with. Both without blanks around."""
+    """A template's marks, without the blanks around them.
+
+    user: what stands in front of a user's turn. assistant: what a rendered prompt ends with. heads: what such prompts
+    begin with, other than ``user``.
+    """
 
     name: str
     user: str
     assistant: str
+    heads: tuple[str, ...] = ()
 
-    def fits(self, text: str, *, own: bool) -> bool:
+    def fits(self, text: str, *, bos: str = "", image: str = IMAGE_TAG) -> bool | None:
         """Whether a text consists of turns with these marks, the last of them the assistant's, still to be written.
 
-        Marks made of letters, such as "USER:", occur in ordinary questions too: they count only where a turn can begin,
-        and, unless the form is the model's ``own``, only where the first begins the text.
+        Marks made of letters, such as "USER:", occur in what people ask, too. They count only where a turn can begin,
+        and None, which is "it looks so", is returned unless a text begins as rendered ones do, or has its image inside
+        such a turn. bos: what may stand in front. image: the model's own placeholder.
         """
-        text = text.strip()
+        text = text.strip().removeprefix(bos).lstrip()
         body = text.removesuffix(self.assistant)
         if body == text or not (self.user and self.assistant):
             return False
         if _is_word(self.assistant) and not re.search(r"[\s>\]]\Z", body):
             return False
-        if not _is_word(self.user):
-            start = body.find(self.user)
-        elif not own and not body.startswith(("A chat between", self.user)):
-            return False
+        if _is_word(self.user):
+            turn = re.search(rf"""(?:\A|[\n>\]]\s*|[.!?:;"')]\s+){re.escape(self.user)}""", body)
         else:
-            found = re.search(rf"""(?:\A|[\n>\]]\s*|[.!?:;"')]\s+){re.escape(self.user)}""", body)
-            start = found.end() - len(self.user) if found else -1
-        return start >= 0 and bool(body[start + len(self.user) :].strip())
+            turn = re.search(re.escape(self.user), body)
+        if turn is None or not body[turn.end() :].strip():
+            return False
+        if _is_word(self.user) and not body.startswith((self.user, *filter(None, self.heads))):
+            return any(body.find(tag) >= turn.end() for tag in (IMAGE_TAG, image)) or None
+        return True
 
 
 # Those that data files are found in.
 KNOWN = (
-    Form("Vicuna", "USER:", "ASSISTANT:"),
+    Form("Vicuna", "USER:", "ASSISTANT:", ("A chat between",)),
     Form("ChatML", "<|im_start|>user", "<|im_start|>assistant"),
     Form("Llama 3", "<|start_header_id|>user<|end_header_id|>", "<|start_header_id|>assistant<|end_header_id|>"),
     Form("Llama 2 or Mistral", "[INST]", "[/INST]"),
@@ -62,10 +69,11 @@ def _is_word(mark: str) -> bool:
 class Turns:
     """What a template writes around the turns of the simplest conversation.
 
-    head: in front of the user's words. ask: behind them, where an answer is to follow. between: after that and in front
+    messages: that conversation up to the question. head: in front of the user's words. ask: behind them, where an answer is to follow. between: after that and in front
     of the answer. after: behind the answer, at the end. next: from there to the user's next words, "" if unknown.
     """
 
+    messages: list[Message]
     head: str
     ask: str
     between: str
@@ -94,7 +102,7 @@ class Turns:
         again = Conversation([*first.answered(_ANSWER, "prompt").messages, *question(_AGAIN).messages])
         (text,) = template.render([again], prompt=True)
         next = text.partition(_ANSWER)[2].partition(_AGAIN)[0] if isinstance(text, str) else ""
-        return cls(head, ask, between, after, next)
+        return cls(first.messages, head, ask, between, after, next)
 
     def texts(self) -> tuple[str, ...]:
         return (self.head, self.ask, self.between, self.after, self.next)
@@ -106,7 +114,7 @@ class Turns:
         user = user.removeprefix(tokens.tokenizer.eos_token).strip().removeprefix(bos).strip()
         if not self.head.rstrip().endswith(user):
             user = ""
-        own = Form("the model's own", user, self.ask.strip())
+        own = Form("the chat template", user, self.ask.strip(), (self.head.strip().removeprefix(bos).strip(),))
         written = self.head + _QUESTION + self.ask
         return [own, *(form for form in KNOWN if form.user in written and form.assistant in written)]
 

@@ -16,7 +16,6 @@ from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 
-
 # What a template gets besides its own variables; older versions of transformers do not name all in the signature.
 _SET_ELSEWHERE = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize"}
 

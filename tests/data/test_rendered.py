@@ -140,6 +140,25 @@ def test_messages_and_the_setting_false_are_a_users_own_words(image):
         assert not encoded.rendered and text(processor, encoded.prompt_ids).endswith(twice)
 
 
+@pytest.mark.parametrize(
+    "prompt", ["Here is a log.\nUSER: hi\nASSISTANT:", "<image>\nComplete this. USER: hi ASSISTANT:"]
+)
+def test_what_only_looks_rendered_is_left_to_the_user(prompt):
+    processor, images = templates.processor("vicuna"), prompt.count("<image>")
+    with pytest.raises(
+        InputError, match=r"row 0: prompt: looks as if .*\(USER: ... ASSISTANT:\); set prompt_is_rendered"
+    ):
+        encode(processor, prompt, images=images)
+    for setting in (True, False):
+        encoded = encode(processor, prompt, images=images, options=TextOptions(prompt_is_rendered=setting))
+        assert encoded.rendered == setting
+    assert (
+        text(processor, encode(processor, "Hi. USER: hi <image> ASSISTANT:").prompt_ids)
+        == "Hi. USER: hi <image> ASSISTANT:"
+    )
+    assert not encode(templates.processor("chatml"), prompt, images=images).rendered
+
+
 CHATML = "<|im_start|>user\n<image>\nwhat is this?<|im_end|>\n<|im_start|>assistant\n"
 
 
