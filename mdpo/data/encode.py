@@ -21,9 +21,9 @@ _STANDIN = "ANSWER-STANDS-HERE"
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """prompt_ids with one placeholder per image, not yet expanded; responses with the token that ends their turn.
+    """A row's ids: prompt_ids with one placeholder per image, not yet expanded; responses with the end of their turn.
 
-    rendered: whether the row's prompt already contained the template's turns, and was taken as it is.
+    rendered: whether the row's prompt already contained the template's turns and was taken as it is.
     """
 
     prompt_ids: list[int]
@@ -35,13 +35,13 @@ class EncodedRow:
 class Encoder:
     """Renders and tokenises rows as the model was tuned to see them: for training, scoring and generation alike.
 
-    The whole conversation is rendered once per response, and the response is what follows the generation prompt: so
-    the separator between "ASSISTANT:" and the answer is the template's own, and so is what ends the turn, up to the
-    first special token that the template writes behind the answer; EOS where it writes nothing there. A sequence starts
-    with one BOS where the tokenizer or the template gives it one. Special tokens that an answer quotes are tokenised as
-    the letters they are, and so are those in a question that mark turns.
+    The whole conversation is rendered once per response, and the response is what follows the generation prompt. So the
+    separator between "ASSISTANT:" and the answer is the template's own, and so is the end of the turn: what the template
+    writes behind the answer up to its first special token, or EOS if it writes nothing there. A sequence starts with one
+    BOS if the tokenizer or the template gives it one. Special tokens that an answer quotes are tokenised as letters, and
+    so are those in a question that mark turns.
 
-    Raises InputError where the processor lacks a chat template or an EOS token, or a setting does not fit it.
+    Raises InputError if the processor lacks a chat template or an EOS token, or if a setting does not fit it.
     """
 
     def __init__(self, processor: ProcessorMixin, options: TextOptions | None = None) -> None:
@@ -56,7 +56,7 @@ class Encoder:
         self._around: dict[str, tuple[str, str]] = {}  # what the template puts before an answer and after it
 
     def row(self, row: PreferenceRow) -> EncodedRow:
-        """Raises RowError where the template refuses the row, leaves a turn out, or gives it another number of images."""
+        """Raises RowError if the template refuses the row, drops a turn, or writes another number of images."""
         (encoded,) = self.rows([row])
         if isinstance(encoded, RowError):
             raise encoded
@@ -74,7 +74,7 @@ class Encoder:
         return [item if isinstance(item, RowError) else next(found) for item in asked]
 
     def prompts(self, rows: Sequence[PromptRow]) -> list[list[int] | RowError]:
-        """The prompts' ids alone, as ``rows`` has them: what a model is to answer."""
+        """The prompt_ids of ``rows`` alone: what a model is asked."""
         asked = self._prompts.asked(rows)
         ids = iter(self.tokens.ids([item.prompt for item in asked if isinstance(item, Asked)]))
         result = [item if isinstance(item, RowError) else next(ids) for item in asked]
@@ -84,9 +84,9 @@ class Encoder:
         ]
 
     def end_of_turn(self) -> tuple[str, int | None]:
-        """What ends an answer: ordinary text, mostly none, and the token behind it, if any.
+        """What ends an answer: ordinary text (usually none), and the id of the token behind it (None if there is none).
 
-        Raises RowError where the template refuses the simplest question.
+        Raises RowError if the template refuses the simplest question.
         """
         end = end_of_turn(or_raise(self._prompts.turns).after, self.tokens)
         if not end:
@@ -108,7 +108,7 @@ class Encoder:
         return RowError.at(row.where, "prompt", problem, remedy)
 
     def _answers(self, name: str, rows: Sequence[tuple[PreferenceRow, Asked]]) -> list[tuple[str, str | RowError]]:
-        """Of each row the response's text, and what the template makes of the conversation with it."""
+        """Each row's response as text, and the whole conversation with it, rendered."""
         texts = [self._prompts.answer(getattr(row, name), asked) for row, asked in rows]
         # An empty one is refused below; a template might make something else of it.
         given = [asked.conversation.answered(text or "?", name) for (_, asked), text in zip(rows, texts, strict=True)]
@@ -134,7 +134,7 @@ class Encoder:
         return _Response((before if asked.between is None else asked.between), middle + end, not end)
 
     def _separated(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> tuple[str, str, str]:
-        """What the template writes in front of the answer, the answer as it writes it, and what it puts behind."""
+        """The template's text before the answer, the answer as it writes it, and its text behind the answer."""
         if not whole.startswith(asked.text):
             problem = "the chat template changes the prompt when an answer follows it"
             raise RowError.at(row.where, name, problem, "training needs a template that only adds the answer")
@@ -171,7 +171,7 @@ class Encoder:
 
 
 def _middle(rest: str, text: str, before: str, after: str) -> str | None:
-    """The answer as the template writes it between what it puts around it; None where it is not the answer's text.
+    """The answer as the template writes it; None if that is not the answer's text.
 
     Some templates strip the answer; none may do more.
     """
@@ -182,7 +182,7 @@ def _middle(rest: str, text: str, before: str, after: str) -> str | None:
 
 
 class _Response(NamedTuple):
-    """A response as text: what separates it from the prompt; it, with what ends the turn; whether EOS is to end it."""
+    """A response as text. before: separates it from the prompt. text: includes the end of the turn, unless needs_eos."""
 
     before: str
     text: str
@@ -197,5 +197,5 @@ class _Draft(NamedTuple):
     rendered: bool
 
     def texts(self) -> list[str]:
-        """What is to be tokenised: the prompt, and the prompt with each answer."""
+        """The texts to tokenise: the prompt, and the prompt with each answer."""
         return [self.prompt, *(self.prompt + answer.before + answer.text for answer in self.answers)]

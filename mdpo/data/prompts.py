@@ -1,4 +1,4 @@
-"""Prompts as text: rendered by the chat template, or taken as they are where they are rendered already."""
+"""Prompts as text: rendered by the chat template, or taken as they are if they already contain its turns."""
 
 import logging
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class Asked(NamedTuple):
-    """A prompt on its way. text: what the template makes of the conversation.
+    """A prompt before tokenisation. text: the conversation as the template renders it.
 
-    rendered, between: of a prompt that was rendered already, its own text, and what stands between it and the answer;
-    the conversation is then a stand-in, from which the template's way with answers is taken.
+    rendered: the prompt's own text if the row brings it rendered. The conversation is then a stand-in, which shows what
+    the template writes around an answer. between: what separates such a prompt from the answer.
     """
 
     conversation: Conversation
@@ -38,12 +38,12 @@ class Asked(NamedTuple):
 
 
 class Prompts:
-    """What rows ask, for one processor and its settings.
+    """Turns rows into prompts, for one processor and one set of options.
 
-    template, tokens: of the processor. turns: what the template writes around the simplest turns; a RowError where it
-    refuses even those, for it may still render the rows.
+    turns: what the template writes around the simplest turns. A RowError if it refuses even those, because it may still
+    render the rows.
 
-    Raises InputError as ``ChatTemplate``.
+    Raises InputError as ``ChatTemplate`` does.
     """
 
     def __init__(self, processor: ProcessorMixin, options: TextOptions) -> None:
@@ -64,7 +64,7 @@ class Prompts:
             self._forms = self.turns.forms(self.tokens)
 
     def asked(self, rows: Sequence[PromptRow]) -> list[Asked | RowError]:
-        """Every row's prompt as text; RowError where the template refuses it or leaves a turn out."""
+        """Every row's prompt, or a RowError if the template refuses it or drops a turn."""
         planned = [self._planned(row) for row in rows]
         sound = [item.conversation for item in planned if isinstance(item, Asked)]
         texts = iter(self.template.render(sound, prompt=True))
@@ -77,14 +77,14 @@ class Prompts:
         return result
 
     def answer(self, text: str, asked: Asked) -> str:
-        """An answer's text with what it quotes marked; beside a rendered prompt, where data mostly holds it too, without
-        what the template puts around it."""
+        """An answer's text with its quoted tokens marked. Data with rendered prompts often has rendered answers: what the
+        template writes around them is removed here, and written once later."""
         if asked.between is not None and not isinstance(self.turns, RowError):
             text = self._without_end(text, self.turns.after).removeprefix(asked.between)
         return self.tokens.quote(text, answer=True)
 
     def _planned(self, row: PromptRow) -> Asked | RowError:
-        """The conversation that the template gets, and of a rendered prompt its text."""
+        """The conversation to render, or the rendered prompt with its stand-in."""
         try:
             rendered, form = self.recognised(row)
             if not rendered:
@@ -110,7 +110,10 @@ class Prompts:
         return {**message, "content": parts}
 
     def recognised(self, row: PromptRow) -> tuple[bool, Form | None]:
-        """Whether the row's prompt is rendered already, and in which form; None: in none that is known."""
+        """Whether the row's prompt is already rendered, and in which form (None: not a known one).
+
+        Raises RowError if it is rendered for another template, or may or may not be rendered.
+        """
         setting = self.options.prompt_is_rendered
         if row.plain is None and setting:
             problem = "prompt_is_rendered is set, but the prompt is a list of messages"
@@ -131,7 +134,9 @@ class Prompts:
             raise RowError.at(row.where, "prompt", problem, remedy)
         doubtful = next((form for form, found in fits.items() if found is None), None)
         if doubtful is not None:
-            problem = f"looks as if it already contained the template's turns ({doubtful.user} ... {doubtful.assistant})"
+            problem = (
+                f"looks as if it already contained the template's turns ({doubtful.user} ... {doubtful.assistant})"
+            )
             remedy = "set prompt_is_rendered (true: taken as it is; false: a user's words)"
             raise RowError.at(row.where, "prompt", problem, remedy)
         return False, None

@@ -1,4 +1,4 @@
-"""Prompts that are rendered already: recognised by the marks that a template puts around a user's turn."""
+"""Prompts that already contain a template's turns, recognised by the marks around a user's turn."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _SYSTEM, _QUESTION, _ANSWER, _AGAIN = "stand-in system", "stand-in question 1", 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A template's marks, without the blanks around them.
+    """The marks of a template, stripped.
 
-    user: what stands in front of a user's turn. assistant: what a rendered prompt ends with. heads: what such prompts
-    begin with, other than ``user``.
+    user: precedes a user's turn. assistant: ends a rendered prompt. heads: what rendered prompts start with, if not with
+    ``user``.
     """
 
     name: str
@@ -25,11 +25,12 @@ class Form:
     heads: tuple[str, ...] = ()
 
     def fits(self, text: str, *, bos: str = "", image: str = IMAGE_TAG) -> bool | None:
-        """Whether a text consists of turns with these marks, the last of them the assistant's, still to be written.
+        """Whether a text consists of turns with these marks and ends with the assistant's; None if it may be.
 
-        Marks made of letters, such as "USER:", occur in what people ask, too. They count only where a turn can begin,
-        and None, which is "it looks so", is returned unless a text begins as rendered ones do, or has its image inside
-        such a turn. bos: what may stand in front. image: the model's own placeholder.
+        Special tokens are proof. Words such as "USER:" also occur in ordinary questions: they count only where a turn can
+        begin, and are proof only if the text starts as rendered prompts do, or has an image inside such a turn.
+
+        bos: the token that may precede everything. image: the model's image placeholder.
         """
         text = text.strip().removeprefix(bos).lstrip()
         body = text.removesuffix(self.assistant)
@@ -48,7 +49,7 @@ class Form:
         return True
 
 
-# Those that data files are found in.
+# Forms in which preference data is published.
 KNOWN = (
     Form("Vicuna", "USER:", "ASSISTANT:", ("A chat between",)),
     Form("ChatML", "<|im_start|>user", "<|im_start|>assistant"),
@@ -69,8 +70,9 @@ def _is_word(mark: str) -> bool:
 class Turns:
     """What a template writes around the turns of the simplest conversation.
 
-    messages: that conversation up to the question. head: in front of the user's words. ask: behind them, where an answer is to follow. between: after that and in front
-    of the answer. after: behind the answer, at the end. next: from there to the user's next words, "" if unknown.
+    messages: that conversation, up to the question.
+    head: text before the question. ask: text after it, in a prompt. between: text after that, before the answer.
+    after: text after the answer, at the end. next: text between an answer and the next question, "" if refused.
     """
 
     messages: list[Message]
@@ -82,7 +84,7 @@ class Turns:
 
     @classmethod
     def of(cls, template: ChatTemplate) -> "Turns":
-        """Raises RowError where the template refuses even that, with a system turn in front and without one."""
+        """Raises RowError if the template refuses even that, both with and without a system turn."""
         try:
             return cls._of(template, [])
         except RowError as error:
@@ -108,7 +110,7 @@ class Turns:
         return (self.head, self.ask, self.between, self.after, self.next)
 
     def forms(self, tokens: SpecialTokens) -> list[Form]:
-        """The marks of this template, most exact first."""
+        """The template's own marks, and the known forms that agree with it."""
         bos = tokens.tokenizer.bos_token or ""
         user = self.next.removeprefix(end_of_turn(self.after, tokens)).strip()
         user = user.removeprefix(tokens.tokenizer.eos_token).strip().removeprefix(bos).strip()
@@ -120,8 +122,10 @@ class Turns:
 
 
 def end_of_turn(after: str, tokens: SpecialTokens) -> str:
-    """Of what a template writes behind an answer that which ends the turn: up to its first special token, or its text
-    where it holds none; "" where there are blanks alone."""
+    """The part of ``after`` that ends a turn: up to its first special token, or all of its text if it has none.
+
+    after: what a template writes behind an answer. Returns "" for whitespace alone.
+    """
     found = tokens.find(after)
     if found:
         return after[: after.index(found[0]) + len(found[0])]
@@ -133,7 +137,7 @@ def question(text: str = _QUESTION) -> Conversation:
 
 
 def image_text(template: ChatTemplate) -> str:
-    """What the template writes for an image, without the line breaks around it. Raises RowError where it refuses one."""
+    """What the template writes for an image, without line breaks around it. Raises RowError if it refuses images."""
     content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
     with_image = template.text_of(Conversation([{"role": "user", "content": content}]), prompt=False)
     without = template.text_of(question(), prompt=False)
@@ -142,17 +146,17 @@ def image_text(template: ChatTemplate) -> str:
 
 
 def with_images(text: str, image_token: str, template: ChatTemplate) -> str:
-    """The text with the model's own placeholder where it has the tag that stands for one in data files."""
+    """The text with ``<image>`` replaced by what the template writes for an image."""
     if image_token in text or IMAGE_TAG not in text:
         return text
     return text.replace(IMAGE_TAG, image_text(template))
 
 
 def complete(text: str, turns: Turns, form: Form | None) -> tuple[str, str]:
-    """A rendered prompt, and what stands between it and the answer, as the template has it.
+    """A rendered prompt, and what separates it from the answer according to the template.
 
-    What the text leaves out at its end (the line break behind ChatML's "assistant") is put there, and what it holds of
-    the blank in front of the answer is not written twice.
+    Whitespace that the template writes at the end of a prompt (ChatML's line break) is added if it is missing, and the
+    blank before an answer is not repeated if the prompt already ends with it.
     """
     mark = turns.ask.rfind(form.assistant) + len(form.assistant) if form is not None else len(turns.ask)
     rest = turns.ask[mark:]

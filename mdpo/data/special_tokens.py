@@ -1,4 +1,4 @@
-"""Texts → token ids, with one BOS, no EOS, and the special tokens that somebody only quotes spelled in letters."""
+"""Texts → token ids: one BOS, no EOS, and special tokens that a text merely quotes are spelled out in letters."""
 
 import functools
 import itertools
@@ -14,12 +14,12 @@ _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 class SpecialTokens:
-    """A tokenizer's special tokens, and tokenisation that knows the quoted ones from the real ones.
+    """A tokenizer's special tokens, and tokenisation that tells quoted ones from real ones.
 
-    ``quote`` puts marks around the tokens in a text before a template writes its own around it; ``ids`` tokenises what
-    the template made of it: marked tokens as the letters they are, the template's own as tokens.
+    ``quote`` marks the special tokens in a row's text. The template then writes its own around it, and ``ids`` tokenises
+    the result: marked tokens become letters, the template's own become tokens.
 
-    control: the tokens with which the template marks turns; special in every text, whatever the tokenizer says of them.
+    control: the tokens that mark turns. They count as special even if the tokenizer does not call them so.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
@@ -34,16 +34,20 @@ class SpecialTokens:
         self._prefix, self._prefix_text = self._leading()
 
     def add_control(self, texts: Iterable[str]) -> None:
-        """Learns which tokens the template writes itself, from what it wrote around texts that hold none."""
+        """Learns which tokens the template itself writes. texts: what it wrote around texts without any."""
         written = {token for text in texts for token in self.find(text)}
         self.control |= written - {self.image_token}
         self.special |= self.control
-        for name in ("_in_answers", "_in_prompts", "_pieces"):
+        for name in ("_any", "_in_answers", "_in_prompts", "_pieces"):
             self.__dict__.pop(name, None)
 
     def find(self, text: str) -> list[str]:
         """The added tokens in a text, in order."""
-        return _any_of(self.special | self._added.keys()).findall(text)
+        return self._any.findall(text)
+
+    @functools.cached_property
+    def _any(self) -> re.Pattern:
+        return _any_of(self.special | self._added.keys())
 
     @functools.cached_property
     def _in_answers(self) -> re.Pattern:
@@ -54,17 +58,17 @@ class SpecialTokens:
         return _any_of(self.control | {_OPEN, _CLOSE})
 
     def quote(self, text: str, *, answer: bool) -> str:
-        """``text`` with marks around what is quoted: every special token in an answer, and in what others say those with
-        which the template marks turns."""
+        """Returns ``text`` with its quoted tokens marked: all special tokens if an assistant says it (``answer``), and
+        only ``control`` otherwise, because questions may use the others, as in grounding."""
         pattern = self._in_answers if answer else self._in_prompts
         return pattern.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", text)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Of texts that begin a sequence: each gets the BOS which the tokenizer would put there, once."""
+        """Tokenises whole sequences. Each starts with the BOS that the tokenizer would add, unless the text brings it."""
         marked = [at for at, text in enumerate(texts) if _OPEN in text or _CLOSE in text]
-        plain = [text for at, text in enumerate(texts) if at not in set(marked)]
-        fast = iter(self._plain(plain) if plain else [])
         slow = {at: self._spelled(texts[at]) for at in marked}
+        plain = [text for at, text in enumerate(texts) if at not in slow]
+        fast = iter(self._plain(plain) if plain else [])
         result = [slow[at] if at in slow else next(fast) for at in range(len(texts))]
         if self._prefix:
             for at, text in enumerate(texts):
@@ -73,15 +77,16 @@ class SpecialTokens:
         return result
 
     def behind(self, text: str) -> list[int]:
-        """The ids of a text that goes on with another, whose tokens stay as they are."""
+        """Tokenises a text that continues another one, whose tokens do not change."""
         if _OPEN in text or _CLOSE in text:
             return self._spelled(text)
         return self._letters(text, anew=False, literal=False)
 
     def _leading(self) -> tuple[list[int], str]:
-        """What the tokenizer puts in front of a text on its own account: mostly the BOS token, or nothing."""
-        special = set(self.tokenizer.all_special_ids)
-        ids = list(itertools.takewhile(special.__contains__, self.tokenizer("a")["input_ids"]))
+        """What the tokenizer by itself puts in front of a text: usually BOS or nothing, as ids and as text."""
+        whole, (plain,) = self.tokenizer("a")["input_ids"], self._plain(["a"])
+        at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+        ids = list(whole[:at])
         return ids, "".join(self.tokenizer.convert_ids_to_tokens(ids))
 
     def _plain(self, texts: list[str], *, literal: bool = False) -> list[list[int]]:
@@ -99,8 +104,9 @@ class SpecialTokens:
         return re.compile(f"{quoted}|({_any_of(self.special).pattern})|[{_OPEN}{_CLOSE}]")
 
     def _spelled(self, text: str) -> list[int]:
-        """The ids of a text with marks in it. It is cut at its real special tokens, and every stretch between two of them
-        tokenised with the quoted ones as letters: a mark left alone, where the template took the text apart, is dropped.
+        """Tokenises a text with marks: cut at its real special tokens, with the quoted ones between them as letters.
+
+        A mark without its partner, left where a template took a text apart, is dropped.
         """
         ids: list[int] = []
         stretch, quoted, before = [], [], ""
@@ -139,7 +145,7 @@ class SpecialTokens:
         return self._letters(first, anew=anew) + [id for piece in rest for id in self._letters(piece, anew=False)]
 
     def _letters(self, text: str, *, anew: bool, literal: bool = True) -> list[int]:
-        """anew: as at the start of a sequence, where some tokenizers put a space in front."""
+        """anew: as at the start of a sequence, where some tokenizers add a space."""
         if not anew:
             line, both = self._plain(["\n", "\n" + text], literal=literal)
             if both[: len(line)] == line:
@@ -148,7 +154,7 @@ class SpecialTokens:
 
     @functools.cached_property
     def _starts_anew(self) -> bool:
-        """Whether the tokenizer takes a text behind a special token for the start of a sequence."""
+        """Whether the tokenizer treats the text behind a special token like the start of a sequence."""
         token = self.tokenizer.eos_token
         alone, behind = self._plain(["a", token + "a"])
         return behind[1:] == alone

@@ -1,4 +1,4 @@
-"""The chat template at work: conversations → text, with every turn in it or a refusal that names the lost one."""
+"""Conversations → text, through the chat template. A turn that the template drops is an error that names it."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from .messages import Message
 from .problem import RowError
 from .text_options import TextOptions, check_kwargs, resolve_template
 
-# Of a message beside role and content: what the model has to read, so that a template which ignores it loses something.
+# Parts of a message, beside its content, that the model has to read: a template that ignores them is refused.
 _READ = ("tool_calls", "reasoning_content", "thinking")
 # A template that expects text and gets parts prints them as Python does.
 _PRINTED_PARTS = ("'type': 'text'", "'type': 'image'")
@@ -25,7 +25,7 @@ _FAILURES = (TemplateError, TypeError, KeyError, IndexError, ValueError, Attribu
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a template is given. tools, kwargs: the row's own. where, column: the row and its column, for errors."""
+    """The input of a chat template. tools, kwargs: the row's own. where, column: for error messages."""
 
     messages: list[Message]
     where: str = "the chat template"
@@ -39,9 +39,9 @@ class Conversation:
 
 
 class ChatTemplate:
-    """A processor's chat template, or the one that the settings give, with the variables that it is rendered with.
+    """A processor's chat template, or the one from the settings, with its variables.
 
-    Raises InputError where there is none, or where chat_template_kwargs holds variables that it does not read.
+    Raises InputError if there is none, or if it does not read one of the variables in chat_template_kwargs.
     """
 
     def __init__(self, processor: ProcessorMixin, options: TextOptions) -> None:
@@ -53,9 +53,9 @@ class ChatTemplate:
         self._forms: dict[bytes, str | RowError] = {}  # by the shape of a conversation: how its content is given
 
     def render(self, conversations: Sequence[Conversation], *, prompt: bool) -> list[str | RowError]:
-        """prompt: with what asks the model for an answer behind it.
+        """Renders conversations. prompt: add the generation prompt, which asks the model for an answer.
 
-        RowError where the template refuses a conversation, leaves out a turn, its tools or its tool calls.
+        A conversation becomes a RowError if the template refuses it, or drops a turn, the tools or the tool calls.
         """
         result: dict[int, str | RowError] = {}
         shaped: dict[int, Conversation] = {}
@@ -76,7 +76,7 @@ class ChatTemplate:
         return [result[at] for at in range(len(conversations))]
 
     def text_of(self, conversation: Conversation, *, prompt: bool) -> str:
-        """``render`` for one, which raises its RowError."""
+        """``render`` for one conversation; raises its RowError."""
         (text,) = self.render([conversation], prompt=prompt)
         return or_raise(text)
 
@@ -101,7 +101,7 @@ class ChatTemplate:
         )
 
     def _without_extras(self, conversation: Conversation, prompt: bool, text: str) -> RowError | None:
-        """What the template does not read of the tools and of what messages hold beside their content."""
+        """Checks that tools, tool calls and reasoning change what the template writes."""
         where = conversation.where
         remedy = "set a chat_template that writes them, or leave them out"
         if conversation.tools:
@@ -115,7 +115,7 @@ class ChatTemplate:
         return None
 
     def _shaped(self, conversation: Conversation) -> Conversation | RowError:
-        """The conversation with its contents in the form that the template reads: parts, or text where it wants that."""
+        """The conversation with its contents as the template reads them: as parts, or as plain text."""
         shape = [
             (message["role"], [part["type"] for part in message["content"]], sorted(message.keys()))
             for message in conversation.messages
@@ -133,7 +133,7 @@ class ChatTemplate:
         return Conversation(messages, conversation.where, conversation.column, conversation.tools, conversation.kwargs)
 
     def _form(self, conversation: Conversation) -> str | RowError:
-        """Tries both forms on stand-ins for the conversation's texts, all of which the template has to write."""
+        """Finds the form in which the template writes every turn, with stand-ins for the texts, and no Python list."""
         if problem := check_kwargs(self.processor, self.text, conversation.kwargs):
             remedy = "leave it out, or set another chat_template"
             return RowError.at(conversation.where, "chat_template_kwargs", problem, remedy)
@@ -176,7 +176,7 @@ def _extras(messages: list[Message]) -> list[str]:
 
 
 def _as_text(message: Message) -> Message:
-    """The message with text for content, where it is text alone."""
+    """The message with its parts joined to a text, unless it contains an image."""
     if any(part["type"] != "text" for part in message["content"]):
         return message
     return {**message, "content": "".join(part["text"] for part in message["content"])}

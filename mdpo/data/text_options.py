@@ -1,4 +1,4 @@
-"""How rows become text: what training, scoring and generation have to share, and its command-line options."""
+"""Settings that decide how rows become text, shared by training, scoring and generation, and their options."""
 
 import argparse
 import hashlib
@@ -16,13 +16,13 @@ from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 
-# What a template gets besides its own variables; older versions of transformers do not name all in the signature.
+# Arguments that are no variables of a template; older versions of transformers do not name all in the signature.
 _SET_ELSEWHERE = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize"}
 
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """Settings that decide what text the model reads.
+    """Settings of the text that the model reads.
 
     system_prompt: a system turn for rows that have none of their own.
     chat_template: a Jinja template, or the path of a file that contains one, instead of the processor's.
@@ -65,7 +65,7 @@ def add_text_options(command: argparse.ArgumentParser) -> None:
 
 
 def text_options(options: argparse.Namespace) -> TextOptions:
-    """Raises InputError where --chat-template-kwargs is not a JSON object."""
+    """The parsed options as ``TextOptions``. Raises InputError if --chat-template-kwargs is not a JSON object."""
     kwargs = options.chat_template_kwargs
     if kwargs is not None:
         try:
@@ -77,9 +77,9 @@ def text_options(options: argparse.Namespace) -> TextOptions:
 
 
 def read_template(setting: str) -> str:
-    """The template that ``chat_template`` names: the setting itself, or the content of the file at that path.
+    """The template that the setting ``chat_template`` means: itself, or the content of the file at that path.
 
-    Raises InputError where it is neither a Jinja text nor a readable file.
+    Raises InputError if it is neither a Jinja template nor a readable file.
     """
     if "{%" in setting or "{{" in setting or "\n" in setting:
         return setting
@@ -94,7 +94,7 @@ def read_template(setting: str) -> str:
 def resolve_template(processor: ProcessorMixin, setting: str | None) -> str:
     """The template in use: the setting's, else the processor's, else its tokenizer's.
 
-    Raises InputError where there is none, where there are several and none is named "default", or where it is not Jinja.
+    Raises InputError if there is none, if there are several and none is named "default", or if it is not valid Jinja.
     """
     if setting is not None:
         template = read_template(setting)
@@ -123,7 +123,7 @@ def resolve_template(processor: ProcessorMixin, setting: str | None) -> str:
 
 
 def check_kwargs(processor: ProcessorMixin, template: str, kwargs: Mapping[str, Any]) -> str | None:
-    """What is wrong with variables that are meant for the template, or None."""
+    """What is wrong with variables that are meant for the template; None if nothing is."""
     if not kwargs:
         return None
     taken = inspect.signature(type(processor).apply_chat_template).parameters.keys() | _SET_ELSEWHERE

@@ -90,11 +90,15 @@ class _Prompts:
         images."""
         images = [[open_image(image, row.where) for image in row.images] for row in rows]
         prompts = []
-        for ids, own in zip(self.encoder.prompts(rows), images, strict=True):
+        for row, ids, own in zip(rows, self.encoder.prompts(rows), images, strict=True):
             if isinstance(ids, RowError):
                 raise ids
-            sizes = [(image.height, image.width) for image in own]
-            prompts.append(torch.as_tensor(self.image_tokens.expand(ids, sizes), dtype=torch.int64))
+            try:
+                expanded = self.image_tokens.expand(ids, [(image.height, image.width) for image in own])
+            except ValueError as error:
+                problem = f"the image processor refuses the size: {error}"
+                raise RowError.at(row.where, "images", problem, "crop it") from error
+            prompts.append(torch.as_tensor(expanded, dtype=torch.int64))
         length = max(map(len, prompts))
         ids = torch.full((len(rows), length), self.pad)
         attention = torch.zeros_like(ids)

@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from mdpo.data import PromptRow, TextOptions, parse_rows
 from mdpo.data.encode import Encoder
 from mdpo.data.messages import text_columns
+from mdpo.data.problem import RowError
 from mdpo.errors import InputError
 from tests.data import templates
 
@@ -330,3 +331,44 @@ def test_prompts_alone_name_their_row():
     (found,) = ENCODERS["vicuna", "bytes"].prompts([prompt])
     assert "renders 1 image placeholders for 0 images" in str(found)
     assert isinstance(prompt, PromptRow)
+
+
+# Anything at all in what goes to the template
+
+WORDS = st.text(max_size=8) | st.sampled_from(
+    ["</s>", "<image>", "<|im_start|>user", "USER: a ASSISTANT:", "[1]", "{}", "\ufdd0"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2),
+    max_leaves=4,
+)
+ROLES = st.sampled_from(["system", "user", "assistant", "tool", "narrator"]) | WORDS
+MESSAGES = st.fixed_dictionaries(
+    {
+        "role": ROLES,
+        "content": WORDS | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": WORDS}), max_size=2),
+    },
+    optional={"tool_calls": VALUES, "name": VALUES, "reasoning_content": VALUES},
+)
+COLUMNS = st.fixed_dictionaries(
+    {"prompt": WORDS | st.lists(MESSAGES, min_size=1, max_size=3), "chosen": WORDS},
+    optional={
+        "system": WORDS | VALUES,
+        "tools": st.lists(st.dictionaries(WORDS, VALUES, max_size=2), max_size=2) | VALUES,
+        "chat_template_kwargs": st.dictionaries(st.sampled_from(["thinking", "tokenize", "x"]), VALUES) | VALUES,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(PROCESSORS)), COLUMNS)
+def test_whatever_goes_to_the_template_is_read_or_named(key, columns):
+    try:
+        one = row(**columns)
+        encoded = ENCODERS[key].row(one)
+    except RowError as error:
+        assert error.where == "dataset, row 0" and error.field and error.problem and error.remedy
+    else:
+        assert encoded.chosen_ids and encoded.prompt_ids
+        assert ENCODERS[key].prompts([one]) == [encoded.prompt_ids]
