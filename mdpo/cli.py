@@ -15,6 +15,7 @@ from peft import LoraConfig
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
+from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
     )
+    add_text_options(command)
     command.set_defaults(run=run_score)
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
@@ -199,11 +201,12 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
+    data = DataOptions(negative=options.negative, seed=options.seed, text=text_options(options))
     rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
     processor = load_processor(options.model)
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
-    dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
+    dataset = PreferenceDataset(rows, processor, data)
     check_rows(base, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
     if not options.no_check_start:

@@ -48,6 +48,19 @@ class MDPOConfig(TrainingArguments):
     )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System turn for rows that have none of their own."}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja template, or the path of a .jinja file; None: the processor's."}
+    )
+    chat_template_kwargs: dict | None = field(
+        default=None, metadata={"help": "Variables for the chat template, such as {enable_thinking: false}."}
+    )
+    prompt_is_rendered: bool | None = field(
+        default=None,
+        metadata={"help": "Whether plain-text prompts already contain the template's turns; None: recognised row by row."},
+    )
 
     reference: str = field(
         default="start", metadata={"help": "Measured against: start, the model as it is given; base, without adapter."}

@@ -3,5 +3,15 @@
 from .dataset import DataOptions, PreferenceDataset
 from .negatives import NEGATIVES
 from .rows import PreferenceRow, PromptRow, parse_rows, read_rows
+from .text_options import TextOptions
 
-__all__ = ["DataOptions", "NEGATIVES", "PreferenceDataset", "PreferenceRow", "PromptRow", "parse_rows", "read_rows"]
+__all__ = [
+    "DataOptions",
+    "NEGATIVES",
+    "PreferenceDataset",
+    "PreferenceRow",
+    "PromptRow",
+    "TextOptions",
+    "parse_rows",
+    "read_rows",
+]

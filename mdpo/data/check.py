@@ -19,6 +19,7 @@ from .images import CHUNK, ImageFacts, Inspector, image_uses
 from .problem import Dropped, RowError
 from .rows import Checked, ImageRoot, PreferenceRow, check_rows
 from .sources import open_source
+from .text_options import TextOptions
 
 Inspected = tuple[PreferenceRow, list[ImageFacts]]  # a row, and what its images and rejected_images are
 
@@ -55,23 +56,32 @@ class Report:
 
 
 def check_file(
-    path: str | Path, root: ImageRoot, *, processor: ProcessorMixin | None = None, max_length: int | None = None
+    path: str | Path,
+    root: ImageRoot,
+    *,
+    processor: ProcessorMixin | None = None,
+    max_length: int | None = None,
+    text: TextOptions | None = None,
 ) -> Report:
     """Reads, checks and measures every row; a row at a time, so that a long file takes little memory.
 
-    processor: of the model to be trained. With it lengths are tokens, and max_length is applied; without, characters.
+    processor: of the model to be trained. With it lengths are tokens, and max_length and text, which says how
+    rows become text, are applied; without, characters.
 
     Raises InputError where the file as a whole can't be read.
     """
-    return check_records(check_rows(open_source(path), root, PreferenceRow), processor, max_length)
+    return check_records(check_rows(open_source(path), root, PreferenceRow), processor, max_length, text)
 
 
 def check_records(
-    found: Iterable[Checked | Dropped | RowError], processor: ProcessorMixin | None, max_length: int | None
+    found: Iterable[Checked | Dropped | RowError],
+    processor: ProcessorMixin | None,
+    max_length: int | None,
+    text: TextOptions | None = None,
 ) -> Report:
     """``check_file`` for rows that are already parsed, as ``check_rows`` yields them."""
     report = Report("characters" if processor is None else "tokens")
-    measure = _Characters() if processor is None else _Tokens(processor, max_length)
+    measure = _Characters() if processor is None else _Tokens(processor, max_length, text)
     seen: dict[bytes, str] = {}
     found = iter(found)
     with Inspector() as inspector:
@@ -138,8 +148,8 @@ class _Characters:
 
 
 class _Tokens:
-    def __init__(self, processor: ProcessorMixin, max_length: int | None) -> None:
-        self.encoder = Encoder(processor)
+    def __init__(self, processor: ProcessorMixin, max_length: int | None, text: TextOptions | None) -> None:
+        self.encoder = Encoder(processor, text)
         self.image_tokens = ImageTokens(processor)
         self.max_length = max_length
 
@@ -158,6 +168,8 @@ class _Tokens:
         room = response_room(row, prompt, self.max_length)
         lengths = {"prompt": prompt, "chosen": len(encoded.chosen_ids), "rejected": len(encoded.rejected_ids)}
         notes = []
+        if encoded.rendered:
+            notes.append(Note(row.where, "prompt", "already rendered", "taken as it is, without the chat template"))
         for name in ("chosen", "rejected"):
             if room is not None and lengths[name] > room:
                 notes.append(Note(row.where, name, "response cut", f"{room} of {lengths[name]} tokens are left"))

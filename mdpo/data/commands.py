@@ -15,6 +15,7 @@ from .preview import contact_sheet
 from .rows import ImageRoot, image_root, read_rows
 from .sample import sample_file
 from .sources import default_image_dir
+from .text_options import TextOptions, add_text_options, text_options
 
 
 def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callable[[Path], ProcessorMixin]) -> None:
@@ -30,6 +31,7 @@ def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callabl
     command.add_argument("--model", type=Path, help="folder of the model's processor: lengths in its tokens")
     command.add_argument("--max-length", type=int, help="with --model: which responses it would cut")
     command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png")
+    add_text_options(command)
     command.set_defaults(run=lambda options: run_check(options, load_processor))
 
     command = commands.add_parser("preview", help="a picture of images beside their negatives")
@@ -71,8 +73,11 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
     """Prints the report. Raises InputError with a summary where rows are broken or none is usable."""
     if options.max_length is not None and options.model is None:
         raise InputError("--max-length counts tokens; give --model too")
+    text = text_options(options)
+    if text != TextOptions() and options.model is None:
+        raise InputError("--system-prompt, --chat-template and the like belong to a processor; give --model too")
     processor = None if options.model is None else load_processor(options.model)
-    report = check_file(options.data, _root(options), processor=processor, max_length=options.max_length)
+    report = check_file(options.data, _root(options), processor=processor, max_length=options.max_length, text=text)
     for line in report_lines(report, str(options.data)):
         print(line)
     if options.picture is not None and report.usable:

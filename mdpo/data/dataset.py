@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,10 +15,12 @@ from mdpo.packing.tokens import PreferenceTokens
 from .encode import EncodedRow, Encoder
 from .image_tokens import ImageTokens, image_settings
 from .images import CHUNK, check_images, open_image
+from .messages import without_image_tags
 from .negatives import parse_negative
 from .problem import RowError
 from .rejected_images import RejectedImages
 from .rows import PreferenceRow
+from .text_options import TextOptions
 from .token_store import TokenStore
 
 
@@ -30,6 +31,7 @@ class DataOptions:
     image_rejected: with the third branch. drop_images: train without any image, and so without the third branch.
     negative: a name in NEGATIVES, or a mixture such as "crop_0_20:0.5+black:0.5". seed: of the negatives.
     max_length: tokens of prompt and response; longer responses are cut.
+    text: how rows become text.
     """
 
     image_rejected: bool = True
@@ -37,6 +39,24 @@ class DataOptions:
     negative: str = "crop_0_20"
     seed: int = 42
     max_length: int | None = None
+    text: TextOptions = TextOptions()
+
+    @classmethod
+    def of(cls, settings: Any) -> "DataOptions":
+        """From a run's settings, an ``MDPOConfig``."""
+        return cls(
+            image_rejected=settings.uses_image_rejected and not settings.drop_images,
+            drop_images=settings.drop_images,
+            negative=settings.negative,
+            seed=settings.seed,
+            max_length=settings.max_length,
+            text=TextOptions(
+                settings.system_prompt,
+                settings.chat_template,
+                settings.chat_template_kwargs,
+                settings.prompt_is_rendered,
+            ),
+        )
 
 
 class PreferenceDataset(Dataset):
@@ -63,8 +83,7 @@ class PreferenceDataset(Dataset):
         self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
         self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
         self.lengths: list[int] = []
-        encoder = Encoder(processor)
-        self._image_token_id = encoder.image_token_id
+        encoder = Encoder(processor, options.text)
         for start in tqdm(range(0, len(self.rows), CHUNK), "tokenising", leave=False, disable=None):
             chunk = self.rows[start : start + CHUNK]
             for index, encoded in enumerate(encoder.rows(chunk), start=start):
@@ -80,7 +99,7 @@ class PreferenceDataset(Dataset):
         rejected = [] if self._rejected_images is None else self._rejected_images.make(index, images, epoch)
         return PreferenceTokens(
             row.id,
-            self._expand(self._prompts[index], self._sizes[index]).tolist(),
+            self._image_tokens.expand(self._prompts[index], self._sizes[index]).tolist(),
             self._chosen[index].tolist(),
             self._rejected[index].tolist(),
             self._process(images),
@@ -96,15 +115,6 @@ class PreferenceDataset(Dataset):
 
     def _has_negative(self, row: PreferenceRow) -> bool:
         return self.options.image_rejected and bool(row.images)
-
-    def _expand(self, prompt_ids: np.ndarray, sizes: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """Every placeholder replaced by its image's tokens."""
-        places = np.flatnonzero(prompt_ids == self._image_token_id)
-        pieces, start = [], 0
-        for place, size in zip(places, sizes, strict=True):
-            pieces += [prompt_ids[start:place], self._image_tokens(*size)]
-            start = place + 1
-        return np.concatenate([*pieces, prompt_ids[start:]])
 
     def _add(self, index: int, row: PreferenceRow, encoded: EncodedRow | RowError) -> None:
         if isinstance(encoded, RowError):
@@ -143,4 +153,5 @@ def _without_images(row: PreferenceRow) -> PreferenceRow:
         {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
         for message in row.prompt
     ]
-    return replace(row, images=(), rejected_images=(), prompt=prompt)
+    plain = None if row.plain is None else without_image_tags(row.plain)
+    return replace(row, images=(), rejected_images=(), prompt=prompt, plain=plain)

@@ -17,6 +17,8 @@ from .problem import Dropped, RowError
 Columns = dict[str, Any]
 Convert = Callable[[Columns, str], Columns | Dropped]
 
+# What a row gives the chat template beside its prompt.
+TEMPLATE_COLUMNS = ("system", "tools", "chat_template_kwargs")
 _IMAGE_COLUMNS = ("img_path", "images", "image")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
@@ -52,6 +54,7 @@ def to_canonical(record: Any, where: str) -> tuple[str, Columns | Dropped]:
     if not isinstance(canonical, Dropped):
         canonical["images"] = _images(columns, where)
         canonical["rejected_images"] = as_list(columns.get("rejected_images", []))
+        canonical |= {name: columns[name] for name in TEMPLATE_COLUMNS if name in columns}
     return found.name, canonical
 
 

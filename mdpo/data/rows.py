@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from mdpo.errors import InputError
 
 from .formats import to_canonical
 from .images import ImageSource, StoredImage
-from .messages import Message, parse_prompt, parse_response
+from .messages import Message, parse_response, row_text
 from .problem import Dropped, RowError
 from .sources import Record, default_image_dir, open_source
 
@@ -29,12 +29,17 @@ class PromptRow:
     id: the row's own ``id`` column, else its position. where: file and row, for messages.
     images: resolved paths, stored images or PIL images, in the order of the prompt's image parts.
     prompt: chat messages whose content is a list of ``{"type": "image"}`` and ``{"type": "text", "text": …}`` parts.
+    plain: the prompt's text where the row gives it as text, which may be rendered already; see ``Encoder``.
+    tools, template_kwargs: for the chat template, from the columns ``tools`` and ``chat_template_kwargs``.
     """
 
     id: str
     where: str
     images: tuple[ImageSource, ...]
     prompt: list[Message]
+    plain: str | None = field(default=None, kw_only=True)
+    tools: list[dict[str, Any]] | None = field(default=None, kw_only=True)
+    template_kwargs: dict[str, Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +153,8 @@ def _check(record: Any, index: int, where: str, root: ImageRoot, kind: type[Row]
     fields: dict[str, Any] = {column: parse_response(columns[column], column, where) for column in responses}
     if kind is PreferenceRow:
         fields["rejected_images"] = _rejected_images(columns["rejected_images"], len(images), root, where)
-    prompt = parse_prompt(columns["prompt"], len(images), where)
-    return Checked(kind(_id(columns, index, where), where, images, prompt, **fields), name)
+    fields |= row_text(columns, len(images), where)
+    return Checked(kind(id=_id(columns, index, where), where=where, images=images, **fields), name)
 
 
 def _id(columns: Mapping, index: int, where: str) -> str:

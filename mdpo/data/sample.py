@@ -14,6 +14,7 @@ from typing import Any
 from mdpo.errors import InputError
 
 from .images import ImageSource, StoredImage
+from .messages import text_columns
 from .problem import Dropped, RowError
 from .rows import ImageRoot, PreferenceRow, check_rows
 from .sources import open_source
@@ -70,7 +71,8 @@ def _keyed(
 
 
 def _record(row: PreferenceRow, root: ImageRoot, folder: Path) -> dict[str, Any]:
-    record = {"id": row.id, "images": [_image(image, row, root, folder) for image in row.images], "prompt": row.prompt}
+    record: dict[str, Any] = {"id": row.id, "images": [_image(image, row, root, folder) for image in row.images]}
+    record |= text_columns(row.prompt, row.plain, row.tools, row.template_kwargs)
     record |= {"chosen": row.chosen, "rejected": row.rejected}
     if row.rejected_images:
         record["rejected_images"] = [_image(image, row, root, folder) for image in row.rejected_images]

@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 
 from mdpo.data import PromptRow, read_rows
 from mdpo.data.commands import add_image_options
+from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
@@ -70,12 +71,14 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     command.add_argument("--preset", choices=PRESETS, default="greedy", help="rlhfv: three beams, as in RLHF-V's code")
     command.add_argument("--max-new-tokens", type=int, default=1024)
     command.add_argument("--batch-size", type=int, default=8)
+    add_text_options(command)
     command.set_defaults(run=run_generate)
 
 
 def run_generate(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+    text = text_options(options)
     rows = _questions(options)
     settings = Settings(
         model=fingerprint(options.model),
@@ -84,6 +87,7 @@ def run_generate(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         max_new_tokens=options.max_new_tokens,
         num_beams=PRESETS[options.preset],
+        text=text.digest(),
     )
 
     def answerer(todo: Sequence[PromptRow]) -> Iterable[str]:
@@ -95,6 +99,7 @@ def run_generate(options: argparse.Namespace) -> None:
             max_new_tokens=settings.max_new_tokens,
             batch_size=options.batch_size,
             num_beams=settings.num_beams,
+            text=text,
         )
 
     # A layout is written when all answers are there; until then they are kept in a journal beside it.

@@ -105,15 +105,8 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
 def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
     images = 0 if args.drop_images else 1 + args.uses_image_rejected
     if Path(run.train_data).exists() and Path(run.model_name_or_path).is_dir():
-        data = DataOptions(
-            image_rejected=args.uses_image_rejected and not args.drop_images,
-            drop_images=args.drop_images,
-            negative=args.negative,
-            seed=args.seed,
-            max_length=args.max_length,
-        )
         rows = read_rows(run.train_data, run.image_dir, allow_outside=run.allow_outside)
-        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), data)
+        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args))
         return from_lengths(dataset.lengths, images=images, image_tokens=shape.image_tokens)
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
+from mdpo.data.text_options import read_template
 from mdpo.errors import InputError, TrainingError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
 from mdpo.models.folder import short
@@ -83,6 +84,8 @@ class MDPOTrainer(KeepsWeights):
     ) -> None:
         rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         check_arguments(model, args, processing_class, peft_config, **rows)
+        if args.chat_template is not None:  # so that the processor which is saved renders as this run does
+            processing_class.chat_template = read_template(args.chat_template)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
@@ -428,11 +431,4 @@ def _dataset(rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, a
         return rows
     if not isinstance(rows[0], PreferenceRow):
         rows = parse_rows(rows, Path.cwd())
-    options = DataOptions(
-        image_rejected=args.uses_image_rejected and not args.drop_images,
-        drop_images=args.drop_images,
-        negative=args.negative,
-        seed=args.seed,
-        max_length=args.max_length,
-    )
-    return PreferenceDataset(rows, processor, options)
+    return PreferenceDataset(rows, processor, DataOptions.of(args))
