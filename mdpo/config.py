@@ -48,6 +48,9 @@ class MDPOConfig(TrainingArguments):
     )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
+    ignore_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
+    )
 
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
@@ -92,7 +95,7 @@ class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of the model and its processor."})
-    train_data: str = field(metadata={"help": "Preference rows, .json or .jsonl."})
+    train_data: str = field(metadata={"help": "Preference rows: file, folder or hub dataset."})
     image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
     allow_outside: bool = field(
         default=False, metadata={"help": "Image paths and links may lead out of the image folder."}

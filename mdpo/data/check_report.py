@@ -29,15 +29,28 @@ def report_lines(report: Report, source: str) -> Iterator[str]:
     yield f"broken    {broken}"
     for reason, count in report.dropped.most_common():
         yield f"dropped   {count}: {reason}"
+    if report.usable:
+        yield _images(report)
     if report.own_negatives:
         yield f"negatives {report.own_negatives} rows bring rejected_images; the negative own uses them"
     yield from _notes(report)
+    if report.shown is not None:
+        yield ""
+        yield from report.shown.lines()
     if report.usable:
         yield ""
         yield f"lengths in {report.unit}"
         table = [("", "mean", "median", "95%", "longest", "rows from 0 to the longest")]
         table += [(name, *_statistics(lengths)) for name, lengths in report.lengths.items()]
         yield from _columns(table)
+
+
+def _images(report: Report) -> str:
+    with_image = report.usable - report.without_image
+    line = f"images    {report.images} in {with_image} rows; {report.without_image} rows have none, text only"
+    if not with_image:
+        line += ": conditional: true, which compares images, refuses them all"
+    return line
 
 
 def _notes(report: Report) -> Iterator[str]:

@@ -8,7 +8,7 @@ import copy
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .steps import MicroBatches, Step, StepSampler, collate
 
-Rows = Sequence[PreferenceRow] | Sequence[Mapping]
+Rows = Iterable[PreferenceRow] | Iterable[Mapping]
 
 
 class MDPOTrainer(Trainer):
@@ -43,8 +43,9 @@ class MDPOTrainer(Trainer):
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model
         with its adapter off; in full fine-tuning, a frozen copy made here.
     args: the settings.
-    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
-        with PIL images or paths (relative to the working directory).
+    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts of any format in
+        ``mdpo.data.formats`` with PIL images or paths (relative to the working directory), as a list, a generator, a
+        ``datasets.Dataset`` or a ``datasets.IterableDataset``. Images of the last two stay encoded until they are read.
     processing_class: the model's processor; saved beside every checkpoint.
     peft_config: the adapter to train, where the model has none yet.
 
@@ -80,7 +81,7 @@ class MDPOTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(train_dataset, processing_class, args),
+            train_dataset=_dataset(train_dataset, processing_class, args, "train_dataset"),
             eval_dataset=_dataset(eval_dataset, processing_class, args),
             processing_class=processing_class,
             callbacks=[*(callbacks or []), _SetEpoch(self)],
@@ -350,16 +351,19 @@ class _SetEpoch(TrainerCallback):
         sampler.set_epoch(state.global_step // len(sampler))
 
 
-def _dataset(rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig) -> PreferenceDataset | None:
+def _dataset(
+    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
+) -> PreferenceDataset | None:
     if rows is None or isinstance(rows, PreferenceDataset):
         return rows
-    if not isinstance(rows[0], PreferenceRow):
-        rows = parse_rows(rows, Path.cwd())
+    checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
+    # A few held-out rows may all be without an image where those that train are not.
+    has_images = name == "train_dataset" or any(row.images for row in checked)
     options = DataOptions(
-        image_rejected=args.uses_image_rejected and not args.drop_images,
+        image_rejected=args.uses_image_rejected and not args.drop_images and has_images,
         drop_images=args.drop_images,
         negative=args.negative,
         seed=args.seed,
         max_length=args.max_length,
     )
-    return PreferenceDataset(rows, processor, options)
+    return PreferenceDataset(checked, processor, options)
