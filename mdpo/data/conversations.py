@@ -11,7 +11,7 @@ Turn = dict[str, Any]
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 # What a chat template may read of a message besides; any other key of a turn changes it in a way that nobody reads.
-_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"})
+_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking"})
 _ANSWER_KEYS = frozenset({"role", "content"})
 
 

@@ -18,7 +18,8 @@ from .problem import Dropped, RowError, shortened
 
 Convert = Callable[[Columns, str], Columns | Dropped]
 
-_TEMPLATE = ("system", "tools", "chat_template_kwargs")
+# What a row gives the chat template beside its prompt.
+TEMPLATE_COLUMNS = ("system", "tools", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Format:
     reads: frozenset[str]
 
     def fits(self, columns: Mapping[str, Any]) -> bool:
-        return all(name in columns for name in self.has) and self.lacks not in columns
+        return all(not is_empty(columns.get(name)) for name in self.has) and self.lacks not in columns
 
 
 def to_canonical(
@@ -94,7 +95,7 @@ def as_list(value: Any) -> list:
 
 
 def _canonical(columns: Columns, where: str) -> Columns:
-    kept = ("id", "prompt", "chosen", "rejected", "rejected_images", *_TEMPLATE)
+    kept = ("id", "prompt", "chosen", "rejected", "rejected_images", *TEMPLATE_COLUMNS)
     return {name: columns[name] for name in kept if name in columns}
 
 

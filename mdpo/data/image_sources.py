@@ -18,7 +18,7 @@ from PIL import Image
 from mdpo.errors import InputError
 
 from .images import ImageSource, StoredImage
-from .problem import RowError, shortened
+from .problem import RowError, clipped, shortened
 
 # How the formats that are read begin in base64: PNG, JPEG, GIF, WebP, BMP, TIFF (both byte orders). No path of this
 # length is made of base64's letters alone.
@@ -39,7 +39,7 @@ def image_root(image_dir: str | Path, allow_outside: bool = False) -> ImageRoot:
     folder = Path(image_dir).expanduser().resolve()
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"image_dir: {shortened(str(folder), 200)} {problem}; give the folder of the images")
+        raise InputError(f"image_dir: {clipped(str(folder))} {problem}; give the folder of the images")
     return ImageRoot(folder, allow_outside)
 
 

@@ -39,14 +39,15 @@ class ImageTokens:
             self._by_size[size] = self._framed_tokens(*size) if self._framed else self._repeated(*size)
         return self._by_size[size]
 
-    def expand(self, prompt_ids: np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-        """A prompt's ids, (N,) int32, with the n-th placeholder replaced by the tokens of an image of the n-th size."""
-        places = np.flatnonzero(prompt_ids == self.processor.image_token_id)
+    def expand(self, prompt_ids: Sequence[int] | np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The prompt with every placeholder replaced by its image's tokens. sizes: (height, width) of each, in order."""
+        ids = np.asarray(prompt_ids, dtype=np.int32)
+        places = np.flatnonzero(ids == self.processor.image_token_id)
         pieces, start = [], 0
         for place, size in zip(places, sizes, strict=True):
-            pieces += [prompt_ids[start:place], self(*size)]
+            pieces += [ids[start:place], self(*size)]
             start = place + 1
-        return np.concatenate([*pieces, prompt_ids[start:]])
+        return np.concatenate([*pieces, ids[start:]])
 
     def _repeated(self, height: int, width: int) -> np.ndarray:
         counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])

@@ -200,12 +200,12 @@ class Inspector:
 
 def _inspect(use: Use) -> ImageFacts | RowError:
     source, key = use.source, id(use.source)
-    if isinstance(source, StoredImage):
-        data = source.read()
-        source, key = StoredImage(source.name, partial(bytes, data)), hashlib.blake2b(data, digest_size=16).digest()
-    elif isinstance(source, Path):
-        key = str(source)
     try:
+        if isinstance(source, StoredImage):
+            data = _read(source, use.where, use.field)
+            source, key = StoredImage(source.name, partial(bytes, data)), hashlib.blake2b(data, digest_size=16).digest()
+        elif isinstance(source, Path):
+            key = str(source)
         image = open_image(source, use.where, use.field)
     except RowError as error:
         return error

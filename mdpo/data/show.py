@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from .encode import EncodedRow, Encoder
 from .image_tokens import ImageTokens
 from .problem import spelled_out
@@ -42,8 +40,7 @@ def show(
         room: The tokens that max_length leaves an answer; None without a limit.
         where: File and row.
     """
-    prompt_ids = np.asarray(encoded.prompt_ids, dtype=np.int32)
-    prompt = _collapsed(encoder, image_tokens.expand(prompt_ids, sizes).tolist())
+    prompt = _collapsed(encoder, image_tokens.expand(encoded.prompt_ids, sizes).tolist())
     answers = []
     for name, ids in (("chosen", encoded.chosen_ids), ("rejected", encoded.rejected_ids)):
         kept = list(ids[:room])

@@ -16,7 +16,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .problem import RowError, shortened
+from .problem import RowError, clipped
 from .tables import Record, choose_split, hub_dataset, parquet, saved_dataset, stream_rows, table_rows
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -51,7 +51,7 @@ def open_source(path: str | Path) -> Iterator[Record]:
     if path.suffix not in _SUFFIXES and _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
         return table_rows(hub_dataset(str(path), split), str(path))
     looked = "" if path.is_absolute() else f" in {Path.cwd()}, where relative paths start"
-    raise InputError(f"data file {shortened(str(path), 200)} does not exist{looked}; check the path")
+    raise InputError(f"data file {clipped(str(path))} does not exist{looked}; check the path")
 
 
 def records_of(given: Any, name: str) -> Iterator[Record]:
@@ -68,7 +68,7 @@ def records_of(given: Any, name: str) -> Iterator[Record]:
         if isinstance(given, (datasets.DatasetDict, datasets.IterableDatasetDict)):
             raise InputError(f"{name} has splits: {', '.join(map(str, given))}; give one of them, as in data['train']")
     if isinstance(given, (str, Path)):
-        raise InputError(f"{name} is the path {shortened(str(given))}; read it with mdpo.data.read_rows")
+        raise InputError(f"{name} is the path {clipped(str(given))}; read it with mdpo.data.read_rows")
     if isinstance(given, Mapping) or not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
         raise InputError(f"{name} is a {type(given).__name__}; give rows: a list of dicts, or a datasets.Dataset")
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # pandas, whose iteration yields column names
