@@ -18,7 +18,7 @@ from PIL import Image
 from mdpo.errors import InputError
 
 from .images import ImageSource, StoredImage
-from .problem import RowError, clipped, shortened
+from .problem import RowError, clipped, names, shortened
 
 # How the formats that are read begin in base64: PNG, JPEG, GIF, WebP, BMP, TIFF (both byte orders). No path of this
 # length is made of base64's letters alone.
@@ -58,9 +58,10 @@ def image_source(value: Any, root: ImageRoot, where: str, field: str) -> ImageSo
     if isinstance(value, (Image.Image, StoredImage)):
         return value
     if isinstance(value, Mapping):
-        data, value = value.get("bytes"), value.get("path")
+        data, path = value.get("bytes"), value.get("path")
         if isinstance(data, bytes):
-            return _stored(data, str(value or field))
+            return _stored(data, str(path or field))
+        value = path or value
     if isinstance(value, bytes):
         return _stored(value, field)
     if not isinstance(value, (str, Path)) or not str(value):
@@ -118,4 +119,6 @@ def _stored(data: bytes, name: str) -> StoredImage:
 def _kind(value: Any) -> str:
     if isinstance(value, float) and value != value:
         return "NaN, as pandas writes a missing value"
+    if isinstance(value, Mapping):
+        return f"an object with {names(value)}"
     return "no text" if value == "" else type(value).__name__

@@ -62,7 +62,7 @@ class Checked(NamedTuple):
 
 
 def read_rows(
-    path: str | Path,
+    path: str | Path | Iterable[Mapping],
     image_dir: str | Path | None = None,
     *,
     kind: type[Row] = PreferenceRow,
@@ -70,6 +70,8 @@ def read_rows(
     ignore_columns: Sequence[str] = (),
 ) -> list[Row]:
     """The rows of a data file, folder or hub dataset (see ``open_source``), of any format in ``FORMATS``.
+
+    path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
 
     image_dir: image paths are taken below it; without it, below the data file's folder.
     kind: ``PreferenceRow``, or ``PromptRow`` where the responses are not needed.
@@ -79,6 +81,9 @@ def read_rows(
     Raises InputError that names file, row and field at the first row that is broken. How many rows were dropped
     because they hold no preference is logged.
     """
+    if not isinstance(path, (str, Path)):
+        where = Path.cwd() if image_dir is None else image_dir
+        return parse_rows(path, where, kind=kind, allow_outside=allow_outside, ignore_columns=ignore_columns)
     root = source_root(path, image_dir, allow_outside)
     return _collect(check_rows(open_source(path), root, kind, ignore_columns), str(path))
 

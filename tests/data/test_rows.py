@@ -152,6 +152,8 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
     "null byte": ({**GOOD, "img_path": "a\0.png"}, "images", "control characters"),
     "no path": ({**GOOD, "img_path": ""}, "images", "must be a path"),
     "path is a number": ({**GOOD, "img_path": 3}, "images", "must be a path"),
+    "path in an object": ({**GOOD, "img_path": {"url": "a.png"}}, "images", "found an object with url"),
+    "no path in it": ({**GOOD, "img_path": {"bytes": None, "path": None}}, "images", "an object with bytes, path"),
     "two image columns": ({**GOOD, "images": ["b.png"]}, "img_path", "img_path and images both name images"),
     "id is a list": ({**GOOD, "id": [1]}, "id", "expected text or a whole number"),
     "negatives do not match": ({**GOOD, "rejected_images": ["a.png", "b.png"]}, "rejected_images", "2 for 1 images"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdpo.data import DataOptions, PreferenceDataset, parse_rows
+from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows
 from mdpo.data.images import StoredImage, open_image
 from mdpo.errors import InputError
 from tests import tiny
@@ -141,6 +141,12 @@ def test_a_format_that_hides_columns_hides_them(tmp_path):
 def test_what_is_no_list_of_rows_is_one_line(given, message, tmp_path):
     with pytest.raises(InputError, match=message):
         parse_rows(given(), tmp_path, source="rows")
+
+
+def test_read_rows_takes_a_data_set_too(tmp_path):
+    assert pictures(read_rows(table())) == WANTED
+    table().save_to_disk(str(tmp_path / "saved"))
+    assert pictures(read_rows(tmp_path / "saved")) == WANTED
 
 
 def test_checked_rows_are_taken_as_they_are(tmp_path):
