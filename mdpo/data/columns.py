@@ -94,7 +94,7 @@ def check_columns(columns: Mapping[str, Any], reads: Set[str], where: str, *, an
     problem, remedy = _meaning(unread[0], columns, reads)
     if len(unread) > 1:
         problem += f" (not read either: {names(unread[1:])})"
-    remedy += f", or set ignore_columns (--ignore-columns {names(unread, separator=',')}) to train without what it says"
+    remedy += f", or set ignore_columns (--ignore-columns {names(unread, separator=',')}) to read rows without it"
     raise RowError.at(where, unread[0], problem, remedy)
 
 
@@ -126,13 +126,13 @@ def _meaning(name: str, columns: Mapping[str, Any], reads: Set[str]) -> tuple[st
     if name in PROMPTS and prompt is not None:
         return f"columns {prompt} and {name} both give the prompt", "keep one"
     if words & _MEDIA_WORDS:
-        return "is video or sound, which is not read: the row would train without it", "drop the row or the column"
+        return "is video or sound, which is not read: the row would lose it", "drop the row or the column"
     if "rejected" in words and words & _IMAGE_WORDS:
         return "is not read", "rename it to rejected_images"
     if words & _IMAGE_WORDS or name.lower() in _FILE_NAMES:
         if image is not None:
             return f"columns {image} and {name} both seem to name images", "keep one"
-        return "is not read, so the row would train without an image", "rename it to image (one) or images (a list)"
+        return "is not read, so the row would have no image", "rename it to image (one) or images (a list)"
     if name in _CHANGES:
         return _CHANGES[name]
     known = [*PROMPTS, "chosen", "rejected", *COMMON]

@@ -99,7 +99,7 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
         print(f"\nwrote {options.picture}")
     if report.errors:
         broken = len({error.where for error in report.errors})
-        raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; mend or drop those listed above")
+        raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; fix or drop those listed above")
     if not report.usable:
         raise InputError(f"{options.data} holds no rows that can be used")
     if options.show is not None and report.shown is None:

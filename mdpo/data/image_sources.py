@@ -77,15 +77,15 @@ def image_source(value: Any, root: ImageRoot, where: str, field: str) -> ImageSo
 
 def _path(text: str, root: ImageRoot, where: str, field: str) -> Path:
     if not text.isprintable():
-        problem = f"image {shortened(text)} is no path: it holds control characters"
-        raise RowError.at(where, field, problem, "mend the path")
+        problem = f"image {shortened(text)} is not a valid path: it contains control characters"
+        raise RowError.at(where, field, problem, "fix the path")
     if "://" in text:
         raise RowError.at(where, field, f"image {shortened(text)} is a URL", "nothing is fetched: download it")
     try:
         resolved = Path(os.path.realpath(root.folder / text))
     except (OSError, ValueError) as error:  # a null byte, half a surrogate pair
-        problem = f"image {shortened(text)} is no path: {error}"
-        raise RowError.at(where, field, problem, "mend the path") from error
+        problem = f"image {shortened(text)} is not a valid path: {error}"
+        raise RowError.at(where, field, problem, "fix the path") from error
     if root.allow_outside or resolved.is_relative_to(root.folder):
         return resolved
     if Path(os.path.normpath(root.folder / text)).is_relative_to(root.folder):
@@ -98,7 +98,7 @@ def _path(text: str, root: ImageRoot, where: str, field: str) -> Path:
 def _data_uri(text: str, where: str, field: str) -> StoredImage:
     head = _DATA_URI.match(text)
     if head is None or not head["kind"].lower().startswith("image/") or not head["rest"].lower().endswith(";base64"):
-        problem = f"image {shortened(text)} is no data URI of an image in base64"
+        problem = f"image {shortened(text)} is not a data URI of an image in base64"
         raise RowError.at(where, field, problem, "write data:image/png;base64,…, or give the path of its file")
     return _base64(text[head.end() :], text, where, field)
 
@@ -108,7 +108,8 @@ def _base64(encoded: str, text: str, where: str, field: str) -> StoredImage:
     try:
         data = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: letters that are not ASCII
-        raise RowError.at(where, field, f"image {shortened(text)} is no base64: {error}", "encode it again") from error
+        problem = f"image {shortened(text)} is not valid base64: {error}"
+        raise RowError.at(where, field, problem, "encode it again") from error
     return _stored(data, f"{text[:40]}…")
 
 

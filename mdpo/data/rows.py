@@ -179,7 +179,7 @@ def _id(columns: Mapping, index: int, where: str) -> str:
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
-        raise RowError.at(where, "id", "half a surrogate pair: no Unicode text", "mend the text") from error
+        raise RowError.at(where, "id", "half a surrogate pair: no Unicode text", "fix the text") from error
     return str(value)
 
 

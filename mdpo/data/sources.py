@@ -166,7 +166,7 @@ def _json_rows(path: Path) -> Iterable[Record]:
     try:
         records = loads(path.read_bytes())
     except ValueError as error:
-        remedy = "mend the file, or save it as JSONL, one row a line"
+        remedy = "fix the file, or save it as JSONL, one row a line"
         if "Extra data: line 2" in str(error):
             remedy = "a row a line is JSONL: name the file .jsonl"
         raise InputError(f"{path}: {error}; {remedy}") from error
@@ -185,7 +185,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
             try:
                 record = loads(line)
             except ValueError as error:
-                record = RowError.at(where, "line", str(error), "mend or delete the line")
+                record = RowError.at(where, "line", str(error), "fix or delete the line")
             if not index and _begins_a_list(line, record):
                 raise InputError(f"{path}: a JSON list, not a row a line; name the file .json")
             index += 1

@@ -173,7 +173,7 @@ MISNAMED = (
 
 @pytest.mark.parametrize("column", MISNAMED)
 def test_a_misnamed_image_is_an_error_that_names_the_right_column(folder, column):
-    with pytest.raises(InputError, match=f"{column}: is not read, so the row would train without an image; rename it to"):
+    with pytest.raises(InputError, match=f"{column}: is not read, so the row would have no image; rename it to"):
         one({**TEXT, column: "a.png"}, folder)
     with pytest.raises(InputError, match=f"{column}: is not read"):
         one({**TEXT, column: "a.png"}, folder, kind=PromptRow)

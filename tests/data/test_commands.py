@@ -147,6 +147,17 @@ def test_every_broken_row_is_listed_and_the_exit_is_an_error(data, capsys):
     assert "usable 4" in output
 
 
+def test_what_is_wrong_with_every_row_is_said_some_times_and_counted(data, capsys):
+    rows = [json.loads(line) | {"id": index, "videos": ["a.mp4"]} for index, line in enumerate(data.read_text().splitlines())]
+    rows = [{**row, "id": f"{row['id']}.{copy}"} for copy in range(5) for row in rows]
+    rows[7]["rejected"] = ""
+    with pytest.raises(InputError, match="45 of 45 rows are broken"):
+        run("check", write(data, rows))
+    output = capsys.readouterr().out
+    assert sum("videos  " in line for line in output.splitlines()) == 20
+    assert "  and 25 more rows with videos: is video or sound" in output
+
+
 def test_training_stops_at_the_first_with_the_same_message(data, capsys):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[3]["chosen"] = " "
