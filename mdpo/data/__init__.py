@@ -3,6 +3,7 @@
 from .dataset import DataOptions, PreferenceDataset
 from .negatives import NEGATIVES
 from .rows import PreferenceRow, PromptRow, parse_rows, read_rows
+from .sources import data_files
 from .text_options import TextOptions
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "PreferenceRow",
     "PromptRow",
     "TextOptions",
+    "data_files",
     "parse_rows",
     "read_rows",
 ]

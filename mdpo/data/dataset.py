@@ -1,5 +1,6 @@
 """Checked preference rows, tokenised ahead and with their images read when they are needed."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
+from mdpo.errors import InputError
 from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import EncodedRow, Encoder
@@ -22,6 +24,8 @@ from .rejected_images import RejectedImages
 from .rows import PreferenceRow
 from .text_options import TextOptions
 from .token_store import TokenStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ class PreferenceDataset(Dataset):
     """Preference rows as ``PreferenceTokens``.
 
     Everything that can be wrong with a row is found here, before training starts: every image is decoded once, every
-    prompt and response tokenised. Raises InputError that names row and field.
+    prompt and response tokenised. Raises InputError that names row and field, or says that the third branch is wanted
+    and no row has an image. How many rows have none, and how many responses ``max_length`` cut, is logged.
 
     ``lengths``: packed tokens of each example, what the planner needs. ``dataset[index]`` reads the images; with
     ``dataset[index, epoch]`` the negative is that epoch's.
@@ -74,6 +79,8 @@ class PreferenceDataset(Dataset):
         self.options = options
         self.rows = [_without_images(row) for row in rows] if options.drop_images else list(rows)
         negative = parse_negative(options.negative)
+        if options.image_rejected and not options.drop_images:
+            _check_images_there(self.rows)
         facts = check_images(self.rows, own=options.image_rejected and "own" in negative.names)
         self._rejected_images = (
             RejectedImages(self.rows, facts, negative, options.seed) if options.image_rejected else None
@@ -83,11 +90,15 @@ class PreferenceDataset(Dataset):
         self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
         self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
         self.lengths: list[int] = []
+        self._cut = 0
         encoder = Encoder(processor, options.text)
         for start in tqdm(range(0, len(self.rows), CHUNK), "tokenising", leave=False, disable=None):
             chunk = self.rows[start : start + CHUNK]
             for index, encoded in enumerate(encoder.rows(chunk), start=start):
                 self._add(index, self.rows[index], encoded)
+        if self._cut:
+            limit, responses = options.max_length, 2 * len(self.rows)
+            logger.warning("max_length %d cuts %d of %d responses, which lose their end", limit, self._cut, responses)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,6 +133,7 @@ class PreferenceDataset(Dataset):
         prompt = prompt_length(row, encoded, self._sizes[index], self._image_tokens)
         room = response_room(row, prompt, self.options.max_length)
         chosen, rejected = encoded.chosen_ids[:room], encoded.rejected_ids[:room]
+        self._cut += (len(chosen) < len(encoded.chosen_ids)) + (len(rejected) < len(encoded.rejected_ids))
         self._prompts.append(encoded.prompt_ids)
         self._chosen.append(chosen)
         self._rejected.append(rejected)
@@ -146,6 +158,18 @@ def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> in
         problem = f"the prompt's {prompt} tokens leave nothing of the response within max_length {max_length}"
         raise RowError.at(row.where, "chosen", problem, "raise max_length or drop the row")
     return max_length - prompt
+
+
+def _check_images_there(rows: Sequence[PreferenceRow]) -> None:
+    without = sum(not row.images for row in rows)
+    if without == len(rows):
+        raise InputError(
+            f"none of the {without} rows has an image (the first is {rows[0].where}), and conditional: true, or "
+            "image_rejected in anchors, compares images; name the images in a column image or images, or set "
+            "conditional: false (and anchors without image_rejected) to train on text"
+        )
+    if without:
+        logger.warning("%d of %d rows have no image: they train without the image preference", without, len(rows))
 
 
 def _without_images(row: PreferenceRow) -> PreferenceRow:

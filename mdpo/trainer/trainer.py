@@ -8,8 +8,9 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ from .steps import MicroBatches, Step, StepSampler, collate
 
 _log = logging.getLogger(__name__)
 
-Rows = Sequence[PreferenceRow] | Sequence[Mapping]
+Rows = Iterable[PreferenceRow] | Iterable[Mapping]
 
 
 class MDPOTrainer(KeepsWeights):
@@ -61,8 +62,9 @@ class MDPOTrainer(KeepsWeights):
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
         it is given, frozen: see ``mdpo.models.reference``.
     args: the settings.
-    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
-        with PIL images or paths (relative to the working directory).
+    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts of any format in
+        ``mdpo.data.formats`` with PIL images or paths (relative to the working directory), as a list, a generator, a
+        ``datasets.Dataset`` or a ``datasets.IterableDataset``. Images of the last two stay encoded until they are read.
     processing_class: the model's processor; saved beside every checkpoint.
     peft_config: the adapter to train, where the model has none yet.
 
@@ -102,7 +104,7 @@ class MDPOTrainer(KeepsWeights):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(train_dataset, processing_class, args),
+            train_dataset=_dataset(train_dataset, processing_class, args, "train_dataset"),
             eval_dataset=_dataset(eval_dataset, processing_class, args),
             processing_class=processing_class,
             callbacks=[*(callbacks or []), _SetEpoch(self)],
@@ -426,9 +428,14 @@ class _SetEpoch(TrainerCallback):
         sampler.set_epoch(state.global_step // len(sampler))
 
 
-def _dataset(rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig) -> PreferenceDataset | None:
+def _dataset(
+    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
+) -> PreferenceDataset | None:
     if rows is None or isinstance(rows, PreferenceDataset):
         return rows
-    if not isinstance(rows[0], PreferenceRow):
-        rows = parse_rows(rows, Path.cwd())
-    return PreferenceDataset(rows, processor, DataOptions.of(args))
+    checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
+    options = DataOptions.of(args)
+    # A few held-out rows may all be without an image where those that train are not.
+    if name != "train_dataset" and not any(row.images for row in checked):
+        options = replace(options, image_rejected=False)
+    return PreferenceDataset(checked, processor, options)
