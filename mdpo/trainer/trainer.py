@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
@@ -50,6 +51,7 @@ from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+from .weights import save_weights_alone
 
 _log = logging.getLogger(__name__)
 
@@ -284,12 +286,17 @@ class MDPOTrainer(KeepsWeights):
                 settings = run_settings(self.args, self.model, self.train_dataset)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
-        except Exception as error:  # torch and safetensors wrap a full disk in their own
+        except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
+            state = "no earlier one is there" if kept is None else f"the last good state is {kept}"
+            # torch and safetensors wrap a full disk in their own; anything else is a file beside the weights.
+            beside = not isinstance(error, (OSError, RuntimeError, SafetensorError))
+            if beside and self.args.should_save and not self.is_fsdp_enabled:
+                path = save_weights_alone(self.model, folder.with_name(f"weights-{self.state.global_step}"))
+                state = f"the step's weights are in {path}, and {state}"
             raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; "
-                f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
+                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; {state}"
             ) from error
 
     def get_batch_samples(
