@@ -1,5 +1,7 @@
 """Chat templates and tokenizers as models have them, small: what a template writes, and what a tokenizer adds."""
 
+import functools
+
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -69,7 +71,7 @@ TOKENIZERS = ("bytes", "bytes, adds bos", "bytes, adds bos and eos", "words firs
 def tokenizer(kind: str = "bytes", marks: tuple[str, ...] = _MARKS, *, special: bool = True):
     """kind: bytes as GPT-2 has them, or words with a blank in front as Llama has them, at a text's start or behind every
     special token."""
-    made = tiny.tokenizer().backend_tokenizer if kind.startswith("bytes") else _words(kind)
+    made = Tokenizer.from_str(_trained(kind))
     made.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in marks])
     if "adds" in kind or kind.startswith("words"):
         single = "<s> $A </s>" if kind.endswith("eos") else "<s> $A"
@@ -81,6 +83,11 @@ def tokenizer(kind: str = "bytes", marks: tuple[str, ...] = _MARKS, *, special: 
         pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
     )
+
+
+@functools.cache
+def _trained(kind: str) -> str:
+    return (tiny.tokenizer().backend_tokenizer if kind.startswith("bytes") else _words(kind)).to_str()
 
 
 def _words(kind: str) -> Tokenizer:
@@ -110,7 +117,4 @@ def _words(kind: str) -> Tokenizer:
 
 def processor(template: str = tiny.TEMPLATE, kind: str = "bytes", **options) -> transformers.LlavaProcessor:
     """template: one of TEMPLATES by name, or a Jinja text."""
-    made = tiny.processor()
-    made.tokenizer = tokenizer(kind, **options)
-    made.chat_template = TEMPLATES.get(template, template)
-    return made
+    return tiny.processor(tokenizer(kind, **options), TEMPLATES.get(template, template))
