@@ -74,6 +74,33 @@ class MDPOConfig(TrainingArguments):
     )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
+    ignore_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System turn for rows that have none of their own."}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja template, or the path of a .jinja file; None: the processor's."}
+    )
+    chat_template_kwargs: dict | None = field(
+        default=None, metadata={"help": "Variables for the chat template, such as {enable_thinking: false}."}
+    )
+    prompt_is_rendered: bool | None = field(
+        default=None,
+        metadata={"help": "Whether plain-text prompts already contain the template's turns; None: recognised row by row."},
+    )
+
+    reference: str = field(
+        default="start", metadata={"help": "Measured against: start, the model as it is given; base, without adapter."}
+    )
+    check_start: bool = field(
+        default=True, metadata={"help": "Compare with the model's own forward before the first step, on the first rows."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
+    resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
+    )
 
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
@@ -131,7 +158,10 @@ class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of the model and its processor."})
-    train_data: str = field(metadata={"help": "Preference rows, .json or .jsonl."})
+    train_data: str = field(metadata={"help": "Preference rows: file, folder or hub dataset."})
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of an adapter to go on from; it is the reference too, see reference."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
     allow_outside: bool = field(
         default=False, metadata={"help": "Image paths and links may lead out of the image folder."}

@@ -7,11 +7,13 @@ from .load import load, load_processor, torch_dtype
 from .logps import encode_images, sequence_logps
 from .lora_targets import check_lora_targets, lora_expression
 from .policy import PackedPolicy
+from .reference import Reference, establish_reference
 from .reference_cache import ReferenceCache, fingerprint
 
 __all__ = [
     "LANGUAGE_LINEAR",
     "PackedPolicy",
+    "Reference",
     "ReferenceCache",
     "check_checkpoint_layers",
     "check_lora_targets",
@@ -20,6 +22,7 @@ __all__ = [
     "convert_bunny",
     "convert_llava",
     "encode_images",
+    "establish_reference",
     "fingerprint",
     "language_layers",
     "load",

@@ -1,6 +1,5 @@
 """What the converters share: reading an official LLaVA-like checkpoint, and writing it as transformers' LLaVA."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,26 +18,34 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from mdpo.errors import InputError
 
+from .folder import check_safetensors, read_object, weight_names
+
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 TOWER = "model.vision_tower.vision_tower.vision_model."
-_WEIGHTS = "model.safetensors"
 _IMAGE = "<image>"
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space.
+# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space. A system turn
+# takes the place of the default text; what Vicuna has no form for is refused.
 _CHAT_TEMPLATE = (
-    "{{ '" + _SYSTEM.replace("'", "\\'") + " ' }}"
+    "{% if tools %}{{ raise_exception('Vicuna has no form for tools') }}{% endif %}"
+    "{% if not messages or messages[0]['role'] != 'system' %}{{ '" + _SYSTEM.replace("'", "\\'") + " ' }}{% endif %}"
     "{% for message in messages %}"
     "{% set content = message['content'] if message['content'] is not string "
     "else [{'type': 'text', 'text': message['content']}] %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% if message['role'] == 'system' and loop.first %}"
+    "{% for part in content %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ raise_exception('a system turn holds text alone') }}{% endif %}{% endfor %}{{ ' ' }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' }}"
     "{% for part in content if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ ' ' }}"
     "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}"
-    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ raise_exception('a system turn stands first') }}"
+    "{% else %}{{ raise_exception('Vicuna has no turn for the role ' + message['role']) }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
@@ -54,7 +61,7 @@ def read_config(source: Path, model_types: tuple[str, ...]) -> dict:
     path = source / "config.json"
     if not path.is_file():
         raise InputError(f"{path} does not exist: not a checkpoint folder")
-    official = json.loads(path.read_text())
+    official = read_object(path)
     if "text_config" in official:
         raise InputError(f"{path} is in transformers' layout already: use the folder as it is")
     if official.get("model_type") not in model_types:
@@ -67,16 +74,15 @@ def read_config(source: Path, model_types: tuple[str, ...]) -> dict:
 
 def read_weights(source: Path) -> dict[str, Tensor]:
     """Every tensor by its official name, from one file or from shards. Raises InputError without safetensors."""
-    index = source / f"{_WEIGHTS}.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [_WEIGHTS]
     weights = {}
-    for path in (source / name for name in names):
+    for path in (source / name for name in weight_names(source)):
         if not path.is_file():
             raise InputError(
                 f"{path} does not exist; only safetensors are read, for other formats hold pickles. Where there are .bin "
                 "files: torch.load(FILE, weights_only=True) and safetensors.torch.save_file bring them over, a shard at "
                 "a time; LLaVA-1.5 is on the hub in transformers' own layout as llava-hf/llava-1.5-7b-hf"
             )
+        check_safetensors(path)
         with safe_open(path, "pt") as shard:
             weights.update((name, shard.get_tensor(name)) for name in shard.keys())
     if EMBEDDINGS not in weights:
@@ -141,7 +147,7 @@ def read_tokenizer(source: Path) -> PreTrainedTokenizerBase | None:
     if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{source} has no tokenizer that loads: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})

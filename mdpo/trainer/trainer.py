@@ -4,13 +4,13 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
-import copy
 import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,38 +21,57 @@ from peft.helpers import disable_input_dtype_casting
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
+from mdpo.data.text_options import read_template
 from mdpo.errors import InputError, TrainingError
-from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
+from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
+from mdpo.models.folder import short
+from mdpo.models.load import check_processor
 from mdpo.models.policy import PolicyOutput
-from mdpo.packing import PackedBatch, family_of
+from mdpo.models.reference import in_mode
+from mdpo.models.start_check import first_examples
+from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
 from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
-from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
+from .checkpoints import (
+    SETTINGS_NAME,
+    StopOnSignal,
+    check_best,
+    check_complete,
+    check_same_run,
+    is_whole,
+    last_whole_checkpoint,
+    run_settings,
+)
 from .evaluation import Evaluation, predictions
+from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
+from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+from .weights import save_weights_alone
 
 _log = logging.getLogger(__name__)
 
-Rows = Sequence[PreferenceRow] | Sequence[Mapping]
+Rows = Iterable[PreferenceRow] | Iterable[Mapping]
 EvalRows = Rows | dict[str, Rows]
 
 
-class MDPOTrainer(Trainer):
+class MDPOTrainer(KeepsWeights):
     """Trains a vision-language model on preference pairs.
 
-    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model
-        with its adapter off; in full fine-tuning, a frozen copy made here.
+    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
+        it is given, frozen: see ``mdpo.models.reference``.
     args: the settings.
-    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
-        with PIL images or paths (relative to the working directory). eval_dataset may be a dict of several, by name:
-        transformers logs eval_NAME_loss and so on.
+    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts of any format in
+        ``mdpo.data.formats`` with PIL images or paths (relative to the working directory), as a list, a generator, a
+        ``datasets.Dataset`` or a ``datasets.IterableDataset``. Images of the last two stay encoded until they are read.
+        eval_dataset may be a dict of several, by name: transformers logs eval_NAME_loss and so on.
     processing_class: the model's processor; saved beside every checkpoint.
     peft_config: the adapter to train, where the model has none yet.
 
@@ -72,16 +91,20 @@ class MDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        if processing_class is None:
-            raise InputError("processing_class is missing: give the model's processor")
+        rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        check_arguments(model, args, processing_class, peft_config, **rows)
+        if args.chat_template is not None:  # so that the processor which is saved renders as this run does
+            processing_class.chat_template = read_template(args.chat_template)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
                 "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
+        check_settings(args, optimizer=optimizers[0] is not None)
         check_run(args, eval_names(eval_dataset))
         check_weights(args, model)
         self.family = family_of(model)
+        check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
@@ -95,7 +118,7 @@ class MDPOTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(train_dataset, processing_class, args),
+            train_dataset=_dataset(train_dataset, processing_class, args, "train_dataset"),
             eval_dataset=eval_datasets,
             processing_class=processing_class,
             callbacks=[*(callbacks or []), _SetEpoch(self)],
@@ -103,15 +126,27 @@ class MDPOTrainer(Trainer):
         )
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+                check_rows(model, processing_class, part)
+        if args.should_save:
+            check_saving(model, processing_class, args.output_dir)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
-        # Adapters are switched off for the reference; without one it takes a second set of weights.
-        frozen = None if isinstance(model, PeftModel) else _frozen_copy(model)
+        switch_dropout_off(model, args)
+        reference = establish_reference(
+            model,
+            args.reference,
+            fresh=peft_config is not None,
+            examples=self._first_examples,
+            whole=not self.is_fsdp_enabled,
+        )
+        _log.info("reference: %s", reference.description)
         prepare_layers(model, args)
         self.policy = PackedPolicy(
             model,
-            frozen,
+            reference=reference,
             beta=args.beta,
             conditional=args.conditional,
             anchors=tuple(args.anchors),
@@ -120,6 +155,7 @@ class MDPOTrainer(Trainer):
         self._metrics = Metrics()
         self.sampler: StepSampler | None = None
         self._cache = self._open_cache()
+        self._start_is_checked = False
 
     # Data: one batch is one optimizer step
 
@@ -171,9 +207,27 @@ class MDPOTrainer(Trainer):
         if not self.args.cache_reference or self.args.negative_per_epoch:
             return None
         folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
-        autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        writes = self.is_world_process_zero()
-        return ReferenceCache(folder, fingerprint(self.policy.reference_model, autocast), writes=writes)
+        reference = self.policy.reference
+        model = self.model if reference.frozen is None else reference.frozen
+        key = fingerprint(
+            model,
+            self._autocast,
+            reference=reference,
+            compiled=self.args.compile_layers or self.args.torch_compile,
+            liger=self.args.use_liger_kernel,
+        )
+        return ReferenceCache(folder, key, writes=self.is_world_process_zero())
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """The dtype that steps run under, None where that is the weights' own."""
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def _first_examples(self) -> list[PreferenceTokens]:
+        dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()), None)
+        return [] if dataset is None else first_examples(dataset.lengths, dataset.__getitem__)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(dataloader.dataset.dataset)
@@ -212,7 +266,34 @@ class MDPOTrainer(Trainer):
             raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._check_start()
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        if self._cache is not None:
+            counts = torch.tensor([self._cache.found, self._cache.computed], device=self.args.device)
+            self._cache.found, self._cache.computed = map(int, self._sum_over_ranks(counts))
+            _log.info(self._cache.line)
+        return output
+
+    def _check_start(self) -> None:
+        """Once, and before a checkpoint is loaded: a resumed run too has to start from what its reference is."""
+        if self._start_is_checked or not self.args.check_start or self.train_dataset is None:
+            return
+        self._start_is_checked = True
+        if self.is_fsdp_enabled:
+            _log.info("start check: not made, since FSDP shards the model's own forward; one process makes it")
+            return
+        self.model.to(self.args.device)  # DeepSpeed leaves that to its engine
+        # As accelerate wraps it for a step, which it has not done yet.
+        autocast = torch.autocast(self.args.device.type, self._autocast, enabled=self._autocast is not None)
+        with disable_input_dtype_casting(self.model, active=self._autocast is not None), autocast:
+            line = check_start(self.model, self.args, self._first_examples(), self._autocast, self._evaluate_packed)
+        if self._cache is not None:
+            self._cache.found = 0
+        _log.info(line)
+
+    def _evaluate_packed(self, packed: PackedBatch) -> PolicyOutput:
+        with in_mode(self.policy, training=False):
+            return self._forward(self.policy, packed)
 
     def _checkpoint_to_resume(self, requested: str | bool) -> str:
         folder = last_whole_checkpoint(self.args.output_dir) if requested is True else Path(requested)
@@ -221,6 +302,10 @@ class MDPOTrainer(Trainer):
         if not is_whole(folder):
             raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
         check_same_run(folder, run_settings(self.args, self.model, self.train_dataset))
+        scaler = getattr(self.accelerator, "scaler", None) is not None
+        check_complete(folder, self.model, sharded=self.is_fsdp_enabled, scaler=scaler)
+        if self.args.load_best_model_at_end:
+            check_best(folder)
         return str(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
@@ -232,12 +317,17 @@ class MDPOTrainer(Trainer):
                 settings = run_settings(self.args, self.model, self.train_dataset)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
+            state = "no earlier one is there" if kept is None else f"the last good state is {kept}"
+            # torch and safetensors wrap a full disk in their own; anything else is a file beside the weights.
+            beside = not isinstance(error, (OSError, RuntimeError, SafetensorError))
+            if beside and self.args.should_save and not self.is_fsdp_enabled:
+                path = save_weights_alone(self.model, folder.with_name(f"weights-{self.state.global_step}"))
+                state = f"the step's weights are in {path}, and {state}"
             raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {error}; "
-                f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
+                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; {state}"
             ) from error
 
     def get_batch_samples(
@@ -388,12 +478,6 @@ class MDPOTrainer(Trainer):
         return [entry for part in gathered for entry in part]
 
 
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference of full fine-tuning. What does not train is shared with the policy instead of copied."""
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared).requires_grad_(False).eval()
-
-
 class _SetEpoch(TrainerCallback):
     """Tells the sampler its epoch, also in a resumed run, where the trainer counts on from the checkpoint's step."""
 
@@ -413,16 +497,14 @@ def _eval_datasets(
     return {name: _dataset(part, processor, args) for name, part in rows.items()}
 
 
-def _dataset(rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig) -> PreferenceDataset | None:
+def _dataset(
+    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
+) -> PreferenceDataset | None:
     if rows is None or isinstance(rows, PreferenceDataset):
         return rows
-    if not isinstance(rows[0], PreferenceRow):
-        rows = parse_rows(rows, Path.cwd())
-    options = DataOptions(
-        image_rejected=args.uses_image_rejected and not args.drop_images,
-        drop_images=args.drop_images,
-        negative=args.negative,
-        seed=args.seed,
-        max_length=args.max_length,
-    )
-    return PreferenceDataset(rows, processor, options)
+    checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
+    options = DataOptions.of(args)
+    # A few held-out rows may all be without an image where those that train are not.
+    if name != "train_dataset" and not any(row.images for row in checked):
+        options = replace(options, image_rejected=False)
+    return PreferenceDataset(checked, processor, options)

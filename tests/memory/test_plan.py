@@ -192,3 +192,13 @@ def test_train_takes_the_plan(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "mdpo_run.json").read_text())["run"]["train_data"] == str(data)
     assert main(["train", str(path), "--memory", "768MiB"]) == 2
     assert "nothing fits in 0.75 GiB" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_its_own_reference_is_there_twice():
+    kept = read_shape(SHAPES["llava-1.5-7b"](), Adaptation(rank=64, pattern=LANGUAGE_LINEAR, is_reference=True))
+    assert (LLAVA.kept, kept.kept) == (0, LLAVA.trained)
+    setup = setup_of(
+        examples(LLAVA, 650), WISHES, quantized=False, optimizer="adamw_torch_fused", checkpointed=32, tokens=12288
+    )
+    more = footprint(kept, setup).allocated - footprint(LLAVA, setup).allocated
+    assert more == 4 * LLAVA.trained

@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.data import read_rows
-from mdpo.evaluation import score
+from mdpo.evaluation import row_logps, score
 from mdpo.trainer.arguments import check_fsdp, check_run, check_weights
 from tests import tiny
 
@@ -83,6 +83,10 @@ def test_a_dict_of_data_sets_is_evaluated_by_name(tmp_path, rows):
     assert run.evaluate({"c": rows[8:]})["eval_c_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
 
 
+def test_a_trainer_with_a_dict_of_rows_alone_evaluates(tmp_path, rows):
+    assert "eval_a_loss" in trainer(tmp_path, None, {"a": rows[:2]}).evaluate()
+
+
 def test_the_best_model_of_one_data_set_of_a_dict(tmp_path, rows):
     best = {"save_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "b_loss"}
     run = trainer(tmp_path, rows[:6], {"a": rows[6:8], "b": rows[8:]}, **best, greater_is_better=False)
@@ -121,7 +125,8 @@ def test_predictions_are_every_row_s_numbers_in_their_order(tmp_path, rows):
     output = run.predict(rows)
     assert output.label_ids is None
     assert output.metrics["test_loss"] == pytest.approx(run.evaluate(rows)["eval_loss"], abs=1e-6)
-    records = {record["id"]: record for record in score(run.model.eval(), run.train_dataset)}
+    base = row_logps(tiny.llava(), run.train_dataset)
+    records = {record["id"]: record for record in score(run.model, run.train_dataset, reference=base)}
     for name, numbers in output.predictions.items():
         assert numbers.shape == (10, 3)
         for row, values in zip(rows, numbers, strict=True):
