@@ -33,7 +33,7 @@ def trainer(folder, train, evaluate=None, **settings) -> MDPOTrainer:
         train_dataset=train,
         eval_dataset=evaluate,
         processing_class=tiny.processor(),
-        peft_config=LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", init_lora_weights=False),
+        peft_config=LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj"),
     )
 
 
@@ -122,6 +122,7 @@ def test_an_evaluation_without_rows_is_named_before_anything_else(settings, name
 
 def test_predictions_are_every_row_s_numbers_in_their_order(tmp_path, rows):
     run = trainer(tmp_path, rows, token_budget=90)
+    run.train()
     output = run.predict(rows)
     assert output.label_ids is None
     assert output.metrics["test_loss"] == pytest.approx(run.evaluate(rows)["eval_loss"], abs=1e-6)
