@@ -161,10 +161,11 @@ def _stacked(pictures: Sequence[Any]) -> dict[str, Tensor]:
 def settings(folder: str, way: str, steps: int) -> dict[str, Any]:
     """Of transformers.TrainingArguments and DPO, equal for both. bf16 is TRL's default, also on a CPU."""
     return {
-        "output_dir": folder, "beta": 0.1, "learning_rate": 5e-3 if way == "LoRA" else 2e-4, "max_steps": steps, "lr_scheduler_type": "cosine",
-        "warmup_steps": 0, "weight_decay": 0.01, "max_grad_norm": 1.0, "optim": "adamw_torch",
-        "max_length": None, "gradient_checkpointing": False, "use_cpu": True, "bf16": False, "seed": SEED, "report_to": "none",
-        "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True,
+        "output_dir": folder, "beta": 0.1, "max_length": None, "max_steps": steps,
+        "learning_rate": 5e-3 if way == "LoRA" else 2e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0,
+        "weight_decay": 0.01, "max_grad_norm": 1.0, "optim": "adamw_torch", "gradient_checkpointing": False,
+        "use_cpu": True, "bf16": False, "seed": SEED, "report_to": "none", "save_strategy": "no", "logging_steps": 1,
+        "disable_tqdm": True,
     }  # fmt: skip
 
 

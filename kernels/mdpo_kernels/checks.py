@@ -15,6 +15,7 @@ from torch import Tensor, nn
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int64, torch.int32)
 MIN_WORKSPACE_BYTES = 1024
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def describe(value: object) -> str:
@@ -85,31 +86,33 @@ def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, examples: int | None = No
 
 
 def is_finite(*values: object) -> bool:
-    """Whether all of the values are finite numbers."""
+    """Whether all of the values are numbers that are finite in float32, which is what the ops compute in."""
     # Comparisons, not math.isfinite: under torch.compile with dynamic shapes these numbers are symbols.
     kinds = (numbers.Real, torch.SymInt, torch.SymFloat)
     return all(
-        isinstance(value, kinds) and not isinstance(value, bool) and -math.inf < value < math.inf  # pyright: ignore[reportOperatorIssue]
+        isinstance(value, kinds) and not isinstance(value, bool) and -_FLOAT32.max <= value <= _FLOAT32.max  # pyright: ignore[reportOperatorIssue]
         for value in values
     )
 
 
 def check_positive(name: str, value: object, otherwise: str = "") -> None:
     """`value` is a finite number above 0; `otherwise`, as in ", or None", says what else it may be."""
-    if not is_finite(value) or not value > 0:  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"{name} is {value!r}; expected a finite number above 0{otherwise}")
+    if not is_finite(value) or not value >= _FLOAT32.tiny:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"{name} is {value!r}; expected a finite number above 0 in float32{otherwise}")
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
-    """`value` is a whole number of at least `least`."""
+def _check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:
+    """`value` is a whole number from `least` to `most`."""
     whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
-    if not whole or value < least:  # pyright: ignore[reportOperatorIssue]
-        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}")
+    if not whole or not least <= value <= most:  # pyright: ignore[reportOperatorIssue]
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}{limit}")
 
 
 def _check_targets(targets: Tensor, *, vocabulary: int, ignore_index: int) -> None:
     """Each of `targets` is in 0 … vocabulary − 1 or the ignore index."""
-    _check_whole("ignore_index", ignore_index, -(2**63))
+    _check_whole("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    targets = targets.long()  # against an int32 tensor PyTorch compares an ignore_index beyond int32 modulo 2³²
     fits = ((targets >= 0) & (targets < vocabulary)) | (targets == ignore_index)
     check_values(
         "targets",

@@ -51,6 +51,7 @@ def token_logps(
 ) -> Tensor:
     """`mdpo_kernels.token_logps` in plain PyTorch; `inplace_backward` is accepted and changes nothing."""
     check_logits_arguments(logits, targets, ignore_index, softcap, scale)
+    targets = targets.long()  # against an int32 tensor PyTorch compares an ignore_index modulo 2³²
     scored = targets != ignore_index
     # A row that is not scored has no gradient, whatever is in it: 0 times NaN would be one.
     kept = logits.to(result_dtype(logits)).masked_fill(~scored.unsqueeze(1), 0)
@@ -79,6 +80,7 @@ def linear_token_logps(
 
     logps = []
     # The cast is out here, so that autograd adds the tiles' gradients up in float32 and rounds their sum once.
+    targets = targets.long()  # as in token_logps
     scored = targets != ignore_index
     chunks = zip(hidden.to(dtype).split(rows), targets.split(rows), scored.split(rows), strict=True)
     for hidden_rows, target_rows, scored_rows in chunks:
@@ -209,7 +211,7 @@ def _tile_statistics(logits: Tensor, targets: Tensor, first_column: int) -> tupl
 
     m is a constant to autograd (it cancels in the log-prob); a target that is not in the tile leaves z_y = 0.
     """
-    column = targets.long() - first_column
+    column = targets - first_column
     inside = (column >= 0) & (column < logits.shape[1])
     index = column.clamp(0, logits.shape[1] - 1).unsqueeze(1)
     found = logits.gather(1, index).squeeze(1)

@@ -13,7 +13,8 @@ from mdpo_kernels import linear_token_logps, token_logps
 
 LOGITS, TARGETS = torch.zeros(3, 10), torch.tensor([0, 9, -100])
 HIDDEN, WEIGHT = torch.zeros(3, 4), torch.zeros(10, 4)
-NO_POSITIVE_NUMBER = (float("inf"), float("-inf"), float("nan"), 0.0, -3.0, "1", True)
+# 10³⁹ is infinite in float32, 1e-46 is 0.
+NO_POSITIVE_NUMBER = (float("inf"), float("-inf"), float("nan"), 10**39, 1e-46, 0.0, -3.0, "1", True)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,8 @@ NO_POSITIVE_NUMBER = (float("inf"), float("-inf"), float("nan"), 0.0, -3.0, "1",
         ({"targets": TARGETS.tolist()}, r"targets is a builtins.list; expected a \(N,\) tensor"),
         ({"targets": TARGETS[None]}, r"targets is \(1, 3\) .*: targets.flatten\(0, 1\)"),
         ({"targets": torch.tensor([0, 10, 1], dtype=torch.int32)}, "targets holds a value outside 0 to 9"),
-        ({"ignore_index": None}, "ignore_index is None; expected a whole number"),
-        *(({"softcap": x}, rf"softcap is {x!r}; expected a finite number above 0, or None") for x in NO_POSITIVE_NUMBER),
+        *(({"ignore_index": x}, rf"ignore_index is {x}; expected a whole number") for x in (None, -100.0, 2**63)),
+        *(({"softcap": x}, rf"softcap is {x!r}; expected a finite number above 0 in float32, or None") for x in NO_POSITIVE_NUMBER),
         *(({"scale": x}, rf"scale is {x!r}; expected a finite number above 0") for x in (*NO_POSITIVE_NUMBER, None)),
     ],
 )

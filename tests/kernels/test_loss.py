@@ -150,7 +150,7 @@ def test_loss_and_sums_under_compile() -> None:
         ({"anchors": ("chosn",)}, "anchors is .*chosn.*; expected names out of"),
         ({"anchors": ("chosen", "chosen")}, "each at most once"),
         ({"anchor": (0.0, 0.1)}, r"anchor is \(0.0, 0.1\); expected .* one for each of anchors=\('chosen',\)"),
-        *(({"beta": x}, rf"beta is {x!r}") for x in (math.inf, -0.1, "0.1", None)),
+        *(({"beta": x}, rf"beta is {x!r}") for x in (math.inf, 10**39, -0.1, "0.1", None)),
         *(({"anchor": x}, rf"anchor is {x!r}; expected a finite number") for x in (math.inf, NAN, None, "0")),
         ({"anchor": (math.inf,)}, r"anchor is \(inf,\); expected a finite number"),
         ({"anchors": (), "anchor": NAN}, "anchor is nan"),
