@@ -10,20 +10,27 @@ from pathlib import Path
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 
-from mdpo.config import RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
-from mdpo.evaluation import score
+from mdpo.evaluation import row_logps, score
+from mdpo.evaluation.score import check_first_rows
 from mdpo.memory.commands import planned_settings, run_plan
 from mdpo.models import LANGUAGE_LINEAR, ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
+from mdpo.models.adapters import load_adapter
+from mdpo.models.base_digest import weights_digest
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
+from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
 from mdpo.trainer import MDPOTrainer
+from mdpo.trainer.preflight import check_rows, check_settings
+
+_log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("mdpo_kernels").setLevel(logging.INFO)
+    for package in ("mdpo", "mdpo_kernels"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
+        _check_outputs(options)
         options.run(options)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Whether a command's results can be written where they are asked for, before it begins."""
+    files = ["output", "picture", *(["cache"] if getattr(options, "judge", None) and not options.dry_run else [])]
+    for name in files:
+        if getattr(options, name, None) is not None:
+            check_output_file(getattr(options, name), f"--{name}")
+    for name, called in (("destination", "destination"), ("reference", "--reference")):
+        if getattr(options, name, None) is not None:
+            check_output_folder(getattr(options, name), called)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=42, help="of the rejected images")
     command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
     command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
+    command.add_argument(
+        "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
+    )
     command.set_defaults(run=run_score)
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
@@ -100,22 +123,25 @@ def train(options: argparse.Namespace) -> None:
     if options.memory is not None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
+    check_settings(args)
     rows, eval_rows = _training_rows(run, args.seed)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
         _freeze(model, run)
+    if run.adapter_name_or_path is not None:
+        model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
     trainer = MDPOTrainer(
         model=model,
         args=args,
         train_dataset=rows,
         eval_dataset=eval_rows,
         processing_class=processor,
-        peft_config=_lora(run) if run.use_lora else None,
+        peft_config=_lora(run) if run.use_lora and run.adapter_name_or_path is None else None,
     )
     main_process = trainer.is_world_process_zero()
     if main_process:
-        write_run_record(str(args.output_dir), asdict(run))
+        write_run_record(str(args.output_dir), asdict(run), weights_digest(run.model_name_or_path))
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
     step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
     if not stopped:
@@ -125,13 +151,21 @@ def train(options: argparse.Namespace) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if main_process and stopped:
-        print(f"stopped by SIGTERM after step {step}; go on with --resume_from_checkpoint true")
+        print(f"stopped by SIGTERM after step {step}; {_way_on(args)}")
     elif main_process:
         print(f"saved to {args.output_dir}")
 
 
+def _way_on(args: MDPOConfig) -> str:
+    """What to do with a run that was stopped."""
+    if args.save_only_model or args.deepspeed_plugin is not None:
+        reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
+        return f"its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+    return "go on with --resume_from_checkpoint true"
+
+
 def _resume_from(value: str | bool | None) -> str | bool | None:
-    """``true`` is the newest checkpoint; TrainingArguments turns it into text."""
+    """``true`` is the newest checkpoint, also where it was written as text."""
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
@@ -166,12 +200,25 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 def run_score(options: argparse.Namespace) -> None:
     rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
-    model, processor = _load(options)
+    processor = load_processor(options.model)
+    base = load(options.model, dtype=options.dtype)
+    torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
-    cache = ReferenceCache(options.reference, fingerprint(model)) if options.reference is not None else None
-    records = score(model, dataset, token_budget=options.token_budget, beta=options.beta, cache=cache)
-    by_id = {record["id"]: record for record in records}
-    _write(options.output, (by_id[row.id] for row in rows))
+    check_rows(base, processor, dataset)
+    cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
+    if not options.no_check_start:
+        _log.info(check_first_rows(base, dataset))
+    # Before the adapter goes on: some kinds leave another model behind when they are switched off.
+    reference = row_logps(base, dataset, token_budget=options.token_budget, cache=cache)
+    model: torch.nn.Module = base
+    if options.adapter is not None:
+        model = load_adapter(base, options.adapter, base=options.model)
+        if not options.no_check_start:
+            _log.info(check_first_rows(model, dataset))
+    records = score(model, dataset, reference=reference, token_budget=options.token_budget, beta=options.beta)
+    _write(options.output, records)
+    if cache is not None:
+        print(cache.line)
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -182,17 +229,6 @@ def run_convert(options: argparse.Namespace) -> None:
     else:
         folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
     print(f"wrote {folder}")
-
-
-def _load(options: argparse.Namespace) -> tuple[torch.nn.Module, transformers.ProcessorMixin]:
-    processor = load_processor(options.model)
-    model: torch.nn.Module = load(options.model, dtype=options.dtype)
-    if options.adapter is not None:
-        if not (options.adapter / "adapter_config.json").is_file():
-            raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")
-        model = PeftModel.from_pretrained(model, options.adapter)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.nn.Module.to(model, device), processor
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:

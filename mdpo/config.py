@@ -49,6 +49,17 @@ class MDPOConfig(TrainingArguments):
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
 
+    reference: str = field(
+        default="start", metadata={"help": "Measured against: start, the model as it is given; base, without adapter."}
+    )
+    check_start: bool = field(
+        default=True, metadata={"help": "Compare with the model's own forward before the first step, on the first rows."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
+    resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
+    )
+
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
     )
@@ -93,6 +104,9 @@ class RunConfig:
 
     model_name_or_path: str = field(metadata={"help": "Folder of the model and its processor."})
     train_data: str = field(metadata={"help": "Preference rows, .json or .jsonl."})
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of an adapter to go on from; it is the reference too, see reference."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
     allow_outside: bool = field(
         default=False, metadata={"help": "Image paths and links may lead out of the image folder."}

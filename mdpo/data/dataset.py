@@ -87,6 +87,10 @@ class PreferenceDataset(Dataset):
             self._process(rejected),
         )
 
+    def largest_token_id(self) -> tuple[int, int]:
+        """The largest token id of all prompts and responses, and the index of a row that has it."""
+        return max(store.largest() for store in (self._prompts, self._chosen, self._rejected))
+
     def _process(self, images: list[Image.Image]) -> Mapping[str, Tensor] | None:
         return dict(self.processor.image_processor(images=images, **self._image_settings)) if images else None
 

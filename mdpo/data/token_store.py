@@ -1,6 +1,7 @@
 """Token ids of many sequences in one flat array: 4 bytes a token, where a list of Python ints takes 36."""
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,3 +29,10 @@ class TokenStore:
     def length(self, index: int) -> int:
         index = range(len(self))[index]
         return self._ends[index] - (self._ends[index - 1] if index else 0)
+
+    def largest(self) -> tuple[int, int]:
+        """The largest id and the index of a sequence that has it; (-1, 0) where there are no ids."""
+        if not len(self._ids):
+            return -1, 0
+        at = int(np.argmax(np.frombuffer(self._ids, dtype=np.int32)))
+        return self._ids[at], bisect_right(self._ends, at)

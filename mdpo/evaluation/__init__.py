@@ -1,6 +1,6 @@
 """What a model answers, and how likely it finds the answers of others."""
 
 from .generate import generate
-from .score import score
+from .score import row_logps, score
 
-__all__ = ["generate", "score"]
+__all__ = ["generate", "row_logps", "score"]

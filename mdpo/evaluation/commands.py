@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import ProcessorMixin
 
@@ -15,6 +14,7 @@ from mdpo.data import PromptRow, read_rows
 from mdpo.data.commands import add_image_options
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
+from mdpo.models.adapters import load_adapter
 
 from . import language, mmhal, objects
 from .answering import Settings, answer_all, fingerprint, read_settings
@@ -119,9 +119,7 @@ def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
     processor = load_processor(options.model)
     model: Any = load(options.model, dtype=options.dtype)
     if options.adapter is not None:
-        if not (options.adapter / "adapter_config.json").is_file():
-            raise InputError(f"--adapter {options.adapter} has no adapter_config.json: not a PEFT adapter")
-        model = PeftModel.from_pretrained(model, options.adapter)
+        model = load_adapter(model, options.adapter, base=options.model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

@@ -1,50 +1,92 @@
 """The branches' log-probs and rewards of every row."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from tqdm.auto import tqdm
 
 from mdpo.data import PreferenceDataset
-from mdpo.models import PackedPolicy, ReferenceCache
-from mdpo.packing import family_of, pack, plan
+from mdpo.errors import InputError
+from mdpo.models import ReferenceCache, sequence_logps
+from mdpo.models.start_check import check_packed, first_examples, rounding_of
+from mdpo.packing import PackedBatch, family_of, pack, plan
 
 BRANCHES = ("chosen", "rejected", "image_rejected")
 
+Logps = dict[str, tuple[float, ...]]  # of each row's branches, in the order of BRANCHES, by the row's id
+
 
 @torch.no_grad()
+def row_logps(
+    model: nn.Module, dataset: PreferenceDataset, *, token_budget: int = 16384, cache: ReferenceCache | None = None
+) -> Logps:
+    """The log-probs of every row under ``model``, bare or PEFT; NaN for a branch that a row does not have.
+
+    cache: where they are looked up first, and kept; for a model that is some run's reference.
+    """
+    model.eval()
+    scored: Logps = {}
+    for packed in _micro_batches(model, dataset, token_budget):
+        found = None if cache is None else cache.find(packed)
+        logps = sequence_logps(model, packed) if found is None else found
+        if cache is not None:
+            cache.keep(cache.new_records(packed, logps))
+        scored |= dict(zip(packed.ids, map(tuple, logps.T.tolist()), strict=True))
+    return scored
+
+
 def score(
     model: nn.Module,
     dataset: PreferenceDataset,
     *,
+    reference: Logps | None = None,
     token_budget: int = 16384,
     beta: float = 0.1,
     cache: ReferenceCache | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields a record per row, in the planner's order: ``id``, and by branch ``policy_logps``, ``reference_logps``
-    and ``rewards``; None for a branch that the row does not have.
+    """A record per row, in the order of the rows.
 
-    model: bare, where policy and reference are the same, or PEFT, where the reference is the base model.
-    cache: where the reference is looked up first, and kept.
+    Args:
+        model: bare, or PEFT.
+        reference: ``row_logps`` of the base model, from before an adapter was put on it: afterwards some kinds of
+            adapter leave another model behind when they are switched off. A bare model is its own reference.
+        beta: of the rewards, β(π − ρ).
+        cache: as in ``row_logps``; of a bare model.
+
+    Yields:
+        ``id``, and by branch ``policy_logps``, ``reference_logps`` and ``rewards``; None for a branch that the row does
+        not have.
+
+    Raises InputError for a PEFT model without a reference.
     """
-    policy = PackedPolicy(model, beta=beta).eval()
+    if reference is None and isinstance(model, PeftModel):
+        raise InputError("reference is missing: give row_logps of the base model, from before the adapter was put on it")
+    policy = row_logps(model, dataset, token_budget=token_budget, cache=cache)
+    reference = policy if reference is None else reference
+    for row in dataset.rows:
+        rewards = [beta * (p - r) for p, r in zip(policy[row.id], reference[row.id], strict=True)]
+        values = {"policy_logps": policy[row.id], "reference_logps": reference[row.id], "rewards": rewards}
+        yield {"id": row.id} | {name: _by_branch(of_branches) for name, of_branches in values.items()}
+
+
+def check_first_rows(model: nn.Module, dataset: PreferenceDataset) -> str:
+    """The start check of training on the first rows. Returns its line; raises InputError beyond rounding."""
+    model.eval()
+    check = check_packed(model, first_examples(dataset.lengths, dataset.__getitem__), rounding=rounding_of(model))
+    return check.line
+
+
+def _micro_batches(model: nn.Module, dataset: PreferenceDataset, token_budget: int) -> Iterator[PackedBatch]:
     family = family_of(model)
-    micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
     device = next(model.parameters()).device
+    micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
-        packed = pack([dataset[index] for index in micro_batch], family).to(device)
-        reference = None if cache is None else cache.find(packed)
-        output = policy(packed, None if reference is None else reference.to(device))
-        if cache is not None:
-            cache.keep(cache.new_records(packed, output.reference))
-        columns = zip(output.policy.T.tolist(), output.reference.T.tolist(), output.loss.rewards.T.tolist(), strict=True)
-        for id, values in zip(packed.ids, columns, strict=True):
-            names = ("policy_logps", "reference_logps", "rewards")
-            yield {"id": id} | {name: _by_branch(value) for name, value in zip(names, values, strict=True)}
+        yield pack([dataset[index] for index in micro_batch], family).to(device)
 
 
-def _by_branch(values: list[float]) -> dict[str, float | None]:
+def _by_branch(values: Any) -> Mapping[str, float | None]:
     return {name: None if value != value else value for name, value in zip(BRANCHES, values, strict=True)}

@@ -1,17 +1,20 @@
 """``mdpo plan`` and ``mdpo train --memory``: from a configuration to a plan."""
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.errors import InputError
 from mdpo.models import load_processor, torch_dtype
+from mdpo.models.adapters import adapter_config
+from mdpo.models.load import model_config
 
 from .choose import Plan, Wishes, choose, smallest, wished_optimizers
 from .footprint import ADAM_BYTES
@@ -48,8 +51,7 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory_bytes: int, lora_pattern: 
         raise InputError(f"optim: {optimizer!r} is not planned for; choose from {', '.join(ADAM_BYTES)}")
     if not (run.use_lora or (run.freeze_vision_tower and run.freeze_multi_modal_projector)):
         raise InputError("freeze_vision_tower, freeze_multi_modal_projector: only frozen ones are planned for")
-    pattern = run.lora_target_modules or lora_pattern
-    shape = read_shape(config, Adaptation(rank=run.lora_r if run.use_lora else 0, pattern=pattern))
+    shape = read_shape(config, _adaptation(run, args, lora_pattern))
     examples = _examples(run, args, shape)
     wishes = _wishes(run, args, shape, optimizer, cuda)
     chosen = choose(shape, examples, wishes, memory_bytes)
@@ -62,6 +64,16 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory_bytes: int, lora_pattern: 
         columns.append((plan or smallest(shape, examples, only), plan is not None))
     print(table(columns, chosen, examples, memory_bytes))
     return chosen
+
+
+def _adaptation(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> Adaptation:
+    if run.adapter_name_or_path is None:
+        return Adaptation(rank=run.lora_r if run.use_lora else 0, pattern=run.lora_target_modules or lora_pattern)
+    config = adapter_config(run.adapter_name_or_path)
+    targets = config.get("target_modules") or lora_pattern
+    if not isinstance(targets, str):  # peft takes the end of a name
+        targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+    return Adaptation(rank=config.get("r", run.lora_r), pattern=targets, is_reference=args.reference != "base")
 
 
 def _wishes(run: RunConfig, args: MDPOConfig, shape: ModelShape, optimizer: str, cuda: bool) -> Wishes:
@@ -87,7 +99,7 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
             f"model_name_or_path: {run.model_name_or_path} has no config.json to plan from; put it there, or set "
             f"plan_model_shape to one of {', '.join(SHAPES)}"
         )
-    return AutoConfig.from_pretrained(run.model_name_or_path)
+    return model_config(Path(run.model_name_or_path))
 
 
 def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:

@@ -97,7 +97,7 @@ def _constant(shape: ModelShape, setup: Setup) -> dict[str, float]:
     return {
         "language weights": shape.language_linear * (NF4_BYTES if setup.quantized else weight),
         "other weights": float(shape.other * weight),
-        "reference weights": float(shape.trained_base * weight),
+        "reference weights": float(shape.kept * trained_bytes),
         "adapter": float(shape.trained * trained_bytes if not shape.trained_base else 0),
         "gradients": float(shape.trained * trained_bytes),
         "optimizer": float(shape.trained * states),

@@ -23,10 +23,14 @@ _GROUPS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptation:
-    """What trains. rank 0 is full fine-tuning of the language side; pattern: a regular expression of LoRA's targets."""
+    """What trains. rank 0 is full fine-tuning of the language side; pattern: a regular expression of LoRA's targets.
+
+    is_reference: whether the adapter is the reference too, so that its starting values are kept beside it.
+    """
 
     rank: int
     pattern: str = ""
+    is_reference: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,7 @@ class ModelShape:
     language_linear: of the language model's linear layers, which 4 bits apply to. largest_linear: of the largest of
     them. other: everything else (embeddings, head, norms, projector, tower).
     trained: what has a gradient; its share that no adapter but the model itself holds is trained_base.
+    kept: of those, the ones whose starting values the reference keeps.
     groups: for each set of a layer's linear layers that read the same input, its width and how many of them train.
     activation: of the MLP, by its name in the config. gated: its input passes two linear layers.
     pre_norms: norms in a layer. rms: RMSNorm, computed in fp32 by hand; else one LayerNorm kernel.
@@ -56,6 +61,7 @@ class ModelShape:
     other: int
     trained: int
     trained_base: int
+    kept: int
     rank: int
     groups: dict[str, tuple[int, int]]
     activation: str
@@ -103,6 +109,7 @@ def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
         trained=trained,
         trained_base=trained_base,
         rank=adaptation.rank,
+        kept=trained if adaptation.is_reference else trained_base,
         groups=_groups(language, prefix, trains),
         activation=text.hidden_act,
         gated=any(name.endswith("gate_proj") for name in language),

@@ -6,11 +6,13 @@ from .llava import convert_llava
 from .load import load, load_processor, torch_dtype
 from .logps import encode_images, sequence_logps
 from .policy import PackedPolicy
+from .reference import Reference, establish_reference
 from .reference_cache import ReferenceCache, fingerprint
 
 __all__ = [
     "LANGUAGE_LINEAR",
     "PackedPolicy",
+    "Reference",
     "ReferenceCache",
     "check_checkpoint_layers",
     "checkpoint_first_layers",
@@ -18,6 +20,7 @@ __all__ = [
     "convert_bunny",
     "convert_llava",
     "encode_images",
+    "establish_reference",
     "fingerprint",
     "language_layers",
     "load",

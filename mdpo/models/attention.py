@@ -1,13 +1,17 @@
 """The packed attention, registered with transformers under a name of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mdpo_kernels import Segments, varlen_attention
+from mdpo_kernels.attention import choose_backend
 
 NAME = "mdpo_packed"
 
@@ -49,3 +53,24 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     """
     if model.config.text_config._attn_implementation != NAME:
         model.set_attn_implementation({"text_config": NAME})
+
+
+def attention_backend(model: PreTrainedModel, autocast: torch.dtype | None) -> str:
+    """The kernels that a packed row's attention runs on, as ``choose_backend`` names them."""
+    parameter = next(model.parameters())
+    text: Any = model.config.text_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return choose_backend(parameter.device.type, autocast or parameter.dtype, head_dim)
+
+
+@contextmanager
+def own_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The text model on transformers' own attention for as long as the context lasts."""
+    before = model.config.text_config._attn_implementation
+    if before == NAME:
+        model.set_attn_implementation({"text_config": "sdpa"})
+    try:
+        yield
+    finally:
+        if before == NAME:
+            model.set_attn_implementation({"text_config": NAME})

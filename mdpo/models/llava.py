@@ -1,7 +1,7 @@
 """LLaVA-1.5's original layout → a LLaVA in transformers' terms: CLIP tower, two-layer GELU projector, Llama."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mdpo.errors import InputError
 
+from .load import read_strictly
 from .official import (
     EMBEDDINGS,
     HEAD,
@@ -41,6 +42,8 @@ _LLAMA_KEYS = (
     "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range",
     "attention_dropout",
 )  # fmt: skip
+# The rest of a CLIP, beside its tower.
+_CLIP_TEXT = r"^(text_model|text_projection|visual_projection|logit_scale)\b"
 _STRATEGIES: dict[str, Any] = {"patch": "default", "cls_patch": "full"}
 _ROWS = 64  # the vocabulary grows to a multiple of this, as in transformers' own conversions
 
@@ -115,9 +118,9 @@ def _add_tower(official: dict, weights: dict[str, Tensor], folder: str | Path | 
 
 def _load_tower(folder: Path) -> CLIPVisionModel:
     try:
-        return CLIPVisionModel.from_pretrained(folder, dtype="auto", use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--vision-tower {folder} is no CLIP model with safetensors weights: {error}") from error
+        return cast(CLIPVisionModel, read_strictly(CLIPVisionModel, folder, unread=_CLIP_TEXT, dtype="auto"))
+    except InputError as error:
+        raise InputError(f"--vision-tower: not a CLIP model with safetensors weights: {error}") from error
 
 
 def _make_room(weights: dict[str, Tensor], image_id: int) -> None:

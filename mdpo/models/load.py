@@ -1,14 +1,27 @@
 """A model and its processor from a folder."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from mdpo.errors import InputError
 
+from .folder import check_json_files, check_not_quantized, check_weight_files, read_object, short, some
 from .quantize import check_quantized, keep_training_layout, nf4_config
+
+# Spelled out in every call: without the first, transformers asks on a terminal whether to run the folder's code.
+LOCAL = {"trust_remote_code": False, "local_files_only": True}
+
+# A tower's pooling head comes after the features that a vision-language model reads; in LLaVA, which reads a hidden
+# state, so does the norm behind the last layer.
+_UNREAD = re.compile(r"(vision_tower|vision_model|visual)\.(.*\.)?head\.|vision_tower\.(.*\.)?post_layernorm\.")
 
 
 def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -> PreTrainedModel:
@@ -18,54 +31,157 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
     load_in_4bit: the language model's linear layers in NF4, computed in dtype; tower, projector and head keep dtype.
         On the GPU where there is one.
 
-    Raises InputError where the folder is missing, holds an adapter alone, or is not an image-text model.
+    Raises InputError where the folder is missing, holds an adapter alone or is not an image-text model, and where its
+    weights are damaged, incomplete, quantised by another tool, or do not fit its config.
     """
     folder = _existing(path)
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise InputError(
-                f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter"
+                f"{folder} holds an adapter alone; give the base model's folder, and to score or generate the adapter "
+                "with --adapter"
             )
         raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
-    quantization = {"quantization_config": nf4_config(_dtype(folder, dtype))} if load_in_4bit else {}
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True, **quantization)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} does not load as an image-text model: {error}") from error
+    check_json_files(folder)
+    check_not_quantized(folder, read_object(folder / "config.json"))
+    chosen = dtype if dtype == "auto" else torch_dtype(dtype)
+    quantization: dict[str, Any] = {"quantization_config": nf4_config(_dtype(folder, dtype))} if load_in_4bit else {}
+    model = read_strictly(AutoModelForImageTextToText, folder, dtype=chosen, **quantization)
     if load_in_4bit:
         check_quantized(model)
         keep_training_layout(model)
     return model
 
 
+def read_strictly(kind: Any, folder: Path, *, unread: str | None = None, **options: Any) -> PreTrainedModel:
+    """``kind.from_pretrained(folder)``, which maps the names that weights were saved under to the model's own.
+
+    kind: a model class or an auto class. unread: expression for names of weights that may be left over. options: of
+        from_pretrained.
+
+    Raises InputError where the weights are damaged, where the model has a weight that the files lack, where they have
+    one that it does not know, and where shapes differ. transformers would draw the first at random and drop the others.
+    """
+    check_weight_files(folder)
+    try:
+        with _without_tables():
+            model, found = kind.from_pretrained(
+                folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **LOCAL, **options
+            )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers raises whatever a foreign config leads it to
+        name = "an image-text model" if kind is AutoModelForImageTextToText else kind.__name__
+        raise InputError(f"{folder} does not load as {name}: {short(error)}") from error
+    _refuse_unfit(folder, model, found, re.compile(unread or "(?!)"))
+    return model
+
+
+def _refuse_unfit(folder: Path, model: PreTrainedModel, found: dict[str, Any], unread: re.Pattern[str]) -> None:
+    """found: what from_pretrained reports of the weights' names and shapes."""
+    name = type(model).__name__
+    parameters = {key for key, _ in model.named_parameters()}  # a tied weight counts once, a buffer not at all
+    missing = sorted(key for key in found["missing_keys"] if key in parameters and not _UNREAD.search(key))
+    if missing:
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the weights that {name} has: {some(missing)}; copy the folder again, or "
+            "the config.json that belongs to it"
+        )
+    mismatched = sorted(tuple(entry) for entry in found["mismatched_keys"] if not _UNREAD.search(entry[0]))
+    if mismatched:
+        key, *shapes = mismatched[0]
+        sizes = " instead of ".join(str(tuple(shape)) for shape in shapes)
+        raise InputError(
+            f"{folder}: {len(mismatched)} weights do not fit config.json: {key} has the shape {sizes}; "
+            "give the config.json that belongs to these weights"
+        )
+    unknown = sorted(key for key in found["unexpected_keys"] if not (_UNREAD.search(key) or unread.search(key)))
+    if unknown:
+        raise InputError(
+            f"{folder} has {len(unknown)} weights that {name} does not read: {some(unknown)}; it would be another model "
+            "without them: give the config.json that belongs to these weights"
+        )
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Keeps transformers from printing its table of weights: what it says is an error here, on one line."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
 def _dtype(folder: Path, name: str) -> torch.dtype:
     """The dtype that ``name`` stands for; "auto" is the checkpoint's, float32 where its config names none."""
-    found = AutoConfig.from_pretrained(folder).dtype or torch.float32 if name == "auto" else name
+    found = model_config(folder).dtype or torch.float32 if name == "auto" else name
     return torch_dtype(found) if isinstance(found, str) else found
+
+
+def model_config(folder: Path) -> Any:
+    """The config of the model at ``folder``. Raises InputError where it is torn, or of no model that transformers has."""
+    read_object(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # transformers raises whatever a foreign file leads it to
+        raise InputError(f"{folder / 'config.json'} is not a model's config: {short(error)}") from error
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of that name. Raises InputError where torch has none."""
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise InputError(f"dtype {name!r} is none that torch has; take bfloat16 or float32")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype: {name!r} is not a floating-point dtype of torch; use auto, bfloat16 or float32")
     return dtype
 
 
 def load_processor(path: str | Path) -> ProcessorMixin:
-    """The processor at ``path``. Raises InputError where there is none that handles images."""
+    """The processor at ``path``. Raises InputError where there is none that handles images, or its files are torn."""
     folder = _existing(path)
+    check_json_files(folder)
     # Named, because without torchvision transformers falls back to Pillow with a warning for every processor.
     backend = {} if is_torchvision_available() else {"backend": "pil"}
     try:
-        processor = AutoProcessor.from_pretrained(folder, **backend)
+        processor = AutoProcessor.from_pretrained(folder, **backend, **LOCAL)
     except ImportError as error:  # Qwen-VL, InternVL and SmolVLM have a video processor, which needs torchvision
-        raise InputError(f"{folder}: the processor lacks a package, mostly torchvision: {error}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} has no processor that loads: {error}") from error
+        raise InputError(
+            f"{folder}: its processor needs a package that is not installed, usually torchvision: {short(error)}"
+        ) from error
+    except Exception as error:  # transformers raises whatever a foreign file leads it to
+        raise InputError(f"{folder} has no processor that loads: {short(error)}") from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
+    if (folder / "config.json").is_file():  # not beside an adapter
+        check_processor(model_config(folder), processor, str(folder))
     return processor
+
+
+def check_processor(config: Any, processor: Any, where: str) -> None:
+    """Whether the processor has what it counts image placeholders from, and names the placeholder that the model does.
+
+    config: the model's. where: how the error begins.
+
+    Raises InputError with the attribute and the value that the config implies.
+    """
+    vision = getattr(config, "vision_config", None)
+    implied = {
+        "patch_size": getattr(vision, "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+    }
+    for name, value in implied.items():
+        if hasattr(processor, name) and getattr(processor, name) is None:
+            raise InputError(
+                f"{where}: {name} is not set, so image placeholders cannot be counted; set it to {value!r}, which the "
+                "model's config implies (in a folder, in processor_config.json)"
+            )
+    theirs, own = getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None)
+    if None not in (theirs, own) and theirs != own:
+        raise InputError(
+            f"{where}: the processor's image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
+            f"model's config says image_token_id {own}; use the processor that was saved with the model"
+        )
 
 
 def _existing(path: str | Path) -> Path:

@@ -1,20 +1,19 @@
 """One forward of a packed row, and the log-prob of every response in it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
 from mdpo.packing import PackedBatch, family_of
-from mdpo_kernels import linear_token_logps
 from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
+from .head import head_logps
 
 # Shapes: B examples, T packed tokens, N scored tokens, M image tokens, H hidden size, V vocabulary
 
@@ -37,9 +36,20 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ima
     packed: on the model's device.
     image_features: from ``encode_images``, to share them between policy and reference.
 
-    A branch that an example does not have is NaN. Raises InputError for a family that cannot be packed.
+    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter that cannot be
+    packed.
     """
+    logps = sum_logps(response_token_logps(model, packed, image_features=image_features), packed.cu_seqlens)
+    absent = packed.cu_seqlens.diff() == 0
+    return logps.masked_fill(absent, torch.nan).view(3, -1)
+
+
+def response_token_logps(
+    model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None
+) -> Tensor:
+    """The log-prob of every scored token: (N,) float32, in the order of ``packed.targets``. As ``sequence_logps``."""
     family_of(model)
+    check_adapter_kinds(model)
     base = unwrap(model)
     use_packed_attention(base)
     embeddings = base.get_input_embeddings()(packed.input_ids)
@@ -62,10 +72,7 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ima
     ).last_hidden_state[0]
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
     scored = hidden.index_select(0, packed.scored_rows)
-    weight, bias = head_parameters(base)
-    logps = sum_logps(linear_token_logps(scored, weight, packed.targets, bias=bias), packed.cu_seqlens)
-    absent = packed.cu_seqlens.diff() == 0
-    return logps.masked_fill(absent, torch.nan).view(3, -1)
+    return head_logps(cast(nn.Module, base.get_output_embeddings()), scored, packed.targets)
 
 
 def encode_images(model: nn.Module, packed: PackedBatch) -> ImageFeatures:
@@ -107,6 +114,20 @@ def _deepstack(packed: PackedBatch, features: ImageFeatures) -> dict[str, Tensor
     return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
 
 
+def check_adapter_kinds(model: nn.Module) -> None:
+    """Raises InputError for adapters that live outside the layers, where a packed row would pass them by."""
+    if not isinstance(model, PeftModel):
+        return
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        if config.is_prompt_learning or config.is_adaption_prompt:
+            kind = str(getattr(config.peft_type, "value", config.peft_type))
+            raise InputError(
+                f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or into its "
+                "attention; a packed row has no place for them: use LoRA, or another adapter of the layers"
+            )
+
+
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a PEFT model, or the model itself. Adapter layers sit inside it and stay."""
     return cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
@@ -116,27 +137,3 @@ def vision_parameters(base: PreTrainedModel) -> Iterable[nn.Parameter]:
     """Everything in front of the text model: tower and projector, adapters on them included."""
     text = {id(parameter) for parameter in base.get_decoder().parameters()}
     return (parameter for parameter in base.model.parameters() if id(parameter) not in text)
-
-
-def head_parameters(base: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, H) and bias (V,) or None of lm_head, an adapter on it folded in.
-
-    Raises ValueError for an adapter that is no plain LoRA.
-    """
-    head: Any = base.get_output_embeddings()
-    if isinstance(head, ModulesToSaveWrapper):
-        saved: Any = head
-        head = saved.original_module if saved.disable_adapters else saved.modules_to_save[saved.active_adapter]
-    if not isinstance(head, LoraLayer):
-        return head.weight, head.bias
-    lora: Any = head
-    layer = lora.get_base_layer()
-    weight = layer.weight
-    if not lora.disable_adapters:
-        for adapter in lora.active_adapters:
-            if adapter not in lora.lora_A:
-                problem = f"the adapter {adapter!r} on lm_head is not a plain LoRA"
-                raise ValueError(f"{problem}; use target_modules without it")
-            # The log-probs need the sum; its gradient runs on into A and B. One (V, H) temporary each pass.
-            weight = weight + lora.get_delta_weight(adapter).to(weight.dtype)
-    return weight, layer.bias

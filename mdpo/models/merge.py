@@ -1,15 +1,22 @@
 """An adapter into the weights: a model folder that needs neither this package nor peft."""
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
 
 from mdpo.errors import InputError
+from mdpo.packing import PreferenceTokens
 
+from .adapters import adapter_config, load_adapter
+from .generation_config import repair_generation_config
 from .load import load, load_processor
+from .logps import check_adapter_kinds, unwrap
 from .model_card import model_card
+from .plain import branches, plain_token_logps
+from .start_check import rounding_of
 
 
 def merge(adapter: str | Path, destination: str | Path, base: str | Path | None = None) -> Path:
@@ -19,29 +26,68 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     dtype, on the CPU: with fp32 weights the log-probs stay what they were up to rounding; with bf16 weights the sum is
     rounded to bf16. An adapter trained on 4-bit weights is merged into the whole ones.
 
-    Raises InputError where a folder is missing or is not what it should be, the destination is not empty, or an
-    adapted lm_head is tied to the embeddings, which would take the change too.
+    Raises InputError where a folder is missing or is not what it should be, the destination is not empty, the adapter
+    was trained on another base, or merging would change what the adapter says: an adapter on embeddings that are tied to
+    the head, a kind of adapter that cannot be merged.
     """
     adapter, destination = Path(adapter).expanduser(), Path(destination).expanduser()
-    path = adapter / "adapter_config.json"
-    if not path.is_file():
-        raise InputError(f"{adapter} has no adapter_config.json: not a PEFT adapter")
+    config = adapter_config(adapter)
     if destination.exists() and any(destination.iterdir()):
         raise InputError(f"{destination} is not empty; give a new folder")
-    base = Path(base or json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    base = Path(base or config.get("base_model_name_or_path") or "")
     if not (base / "config.json").is_file():
         raise InputError(f"the base model {str(base)!r} that the adapter names is not here; give its folder with --base")
-    model = load(base)
-    model = PeftModel.from_pretrained(model, adapter)
-    if model.config.tie_word_embeddings and "lora" in type(model.get_output_embeddings()).__module__:
-        raise InputError("the adapter is on an lm_head that is tied to the embeddings; it can't be merged into one of them")
-    merged = model.merge_and_unload(safe_merge=True)
+    loaded = load(base)
+    repair_generation_config(loaded)  # one that is read is not always one that can be written
+    model = load_adapter(loaded, adapter, base=base)
+    check_adapter_kinds(model)
+    merged = _merged(model, adapter)
     processor = load_processor(adapter if (adapter / "processor_config.json").is_file() else base)
     merged.save_pretrained(destination)
     merged.generation_config.save_pretrained(destination)
     processor.save_pretrained(destination)
     (destination / "README.md").write_text(model_card(adapter, base), encoding="utf-8")
     return destination
+
+
+def _merged(model: PeftModel, adapter: Path) -> Any:
+    """The merged model, held to the adapter's own log-probs on a text."""
+    model.eval()
+    example = _text(model)
+    expected = [plain_token_logps(model, example, branch) for branch in branches(example)]
+    rounding = rounding_of(model)
+    tuner: Any = model
+    try:
+        merged = tuner.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
+        kind = model.peft_config[model.active_adapters[0]].peft_type
+        raise InputError(f"{adapter}: this adapter ({kind}) cannot be merged: {error}; use it as an adapter") from error
+    got = [plain_token_logps(merged, example, branch) for branch in branches(example)]
+    off = float((torch.cat(got) - torch.cat(expected)).abs().mean())
+    if not off <= rounding or _comes_apart(merged):
+        tied = ": the adapter is on embeddings that are tied to lm_head" if merged.config.tie_word_embeddings else ""
+        raise InputError(
+            f"{adapter}: merged, the model would be another one ({off:.2g} nats a token off){tied}; it can't be merged, use "
+            "it as an adapter"
+        )
+    return merged
+
+
+def _comes_apart(merged: Any) -> bool:
+    """Whether embeddings and head, which loading will tie to one another, differ."""
+    if not merged.config.tie_word_embeddings:
+        return False
+    return not torch.equal(merged.get_input_embeddings().weight, merged.get_output_embeddings().weight)
+
+
+def _text(model: PeftModel) -> PreferenceTokens:
+    """Some of every part of the vocabulary: an adapter of single tokens has to show."""
+    config: Any = model.config
+    embeddings: Any = unwrap(model).get_input_embeddings()
+    vocabulary = len(embeddings.weight)
+    ids = [token for token in range(0, vocabulary, -(-vocabulary // 512)) if token != config.image_token_id]
+    middle = len(ids) // 2
+    return PreferenceTokens("text", ids[:middle], ids[middle:], ids[:middle], None)
 
 
 def run_merge(options: argparse.Namespace) -> None:

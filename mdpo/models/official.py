@@ -1,6 +1,5 @@
 """What the converters share: reading an official LLaVA-like checkpoint, and writing it as transformers' LLaVA."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +18,11 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from mdpo.errors import InputError
 
+from .folder import check_safetensors, read_object, weight_names
+
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 TOWER = "model.vision_tower.vision_tower.vision_model."
-_WEIGHTS = "model.safetensors"
 _IMAGE = "<image>"
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -54,7 +54,7 @@ def read_config(source: Path, model_types: tuple[str, ...]) -> dict:
     path = source / "config.json"
     if not path.is_file():
         raise InputError(f"{path} does not exist: not a checkpoint folder")
-    official = json.loads(path.read_text())
+    official = read_object(path)
     if "text_config" in official:
         raise InputError(f"{path} is in transformers' layout already: use the folder as it is")
     if official.get("model_type") not in model_types:
@@ -67,16 +67,15 @@ def read_config(source: Path, model_types: tuple[str, ...]) -> dict:
 
 def read_weights(source: Path) -> dict[str, Tensor]:
     """Every tensor by its official name, from one file or from shards. Raises InputError without safetensors."""
-    index = source / f"{_WEIGHTS}.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [_WEIGHTS]
     weights = {}
-    for path in (source / name for name in names):
+    for path in (source / name for name in weight_names(source)):
         if not path.is_file():
             raise InputError(
                 f"{path} does not exist; only safetensors are read, for other formats hold pickles. Where there are .bin "
                 "files: torch.load(FILE, weights_only=True) and safetensors.torch.save_file bring them over, a shard at "
                 "a time; LLaVA-1.5 is on the hub in transformers' own layout as llava-hf/llava-1.5-7b-hf"
             )
+        check_safetensors(path)
         with safe_open(path, "pt") as shard:
             weights.update((name, shard.get_tensor(name)) for name in shard.keys())
     if EMBEDDINGS not in weights:
@@ -141,7 +140,7 @@ def read_tokenizer(source: Path) -> PreTrainedTokenizerBase | None:
     if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{source} has no tokenizer that loads: {error}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})

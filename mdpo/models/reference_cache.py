@@ -1,8 +1,9 @@
 """Reference log-probs on disk: a frozen model says the same of the same example in every epoch and every run.
 
-A record's name is a digest of what the number depends on: the base weights, the dtype they run in, and everything
-the model sees of the example (token ids and processed images, so row, image bytes, negative, template, length limit
-and image processor are all in it). A cache can therefore be incomplete, never wrong: what has changed is not found.
+A file's name is a digest of the reference: its weights, the whole config, the adapter that is part of it, the dtype it
+runs in, and how (which attention, compiled or not, Liger's layers). A record's name is a digest of everything the model
+sees of the example (token ids and processed images, so row, image bytes, negative, template, length limit and image
+processor are all in it). A cache can therefore be incomplete, never wrong: what has changed is not found.
 
 One folder holds a file per model, a JSON line per example, appended by one process as they are computed. A line torn by
 a crash is dropped; the records before it stand.
@@ -11,50 +12,107 @@ a crash is dropped; the records before it stand.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from mdpo.packing import PackedBatch
 
+from .attention import attention_backend
 from .logps import unwrap
+from .reference import Reference, is_adapter_parameter
 
 _log = logging.getLogger(__name__)
 
 
-def fingerprint(model: nn.Module, autocast: torch.dtype | None = None) -> str:
-    """A digest of the base weights, the config and the dtype they run in; adapters have no part in it.
+# What a config says of files and of generating, and settings that trainers change without changing the numbers.
+_NOT_THE_FORWARD = (
+    "_name_or_path", "architectures", "transformers_version", "use_cache", "dtype", "torch_dtype", "_attn_implementation",
+    "attn_implementation", "pad_token_id", "bos_token_id", "eos_token_id", "gradient_checkpointing", "quantization_config",
+)  # fmt: skip
 
-    model: bare or PEFT. autocast: the dtype of the autocast that the reference runs under, if any. Reads every weight
-    once: about a second per GB.
+
+def fingerprint(
+    model: nn.Module,
+    autocast: torch.dtype | None = None,
+    *,
+    reference: Reference | None = None,
+    compiled: bool = False,
+    liger: bool = False,
+) -> str:
+    """A digest of all that a reference's log-probs depend on beside the example.
+
+    Args:
+        model: the reference's model, bare or PEFT. Reads every weight once: about a second per GB.
+        autocast: the dtype of the autocast that the reference runs under, if any.
+        reference: how the reference is made of ``model``; without it, the model with its adapter off.
+        compiled, liger: whether its layers are compiled, or Liger's; like the attention's backend, that moves the numbers
+            by rounding.
     """
     base = unwrap(model)
+    with_adapter = reference is not None and reference.adapter
     digest = hashlib.blake2b(digest_size=16)
-    # What the forward computes depends on; not where the files came from or which attention is set just now.
-    config = base.config.to_dict()
-    digest.update(json.dumps([config.get("model_type"), str(autocast)]).encode())
-    for name, tensor in sorted(_base_weights(base)):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        for piece in tensor.detach().reshape(-1).split(2**26):  # bounds the copy that leaves the GPU
-            digest.update(piece.contiguous().view(torch.uint8).cpu().numpy().data)
-    return digest.hexdigest()
-
-
-def _base_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the frozen model's weights, named as without adapters."""
-    for name, parameter in base.named_parameters():
-        parts = name.split(".")
-        if "modules_to_save" in parts or any(part.startswith("lora_") for part in parts):
-            continue
-        name = ".".join(part for part in parts if part not in ("base_layer", "original_module"))
-        yield name, parameter
+    configs = model.peft_config if isinstance(model, PeftModel) and with_adapter else {}
+    adapters = {name: config.to_dict() for name, config in configs.items()}
+    layers = {"attention": attention_backend(base, autocast), "compiled": compiled, "liger": liger}
+    arithmetic = [str(autocast), next(base.parameters()).device.type, torch.get_float32_matmul_precision()]
+    facts = [_forward_config(base.config.to_dict()), _modules(base), adapters, layers, arithmetic]
+    digest.update(json.dumps(facts, sort_keys=True, default=_as_text).encode())
+    values = {} if reference is None else reference.values
+    for name, parameter in model.named_parameters() if with_adapter else _base_parameters(model):
+        _add(digest, _without_wrappers(name), values.get(name, parameter))
         quant_state = getattr(parameter, "quant_state", None)
         if quant_state is not None:  # 4-bit codes say nothing without their scales
             for part, value in quant_state.as_dict(packed=True).items():
-                yield f"{name}.{part}", value
+                _add(digest, f"{_without_wrappers(name)}.{part}", value)
+    for name, buffer in sorted(base.named_buffers()):
+        _add(digest, _without_wrappers(name), buffer)
+    return digest.hexdigest()
+
+
+def _modules(base: nn.Module) -> list[tuple[str, str, str]]:
+    """Name, kind and arguments of every module of the base: Liger's layers, an activation or an epsilon set by hand."""
+    return sorted(
+        (_without_wrappers(name), type(module).__qualname__, module.extra_repr())
+        for name, module in base.named_modules()
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper, nn.Dropout))
+        and not is_adapter_parameter(base, name)
+    )
+
+
+def _forward_config(config: Any) -> Any:
+    """The config without what the forward does not depend on, at every depth."""
+    if isinstance(config, Mapping):
+        return {str(name): _forward_config(value) for name, value in config.items() if name not in _NOT_THE_FORWARD}
+    return [_forward_config(value) for value in config] if isinstance(config, (list, tuple)) else config
+
+
+def _as_text(value: Any) -> str:
+    return str(sorted(map(str, value)) if isinstance(value, (set, frozenset)) else value)
+
+
+def _base_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """(name, parameter) of the model with its adapter off, in the order of their names without adapters."""
+    kept = [(name, p) for name, p in model.named_parameters() if not is_adapter_parameter(model, name)]
+    return sorted(kept, key=lambda pair: _without_wrappers(pair[0]))
+
+
+def _without_wrappers(name: str) -> str:
+    """A parameter's name as in the model without adapters."""
+    parts = name.removeprefix("base_model.model.").split(".")
+    return ".".join(part for part in parts if part not in ("base_layer", "original_module", "token_adapter"))
+
+
+def _add(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+    for piece in tensor.detach().reshape(-1).split(2**26):  # bounds the copy that leaves the GPU
+        digest.update(piece.contiguous().view(torch.uint8).cpu().numpy().data)
 
 
 class Record(NamedTuple):
@@ -69,12 +127,15 @@ class ReferenceCache:
     """The reference log-probs of one model, kept in ``folder``. See the module's docstring.
 
     writes: whether this process keeps the file; the other ranks of a run only read it.
+
+    ``found`` and ``computed`` count the examples that were looked up and that had to be computed, epoch by epoch.
     """
 
     def __init__(self, folder: str | Path, model_fingerprint: str, *, writes: bool = True) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.writes = writes
+        self.found = self.computed = 0  # examples, since the cache was opened
         self._path = self.folder / f"{model_fingerprint}.jsonl"
         self._logps: dict[str, tuple[float, float, float]] = {}
         if self._path.exists():
@@ -85,15 +146,23 @@ class ReferenceCache:
     def __len__(self) -> int:
         return len(self._logps)
 
+    @property
+    def line(self) -> str:
+        """What was found and what was computed, in one line."""
+        return f"reference cache {self.folder}: {self.found} examples found, {self.computed} computed"
+
     def find(self, packed: PackedBatch) -> Tensor | None:
         """(3, B) float32 on the CPU, or None where an example of the micro-batch is not there yet."""
         logps = [self._logps.get(digest) for digest in packed.digests]
+        if None not in logps:
+            self.found += len(logps)
         return None if None in logps else torch.tensor(logps, dtype=torch.float32).T.contiguous()
 
     def new_records(self, packed: PackedBatch, reference: Tensor) -> list[Record]:
         """Those of (3, B) log-probs that are not kept yet; waits for the device only where there are any."""
         if all(digest in self._logps for digest in packed.digests):
             return []
+        self.computed += len(packed.digests)
         columns = zip(packed.digests, packed.ids, map(tuple, reference.T.tolist()), strict=True)
         return [Record(*column) for column in columns if column[0] not in self._logps]
 

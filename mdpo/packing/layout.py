@@ -229,7 +229,8 @@ def _check(example: PreferenceTokens, family: Family) -> None:
     if family.max_branch_tokens is not None and longest > family.max_branch_tokens:
         raise InputError(
             f"example {example.id!r}: a branch of {longest} tokens outgrows the model's sliding window of "
-            f"{family.max_branch_tokens}, which a packed row does not honour; shorten it with max_length"
+            f"{family.max_branch_tokens}, or the length from which its rotary positions change, and a packed row honours "
+            "neither; shorten it with max_length"
         )
 
 

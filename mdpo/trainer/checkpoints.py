@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import re
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
+from mdpo.models.folder import check_weight_files, read_object
+
+from .weights import check_adapters
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +53,52 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
+def check_complete(folder: Path, model: nn.Module, *, sharded: bool = False, scaler: bool = False) -> None:
+    """Raises InputError, naming the file, where the checkpoint lacks something that a run needs to go on as if it had
+    not stopped: transformers starts what is missing afresh, without a word.
+
+    sharded: whether the run is one of FSDP, which keeps weights and optimizer in folders of their own. scaler: whether
+        it scales its loss (fp16).
+    """
+    names = {path.name for path in folder.iterdir()}
+    optimizer = {"optimizer.pt", "optimizer.bin"} & names or {name for name in names if name.startswith("optimizer_")}
+    random_states = {name for name in names if name.startswith("rng_state") and name.endswith(".pth")}
+    if not optimizer and "scheduler.pt" not in names and not random_states:
+        raise InputError(
+            f"cannot resume from {folder}: it was saved with save_only_model, without the optimizer, the schedule and the "
+            "random state that a run goes on with; take another checkpoint, or start a new run from its weights"
+        )
+    needed = {"optimizer.pt": optimizer, "scheduler.pt": "scheduler.pt" in names, "rng_state.pth": random_states}
+    if scaler:
+        needed["scaler.pt"] = "scaler.pt" in names
+    # A run may go on with more or fewer processes; of those that there were, each has left its state.
+    ranks = [int(found[1]) for found in map(re.compile(r"rng_state_(\d+)\.pth").fullmatch, random_states) if found]
+    needed |= {f"rng_state_{rank}.pth": rank in ranks for rank in range(max(ranks, default=-1) + 1)}
+    missing = [name for name, there in needed.items() if not there]
+    if missing:
+        raise InputError(f"cannot resume from {folder}: {', '.join(missing)} is missing; take another checkpoint")
+    torn = [path.name for path in sorted(folder.glob("*.pt*")) if path.is_file() and not zipfile.is_zipfile(path)]
+    if torn:  # what torch.save writes is a zip file, whose table of contents comes last
+        raise InputError(f"cannot resume from {folder}: {torn[0]} was not written to its end; take another checkpoint")
+    if sharded:
+        if not any(name.startswith("pytorch_model_fsdp") for name in names):
+            raise InputError(f"cannot resume from {folder}: FSDP's weights are missing; take another checkpoint")
+    elif isinstance(model, PeftModel):
+        check_adapters(model, folder)
+    else:
+        check_weight_files(folder)
+
+
+def check_best(folder: Path) -> None:
+    """Raises InputError where the best checkpoint so far, which the run would end with, is not there any more."""
+    best = read_object(folder / TRAINER_STATE_NAME).get("best_model_checkpoint")
+    if best is not None and not Path(best).is_dir():
+        raise InputError(
+            f"cannot resume from {folder}: the best checkpoint so far, {best}, is not there any more, and "
+            "load_best_model_at_end would need it; put it back, or set load_best_model_at_end: false"
+        )
+
+
 def run_settings(args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset | None) -> dict[str, Any]:
     """What this run's weights depend on, as JSON can hold it."""
     settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS}
@@ -67,7 +118,7 @@ def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS_NAME
     if not path.is_file():
         raise InputError(f"{folder} has no {SETTINGS_NAME}: it was not written by this trainer")
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    theirs = read_object(path)
     for name, value in settings.items():
         if theirs.get(name) != value:
             raise InputError(

@@ -4,9 +4,9 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false
 
-import copy
 import itertools
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,32 +16,49 @@ import torch
 import torch.distributed as dist
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.errors import InputError, TrainingError
-from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
+from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
+from mdpo.models.folder import short
+from mdpo.models.load import check_processor
 from mdpo.models.policy import PolicyOutput
-from mdpo.packing import PackedBatch, family_of
+from mdpo.models.reference import in_mode
+from mdpo.models.start_check import first_examples
+from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
-from .checkpoints import SETTINGS_NAME, StopOnSignal, check_same_run, is_whole, last_whole_checkpoint, run_settings
+from .checkpoints import (
+    SETTINGS_NAME,
+    StopOnSignal,
+    check_best,
+    check_complete,
+    check_same_run,
+    is_whole,
+    last_whole_checkpoint,
+    run_settings,
+)
+from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
+from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+
+_log = logging.getLogger(__name__)
 
 Rows = Sequence[PreferenceRow] | Sequence[Mapping]
 
 
-class MDPOTrainer(Trainer):
+class MDPOTrainer(KeepsWeights):
     """Trains a vision-language model on preference pairs.
 
-    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model
-        with its adapter off; in full fine-tuning, a frozen copy made here.
+    model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
+        it is given, frozen: see ``mdpo.models.reference``.
     args: the settings.
     train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
         with PIL images or paths (relative to the working directory).
@@ -64,14 +81,16 @@ class MDPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ) -> None:
-        if processing_class is None:
-            raise InputError("processing_class is missing: give the model's processor")
+        rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        check_arguments(model, args, processing_class, peft_config, **rows)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
                 "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
+        check_settings(args, optimizer=optimizers[0] is not None)
         self.family = family_of(model)
+        check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
@@ -86,15 +105,27 @@ class MDPOTrainer(Trainer):
             callbacks=[*(callbacks or []), _SetEpoch(self)],
             optimizers=optimizers,
         )
+        for dataset in (self.train_dataset, self.eval_dataset):
+            for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+                check_rows(model, processing_class, part)
+        if args.should_save:
+            check_saving(model, processing_class, args.output_dir)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
-        # Adapters are switched off for the reference; without one it takes a second set of weights.
-        frozen = None if isinstance(model, PeftModel) else _frozen_copy(model)
+        switch_dropout_off(model, args)
+        reference = establish_reference(
+            model,
+            args.reference,
+            fresh=peft_config is not None,
+            examples=self._first_examples,
+            whole=not self.is_fsdp_enabled,
+        )
+        _log.info("reference: %s", reference.description)
         prepare_layers(model, args)
         self.policy = PackedPolicy(
             model,
-            frozen,
+            reference=reference,
             beta=args.beta,
             conditional=args.conditional,
             anchors=tuple(args.anchors),
@@ -103,6 +134,7 @@ class MDPOTrainer(Trainer):
         self._metrics = Metrics()
         self.sampler: StepSampler | None = None
         self._cache = self._open_cache()
+        self._start_is_checked = False
 
     # Data: one batch is one optimizer step
 
@@ -146,9 +178,25 @@ class MDPOTrainer(Trainer):
         if not self.args.cache_reference or self.args.negative_per_epoch:
             return None
         folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
-        autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        writes = self.is_world_process_zero()
-        return ReferenceCache(folder, fingerprint(self.policy.reference_model, autocast), writes=writes)
+        reference = self.policy.reference
+        model = self.model if reference.frozen is None else reference.frozen
+        key = fingerprint(
+            model,
+            self._autocast,
+            reference=reference,
+            compiled=self.args.compile_layers or self.args.torch_compile,
+            liger=self.args.use_liger_kernel,
+        )
+        return ReferenceCache(folder, key, writes=self.is_world_process_zero())
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """The dtype that steps run under, None where that is the weights' own."""
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def _first_examples(self) -> list[PreferenceTokens]:
+        dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        return [] if dataset is None else first_examples(dataset.lengths, dataset.__getitem__)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         return len(dataloader.dataset.dataset)
@@ -180,7 +228,34 @@ class MDPOTrainer(Trainer):
             raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
         if resume_from_checkpoint:
             resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        self._check_start()
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        if self._cache is not None:
+            counts = torch.tensor([self._cache.found, self._cache.computed], device=self.args.device)
+            self._cache.found, self._cache.computed = map(int, self._sum_over_ranks(counts))
+            _log.info(self._cache.line)
+        return output
+
+    def _check_start(self) -> None:
+        """Once, and before a checkpoint is loaded: a resumed run too has to start from what its reference is."""
+        if self._start_is_checked or not self.args.check_start or self.train_dataset is None:
+            return
+        self._start_is_checked = True
+        if self.is_fsdp_enabled:
+            _log.info("start check: not made, since FSDP shards the model's own forward; one process makes it")
+            return
+        self.model.to(self.args.device)  # DeepSpeed leaves that to its engine
+        # As accelerate wraps it for a step, which it has not done yet.
+        autocast = torch.autocast(self.args.device.type, self._autocast, enabled=self._autocast is not None)
+        with disable_input_dtype_casting(self.model, active=self._autocast is not None), autocast:
+            line = check_start(self.model, self.args, self._first_examples(), self._autocast, self._evaluate_packed)
+        if self._cache is not None:
+            self._cache.found = 0
+        _log.info(line)
+
+    def _evaluate_packed(self, packed: PackedBatch) -> PolicyOutput:
+        with in_mode(self.policy, training=False):
+            return self._forward(self.policy, packed)
 
     def _checkpoint_to_resume(self, requested: str | bool) -> str:
         folder = last_whole_checkpoint(self.args.output_dir) if requested is True else Path(requested)
@@ -189,6 +264,10 @@ class MDPOTrainer(Trainer):
         if not is_whole(folder):
             raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
         check_same_run(folder, run_settings(self.args, self.model, self.train_dataset))
+        scaler = getattr(self.accelerator, "scaler", None) is not None
+        check_complete(folder, self.model, sharded=self.is_fsdp_enabled, scaler=scaler)
+        if self.args.load_best_model_at_end:
+            check_best(folder)
         return str(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
@@ -200,11 +279,11 @@ class MDPOTrainer(Trainer):
                 settings = run_settings(self.args, self.model, self.train_dataset)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        except Exception as error:  # torch and safetensors wrap a full disk in their own
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
             raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {error}; "
+                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; "
                 f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
             ) from error
 
@@ -331,12 +410,6 @@ class MDPOTrainer(Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=self.num_examples(dataloader),
         )
-
-
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The reference of full fine-tuning. What does not train is shared with the policy instead of copied."""
-    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-    return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
 class _SetEpoch(TrainerCallback):

@@ -161,7 +161,7 @@ def test_plan_from_the_yaml_alone(tmp_path, capsys):
         ({"plan_prompt_tokens": "null"}, "24GiB", "set plan_prompt_tokens"),
         ({"max_length": 600}, "24GiB", "max_length leaves room"),
         ({"optim": "sgd"}, "24GiB", "'sgd'"),
-        ({"dtype": "float7"}, "24GiB", "'float7' is none that torch has"),
+        ({"dtype": "float7"}, "24GiB", "'float7' is not a floating-point dtype of torch"),
         ({"lora_target_modules": "nothing"}, "24GiB", "matches no linear layer"),
         ({}, "24", "expected a number above 0 with its unit"),
     ],
@@ -192,3 +192,13 @@ def test_train_takes_the_plan(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "mdpo_run.json").read_text())["run"]["train_data"] == str(data)
     assert main(["train", str(path), "--memory", "768MiB"]) == 2
     assert "nothing fits in 0.75 GiB" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_its_own_reference_is_there_twice():
+    kept = read_shape(SHAPES["llava-1.5-7b"](), Adaptation(rank=64, pattern=LANGUAGE_LINEAR, is_reference=True))
+    assert (LLAVA.kept, kept.kept) == (0, LLAVA.trained)
+    setup = setup_of(
+        examples(LLAVA, 650), WISHES, quantized=False, optimizer="adamw_torch_fused", checkpointed=32, tokens=12288
+    )
+    more = footprint(kept, setup).allocated - footprint(LLAVA, setup).allocated
+    assert more == 4 * LLAVA.trained

@@ -161,5 +161,5 @@ def test_from_the_command_line(source, capsys):
     assert main(["convert", "llava", str(source), str(source / "out")]) == 0
     assert "wrote" in capsys.readouterr().out
     assert main(["convert", "llava", str(source), str(source / "more"), "--vision-tower", str(source / "none")]) == 2
-    assert "is no CLIP model" in capsys.readouterr().err
+    assert "not a CLIP model" in capsys.readouterr().err
     assert main(["convert", "bunny", str(source), str(source / "more"), "--vision-tower", str(source)]) == 2

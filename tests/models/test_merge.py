@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig
 
 from mdpo import InputError
@@ -70,3 +70,60 @@ def test_a_base_that_has_moved(adapter, tmp_path):
         merge(adapter, tmp_path / "merged", tmp_path / "moved")
     with pytest.raises(InputError, match="not a PEFT adapter"):
         merge(tmp_path / "moved", tmp_path / "other")
+
+
+KINDS = {
+    "lora": {"target_modules": LANGUAGE_LINEAR},
+    "dora": {"target_modules": LANGUAGE_LINEAR, "use_dora": True},
+    "lora on the head": {"target_modules": rf"lm_head|{LANGUAGE_LINEAR}"},
+    "dora on the head": {"target_modules": rf"lm_head|{LANGUAGE_LINEAR}", "use_dora": True},
+    "lora with a bias": {"target_modules": rf"lm_head|{LANGUAGE_LINEAR}", "lora_bias": True},
+    "embeddings": {"target_modules": r".*embed_tokens"},
+    "embeddings and head": {"target_modules": r".*embed_tokens|lm_head"},
+    "saved embeddings": {"target_modules": LANGUAGE_LINEAR, "modules_to_save": ["embed_tokens"]},
+    "saved head": {"target_modules": LANGUAGE_LINEAR, "modules_to_save": ["lm_head"]},
+    "tokens": {"target_modules": LANGUAGE_LINEAR, "trainable_token_indices": [5, 6, 7, 200]},
+    "trained biases": {"target_modules": LANGUAGE_LINEAR, "bias": "all"},
+    "pissa": {"target_modules": LANGUAGE_LINEAR, "init_lora_weights": "pissa"},
+}
+# On tied embeddings these cannot be merged into one matrix.
+APART_ALONE = {
+    "lora on the head", "dora on the head", "lora with a bias", "embeddings", "embeddings and head", "saved embeddings",
+    "saved head",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_merged_says_what_peft_says_or_is_refused(tmp_path, kind, tied):
+    family, make = ("smolvlm", tiny.smolvlm) if tied else ("llava-qwen2", lambda: tiny.llava("qwen2"))
+    make().save_pretrained(tmp_path / "base")
+    tiny.processor().save_pretrained(tmp_path / "base")
+    model = get_peft_model(load(tmp_path / "base"), LoraConfig(r=2, **KINDS[kind]))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(tmp_path / "adapter")
+    try:
+        merge(tmp_path / "adapter", tmp_path / "merged", tmp_path / "base")
+    except InputError as error:
+        assert tied and kind in APART_ALONE or kind == "lora with a bias", str(error)
+        assert "merged" in str(error) and not (tmp_path / "merged").exists()
+        return
+    merged = load(tmp_path / "merged")
+    packed = pack(examples(family), merged)
+    with torch.no_grad():
+        ours, theirs = sequence_logps(merged, packed), sequence_logps(model.eval(), packed)
+    torch.testing.assert_close(ours, theirs, atol=5e-4, rtol=0, equal_nan=True)
+
+
+def test_prompt_learning_is_not_merged(tmp_path):
+    tiny.llava().save_pretrained(tmp_path / "base")
+    tiny.processor().save_pretrained(tmp_path / "base")
+    settings = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM", "num_layers": 2, "token_dim": 32}
+    model = get_peft_model(load(tmp_path / "base"), PromptTuningConfig(**settings, num_attention_heads=4))
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="PROMPT_TUNING"):
+        merge(tmp_path / "adapter", tmp_path / "merged", tmp_path / "base")

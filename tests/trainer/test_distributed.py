@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
@@ -84,6 +85,16 @@ def test_deepspeed_zero_2_trains_the_adapter_of_one(world, alone, start, tmp_pat
 def test_resume_with_another_number_of_processes(world, alone, start, tmp_path):
     launch(world, tmp_path, 2, "max_steps=20", f"resume={alone / 'checkpoint-10'}")
     assert distance(alone, tmp_path, start) <= 1e-3
+
+
+def test_two_processes_resume_a_full_fine_tuning_to_the_same_weights(world, tmp_path):
+    launch(world, tmp_path / "whole", 2, "peft=no", "max_steps=4", "save_steps=2")
+    launch(
+        world, tmp_path / "resumed", 2, "peft=no", "max_steps=4", "save_steps=2",
+        f"resume={tmp_path / 'whole' / 'checkpoint-2'}",
+    )  # fmt: skip
+    whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_rank_that_dies_stops_the_others(world, alone, start, tmp_path):

@@ -61,12 +61,28 @@ def check_text_model(config) -> None:
         )
 
 
-def max_branch_tokens(config) -> int | None:
-    """The window beyond which some layer no longer sees the start of its branch, or None.
+# Rotary positions whose frequencies depend on the longest sequence of a batch, or of all batches before it.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
 
-    The packed attention is causal without a window: exact as long as no branch outgrows the window.
+
+def max_branch_tokens(config) -> int | None:
+    """The longest branch that a packed row computes exactly, or None without a limit.
+
+    The packed attention is causal without a window, and a row's branches share one table of rotary frequencies: exact
+    as long as no branch outgrows the window, or the length from which the frequencies change.
     """
-    text = config.text_config
+    limits = [limit for limit in (_window(config.text_config), _rope_limit(config.text_config)) if limit is not None]
+    return min(limits, default=None)
+
+
+def _rope_limit(text) -> int | None:
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if (rope.get("rope_type") or rope.get("type")) not in _ROPE_BY_LENGTH:
+        return None
+    return rope.get("original_max_position_embeddings") or text.max_position_embeddings
+
+
+def _window(text) -> int | None:
     layer_types = getattr(text, "layer_types", None)
     if layer_types is not None and "sliding_attention" not in layer_types:
         return None

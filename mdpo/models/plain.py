@@ -1,0 +1,63 @@
+"""A branch through the model's own ``forward(...).logits``: no packing, no kernels. What the packed way is held to."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mdpo.packing import PreferenceTokens
+
+from .attention import own_attention
+from .logps import unwrap
+
+# Shapes: R tokens of the response
+
+
+class Branch(NamedTuple):
+    """One reading of an example: a response after the prompt with one of its images."""
+
+    name: str
+    images: Mapping[str, Tensor] | None
+    response: Sequence[int]
+
+
+def branches(example: PreferenceTokens) -> list[Branch]:
+    """The example's branches in the order of ``PackedBatch.cu_seqlens``; one that it does not have is left out."""
+    found = [Branch("chosen", example.images, example.chosen_ids), Branch("rejected", example.images, example.rejected_ids)]
+    if example.rejected_images is not None:
+        found.append(Branch("image_rejected", example.rejected_images, example.chosen_ids))
+    return found
+
+
+@torch.no_grad()
+def plain_token_logps(
+    model: nn.Module, example: PreferenceTokens, branch: Branch, values: dict[str, Tensor] | None = None
+) -> Tensor:
+    """The log-prob of each token of the response: (R,) float32.
+
+    Args:
+        model: bare or PEFT, in the mode to be tried. Its ``forward`` gets what its processor returned.
+        values: parameters to put in place of the model's, by name.
+    """
+    device = next(model.parameters()).device
+    base = unwrap(model)
+    parameters = inspect.signature(base.forward).parameters
+    ids = torch.tensor([[*example.prompt_ids, *branch.response]], device=device)
+    # An image processor may return more than the model reads, such as InternVL's num_patches.
+    images = {name: tensor for name, tensor in (branch.images or {}).items() if name in parameters}
+    inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in images.items()}
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
+    config: Any = base.config
+    if "mm_token_type_ids" in parameters:  # Qwen-VL counts its positions by it
+        inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+    length = len(branch.response)
+    if "logits_to_keep" in parameters:
+        inputs["logits_to_keep"] = length + 1
+    with own_attention(base):
+        outputs = functional_call(model, values or {}, kwargs=inputs)
+    logits = outputs.logits[0, -length - 1 : -1].float()
+    targets = ids[0, -length:, None]
+    return logits.log_softmax(-1).gather(1, targets)[:, 0]

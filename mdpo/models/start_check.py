@@ -1,0 +1,240 @@
+"""One look before the first step: does the packed way say what the model's own forward says, on these very rows?
+
+It needs no rule for what can be wrong. An adapter that a packed row passes by, a config that asks for something packing
+does not do, dropout left on, a reference that is not the policy's start: each shows as a difference in log-probs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mdpo.errors import InputError
+from mdpo.packing import PackedBatch, PreferenceTokens, pack
+
+from .logps import response_token_logps
+from .plain import branches, plain_token_logps
+from .reference import in_mode
+
+# Mean difference a token, in nats, that rounding alone can explain between two orders of the same sums. bf16: logits of
+# 20 to 30 are rounded to 1/8, and two forwards of a 7B model differ by a few hundredths.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 5e-2, torch.bfloat16: 0.2}
+_TF32 = 2e-2
+_WORST = 20  # a single token may be this much further off than the mean
+_NUDGE = 0.01  # added to an adapter's weights, so that one that adds nothing yet is seen to act
+
+# Shapes: N scored tokens; B examples
+
+
+class Difference(NamedTuple):
+    """Of one branch of one example: summed log-probs both ways, and the difference a token in nats."""
+
+    example: str
+    branch: str
+    ours: float
+    theirs: float
+    mean: float
+    worst: float
+
+
+class Check(NamedTuple):
+    """What was compared. rounding: the mean difference a token that the dtype explains."""
+
+    differences: list[Difference]
+    rounding: float
+
+    @property
+    def furthest(self) -> Difference:
+        return max(self.differences, key=lambda each: each.mean if each.mean == each.mean else float("inf"))
+
+    @property
+    def line(self) -> str:
+        """How close they are, in one line."""
+        examples = len({each.example for each in self.differences})
+        return (
+            f"start check: {examples} examples, {len(self.differences)} branches: a packed row and the model's own forward "
+            f"differ by at most {self.furthest.mean:.1e} nats a token (rounding explains {self.rounding:.0e})"
+        )
+
+    @property
+    def agrees(self) -> bool:
+        return all(
+            each.mean <= self.rounding and each.worst <= _WORST * self.rounding for each in self.differences
+        )  # NaN is no agreement
+
+
+def rounding_of(model: nn.Module, autocast: torch.dtype | None = None) -> float:
+    """The mean difference a token, in nats, between two right ways through ``model``.
+
+    autocast: the dtype of the autocast that it runs under, if any.
+    """
+    floating = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    dtypes = {autocast, *floating} - {None}
+    lowest = max((_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING), default=_ROUNDING[torch.bfloat16])
+    tf32 = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
+    return max(lowest, _TF32) if tf32 else lowest
+
+
+def first_examples(lengths: Sequence[int], get: Callable[[int], PreferenceTokens]) -> list[PreferenceTokens]:
+    """Up to three examples for ``check_packed``: the two shortest with an image among the first rows, one without.
+
+    lengths: packed tokens of the rows. get: reads the example of a row.
+    """
+    first = sorted(range(min(8, len(lengths))), key=lengths.__getitem__)
+    with_image: list[PreferenceTokens] = []
+    without: list[PreferenceTokens] = []
+    for index in first:
+        if len(with_image) == 2:
+            break
+        example = get(index)
+        (without if example.images is None else with_image).append(example)
+    return [*with_image, *without[:1]]
+
+
+def check_packed(
+    model: nn.Module,
+    examples: Sequence[PreferenceTokens],
+    *,
+    rounding: float,
+    training: bool = False,
+) -> Check:
+    """Every branch's log-probs by one packed row against the model's own ``forward(...).logits``.
+
+    Args:
+        model: bare or PEFT, on its device.
+        rounding: from ``rounding_of``.
+        training: whether the packed way runs in training mode, as a step does. The model's own forward never does.
+
+    Raises InputError where they differ by more than rounding, with the branch that differs most and the likely cause.
+    """
+    packed = pack(examples, model).to(next(model.parameters()).device)
+    with in_mode(model, training=False):
+        theirs = [plain_token_logps(model, *reading) for reading in _readings(examples)]
+    ours = _packed_token_logps(model, packed, training)
+    check = _compare(examples, ours, theirs, rounding)
+    if not check.agrees:
+        raise InputError(_refusal(check, _cause(model, packed, ours, theirs, rounding, training)))
+    if isinstance(model, PeftModel):
+        _check_adapter_is_seen(model, examples, packed, ours, theirs, rounding)
+    return check
+
+
+def check_equal_start(ids: Sequence[str], policy: Tensor, reference: Tensor, lengths: Tensor, rounding: float) -> float:
+    """Before the first step the policy is its reference. (3, B) log-probs; lengths: (3, B) tokens of each branch.
+
+    Returns the largest difference a token. Raises InputError where one is more than rounding.
+    """
+    difference = ((policy - reference).abs() / lengths.clamp_min(1)).nan_to_num(0.0)
+    difference = difference.masked_fill(policy.isnan() != reference.isnan(), torch.inf)
+    worst = int(difference.argmax())
+    branch, example = divmod(worst, len(ids))
+    largest = float(difference.flatten()[worst])
+    if largest > rounding:
+        name = ("chosen", "rejected", "image_rejected")[branch]
+        raise InputError(
+            f"check_start: policy and reference differ before the first step: example {ids[example]!r}, {name}: "
+            f"{float(policy[branch, example]):.4f} and {float(reference[branch, example]):.4f} nats, {largest:.2g} a token "
+            f"where rounding explains {rounding:.2g}. Likely: reference log-probs from a cache of another model "
+            "(delete reference_cache_dir), or an adapter that is not its own reference (reference: base)"
+        )
+    return largest
+
+
+def _readings(examples: Sequence[PreferenceTokens]) -> Iterable:
+    """(example, branch) in the order of a packed row's sequences: by branch, then by example."""
+    found = [(example, branch) for example in examples for branch in branches(example)]
+    order = ("chosen", "rejected", "image_rejected")
+    return sorted(found, key=lambda reading: order.index(reading[1].name))
+
+
+@torch.no_grad()
+def _packed_token_logps(
+    model: nn.Module, packed: PackedBatch, training: bool, values: dict[str, Tensor] | None = None
+) -> Tensor:
+    with in_mode(model, training):
+        if not values:
+            return response_token_logps(model, packed)
+        return functional_call(_TokenLogps(model), {f"model.{name}": v for name, v in values.items()}, (packed,))
+
+
+class _TokenLogps(nn.Module):
+    """``response_token_logps`` as a module's forward, for ``functional_call``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, packed: PackedBatch) -> Tensor:
+        return response_token_logps(self.model, packed)
+
+
+def _compare(
+    examples: Sequence[PreferenceTokens], ours: Tensor, theirs: Sequence[Tensor], rounding: float
+) -> Check:
+    differences = []
+    pieces = ours.split([len(logps) for logps in theirs])
+    for (example, branch), mine, other in zip(_readings(examples), pieces, theirs, strict=True):
+        off = (mine - other).abs()
+        # Where both say −inf they agree, though their difference is NaN.
+        off = off.masked_fill((mine == other) | (mine.isnan() & other.isnan()), 0.0)
+        differences.append(
+            Difference(example.id, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
+        )
+    return Check(differences, rounding)
+
+
+def _check_adapter_is_seen(
+    model: PeftModel,
+    examples: Sequence[PreferenceTokens],
+    packed: PackedBatch,
+    ours: Tensor,
+    theirs: Sequence[Tensor],
+    rounding: float,
+) -> None:
+    """A fresh adapter adds nothing, seen or not: so its weights are nudged, and both ways have to move alike."""
+    generator = torch.Generator().manual_seed(0)
+    nudged = {
+        name: p.detach() + _NUDGE * torch.randn(p.shape, generator=generator).to(p)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    with in_mode(model, training=False):
+        moved_theirs = [plain_token_logps(model, *reading, values=nudged) for reading in _readings(examples)]
+    moved_ours = _packed_token_logps(model, packed, False, nudged)
+    unseen = torch.equal(moved_ours, ours) and not all(map(torch.equal, moved_theirs, theirs))
+    check = _compare(examples, moved_ours, moved_theirs, rounding)
+    if unseen or not check.agrees:
+        kinds = ", ".join(sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()}))
+        raise InputError(_refusal(check, f"the adapter ({kinds}) acts in a way that a packed row does not see; use LoRA"))
+
+
+def _cause(
+    model: nn.Module, packed: PackedBatch, ours: Tensor, theirs: Sequence[Tensor], rounding: float, training: bool
+) -> str:
+    again = _packed_token_logps(model, packed, training)
+    if not torch.allclose(again, ours, atol=rounding, rtol=0, equal_nan=True):
+        return "the policy is random, as with dropout left on; set disable_dropout: true"
+    calm = _packed_token_logps(model, packed, False)
+    expected = torch.cat(list(theirs))
+    if training and float((calm - expected).abs().mean()) <= rounding:
+        return "the model behaves otherwise in training mode, as with dropout left on; set disable_dropout: true"
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            if torch.equal(_packed_token_logps(model, packed, False), calm):
+                return "the packed row does not see the adapter; use LoRA, or another adapter of the layers"
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    return (
+        f"the config of this {kind} asks for something that packing does not do (positions, masks, scales of logits or "
+        "embeddings); compare config.json with the published one of its family"
+    )
+
+
+def _refusal(check: Check, cause: str) -> str:
+    worst = check.furthest
+    return (
+        f"check_start: example {worst.example!r}, {worst.branch}: a packed row gives {worst.ours:.4f} nats, the model's own "
+        f"forward {worst.theirs:.4f}: {worst.mean:.2g} a token where rounding explains {check.rounding:.2g}. Likely: {cause}"
+    )

@@ -1,0 +1,68 @@
+"""What happens before the first step: dropout off, and one look whether the numbers are what they should be."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdpo.config import MDPOConfig
+from mdpo.errors import InputError
+from mdpo.models.dropout import attention_dropout, disable_dropout
+from mdpo.models.policy import PolicyOutput
+from mdpo.models.start_check import check_equal_start, check_packed, rounding_of
+from mdpo.packing import PackedBatch, PreferenceTokens, pack
+
+_log = logging.getLogger(__name__)
+
+# The reference goes the policy's way through the model, so that less than rounding between two ways is left.
+_SAME_WAY = 4
+
+
+def switch_dropout_off(model: nn.Module, args: MDPOConfig) -> None:
+    """Sets the model's dropout to 0 where the settings say so, and says what was on.
+
+    Raises InputError for attention dropout that is to stay on: a packed row has none.
+    """
+    if args.disable_dropout:
+        switched_off = disable_dropout(model)
+        if switched_off:
+            _log.warning("disable_dropout: off while preferences are trained: %s", ", ".join(switched_off))
+        return
+    found = attention_dropout(model)
+    if found is not None:
+        raise InputError(f"disable_dropout: false needs a model without attention dropout, found {found}; set it to true")
+
+
+def check_start(
+    model: nn.Module,
+    args: MDPOConfig,
+    examples: Sequence[PreferenceTokens],
+    autocast: torch.dtype | None,
+    forward: Callable[[PackedBatch], PolicyOutput],
+) -> str:
+    """Compares the way in use with the model's own forward, and policy with reference.
+
+    Args:
+        model: the policy, before its first step.
+        examples: of the data to train on.
+        forward: policy and reference of a packed row, the reference from the cache where it is there.
+
+    Returns the line that says how close they are. Raises InputError beyond rounding.
+    """
+    rounding = rounding_of(model, autocast)
+    check = check_packed(model, examples, rounding=rounding, training=args.disable_dropout)
+    if args.reference == "base":  # then a trained adapter starts away from its reference, as asked for
+        return check.line
+    packed = pack(examples, model).to(_device(model))
+    with torch.no_grad():
+        output = forward(packed)
+    lengths = packed.cu_seqlens.diff().view(3, -1)
+    largest = check_equal_start(packed.ids, output.policy, output.reference, lengths, rounding / _SAME_WAY)
+    return f"{check.line}; policy and reference by {largest:.1e}"
+
+
+def _device(model: nn.Module) -> Any:
+    parameter: Tensor = next(model.parameters())
+    return parameter.device
