@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from peft import LoraConfig
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
+from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
@@ -94,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
     )
+    add_text_options(command)
     command.set_defaults(run=run_score)
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
@@ -110,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, help="folder of the base model and its processor")
-    command.add_argument("data", type=Path, help=".json or .jsonl")
+    command.add_argument("data", type=Path, help="file, folder or hub dataset, as for mdpo data")
     command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
-    data_commands.add_image_options(command)
+    data_commands.add_row_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
 
@@ -124,7 +127,7 @@ def train(options: argparse.Namespace) -> None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     check_settings(args)
-    rows, eval_rows = _training_rows(run, args.seed)
+    rows, eval_rows = _training_rows(run, args)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
@@ -169,14 +172,17 @@ def _resume_from(value: str | bool | None) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
-def _training_rows(run: RunConfig, seed: int) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:
-    rows = read_rows(run.train_data, run.image_dir, allow_outside=run.allow_outside)
+def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:
+    read = partial(
+        read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
+    )
+    rows = read(run.train_data)
     if run.eval_data is not None:
-        return rows, read_rows(run.eval_data, run.image_dir, allow_outside=run.allow_outside)
+        return rows, read(run.eval_data)
     held_out = round(len(rows) * run.eval_fraction)
     if not held_out:
         return rows, None
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
     return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
 
 
@@ -199,11 +205,19 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
-    rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
+    rows = read_rows(
+        options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
+    )
+    images = any(row.images for row in rows)
+    if not images:
+        _log.warning("no row of %s has an image: image_rejected is null in every record", options.data)
+    data = DataOptions(
+        image_rejected=images, negative=options.negative, seed=options.seed, text=text_options(options)
+    )
     processor = load_processor(options.model)
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
-    dataset = PreferenceDataset(rows, processor, DataOptions(negative=options.negative, seed=options.seed))
+    dataset = PreferenceDataset(rows, processor, data)
     check_rows(base, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
     if not options.no_check_start:

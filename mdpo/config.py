@@ -48,6 +48,22 @@ class MDPOConfig(TrainingArguments):
     )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
+    ignore_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System turn for rows that have none of their own."}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja template, or the path of a .jinja file; None: the processor's."}
+    )
+    chat_template_kwargs: dict | None = field(
+        default=None, metadata={"help": "Variables for the chat template, such as {enable_thinking: false}."}
+    )
+    prompt_is_rendered: bool | None = field(
+        default=None,
+        metadata={"help": "Whether plain-text prompts already contain the template's turns; None: recognised row by row."},
+    )
 
     reference: str = field(
         default="start", metadata={"help": "Measured against: start, the model as it is given; base, without adapter."}
@@ -103,7 +119,7 @@ class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of the model and its processor."})
-    train_data: str = field(metadata={"help": "Preference rows, .json or .jsonl."})
+    train_data: str = field(metadata={"help": "Preference rows: file, folder or hub dataset."})
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder of an adapter to go on from; it is the reference too, see reference."}
     )

@@ -59,14 +59,16 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def processor() -> transformers.LlavaProcessor:
+def processor(
+    text: transformers.PreTrainedTokenizerFast | None = None, template: str = TEMPLATE
+) -> transformers.LlavaProcessor:
     return transformers.LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
-        tokenizer(),
+        text or tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        chat_template=template,
     )
 
 

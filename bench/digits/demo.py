@@ -95,7 +95,7 @@ def evaluate(name: str, model_path: Path, test: Path, tuned_logps: torch.Tensor)
     trained = state.is_file()
     return Result(
         name=name,
-        scores=score(captions, [scene["digits"] for scene in read_jsonl(test)]),
+        scores=score(captions, [scene["metadata"]["digits"] for scene in read_jsonl(test)]),
         captions=captions,
         log_ratio=(chosen_logps(model_path, test) - tuned_logps).mean().item() if trained else None,
         history=json.loads(state.read_text(encoding="utf-8"))["log_history"] if trained else [],
@@ -124,7 +124,7 @@ def chosen_logps(model_path: Path, test: Path) -> torch.Tensor:
 def exhibits(test: Path) -> list[Exhibit]:
     """The first test scenes, as they come."""
     rows = read_jsonl(test)[:EXHIBITS]
-    return [Exhibit(image=Image.open(test.parent / row["img_path"]), digits=tuple(row["digits"])) for row in rows]
+    return [Exhibit(image=Image.open(test.parent / row["img_path"]), digits=tuple(row["metadata"]["digits"])) for row in rows]
 
 
 def numbers(runs: dict[int, list[Result]], size: Size) -> dict[str, object]:

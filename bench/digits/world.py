@@ -197,7 +197,7 @@ def _write(path: Path, scenes: Sequence[Scene], style_probability: float = STYLE
             render(scene).save(path.parent / img_path)
             chosen, rejected = preference_pair(scene, style_probability=style_probability)
             row = dict(id=scene.id, img_path=img_path, prompt=PROMPT, chosen=chosen, rejected=rejected)
-            file.write(dumps(row | dict(cells=scene.cells, digits=scene.digits)) + "\n")
+            file.write(dumps(row | dict(metadata=dict(cells=scene.cells, digits=scene.digits))) + "\n")
     return path
 
 

@@ -183,7 +183,7 @@ def _cache_of_other_crops(start: Path, preferences: Path, seed: int, folder: Pat
 
 def _scores(run: Run, rows: Sequence[Mapping], given: Sequence[str], tuned: Sequence[str]) -> dict[str, float]:
     if run.setting.world == "captions":
-        digits = [row["digits"] for row in rows]
+        digits = [row["metadata"]["digits"] for row in rows]
         return asdict(score(given, digits)) | {"win_rate": _win_rate(given, tuned, digits)}
     right = [correct(row["type"], answer, row["answer"]) for row, answer in zip(rows, given, strict=True)]
     scores = {"accuracy": 100 * sum(right) / len(right)}

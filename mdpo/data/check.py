@@ -4,8 +4,9 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,14 @@ from transformers import ProcessorMixin
 
 from .dataset import prompt_length, response_room
 from .encode import EncodedRow, Encoder
+from .image_sources import ImageRoot
 from .image_tokens import ImageTokens
 from .images import CHUNK, ImageFacts, Inspector, image_uses
 from .problem import Dropped, RowError
-from .rows import Checked, ImageRoot, PreferenceRow, check_rows
+from .rows import Checked, PreferenceRow, check_rows
+from .show import Shown, show
 from .sources import open_source
+from .text_options import TextOptions
 
 Inspected = tuple[PreferenceRow, list[ImageFacts]]  # a row, and what its images and rejected_images are
 
@@ -40,7 +44,8 @@ class Report:
 
     rows: all of them, of which ``usable`` can be trained on. formats: rows by format. dropped: rows by reason.
     lengths: of each usable row's prompt and responses, in ``unit``; in tokens also of its packed row, which is what
-    ``token_budget`` counts. own_negatives: rows that bring rejected_images.
+    ``token_budget`` counts. images: of all usable rows. without_image: usable rows without one. own_negatives: rows that
+    bring rejected_images. shown: one row as the model will see it, where there is a processor.
     """
 
     unit: str
@@ -50,32 +55,50 @@ class Report:
     dropped: Counter[str] = field(default_factory=Counter)
     errors: list[RowError] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    images: int = 0
+    without_image: int = 0
     own_negatives: int = 0
+    shown: Shown | None = None
     lengths: dict[str, array] = field(default_factory=dict)
 
 
 def check_file(
-    path: str | Path, root: ImageRoot, *, processor: ProcessorMixin | None = None, max_length: int | None = None
+    path: str | Path,
+    root: ImageRoot,
+    *,
+    processor: ProcessorMixin | None = None,
+    max_length: int | None = None,
+    text: TextOptions | None = None,
+    ignore_columns: Sequence[str] = (),
+    show_row: int | None = None,
 ) -> Report:
     """Reads, checks and measures every row; a row at a time, so that a long file takes little memory.
 
-    processor: of the model to be trained. With it lengths are tokens, and max_length is applied; without, characters.
+    processor: of the model to be trained. With it lengths are tokens, and max_length and text, which says how
+    rows become text, are applied; without, characters.
+    show_row: the position of the row to decode; None for the first usable one.
 
     Raises InputError where the file as a whole can't be read.
     """
-    return check_records(check_rows(open_source(path), root, PreferenceRow), processor, max_length)
+    found = check_rows(open_source(path), root, PreferenceRow, ignore_columns)
+    return check_records(found, processor, max_length, text, show_row)
 
 
 def check_records(
-    found: Iterable[Checked | Dropped | RowError], processor: ProcessorMixin | None, max_length: int | None
+    found: Iterable[Checked | Dropped | RowError],
+    processor: ProcessorMixin | None,
+    max_length: int | None,
+    text: TextOptions | None = None,
+    show_row: int | None = None,
 ) -> Report:
     """``check_file`` for rows that are already parsed, as ``check_rows`` yields them."""
     report = Report("characters" if processor is None else "tokens")
-    measure = _Characters() if processor is None else _Tokens(processor, max_length)
+    measure = _Characters() if processor is None else _Tokens(processor, max_length, text)
     seen: dict[bytes, str] = {}
     found = iter(found)
     with Inspector() as inspector:
         while chunk := list(islice(found, CHUNK)):
+            wanted = _wanted(chunk, show_row, report.rows)
             report.rows += len(chunk)
             sound = list(_readable(_sound(chunk, report), inspector, report))
             for (row, images), measured in zip(sound, measure(sound), strict=True):
@@ -83,12 +106,26 @@ def check_records(
                     report.errors.append(measured)
                     continue
                 report.usable += 1
+                report.images += len(row.images)
+                report.without_image += not row.images
                 report.own_negatives += bool(row.rejected_images)
+                if report.shown is None and measured.shown is not None and wanted in (None, row.where):
+                    report.shown = measured.shown()
                 for name, length in measured.lengths.items():
                     report.lengths.setdefault(name, array("i")).append(length)
                 report.notes += measured.notes
                 report.notes += _oddities(row, images, seen)
     return report
+
+
+def _wanted(chunk: Sequence[Checked | Dropped | RowError], position: int | None, start: int) -> str | None:
+    """Where the row at ``position`` of the file stands; None for any row, and "" for one that is not in the chunk."""
+    if position is None:
+        return None
+    if not start <= position < start + len(chunk):
+        return ""
+    item = chunk[position - start]
+    return item.row.where if isinstance(item, Checked) else ""
 
 
 def _sound(chunk: Iterable[Checked | Dropped | RowError], report: Report) -> Iterator[PreferenceRow]:
@@ -126,8 +163,11 @@ def _oddities(row: PreferenceRow, images: list[ImageFacts], seen: dict[bytes, st
 
 
 class _Measured(NamedTuple):
+    """shown: decodes the row, which is done for one row alone."""
+
     lengths: dict[str, int]
     notes: list[Note]
+    shown: Callable[[], Shown] | None = None
 
 
 class _Characters:
@@ -138,8 +178,8 @@ class _Characters:
 
 
 class _Tokens:
-    def __init__(self, processor: ProcessorMixin, max_length: int | None) -> None:
-        self.encoder = Encoder(processor)
+    def __init__(self, processor: ProcessorMixin, max_length: int | None, text: TextOptions | None) -> None:
+        self.encoder = Encoder(processor, text)
         self.image_tokens = ImageTokens(processor)
         self.max_length = max_length
 
@@ -154,14 +194,19 @@ class _Tokens:
                 yield error
 
     def _measured(self, row: PreferenceRow, images: list[ImageFacts], encoded: EncodedRow) -> _Measured:
-        prompt = prompt_length(row, encoded, [(image.height, image.width) for image in images], self.image_tokens)
+        sizes = [(image.height, image.width) for image in images]
+        prompt = prompt_length(row, encoded, sizes, self.image_tokens)
         room = response_room(row, prompt, self.max_length)
         lengths = {"prompt": prompt, "chosen": len(encoded.chosen_ids), "rejected": len(encoded.rejected_ids)}
         notes = []
+        if encoded.rendered:
+            notes.append(Note(row.where, "prompt", "already rendered", "taken as it is, without the chat template"))
         for name in ("chosen", "rejected"):
             if room is not None and lengths[name] > room:
                 notes.append(Note(row.where, name, "response cut", f"{room} of {lengths[name]} tokens are left"))
                 lengths[name] = room
         packed = prompt + lengths["chosen"] + lengths["rejected"]
         lengths["packed"] = packed + bool(images) * (prompt + lengths["chosen"])
-        return _Measured(lengths, notes)
+        return _Measured(
+            lengths, notes, partial(show, self.encoder, self.image_tokens, encoded, sizes, room, row.where)
+        )

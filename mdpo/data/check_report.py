@@ -12,16 +12,15 @@ from mdpo.errors import InputError
 from .check import Report
 
 _EXAMPLES = 5  # notes of a kind that are spelled out
+_ALIKE = 20  # rows that are broken alike, which are listed
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def report_lines(report: Report, source: str) -> Iterator[str]:
-    """The report as text, broken rows first and every one of them."""
+    """The report as text, broken rows first: every one, but of rows broken alike the first ``_ALIKE``."""
     if report.errors:
         yield f"broken rows of {source}:"
-        table = [("row", "field", "problem", "remedy")]
-        table += [(error.where, error.field, error.problem, error.remedy) for error in report.errors]
-        yield from _columns(table)
+        yield from _broken(report)
         yield ""
     formats = ", ".join(f"{name} {count}" for name, count in report.formats.most_common())
     yield f"rows      {report.rows}, usable {report.usable}" + (f" ({formats})" if formats else "")
@@ -29,15 +28,42 @@ def report_lines(report: Report, source: str) -> Iterator[str]:
     yield f"broken    {broken}"
     for reason, count in report.dropped.most_common():
         yield f"dropped   {count}: {reason}"
+    if report.usable:
+        yield _images(report)
     if report.own_negatives:
         yield f"negatives {report.own_negatives} rows bring rejected_images; the negative own uses them"
     yield from _notes(report)
+    if report.shown is not None:
+        yield ""
+        yield from report.shown.lines()
     if report.usable:
         yield ""
         yield f"lengths in {report.unit}"
         table = [("", "mean", "median", "95%", "longest", "rows from 0 to the longest")]
         table += [(name, *_statistics(lengths)) for name, lengths in report.lengths.items()]
         yield from _columns(table)
+
+
+def _broken(report: Report) -> Iterator[str]:
+    table = [("row", "field", "problem", "remedy")]
+    alike: Counter[tuple[str, str, str]] = Counter()
+    for error in report.errors:
+        what = (error.field, error.problem, error.remedy)
+        alike[what] += 1
+        if alike[what] <= _ALIKE:
+            table.append((error.where, *what))
+    yield from _columns(table)
+    for (field, problem, _), count in alike.items():
+        if count > _ALIKE:  # a column that no row should have is in every row
+            yield f"  and {count - _ALIKE} more rows with {field}: {problem}"
+
+
+def _images(report: Report) -> str:
+    with_image = report.usable - report.without_image
+    line = f"images    {report.images} in {with_image} rows; {report.without_image} rows have none, text only"
+    if not with_image:
+        line += ": conditional: true, which compares images, refuses them all"
+    return line
 
 
 def _notes(report: Report) -> Iterator[str]:

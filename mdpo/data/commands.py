@@ -10,11 +10,12 @@ from mdpo.errors import InputError
 
 from .check import check_file
 from .check_report import report_lines, write_histogram
+from .image_sources import ImageRoot
 from .negatives import NEGATIVES
 from .preview import contact_sheet
-from .rows import ImageRoot, image_root, read_rows
+from .rows import read_rows, source_root
 from .sample import sample_file
-from .sources import default_image_dir
+from .text_options import TextOptions, add_text_options, text_options
 
 
 def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callable[[Path], ProcessorMixin]) -> None:
@@ -29,7 +30,11 @@ def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callabl
     _data(command)
     command.add_argument("--model", type=Path, help="folder of the model's processor: lengths in its tokens")
     command.add_argument("--max-length", type=int, help="with --model: which responses it would cut")
+    command.add_argument(
+        "--show", type=int, metavar="N", help="with --model: decode row N; the first usable without it"
+    )
     command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png")
+    add_text_options(command)
     command.set_defaults(run=lambda options: run_check(options, load_processor))
 
     command = commands.add_parser("preview", help="a picture of images beside their negatives")
@@ -52,27 +57,47 @@ def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callabl
 
 def _data(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", type=Path, help=".json, .jsonl, .parquet, a saved dataset, or owner/name on the hub")
-    add_image_options(command)
+    add_row_options(command)
 
 
-def add_image_options(command: argparse.ArgumentParser) -> None:
-    """Where a command that reads rows finds their images: ``image_dir`` and ``allow_outside``."""
+def add_row_options(command: argparse.ArgumentParser) -> None:
+    """How a command reads rows: ``image_dir``, ``allow_outside`` and ``ignore_columns``."""
     command.add_argument("--image-dir", type=Path, help="folder of the images; the data file's without it")
     command.add_argument(
         "--allow-outside", action="store_true", help="image paths and links may lead out of the image folder"
     )
+    command.add_argument(
+        "--ignore-columns", type=_columns, default=[], metavar="A,B", help="columns to read the rows without"
+    )
+
+
+def _columns(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _root(options: argparse.Namespace) -> ImageRoot:
-    return image_root(options.image_dir or default_image_dir(options.data), options.allow_outside)
+    return source_root(options.data, options.image_dir, options.allow_outside)
 
 
 def run_check(options: argparse.Namespace, load_processor: Callable[[Path], ProcessorMixin]) -> None:
     """Prints the report. Raises InputError with a summary where rows are broken or none is usable."""
     if options.max_length is not None and options.model is None:
         raise InputError("--max-length counts tokens; give --model too")
+    if options.show is not None and options.model is None:
+        raise InputError("--show decodes a model's tokens; give --model too")
+    text = text_options(options)
+    if text != TextOptions() and options.model is None:
+        raise InputError("--system-prompt, --chat-template and the like belong to a processor; give --model too")
     processor = None if options.model is None else load_processor(options.model)
-    report = check_file(options.data, _root(options), processor=processor, max_length=options.max_length)
+    report = check_file(
+        options.data,
+        _root(options),
+        processor=processor,
+        max_length=options.max_length,
+        text=text,
+        ignore_columns=options.ignore_columns,
+        show_row=options.show,
+    )
     for line in report_lines(report, str(options.data)):
         print(line)
     if options.picture is not None and report.usable:
@@ -80,15 +105,22 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
         print(f"\nwrote {options.picture}")
     if report.errors:
         broken = len({error.where for error in report.errors})
-        raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; mend or drop those listed above")
+        raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; fix or drop those listed above")
     if not report.usable:
         raise InputError(f"{options.data} holds no rows that can be used")
+    if options.show is not None and report.shown is None:
+        last = report.rows - 1
+        raise InputError(
+            f"--show {options.show}: no such usable row; choose one of 0 to {last} that is not listed above"
+        )
 
 
 def run_preview(options: argparse.Namespace) -> None:
     if options.rows < 1:
         raise InputError(f"--rows {options.rows}: expected a number above 0")
-    rows = read_rows(options.data, options.image_dir, allow_outside=options.allow_outside)
+    rows = read_rows(
+        options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
+    )
     sheet = contact_sheet(rows, options.rows, options.negative, options.seed)
     try:
         sheet.save(options.output)
@@ -98,5 +130,12 @@ def run_preview(options: argparse.Namespace) -> None:
 
 
 def run_sample(options: argparse.Namespace) -> None:
-    record = sample_file(options.data, _root(options), options.output, count=options.count, seed=options.seed)
+    record = sample_file(
+        options.data,
+        _root(options),
+        options.output,
+        count=options.count,
+        seed=options.seed,
+        ignore_columns=options.ignore_columns,
+    )
     print(f"wrote {record['rows']} rows to {options.output}, seed {record['seed']}")

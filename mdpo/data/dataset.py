@@ -1,26 +1,31 @@
 """Checked preference rows, tokenised ahead and with their images read when they are needed."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
+from mdpo.errors import InputError
 from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import EncodedRow, Encoder
 from .image_tokens import ImageTokens, image_settings
 from .images import CHUNK, check_images, open_image
+from .messages import without_image_tags
 from .negatives import parse_negative
 from .problem import RowError
 from .rejected_images import RejectedImages
 from .rows import PreferenceRow
+from .text_options import TextOptions
 from .token_store import TokenStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class DataOptions:
     image_rejected: with the third branch. drop_images: train without any image, and so without the third branch.
     negative: a name in NEGATIVES, or a mixture such as "crop_0_20:0.5+black:0.5". seed: of the negatives.
     max_length: tokens of prompt and response; longer responses are cut.
+    text: how rows become text.
     """
 
     image_rejected: bool = True
@@ -37,13 +43,32 @@ class DataOptions:
     negative: str = "crop_0_20"
     seed: int = 42
     max_length: int | None = None
+    text: TextOptions = TextOptions()
+
+    @classmethod
+    def of(cls, settings: Any) -> "DataOptions":
+        """From a run's settings, an ``MDPOConfig``."""
+        return cls(
+            image_rejected=settings.uses_image_rejected and not settings.drop_images,
+            drop_images=settings.drop_images,
+            negative=settings.negative,
+            seed=settings.seed,
+            max_length=settings.max_length,
+            text=TextOptions(
+                settings.system_prompt,
+                settings.chat_template,
+                settings.chat_template_kwargs,
+                settings.prompt_is_rendered,
+            ),
+        )
 
 
 class PreferenceDataset(Dataset):
     """Preference rows as ``PreferenceTokens``.
 
     Everything that can be wrong with a row is found here, before training starts: every image is decoded once, every
-    prompt and response tokenised. Raises InputError that names row and field.
+    prompt and response tokenised. Raises InputError that names row and field, or says that the third branch is wanted
+    and no row has an image. How many rows have none, and how many responses ``max_length`` cut, is logged.
 
     ``lengths``: packed tokens of each example, what the planner needs. ``dataset[index]`` reads the images; with
     ``dataset[index, epoch]`` the negative is that epoch's.
@@ -54,6 +79,8 @@ class PreferenceDataset(Dataset):
         self.options = options
         self.rows = [_without_images(row) for row in rows] if options.drop_images else list(rows)
         negative = parse_negative(options.negative)
+        if options.image_rejected and not options.drop_images:
+            _check_images_there(self.rows)
         facts = check_images(self.rows, own=options.image_rejected and "own" in negative.names)
         self._rejected_images = (
             RejectedImages(self.rows, facts, negative, options.seed) if options.image_rejected else None
@@ -63,12 +90,15 @@ class PreferenceDataset(Dataset):
         self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
         self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
         self.lengths: list[int] = []
-        encoder = Encoder(processor)
-        self._image_token_id = encoder.image_token_id
+        self._cut = 0
+        encoder = Encoder(processor, options.text)
         for start in tqdm(range(0, len(self.rows), CHUNK), "tokenising", leave=False, disable=None):
             chunk = self.rows[start : start + CHUNK]
             for index, encoded in enumerate(encoder.rows(chunk), start=start):
                 self._add(index, self.rows[index], encoded)
+        if self._cut:
+            limit, responses = options.max_length, 2 * len(self.rows)
+            logger.warning("max_length %d cuts %d of %d responses, which lose their end", limit, self._cut, responses)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +110,7 @@ class PreferenceDataset(Dataset):
         rejected = [] if self._rejected_images is None else self._rejected_images.make(index, images, epoch)
         return PreferenceTokens(
             row.id,
-            self._expand(self._prompts[index], self._sizes[index]).tolist(),
+            self._image_tokens.expand(self._prompts[index], self._sizes[index]).tolist(),
             self._chosen[index].tolist(),
             self._rejected[index].tolist(),
             self._process(images),
@@ -97,21 +127,13 @@ class PreferenceDataset(Dataset):
     def _has_negative(self, row: PreferenceRow) -> bool:
         return self.options.image_rejected and bool(row.images)
 
-    def _expand(self, prompt_ids: np.ndarray, sizes: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """Every placeholder replaced by its image's tokens."""
-        places = np.flatnonzero(prompt_ids == self._image_token_id)
-        pieces, start = [], 0
-        for place, size in zip(places, sizes, strict=True):
-            pieces += [prompt_ids[start:place], self._image_tokens(*size)]
-            start = place + 1
-        return np.concatenate([*pieces, prompt_ids[start:]])
-
     def _add(self, index: int, row: PreferenceRow, encoded: EncodedRow | RowError) -> None:
         if isinstance(encoded, RowError):
             raise encoded
         prompt = prompt_length(row, encoded, self._sizes[index], self._image_tokens)
         room = response_room(row, prompt, self.options.max_length)
         chosen, rejected = encoded.chosen_ids[:room], encoded.rejected_ids[:room]
+        self._cut += (len(chosen) < len(encoded.chosen_ids)) + (len(rejected) < len(encoded.rejected_ids))
         self._prompts.append(encoded.prompt_ids)
         self._chosen.append(chosen)
         self._rejected.append(rejected)
@@ -138,9 +160,22 @@ def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> in
     return max_length - prompt
 
 
+def _check_images_there(rows: Sequence[PreferenceRow]) -> None:
+    without = sum(not row.images for row in rows)
+    if without == len(rows):
+        raise InputError(
+            f"none of the {without} rows has an image (the first is {rows[0].where}), and conditional: true, or "
+            "image_rejected in anchors, compares images; name the images in a column image or images, or set "
+            "conditional: false (and anchors without image_rejected) to train on text"
+        )
+    if without:
+        logger.warning("%d of %d rows have no image: they train without the image preference", without, len(rows))
+
+
 def _without_images(row: PreferenceRow) -> PreferenceRow:
     prompt = [
         {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
         for message in row.prompt
     ]
-    return replace(row, images=(), rejected_images=(), prompt=prompt)
+    plain = None if row.plain is None else without_image_tags(row.plain)
+    return replace(row, images=(), rejected_images=(), prompt=prompt, plain=plain)

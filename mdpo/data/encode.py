@@ -1,18 +1,19 @@
 """Messages → token ids, through the processor's chat template."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 
-from .messages import Message
 from .problem import RowError
-from .rows import PreferenceRow
+from .prompts import Asked, Prompts
+from .rendered import end_of_turn
+from .rows import PreferenceRow, PromptRow
+from .template import or_raise
+from .text_options import TextOptions
 
 _RESPONSES = ("chosen", "rejected")
 _STANDIN = "ANSWER-STANDS-HERE"
@@ -20,34 +21,42 @@ _STANDIN = "ANSWER-STANDS-HERE"
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """prompt_ids with one placeholder per image, not yet expanded; responses with their EOS."""
+    """A row's ids: prompt_ids with one placeholder per image, not yet expanded; responses with the end of their turn.
+
+    rendered: whether the row's prompt already contained the template's turns and was taken as it is.
+    """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    rendered: bool = False
 
 
 class Encoder:
-    """Renders and tokenises rows as the model was tuned to see them.
+    """Renders and tokenises rows as the model was tuned to see them: for training, scoring and generation alike.
 
-    The whole conversation is rendered once per response, and the response is what follows the generation prompt: so
-    the separator between "ASSISTANT:" and the answer is the template's own. One EOS ends each response. Special tokens
-    that an answer quotes are tokenised as the letters they are.
+    The whole conversation is rendered once per response, and the response is what follows the generation prompt. So the
+    separator between "ASSISTANT:" and the answer is the template's own, and so is the end of the turn: what the template
+    writes behind the answer up to its first special token, or EOS if it writes nothing there. A sequence starts with one
+    BOS if the tokenizer or the template gives it one. Special tokens that an answer quotes are tokenised as letters, and
+    so are those in a question that mark turns.
+
+    Raises InputError if the processor lacks a chat template or an EOS token, or if a setting does not fit it.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, options: TextOptions | None = None) -> None:
         self.processor: Any = processor
         self.tokenizer: Any = self.processor.tokenizer
         if self.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no EOS token, which ends every response; set tokenizer.eos_token")
-        if getattr(processor, "chat_template", None) is None:
-            raise InputError("the processor has no chat template; save it with the one that the model was tuned with")
         self.image_token_id: int = self.processor.image_token_id
-        self._special = {self.processor.image_token, *self.tokenizer.all_special_tokens} - {""}
-        self._around = ("", "")  # what the template puts before an answer and after it, as last seen
+        self._prompts = Prompts(processor, options or TextOptions())
+        self.template = self._prompts.template
+        self.tokens = self._prompts.tokens
+        self._around: dict[str, tuple[str, str]] = {}  # what the template puts before an answer and after it
 
     def row(self, row: PreferenceRow) -> EncodedRow:
-        """Raises RowError where the template refuses the row, or gives it another number of images."""
+        """Raises RowError if the template refuses the row, drops a turn, or writes another number of images."""
         (encoded,) = self.rows([row])
         if isinstance(encoded, RowError):
             raise encoded
@@ -55,52 +64,92 @@ class Encoder:
 
     def rows(self, rows: Sequence[PreferenceRow]) -> list[EncodedRow | RowError]:
         """Many rows at once, which is several times faster; each is what ``row`` returns or raises."""
-        if not rows:
-            return []
-        prompts = self._render([(row.prompt, row.where, "prompt") for row in rows], add_generation_prompt=True)
-        answers = [self._render([self._conversation(row, name) for row in rows]) for name in _RESPONSES]
-        drafts = [self._draft(row, *texts) for row, *texts in zip(rows, prompts, *answers, strict=True)]
+        asked = self._prompts.asked(rows)
+        sound = [(row, item) for row, item in zip(rows, asked, strict=True) if not isinstance(item, RowError)]
+        answers = [self._answers(name, sound) for name in _RESPONSES]
+        drafts = [self._draft(row, item, pair) for (row, item), *pair in zip(sound, *answers, strict=True)]
         texts = [text for draft in drafts if isinstance(draft, _Draft) for text in draft.texts()]
-        ids = iter(self._tokenize(texts))
-        return [self._encoded(row, draft, ids) for row, draft in zip(rows, drafts, strict=True)]
+        ids = iter(self.tokens.ids(texts))
+        found = iter([self._encoded(row, draft, ids) for (row, _), draft in zip(sound, drafts, strict=True)])
+        return [item if isinstance(item, RowError) else next(found) for item in asked]
 
-    def render(self, messages: list[Message], where: str = "prompt") -> str:
-        """The prompt's text, ready for the model to answer."""
-        (text,) = self._render([(messages, where, "prompt")], add_generation_prompt=True)
-        if isinstance(text, RowError):
-            raise text
-        return text
+    def prompts(self, rows: Sequence[PromptRow]) -> list[list[int] | RowError]:
+        """The prompt_ids of ``rows`` alone: what a model is asked."""
+        asked = self._prompts.asked(rows)
+        ids = iter(self.tokens.ids([item.prompt for item in asked if isinstance(item, Asked)]))
+        result = [item if isinstance(item, RowError) else next(ids) for item in asked]
+        return [
+            item if isinstance(item, RowError) else self._wrong_images(row, item) or item
+            for row, item in zip(rows, result, strict=True)
+        ]
 
-    def _render(
-        self, items: Sequence[tuple[list[Message], str, str]], *, add_generation_prompt: bool = False
-    ) -> list[str | RowError]:
-        """items: (messages, where, field)."""
-        apply = functools.partial(
-            self.processor.apply_chat_template, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+    def end_of_turn(self) -> tuple[str, int | None]:
+        """What ends an answer: ordinary text (usually none), and the id of the token behind it (None if there is none).
+
+        Raises RowError if the template refuses the simplest question.
+        """
+        end = end_of_turn(or_raise(self._prompts.turns).after, self.tokens)
+        if not end:
+            return "", self.tokenizer.eos_token_id
+        found = self.tokens.find(end)
+        if not found:
+            return end.strip(), None
+        return end.removesuffix(found[-1]).strip(), self.tokenizer.convert_tokens_to_ids(found[-1])
+
+    def _wrong_images(self, row: PromptRow, prompt_ids: list[int]) -> RowError | None:
+        images = prompt_ids.count(self.image_token_id)
+        if images == len(row.images):
+            return None
+        problem = f"the chat template renders {images} image placeholders for {len(row.images)} images"
+        remedy = f"the text itself must not hold {self.processor.image_token}"
+        if row.plain is not None and self._prompts.recognised(row)[0]:
+            problem = f"holds {images} image placeholders for {len(row.images)} images, and already contains its turns"
+            remedy = f"give one {self.processor.image_token} per image"
+        return RowError.at(row.where, "prompt", problem, remedy)
+
+    def _answers(self, name: str, rows: Sequence[tuple[PreferenceRow, Asked]]) -> list[tuple[str, str | RowError]]:
+        """Each row's response as text, and the whole conversation with it, rendered."""
+        texts = [self._prompts.answer(getattr(row, name), asked) for row, asked in rows]
+        # An empty one is refused below; a template might make something else of it.
+        given = [asked.conversation.answered(text or "?", name) for (_, asked), text in zip(rows, texts, strict=True)]
+        return list(zip(texts, self.template.render(given, prompt=False), strict=True))
+
+    def _draft(
+        self, row: PreferenceRow, asked: Asked, answers: list[tuple[str, str | RowError]]
+    ) -> "_Draft | RowError":
         try:
-            return apply([messages for messages, _, _ in items])
-        except (TemplateError, TypeError, KeyError) as error:  # a template's raise_exception, or what it did not expect
-            if len(items) > 1:  # which one it is
-                return [self._render([item], add_generation_prompt=add_generation_prompt)[0] for item in items]
-            _, where, field = items[0]
-            problem = f"the chat template refuses it: {error}"
-            return [RowError.at(where, field, problem, "give the roles and turns it expects")]
-
-    def _conversation(self, row: PreferenceRow, name: str, text: str | None = None) -> tuple[list[Message], str, str]:
-        answer = [{"type": "text", "text": getattr(row, name) if text is None else text}]
-        return [*row.prompt, {"role": "assistant", "content": answer}], row.where, name
-
-    def _draft(self, row: PreferenceRow, prompt: str | RowError, *wholes: str | RowError) -> "_Draft | RowError":
-        try:
-            prompt = _or_raise(prompt)
-            answers = [
-                self._separated(row, name, prompt, _or_raise(whole))
-                for name, whole in zip(_RESPONSES, wholes, strict=True)
+            responses = [
+                self._ended(row, name, asked, text, or_raise(whole))
+                for name, (text, whole) in zip(_RESPONSES, answers, strict=True)
             ]
         except RowError as error:
             return error
-        return _Draft(prompt, answers, [any(token in text for token in self._special) for _, text in answers])
+        return _Draft(asked.prompt, responses, asked.rendered is not None)
+
+    def _ended(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> "_Response":
+        if not text.strip():
+            raise RowError.at(row.where, name, "is empty", "a response needs at least one word")
+        before, middle, after = self._separated(row, name, asked, text, whole)
+        end = end_of_turn(after, self.tokens)
+        return _Response((before if asked.between is None else asked.between), middle + end, not end)
+
+    def _separated(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> tuple[str, str, str]:
+        """The template's text before the answer, the answer as it writes it, and its text behind the answer."""
+        if not whole.startswith(asked.text):
+            problem = "the chat template changes the prompt when an answer follows it"
+            raise RowError.at(row.where, name, problem, "training needs a template that only adds the answer")
+        rest = whole[len(asked.text) :]
+        key = repr((asked.conversation.tools, asked.conversation.kwargs))
+        if key not in self._around or _middle(rest, text, *self._around[key]) is None:
+            standin = self.template.text_of(asked.conversation.answered(_STANDIN, name), prompt=False)
+            before, _, after = standin[len(asked.text) :].partition(_STANDIN)
+            self._around[key] = (before, after)
+        before, after = self._around[key]
+        middle = _middle(rest, text, before, after)
+        if middle is None:
+            problem = "the chat template changes the answer's text"
+            raise RowError.at(row.where, name, problem, "training needs a template that keeps it")
+        return before, middle, after
 
     def _encoded(
         self, row: PreferenceRow, draft: "_Draft | RowError", tokenized: Iterator[list[int]]
@@ -110,102 +159,43 @@ class Encoder:
             return draft
         prompt_ids = next(tokenized)
         responses = []
-        for (separator, text), literal in zip(draft.answers, draft.literal, strict=True):
-            if literal:
-                ids = self._literal(draft.prompt, separator, text)
-            else:
-                ids = next(tokenized)
-                if ids[: len(prompt_ids)] == prompt_ids:
-                    ids = ids[len(prompt_ids) :]
-                else:  # a token spans the seam: both branches share the prompt's ids, so the response keeps its own
-                    ids = self._plain(separator + text)
-            responses.append([*ids, self.tokenizer.eos_token_id])
-        images = prompt_ids.count(self.image_token_id)
-        if images != len(row.images):
-            problem = f"the chat template renders {images} image placeholders for {len(row.images)} images"
-            remedy = f"the text itself must not hold {self.processor.image_token}"
-            return RowError.at(row.where, "prompt", problem, remedy)
-        return EncodedRow(prompt_ids, *responses)
+        for answer in draft.answers:
+            ids = next(tokenized)
+            if ids[: len(prompt_ids)] == prompt_ids:
+                ids = ids[len(prompt_ids) :]
+            else:  # a token spans the seam: both branches share the prompt's ids, so the response keeps its own
+                ids = self.tokens.behind(answer.before + answer.text)
+            responses.append([*ids, self.tokenizer.eos_token_id] if answer.needs_eos else ids)
+        chosen, rejected = responses
+        return self._wrong_images(row, prompt_ids) or EncodedRow(prompt_ids, chosen, rejected, draft.rendered)
 
-    def _separated(self, row: PreferenceRow, name: str, prompt: str, whole: str) -> tuple[str, str]:
-        """The template's text between prompt and answer, and the answer as the template writes it.
 
-        Without what the template puts behind the answer: templates differ there, and one EOS is added.
-        """
-        if not whole.startswith(prompt):
-            problem = "the chat template changes the prompt when an answer follows it"
-            raise RowError.at(row.where, name, problem, "training needs a template that only adds the answer")
-        text, answer = getattr(row, name), whole[len(prompt) :]
-        if self._middle(answer, text) is None:
-            (standin,) = self._render([self._conversation(row, name, _STANDIN)])
-            before, _, after = _or_raise(standin)[len(prompt) :].partition(_STANDIN)
-            self._around = (before, after)
-        middle = self._middle(answer, text)
-        if middle is None:
-            problem = "the chat template changes the answer's text"
-            raise RowError.at(row.where, name, problem, "training needs a template that keeps it")
-        return self._around[0], middle
+def _middle(rest: str, text: str, before: str, after: str) -> str | None:
+    """The answer as the template writes it; None if that is not the answer's text.
 
-    def _middle(self, answer: str, text: str) -> str | None:
-        before, after = self._around
-        if not (answer.startswith(before) and answer.endswith(after)):
-            return None
-        middle = answer[len(before) : len(answer) - len(after)]
-        # Some templates strip the answer; none may do more.
-        return middle.rstrip() if middle.strip() == text.strip() else None
+    Some templates strip the answer; none may do more.
+    """
+    if not (rest.startswith(before) and rest.endswith(after)) or len(rest) < len(before) + len(after):
+        return None
+    middle = rest[len(before) : len(rest) - len(after)]
+    return middle if middle in text and middle.strip() == text.strip() else None
 
-    def _literal(self, prompt: str, separator: str, text: str) -> list[int]:
-        """The answer's ids with every special token in it spelled out.
 
-        What stands in front of it stays in place, because a tokenizer may treat the start of a text in its own way.
-        """
-        context = prompt + separator
-        start = max((context.rfind(token) + len(token) for token in self._special if token in context), default=0)
-        before = self._plain(context[start:], literal=True)
-        both = self._plain(context[start:] + text, literal=True)
-        if start > len(prompt):  # the separator itself holds special tokens
-            head = self._plain(context[len(prompt) :])
-        else:
-            before = self._plain(prompt[start:], literal=True)
-            head = []
-        if both[: len(before)] == before:
-            return [*head, *both[len(before) :]]
-        return [*head, *self._plain(text if head else separator + text, literal=True)]
+class _Response(NamedTuple):
+    """A response as text. before: separates it from the prompt. text: includes the end of the turn, unless needs_eos."""
 
-    def _plain(self, text: str, *, literal: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
-
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        bos = self.tokenizer.bos_token
-        result: list[list[int]] = [[] for _ in texts]
-        for has_bos in (False, True):  # some templates write the BOS token themselves
-            chosen = [at for at, text in enumerate(texts) if (bos is not None and text.startswith(bos)) == has_bos]
-            if chosen:
-                batch = self.tokenizer(
-                    [texts[at] for at in chosen],
-                    add_special_tokens=not has_bos,
-                    return_attention_mask=False,
-                    return_token_type_ids=False,
-                )
-                for at, ids in zip(chosen, batch["input_ids"], strict=True):
-                    result[at] = ids
-        return result
+    before: str
+    text: str
+    needs_eos: bool
 
 
 class _Draft(NamedTuple):
-    """A row as text. answers: (separator, text) of each response. literal: those that quote a special token."""
+    """A row as text."""
 
     prompt: str
-    answers: list[tuple[str, str]]
-    literal: list[bool]
+    answers: list[_Response]
+    rendered: bool
 
     def texts(self) -> list[str]:
-        """What is to be tokenised: the prompt, and the prompt with each answer that is not literal."""
-        answers = zip(self.answers, self.literal, strict=True)
-        return [self.prompt, *(self.prompt + separator + text for (separator, text), literal in answers if not literal)]
-
-
-def _or_raise(text: str | RowError) -> str:
-    if isinstance(text, RowError):
-        raise text
-    return text
+        """The texts to tokenise: the prompt, and the prompt with each answer."""
+        return [self.prompt, *(self.prompt + answer.before + answer.text for answer in self.answers)]

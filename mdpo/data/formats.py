@@ -1,24 +1,25 @@
 """Other people's columns → the canonical ones, told apart by the columns that a row has.
 
 Canonical, TRL's: ``id`` (optional), ``images`` (list), ``prompt``, ``chosen``, ``rejected``, plain or conversational,
-and ms-swift's ``rejected_images`` for negatives that the user brings. To read another format, write one function and
-put it into FORMATS.
+``rejected_images`` for negatives that the user brings, and ``system``, ``tools``, ``chat_template_kwargs``, which go
+to the chat template. To read another format, write one function and put it into FORMATS.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from .problem import Dropped, RowError
+from .columns import IMAGE_COLUMNS, check_columns, is_empty, without
+from .conversations import Columns, implicit_prompt, rows_of, shared_conversation
+from .problem import Dropped, RowError, shortened
 
-Columns = dict[str, Any]
 Convert = Callable[[Columns, str], Columns | Dropped]
 
-_IMAGE_COLUMNS = ("img_path", "images", "image")
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+# What a row gives the chat template beside its prompt.
+TEMPLATE_COLUMNS = ("system", "tools", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +28,63 @@ class Format:
 
     name: for reports. has: columns that mark it. lacks: a column that rules it out. convert: (the columns that are not
     None, where) → canonical columns; a missing one is left out, and Dropped where the row holds no preference.
+    reads: the columns that ``convert`` reads, or that say again what another one says.
     """
 
     name: str
     has: tuple[str, ...]
     lacks: str | None
     convert: Convert
+    reads: frozenset[str]
 
     def fits(self, columns: Mapping[str, Any]) -> bool:
-        return all(name in columns for name in self.has) and self.lacks not in columns
+        return all(not is_empty(columns.get(name)) for name in self.has) and self.lacks not in columns
 
 
-def to_canonical(record: Any, where: str) -> tuple[str, Columns | Dropped]:
+def to_canonical(
+    record: Any, where: str, *, ignore: Iterable[str] = (), answers: bool = True
+) -> tuple[str, Columns | Dropped]:
     """The row's format by name, and its canonical columns: ``images`` is always there, as a list.
 
-    Raises RowError where the record is no object, or names its images twice.
+    Args:
+        record: The row.
+        where: File and row.
+        ignore: Columns to read the row without.
+        answers: False where the prompt alone is wanted; then columns of answers are harmless, and no row is dropped.
+
+    Raises RowError where the record is no object, names its images twice, or has a column that is not known.
     """
     if not isinstance(record, Mapping):
         problem = f"expected an object with columns, found a {type(record).__name__}"
         raise RowError.at(where, "row", problem, "give a JSON object a row")
     columns = {str(name): value for name, value in record.items() if value is not None}
+    columns = without(columns, ignore)
     found = next(format for format in FORMATS if format.fits(columns))
-    canonical = found.convert(columns, where)
-    if not isinstance(canonical, Dropped):
-        canonical["images"] = _images(columns, where)
-        canonical["rejected_images"] = as_list(columns.get("rejected_images", []))
+    canonical = found.convert(dict(columns), where)
+    if isinstance(canonical, Dropped):
+        if answers:
+            check_columns(columns, found.reads, where, answers=True)
+            return found.name, canonical
+        canonical = _canonical(columns, where)
+    needed = ("prompt", "chosen", "rejected") if answers else ("prompt",)
+    if all(name in canonical for name in needed):  # else the caller names what is missing, which says more
+        check_columns(columns, _reads(found, columns), where, answers=answers)
+    canonical["images"] = _images(columns, where)
+    canonical["rejected_images"] = as_list(canonical.get("rejected_images", []))
     return found.name, canonical
 
 
+def _reads(found: Format, columns: Columns) -> frozenset[str]:
+    # Published beside the image itself, image_path says where it came from; alone it would be the image.
+    if "image_path" in found.reads and is_empty(columns.get("image")):
+        return found.reads - {"image_path"}
+    return found.reads
+
+
 def _images(columns: Columns, where: str) -> list:
-    present = [name for name in _IMAGE_COLUMNS if name in columns]
+    present = [name for name in IMAGE_COLUMNS if name in columns]
+    if len(present) > 1:  # an empty list beside the image is no second image
+        present = [name for name in present if columns[name] not in ([], ())]
     if len(present) > 1:
         raise RowError.at(where, present[0], f"columns {' and '.join(present)} both name images", "keep one")
     return as_list(columns[present[0]]) if present else []
@@ -67,7 +95,14 @@ def as_list(value: Any) -> list:
 
 
 def _canonical(columns: Columns, where: str) -> Columns:
-    return {name: columns[name] for name in ("id", "prompt", "chosen", "rejected") if name in columns}
+    kept = ("id", "prompt", "chosen", "rejected", "rejected_images", *TEMPLATE_COLUMNS)
+    return {name: columns[name] for name in kept if name in columns}
+
+
+def _trl(columns: Columns, where: str) -> Columns:
+    """TRL's, with the prompt in a column of its own, or as the start of both answers."""
+    canonical = _canonical(columns, where)
+    return canonical if "prompt" in canonical else implicit_prompt(canonical, where)
 
 
 def _rlaif_v(columns: Columns, where: str) -> Columns:
@@ -86,31 +121,31 @@ def _rlhf_v(columns: Columns, where: str) -> Columns:
     if not isinstance(text, Mapping):
         problem = f"expected a JSON object, found a {type(text).__name__}"
         raise RowError.at(where, "text", problem, "give question, chosen and rejected")
-    inner = {name: value for name, value in text.items() if value is not None}
-    named = {"prompt": inner["question"]} if "question" in inner else {}
-    return _canonical(columns, where) | _canonical(inner, where) | named
+    inner = {str(name): value for name, value in text.items() if value is not None}
+    for name, value in inner.items():
+        if name not in ("question", "chosen", "rejected") and not is_empty(value):
+            problem = f"its {shortened(name, 40)} is not read"
+            raise RowError.at(where, "text", problem, "give question, chosen and rejected alone")
+    named = {"prompt": inner.pop("question")} if "question" in inner else {}
+    return _canonical(columns, where) | inner | named
 
 
 def _sharegpt(columns: Columns, where: str) -> Columns:
-    """LLaMA-Factory's ShareGPT: ``conversations, chosen, rejected`` of ``{"from", "value"}``, and ``images``."""
-    canonical = _canonical(columns, where)
-    turns = rows_of(columns["conversations"])
-    if not isinstance(turns, list):
-        problem = f"expected a list of turns, found a {type(turns).__name__}"
-        raise RowError.at(where, "conversations", problem, 'give [{"from": "human", "value": …}]')
-    canonical["prompt"] = [_turn(turn, where, "conversations") for turn in turns]
-    for name in ("chosen", "rejected"):
-        if isinstance(canonical.get(name), Mapping):
-            canonical[name] = [_turn(canonical[name], where, name)]
-    return canonical
+    """LLaMA-Factory's ShareGPT: ``conversations, chosen, rejected`` of ``{"from", "value"}``, and ``images``.
+
+    Also POVID's and MMedPO's ``conversations`` and ``rejected_conversations``, whole ones (arXiv 2402.11411).
+    """
+    answers = shared_conversation(columns, where, "conversations", "rejected_conversations")
+    return _canonical(columns, where) | answers
 
 
-def _turn(turn: Any, where: str, field: str) -> dict[str, Any]:
-    if isinstance(turn, Mapping):
-        role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if isinstance(role, str) and role in _ROLES and isinstance(content, str):
-            return {"role": _ROLES[role], "content": content}
-    raise RowError.at(where, field, f"a turn needs from ({', '.join(_ROLES)}) and value", f"found {turn!r:.80}")
+def _ms_swift(columns: Columns, where: str) -> Columns:
+    """ms-swift: ``messages`` whose end is the chosen answer, and ``rejected_response`` or ``rejected_messages``.
+
+    Source: docs/source_en/Customization/Custom-dataset.md of modelscope/ms-swift.
+    """
+    answers = shared_conversation(columns, where, "messages", "rejected_messages")
+    return _canonical(columns, where) | answers
 
 
 def _vlfeedback(columns: Columns, where: str) -> Columns | Dropped:
@@ -122,7 +157,7 @@ def _vlfeedback(columns: Columns, where: str) -> Columns | Dropped:
     completions = rows_of(columns["completions"])
     if not isinstance(completions, list) or not all(isinstance(completion, Mapping) for completion in completions):
         problem = "expected a list of completions with response and annotations"
-        raise RowError.at(where, "completions", problem, f"found {columns['completions']!r:.80}")
+        raise RowError.at(where, "completions", problem, f"found {shortened(columns['completions'])}")
     rated = [(_rating(completion.get("annotations")), completion.get("response")) for completion in completions]
     rated = [(rating, text) for rating, text in rated if rating is not None and isinstance(text, str) and text.strip()]
     if not rated:
@@ -143,21 +178,15 @@ def _rating(annotations: Any) -> float | None:
     return mean(ratings) if all(map(math.isfinite, ratings)) else None
 
 
-def rows_of(value: Any) -> Any:
-    """A list of dicts that ``datasets`` turned into a dict of lists, turned back; anything else as it is."""
-    if not isinstance(value, Mapping) or not value or not all(isinstance(column, list) for column in value.values()):
-        return value
-    if len({len(column) for column in value.values()}) != 1:
-        return value
-    return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
-
-
+_PAIR = frozenset({"prompt", "chosen", "rejected"})
+_WHOLE = frozenset({"chosen", "rejected", "rejected_response"})
 # The first that fits. Rows of the last two need no mark: what they lack is named as a missing column.
 FORMATS: list[Format] = [
-    Format("VLFeedback", ("completions",), "chosen", _vlfeedback),
-    Format("ShareGPT", ("conversations",), "prompt", _sharegpt),
-    Format("RLHF-V", ("text",), "prompt", _rlhf_v),
-    Format("RLAIF-V", ("question",), "prompt", _rlaif_v),
-    Format("mDPO", ("img_path",), None, _canonical),
-    Format("TRL", (), None, _canonical),
+    Format("VLFeedback", ("completions",), "chosen", _vlfeedback, frozenset({"prompt", "completions"})),
+    Format("ShareGPT", ("conversations",), "prompt", _sharegpt, _WHOLE | {"conversations", "rejected_conversations"}),
+    Format("ms-swift", ("messages",), "prompt", _ms_swift, _WHOLE | {"messages", "rejected_messages"}),
+    Format("RLHF-V", ("text",), "prompt", _rlhf_v, frozenset({"text", "image_path"})),
+    Format("RLAIF-V", ("question",), "prompt", _rlaif_v, frozenset({"question", "chosen", "rejected", "image_path"})),
+    Format("mDPO", ("img_path",), None, _trl, _PAIR),
+    Format("TRL", (), None, _trl, _PAIR),
 ]

@@ -1,5 +1,6 @@
 """What takes an image placeholder's place in the prompt, from the image's size alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,16 @@ class ImageTokens:
                 self._framed = bool((self._expanded(*_PROBE) != self.processor.image_token_id).any())
             self._by_size[size] = self._framed_tokens(*size) if self._framed else self._repeated(*size)
         return self._by_size[size]
+
+    def expand(self, prompt_ids: Sequence[int] | np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The prompt with every placeholder replaced by its image's tokens. sizes: (height, width) of each, in order."""
+        ids = np.asarray(prompt_ids, dtype=np.int32)
+        places = np.flatnonzero(ids == self.processor.image_token_id)
+        pieces, start = [], 0
+        for place, size in zip(places, sizes, strict=True):
+            pieces += [ids[start:place], self(*size)]
+            start = place + 1
+        return np.concatenate([*pieces, ids[start:]])
 
     def _repeated(self, height: int, width: int) -> np.ndarray:
         counted = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])

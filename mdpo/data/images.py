@@ -2,10 +2,20 @@
 
 An image file is somebody else's bytes. Only raster formats that Pillow decodes itself are opened (its EPS plugin, for
 one, starts Ghostscript), and the size in the header is checked before a pixel is decoded.
+
+Pixels of more than 8 bits are brought to 8 by scaling, never by clipping, with a scale that the image alone decides:
+
+- whole numbers from 0 to 65535 (modes I;16 and I): from 0 to the full scale of the fewest of 8, 10, 12, 14 and 16 bits
+  that hold the image's largest value, since 10 and 12 bits of a sensor are stored in 16;
+- floats (mode F) from 0 to 1: from 0 to 1; up to 255: as they are;
+- anything else, negative numbers among them: from the image's smallest value to its largest.
+
+NaN and −∞ count as the smallest value, ∞ as the largest.
 """
 
 import hashlib
 import io
+import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +25,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from .problem import RowError
+from .problem import RowError, clipped
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 2**26  # 8192 × 8192: 192 MiB as RGB, in every worker that holds one
@@ -49,16 +60,18 @@ class ImageFacts(NamedTuple):
 def open_image(source: ImageSource, where: str, field: str = "images") -> Image.Image:
     """The image as RGB, turned as its EXIF orientation says; of an animation, the first frame.
 
+    Transparency is left out as Pillow's ``convert`` and transformers' ``load_image`` do: the colour below it shows.
+
     Raises RowError where it is missing, damaged, truncated, larger than MAX_PIXELS or MAX_BYTES, or of a format that
     is not in FORMATS.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "in memory", where, field)
     if isinstance(source, Path):
-        name, file, size = str(source), source, _file_size(source, where, field)
+        name, file, size = clipped(str(source)), source, _file_size(source, where, field)
     else:
-        data = source.read()
-        name, file, size = source.name, io.BytesIO(data), len(data)
+        name, data = clipped(source.name), _read(source, where, field)
+        file, size = io.BytesIO(data), len(data)
     if size > MAX_BYTES:
         problem = f"image {name} has {size / 2**20:.0f} MiB, above the limit of {MAX_BYTES / 2**20:.0f}"
         raise RowError.at(where, field, problem, "shrink it")
@@ -71,15 +84,27 @@ def open_image(source: ImageSource, where: str, field: str = "images") -> Image.
 
 
 def _file_size(path: Path, where: str, field: str) -> int:
+    name = clipped(str(path))
     try:
         status = path.stat()
     except OSError as error:  # missing, no permission, a name that is too long
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        problem = f"image {path} {'does not exist' if missing else f'cannot be read: {error.strerror}'}"
-        raise RowError.at(where, field, problem, "check the row and image_dir") from error
+        problem = f"image {name} {'does not exist' if missing else f'cannot be read: {error.strerror}'}"
+        remedy = "check the row and image_dir"
+        if "\\" in path.name and os.sep == "/":
+            problem, remedy = f"{problem}: its path is written with backslashes, as on Windows", "write / instead"
+        raise RowError.at(where, field, problem, remedy) from error
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
-        raise RowError.at(where, field, f"image {path} is not a file", "check the row and image_dir")
+        raise RowError.at(where, field, f"image {name} is not a file", "check the row and image_dir")
     return status.st_size
+
+
+def _read(source: StoredImage, where: str, field: str) -> bytes:
+    try:
+        return source.read()
+    except OSError as error:  # the file that a table names, or the table itself
+        problem = f"image {clipped(source.name)} cannot be read: {error.strerror or error}"
+        raise RowError.at(where, field, problem, "check where the data set keeps its images") from error
 
 
 def _decode(image: Image.Image, name: str, where: str, field: str) -> Image.Image:
@@ -91,11 +116,31 @@ def _decode(image: Image.Image, name: str, where: str, field: str) -> Image.Imag
         raise RowError.at(where, field, f"image {name} has no pixels", "replace it or drop the row")
     try:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # convert alone would clip 16 bits to white
-            image = image.point(lambda value: value * (1 / 256) + 0).convert("L")
+        if image.mode == "F" or image.mode.startswith("I"):  # convert alone would clip to black and white
+            image = Image.fromarray(_eight_bits(np.asarray(image)))
+        elif image.mode in ("La", "RGBa"):  # Pillow converts these to their own kind alone
+            image = image.convert(image.mode.upper())
         return image.convert("RGB")
     except Exception as error:  # as above
         raise _unreadable(name, error, where, field) from error
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) numbers of any kind → (H, W) uint8, scaled as this module's docstring says."""
+    if whole := np.issubdtype(pixels.dtype, np.integer):
+        low, high = float(pixels.min()), float(pixels.max())
+        values = pixels.astype(np.float64 if pixels.dtype.itemsize > 2 else np.float32)
+    else:
+        finite = pixels[np.isfinite(pixels)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        values = np.nan_to_num(pixels.astype(np.float64), copy=False, nan=low, posinf=high, neginf=low)
+    if whole and low >= 0 and high < 2**16:
+        low, high = 0.0, float(next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits))
+    elif not whole and low >= 0 and high <= 255:
+        low, high = 0.0, 1.0 if high <= 1 else 255.0
+    values -= low
+    values *= 255 / ((high - low) or 1.0)
+    return np.rint(values).astype(np.uint8)
 
 
 def _unreadable(name: str, error: Exception, where: str, field: str) -> RowError:
@@ -103,6 +148,8 @@ def _unreadable(name: str, error: Exception, where: str, field: str) -> RowError
         problem = f"image {name} has more pixels than the limit of {MAX_PIXELS}"
         return RowError.at(where, field, problem, "shrink it")
     reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # whose text repeats the path and leaves out what would be read
+        reason = f"cannot identify it as {', '.join(FORMATS)}"
     return RowError.at(where, field, f"image {name} does not decode: {reason}", "replace it or drop the row")
 
 
@@ -153,12 +200,12 @@ class Inspector:
 
 def _inspect(use: Use) -> ImageFacts | RowError:
     source, key = use.source, id(use.source)
-    if isinstance(source, StoredImage):
-        data = source.read()
-        source, key = StoredImage(source.name, partial(bytes, data)), hashlib.blake2b(data, digest_size=16).digest()
-    elif isinstance(source, Path):
-        key = str(source)
     try:
+        if isinstance(source, StoredImage):
+            data = _read(source, use.where, use.field)
+            source, key = StoredImage(source.name, partial(bytes, data)), hashlib.blake2b(data, digest_size=16).digest()
+        elif isinstance(source, Path):
+            key = str(source)
         image = open_image(source, use.where, use.field)
     except RowError as error:
         return error

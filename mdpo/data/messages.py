@@ -1,5 +1,6 @@
 """Prompts and responses, plain or conversational, as chat messages whose content is a list of parts."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,69 @@ IMAGE_TAG = "<image>"
 
 Message = dict[str, Any]
 Part = dict[str, str]
+
+# Beside role and content: what chat templates know of a turn that calls a tool, answers one, or thinks.
+_MESSAGE_KEYS = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+
+
+def row_text(columns: Mapping[str, Any], images: int, where: str) -> dict[str, Any]:
+    """A PromptRow's ``prompt``, ``plain``, ``tools`` and ``template_kwargs``, from the columns ``prompt``, ``system``,
+    ``tools`` and ``chat_template_kwargs``.
+
+    images: as for ``parse_prompt``. Raises RowError as it does, and where a column is of another type, or a row with a
+    ``system`` column has a system turn of its own.
+    """
+    prompt = parse_prompt(columns["prompt"], images, where)
+    system = columns.get("system")
+    if system is not None and not isinstance(system, str):
+        raise RowError.at(where, "system", f"expected text, found {_kind(system)}", "give the system turn's text")
+    if system and system.strip():
+        if any(message["role"] == "system" for message in prompt):
+            problem = "the row has a system column and a system turn in its prompt"
+            raise RowError.at(where, "system", problem, "keep one of them")
+        prompt = [{"role": "system", "content": _parts(system, where, "system", tags=False)}, *prompt]
+    plain = columns["prompt"] if isinstance(columns["prompt"], str) else None
+    tools = _without_none(_from_json(columns.get("tools"), where, "tools"))
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise RowError.at(
+            where, "tools", f"expected a list of objects, found {_kind(tools)}", "give their JSON schemas"
+        )
+    kwargs = _without_none(_from_json(columns.get("chat_template_kwargs"), where, "chat_template_kwargs"))
+    if kwargs is not None and not isinstance(kwargs, dict):
+        problem = f"expected an object, found {_kind(kwargs)}"
+        raise RowError.at(where, "chat_template_kwargs", problem, "give the template's variables by name")
+    return {"prompt": prompt, "plain": plain, "tools": tools or None, "template_kwargs": kwargs or None}
+
+
+def text_columns(
+    prompt: list[Message], plain: str | None, tools: list | None, template_kwargs: Mapping | None
+) -> dict[str, Any]:
+    """The columns that ``row_text`` reads back as these."""
+    columns: dict[str, Any] = {"prompt": prompt}
+    if plain is not None:  # it may be rendered already, which messages are not
+        columns["prompt"] = plain
+        if prompt[0]["role"] == "system":
+            columns["system"] = "".join(part["text"] for part in prompt[0]["content"])
+    given = {"tools": tools, "chat_template_kwargs": template_kwargs}
+    return columns | {name: value for name, value in given.items() if value}
+
+
+def _from_json(value: Any, where: str, field: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise RowError.at(where, field, f"not JSON: {error}", "give JSON, or the value itself") from error
+
+
+def _without_none(value: Any) -> Any:
+    """``datasets`` gives every object of a column the keys of all others, with None where it had none itself."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_none(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(entry) for entry in value]
+    return value
 
 
 def parse_prompt(value: Any, images: int, where: str) -> list[Message]:
@@ -26,9 +90,10 @@ def parse_prompt(value: Any, images: int, where: str) -> list[Message]:
         raise RowError.at(where, "prompt", problem, "give the question")
     messages = []
     for message in value:
-        role, content = _message(message, where, "prompt")
+        role, content, beside = _message(message, where, "prompt")
         # What an assistant said earlier quotes the tag, as a response does.
-        messages.append({"role": role, "content": _parts(content, where, "prompt", tags=role != "assistant")})
+        parts = _parts(content, where, "prompt", tags=role != "assistant")
+        messages.append({"role": role, "content": parts, **beside})
     if messages[-1]["role"] == "assistant":
         problem = "ends with an assistant message"
         raise RowError.at(where, "prompt", problem, "an answer belongs to chosen and rejected")
@@ -55,7 +120,10 @@ def parse_response(value: Any, column: str, where: str) -> str:
         if len(value) != 1:
             problem = f"expected text or one assistant message, found {len(value)} messages"
             raise RowError.at(where, column, problem, "earlier turns belong to the prompt")
-        role, content = _message(value[0], where, column)
+        role, content, beside = _message(value[0], where, column)
+        if beside:
+            problem = f"holds {', '.join(beside)} beside its text"
+            raise RowError.at(where, column, problem, "a response is scored as text: write it into the content")
         if role != "assistant":
             problem = f"expected an assistant message, found one of role {role!r}"
             raise RowError.at(where, column, problem, "give the answer as text")
@@ -71,10 +139,22 @@ def parse_response(value: Any, column: str, where: str) -> str:
     return _text(value, where, column)
 
 
-def _message(message: Any, where: str, field: str) -> tuple[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or message.get("content") is None:
-        raise RowError.at(where, field, "a message needs a role and a content", f"found {message!r:.80}")
-    return message["role"], message["content"]
+def _message(message: Any, where: str, field: str) -> tuple[str, Any, dict[str, Any]]:
+    """Role, content, and what else a template may read of it."""
+    if isinstance(message, Mapping) and isinstance(message.get("role"), str):
+        beside = {str(key): _without_none(value) for key, value in message.items() if value not in (None, "", [], {})}
+        content = message.get("content")
+        if content is None and "tool_calls" in beside:
+            content = []
+        if content is not None:
+            unknown = [key for key in beside if key not in ("role", "content", *_MESSAGE_KEYS)]
+            if unknown:
+                problem = (
+                    f"a message's {unknown[0][:40]!r} is not read; known are role, content, {', '.join(_MESSAGE_KEYS)}"
+                )
+                raise RowError.at(where, field, problem, "delete it, or write it into the content")
+            return message["role"], content, {key: beside[key] for key in _MESSAGE_KEYS if key in beside}
+    raise RowError.at(where, field, "a message needs a role and a content", f"found {message!r:.80}")
 
 
 def _parts(content: Any, where: str, field: str, *, tags: bool) -> list[Part]:
@@ -99,6 +179,10 @@ def _parts(content: Any, where: str, field: str, *, tags: bool) -> list[Part]:
         else:
             raise RowError.at(where, field, "a part must be an image or a text", f"found {part!r:.80}")
     return parts
+
+
+def without_image_tags(text: str) -> str:
+    return re.sub(rf"\n?{IMAGE_TAG}\n?", "", text)
 
 
 def _text(text: str, where: str, field: str) -> str:

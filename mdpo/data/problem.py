@@ -1,8 +1,48 @@
 """What is wrong with one row, in parts that a table can show, and what becomes of rows that hold no preference."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from mdpo.errors import InputError
+
+_LONGEST = 600  # characters of a part of a message: whatever slips in unshortened ends here
+
+
+def clipped(text: str, limit: int = 200) -> str:
+    """A text for a message, such as a path, with its middle left out and its length said where it is long."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 2 // 3]}…{text[-(limit // 4) :]} ({len(text):,} characters)"
+
+
+def shortened(value: Any, limit: int = 100) -> str:
+    """A value as a message quotes it: in quotes where it is text, and with its length said where it is long.
+
+    Args:
+        value: Text (a base64 image, an id) or anything else with a ``repr``.
+        limit: The longest quotation in characters.
+    """
+    if isinstance(value, str) and len(value) > limit:  # before repr, which would copy it whole
+        return f"{value[: limit * 2 // 3]!r}…{value[-(limit // 4) :]!r} ({len(value):,} characters)"
+    if isinstance(value, bytes) and len(value) > limit:
+        return f"{value[: limit // 2]!r}… ({len(value):,} bytes)"
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply"
+    return text if len(text) <= 2 * limit else f"{text[:limit]}… ({len(text):,} characters)"
+
+
+def names(columns: Iterable[Any], most: int = 12, separator: str = ", ") -> str:
+    """Names for a message, in their order; "none" if there are none."""
+    listed = [name if len(name) <= 40 else f"{name[:40]}…" for name in map(str, columns)]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return (separator.join(listed[:most]) or "none") + more
+
+
+def spelled_out(text: str) -> str:
+    """A text for the terminal: control characters as escapes, a line break as ``\\n``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RowError(InputError):
@@ -27,7 +67,7 @@ class RowError(InputError):
 
 def _printable(text: str) -> str:
     """Messages quote somebody's data: control characters are spelled out, not sent to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return spelled_out(clipped(text, _LONGEST))
 
 
 class Dropped(NamedTuple):

@@ -1,25 +1,27 @@
 """Preference rows from a file, a dataset or any iterable of dicts, checked, in one canonical form."""
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from PIL import Image
-
 from mdpo.errors import InputError
 
+from .columns import missing
+from .conversations import check_messages
 from .formats import to_canonical
-from .images import ImageSource, StoredImage
-from .messages import Message, parse_prompt, parse_response
-from .problem import Dropped, RowError
-from .sources import Record, default_image_dir, open_source
+from .image_sources import ImageRoot, image_root, image_source
+from .images import ImageSource
+from .messages import Message, parse_response, row_text
+from .part_images import take_images
+from .problem import Dropped, RowError, shortened
+from .sources import Record, default_image_dir, open_source, records_of
 
 logger = logging.getLogger(__name__)
+
+_MEDIA_TAGS = ("<video>", "<audio>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,17 @@ class PromptRow:
     id: the row's own ``id`` column, else its position. where: file and row, for messages.
     images: resolved paths, stored images or PIL images, in the order of the prompt's image parts.
     prompt: chat messages whose content is a list of ``{"type": "image"}`` and ``{"type": "text", "text": …}`` parts.
+    plain: the prompt's text where the row gives it as text, which may be rendered already; see ``Encoder``.
+    tools, template_kwargs: for the chat template, from the columns ``tools`` and ``chat_template_kwargs``.
     """
 
     id: str
     where: str
     images: tuple[ImageSource, ...]
     prompt: list[Message]
+    plain: str | None = field(default=None, kw_only=True)
+    tools: list[dict[str, Any]] | None = field(default=None, kw_only=True)
+    template_kwargs: dict[str, Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +59,6 @@ class PreferenceRow(PromptRow):
 Row = TypeVar("Row", bound=PromptRow)
 
 
-class ImageRoot(NamedTuple):
-    """Where image paths lead. allow_outside: absolute paths, ``..`` and links may lead out of ``folder``."""
-
-    folder: Path
-    allow_outside: bool = False
-
-
 class Checked(NamedTuple):
     """A row that is sound. format: its name in FORMATS."""
 
@@ -67,48 +67,68 @@ class Checked(NamedTuple):
 
 
 def read_rows(
-    path: str | Path,
+    path: str | Path | Iterable[Mapping],
     image_dir: str | Path | None = None,
     *,
     kind: type[Row] = PreferenceRow,
     allow_outside: bool = False,
+    ignore_columns: Sequence[str] = (),
 ) -> list[Row]:
     """The rows of a data file, folder or hub dataset (see ``open_source``), of any format in ``FORMATS``.
+
+    path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
 
     image_dir: image paths are taken below it; without it, below the data file's folder.
     kind: ``PreferenceRow``, or ``PromptRow`` where the responses are not needed.
     allow_outside: see ``ImageRoot``.
+    ignore_columns: columns that the rows are read without; any other that is not known is an error.
 
     Raises InputError that names file, row and field at the first row that is broken. How many rows were dropped
     because they hold no preference is logged.
     """
-    root = image_root(image_dir or default_image_dir(path), allow_outside)
-    return _collect(check_rows(open_source(path), root, kind), str(path))
+    if not isinstance(path, (str, Path)):
+        where = Path.cwd() if image_dir is None else image_dir
+        return parse_rows(path, where, kind=kind, allow_outside=allow_outside, ignore_columns=ignore_columns)
+    root = source_root(path, image_dir, allow_outside)
+    return _collect(check_rows(open_source(path), root, kind, ignore_columns), str(path))
 
 
 def parse_rows(
-    records: Iterable[Mapping],
+    records: Iterable[Mapping | PromptRow],
     image_dir: str | Path,
     *,
     source: str = "dataset",
     kind: type[Row] = PreferenceRow,
     allow_outside: bool = False,
+    ignore_columns: Sequence[str] = (),
 ) -> list[Row]:
-    """Checks dicts of any format and brings them into canonical form. Raises InputError as ``read_rows``."""
-    named = ((f"{source}, row {index}", record) for index, record in enumerate(records))
-    return _collect(check_rows(named, image_root(image_dir, allow_outside), kind), source)
+    """Checks dicts of any format and brings them into canonical form. Raises InputError as ``read_rows``.
+
+    records: dicts, or rows that are checked already; a ``datasets.Dataset`` keeps its images encoded until they are
+    read. source: what the rows are called in messages.
+    """
+    root = image_root(image_dir, allow_outside)
+    return _collect(check_rows(records_of(records, source), root, kind, ignore_columns), source)
 
 
-def image_root(image_dir: str | Path, allow_outside: bool = False) -> ImageRoot:
-    return ImageRoot(Path(image_dir).expanduser().resolve(), allow_outside)
+def source_root(path: str | Path, image_dir: str | Path | None, allow_outside: bool = False) -> ImageRoot:
+    """Where the image paths of a data file lead. Raises InputError where ``image_dir`` is given and no folder."""
+    if image_dir is not None:
+        return image_root(image_dir, allow_outside)
+    return ImageRoot(default_image_dir(path).resolve(), allow_outside)  # of a hub name there is no folder
 
 
-def check_rows(records: Iterable[Record], root: ImageRoot, kind: type[Row]) -> Iterator[Checked | Dropped | RowError]:
+def check_rows(
+    records: Iterable[Record], root: ImageRoot, kind: type[Row], ignore_columns: Sequence[str] = ()
+) -> Iterator[Checked | Dropped | RowError]:
     """Yields for every record its row, why it was dropped, or what is wrong with it."""
     seen: dict[str, str] = {}
     for index, (where, record) in enumerate(records):
+        if isinstance(record, kind):  # checked before, when it got its id
+            yield Checked(record, "checked")
+            continue
         try:
-            checked = _check(record, index, where, root, kind)
+            checked = _check(record, index, where, root, kind, ignore_columns)
             if isinstance(checked, Checked):
                 _check_id(checked.row, seen)
             yield checked
@@ -128,44 +148,49 @@ def _collect(found: Iterable[Checked | Dropped | RowError], source: str) -> list
     for reason, count in dropped.items():
         logger.warning("%s: %d rows dropped: %s", source, count, reason)
     if not rows:
-        raise InputError(f"{source} holds no rows" + (" that can be used" if dropped else ""))
+        raise InputError(f"{source} holds no rows" + (" that can be used" if dropped else "") + "; give at least one")
     return rows
 
 
-def _check(record: Any, index: int, where: str, root: ImageRoot, kind: type[Row]) -> Checked | Dropped:
+def _check(
+    record: Any, index: int, where: str, root: ImageRoot, kind: type[Row], ignore_columns: Sequence[str]
+) -> Checked | Dropped:
     if isinstance(record, RowError):
         raise record
-    name, columns = to_canonical(record, where)
+    responses = ("chosen", "rejected") if kind is PreferenceRow else ()
+    name, columns = to_canonical(record, where, ignore=ignore_columns, answers=bool(responses))
     if isinstance(columns, Dropped):
         return columns
-    responses = ("chosen", "rejected") if kind is PreferenceRow else ()
     for column in ("prompt", *responses):
         if column not in columns:
-            remedy = f"rows need {', '.join(('prompt', *responses))}, and img_path (mDPO) or images (TRL)"
-            problem = f"column {column!r} is missing; found {', '.join(map(str, record)) or 'none'}"
-            raise RowError.at(where, column, problem, remedy)
-    images = tuple(_image(value, root, where, "images") for value in columns["images"])
+            raise missing(column, record, ("prompt", *responses), where)
+        check_messages(columns[column], where, column)
+    question, values = take_images(columns["prompt"], columns["images"], where)
+    images = tuple(image_source(value, root, where, "images") for value in values)
     fields: dict[str, Any] = {column: parse_response(columns[column], column, where) for column in responses}
     if kind is PreferenceRow:
         fields["rejected_images"] = _rejected_images(columns["rejected_images"], len(images), root, where)
-    prompt = parse_prompt(columns["prompt"], len(images), where)
-    return Checked(kind(_id(columns, index, where), where, images, prompt, **fields), name)
+    fields |= row_text({**columns, "prompt": question}, len(images), where)
+    _check_media_tags(fields["prompt"], where)
+    return Checked(kind(id=_id(columns, index, where), where=where, images=images, **fields), name)
 
 
 def _id(columns: Mapping, index: int, where: str) -> str:
     value = columns.get("id", index)
     if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise RowError.at(where, "id", f"expected text or a whole number, found {value!r:.40}", "give each row its own")
+        raise RowError.at(
+            where, "id", f"expected text or a whole number, found {shortened(value, 40)}", "give each row its own"
+        )
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
-        raise RowError.at(where, "id", "half a surrogate pair: no Unicode text", "mend the text") from error
+        raise RowError.at(where, "id", "half a surrogate pair: no Unicode text", "fix the text") from error
     return str(value)
 
 
 def _check_id(row: PromptRow, seen: dict[str, str]) -> None:
     if row.id in seen:
-        problem = f"id {row.id!r} is also that of {seen[row.id]}"
+        problem = f"id {shortened(row.id)} is also that of {seen[row.id]}"
         raise RowError.at(row.where, "id", problem, "ids name examples: give each row its own, or none")
     seen[row.id] = row.where
 
@@ -174,39 +199,16 @@ def _rejected_images(values: list, images: int, root: ImageRoot, where: str) -> 
     if values and len(values) != images:
         problem = f"{len(values)} for {images} images"
         raise RowError.at(where, "rejected_images", problem, "give one per image, or none")
-    return tuple(_image(value, root, where, "rejected_images") for value in values)
+    return tuple(image_source(value, root, where, "rejected_images") for value in values)
 
 
-def _image(value: Any, root: ImageRoot, where: str, field: str) -> ImageSource:
-    if isinstance(value, (Image.Image, StoredImage)):
-        return value
-    if isinstance(value, Mapping):  # Hugging Face's {"bytes", "path"}
-        data, value = value.get("bytes"), value.get("path")
-        if isinstance(data, bytes):
-            return StoredImage(str(value or field), partial(bytes, data))
-    if not isinstance(value, (str, Path)) or not str(value):
-        problem = f"an image must be a path or a PIL image, found {type(value).__name__ if value != '' else 'no text'}"
-        raise RowError.at(where, field, problem, "give the path of its file")
-    text = str(value)
-    if not text.isprintable():
-        raise RowError.at(where, field, f"image {text!r} is no path: it holds control characters", "mend the path")
-    if "://" in text:
-        raise RowError.at(where, field, f"image {text!r:.80} is a URL", "nothing is fetched: download it")
-    if root.allow_outside:
-        return _resolve(root.folder, text, where, field)
-    path = Path(text)
-    if path.is_absolute() or ".." in path.parts:
-        problem = f"image {text!r} is outside the image folder {root.folder}, or might be"
-        raise RowError.at(where, field, problem, "give a path below image_dir, without .., or set allow_outside")
-    resolved = _resolve(root.folder, text, where, field)
-    if not resolved.is_relative_to(root.folder):
-        problem = f"image {text!r} is a link that leads outside the image folder {root.folder}"
-        raise RowError.at(where, field, problem, "copy it there, or set allow_outside")
-    return resolved
-
-
-def _resolve(folder: Path, text: str, where: str, field: str) -> Path:
-    try:
-        return Path(os.path.realpath(folder / text))
-    except (OSError, ValueError) as error:  # a null byte, half a surrogate pair
-        raise RowError.at(where, field, f"image {text!r} is no path: {error}", "mend the path") from error
+def _check_media_tags(prompt: list[Message], where: str) -> None:
+    """What the user shows under these tags is not read, so that the question would be about nothing."""
+    for message in prompt:
+        for part in message["content"] if message["role"] != "assistant" else ():
+            tag = next((tag for tag in _MEDIA_TAGS if tag in part.get("text", "")), None)
+            if tag is not None:
+                problem = f"the prompt has {tag}, which stands for what is not read: images and text are"
+                raise RowError.at(
+                    where, "prompt", problem, "drop the row; where its letters are meant, spell it otherwise"
+                )

@@ -1,58 +1,97 @@
-"""Where rows are read from: JSON, JSONL, Parquet, a folder that ``datasets`` saved, or a dataset on the hub.
+"""Where rows are read from: JSON, JSONL, Parquet, a folder of such files, a saved dataset, one on the hub, or memory.
 
 Every source yields ``(where, record)``, one row at a time; a JSONL file is never whole in memory. A record that could
 not be read is the RowError that says why, so that ``mdpo data check`` can go on to the next. Nothing is unpickled, no
 dataset's own code is run, and the network is used for a hub name alone.
 """
 
-import functools
+import glob
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
 
-from .images import StoredImage
-from .problem import RowError
-
-Record = tuple[str, Any]
+from .problem import RowError, clipped
+from .tables import Record, choose_split, hub_dataset, parquet, saved_dataset, stream_rows, table_rows
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
-_BATCH = 64  # rows of a table at a time, with the bytes of their images
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SPLIT = re.compile(r"(?P<path>.+):(?P<split>[A-Za-z]\w*)")
+_SHARD = re.compile(r"(?P<split>[A-Za-z]\w*?)-\d+-of-\d+")  # train-00000-of-00005.parquet, as the hub stores them
+_SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")  # what save_to_disk writes
 
 
 def open_source(path: str | Path) -> Iterator[Record]:
     """Yields ``(where, record)`` for every row of ``path``.
 
-    path: a ``.json`` (one list), ``.jsonl`` or ``.parquet`` file, a folder from ``Dataset.save_to_disk``, or
-    ``owner/name`` of a dataset on the hub, whose train split is read.
+    path: a ``.json`` (one list), ``.jsonl`` or ``.parquet`` file; a pattern of such files (``data/*.parquet``); a folder
+    that holds ``.parquet`` or ``.jsonl`` files, or that ``Dataset.save_to_disk`` wrote; or ``owner/name`` of a dataset
+    on the hub. Of what has splits the train split is read, or the one behind a colon: ``folder:test``.
 
     Raises InputError at once where there is nothing to read, and while reading where a whole file is broken.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        return _table_rows(_saved_dataset(path), path.name)
-    if path.is_file():
-        if path.suffix == ".json":
-            return _json_rows(path)
-        if path.suffix == ".jsonl":
-            return _json_lines(path)
-        if path.suffix == ".parquet":
-            return _table_rows(_parquet(path), path.name)
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; give {', '.join(_SUFFIXES)}")
+    path, split = _parse(path)
+    kind = _kind(path)
+    if kind == "folder":
+        if any((path / name).is_file() for name in _SAVED):
+            return table_rows(saved_dataset(path, split), path.name)
+        return _shards(_files_of(path, split), path.name)
+    if kind == "file":
+        if split is not None:
+            raise InputError(f"data file {path} has no splits, so there is no {split!r} in it; leave :{split} out")
+        return _shards([path], path.name)
+    if found := sorted(map(Path, glob.glob(str(path), recursive=True))):
+        return _shards(found, path.name)
     # A mistyped local path must not become a request to the hub: its folder exists, a hub's owner does not.
     if path.suffix not in _SUFFIXES and _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
-        return _table_rows(_hub_dataset(str(path)), str(path))
-    raise InputError(f"data file {path} does not exist")
+        return table_rows(hub_dataset(str(path), split), str(path))
+    looked = "" if path.is_absolute() else f" in {Path.cwd()}, where relative paths start"
+    raise InputError(f"data file {clipped(str(path))} does not exist{looked}; check the path")
+
+
+def records_of(given: Any, name: str) -> Iterator[Record]:
+    """Yields ``(where, record)`` for what Python code hands over: dicts, checked rows, or a ``datasets`` object.
+
+    Raises InputError where ``given`` is no such thing.
+    """
+    datasets = sys.modules.get("datasets")  # whoever has one of its objects has imported it
+    if datasets is not None:
+        if isinstance(given, datasets.Dataset):
+            return table_rows(given, name, paths=True)
+        if isinstance(given, datasets.IterableDataset):
+            return stream_rows(given, name)
+        if isinstance(given, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+            raise InputError(f"{name} has splits: {', '.join(map(str, given))}; give one of them, as in data['train']")
+    if isinstance(given, (str, Path)):
+        raise InputError(f"{name} is the path {clipped(str(given))}; read it with mdpo.data.read_rows")
+    if isinstance(given, Mapping) or not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+        raise InputError(f"{name} is a {type(given).__name__}; give rows: a list of dicts, or a datasets.Dataset")
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):  # pandas, whose iteration yields column names
+        raise InputError(f"{name} is a {type(given).__name__}; give its rows: frame.to_dict('records')")
+    return ((f"{name}, row {index}", record) for index, record in enumerate(given))
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The local files that ``open_source`` reads for ``path``; none where it would ask the hub, or find nothing."""
+    path, split = _parse(path)
+    kind = _kind(path)
+    if kind == "file":
+        return [path]
+    if kind == "folder":
+        saved = any((path / name).is_file() for name in _SAVED)
+        return sorted(path.rglob("*.arrow")) if saved else _files_of(path, split)
+    return sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
 def default_image_dir(path: str | Path) -> Path:
     """The folder that image paths are taken from where none is given: the data file's own."""
-    path = Path(path).expanduser()
-    return path if path.is_dir() else path.parent
+    path, _ = _parse(path)
+    return path if _kind(path) == "folder" else path.parent
 
 
 def loads(text: str | bytes) -> Any:
@@ -70,11 +109,67 @@ def loads(text: str | bytes) -> Any:
         raise ValueError(f"not JSON: {error}") from error
 
 
-def _json_rows(path: Path) -> Iterator[Record]:
+def _parse(path: str | Path) -> tuple[Path, str | None]:
+    """The path, and the split behind its colon. A path that is there as it stands has none."""
+    whole = Path(path).expanduser()
+    match = _SPLIT.fullmatch(str(whole))
+    if match is None or _kind(whole) is not None:
+        return whole, None
+    return Path(match["path"]), match["split"]
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else None
+    except OSError:  # a name that is too long
+        return None
+
+
+def _files_of(folder: Path, split: str | None) -> list[Path]:
+    """The data files of a folder, or of its ``data`` as on the hub. Of files named for splits, those of ``split``."""
+    for place in (folder, folder / "data"):
+        for suffix in (".parquet", ".jsonl"):
+            files = sorted(file for file in place.glob(f"*{suffix}") if file.is_file())
+            named = [_split_of(file) for file in files]
+            if not files:
+                continue
+            if None not in named:
+                wanted = choose_split(sorted({str(name) for name in named}), split, f"data folder {folder}")
+                return [file for file, name in zip(files, named, strict=True) if name == wanted]
+            if split is not None:
+                raise InputError(f"data folder {folder}: its files are not named for splits; leave :{split} out")
+            return files
+    raise InputError(f"data folder {folder} holds no .parquet or .jsonl files, and was not saved by datasets")
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file is named for: ``train.jsonl``, ``test-00000-of-00002.parquet``."""
+    match = _SHARD.fullmatch(file.stem)
+    name = match["split"] if match else file.stem
+    return name if match or name in ("train", "test", "validation", "val", "eval", "dev") else None
+
+
+def _shards(files: Sequence[Path], name: str) -> Iterator[Record]:
+    kinds = {file.suffix for file in files}
+    if unknown := sorted(kinds - set(_SUFFIXES)):
+        bad = next(file for file in files if file.suffix == unknown[0])
+        raise InputError(f"{bad}: unknown kind of file {unknown[0]!r}; give {', '.join(_SUFFIXES)}")
+    if kinds == {".parquet"}:
+        return table_rows(parquet(files, str(files[0]) if len(files) == 1 else name), name)
+    if len(kinds) > 1:
+        raise InputError(f"{name}: files of several kinds, {', '.join(sorted(kinds))}; give those of one")
+    read = _json_rows if kinds == {".json"} else _json_lines
+    return itertools.chain.from_iterable(map(read, files))
+
+
+def _json_rows(path: Path) -> Iterable[Record]:
     try:
         records = loads(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path}: {error}; mend the file, or save it as JSONL, one row a line") from error
+        remedy = "fix the file, or save it as JSONL, one row a line"
+        if "Extra data: line 2" in str(error):
+            remedy = "a row a line is JSONL: name the file .jsonl"
+        raise InputError(f"{path}: {error}; {remedy}") from error
     if not isinstance(records, list):
         raise InputError(f"{path}: expected a list of rows, found a {type(records).__name__}; wrap the rows in [ ]")
     return ((f"{path.name}, row {index}", record) for index, record in enumerate(records))
@@ -87,97 +182,19 @@ def _json_lines(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             where = f"{path.name}, row {index} (line {number})"
-            index += 1
             try:
-                yield where, loads(line)
+                record = loads(line)
             except ValueError as error:
-                yield where, RowError.at(where, "line", str(error), "mend or delete the line")
-
-
-def _table_rows(table: Any, name: str) -> Iterator[Record]:
-    """Rows of a ``datasets.Dataset``. Its images stay where they are, in a memory-mapped file, until they are read."""
-    columns = [column for column, feature in table.features.items() if _holds_images(feature)]
-    table = table.with_format("arrow")  # as stored: nothing is decoded
-    index = 0
-    for batch in table.iter(batch_size=_BATCH):
-        for row in batch.to_pylist():
-            for column in columns:
-                row[column] = _stored(row[column], table, index, column)
-            yield f"{name}, row {index}", row
+                record = RowError.at(where, "line", str(error), "fix or delete the line")
+            if not index and _begins_a_list(line, record):
+                raise InputError(f"{path}: a JSON list, not a row a line; name the file .json")
             index += 1
+            yield where, record
 
 
-def _holds_images(feature: Any) -> bool:
-    return type(feature).__name__ == "Image" or type(getattr(feature, "feature", None)).__name__ == "Image"
-
-
-def _stored(value: Any, table: Any, index: int, column: str) -> Any:
-    if isinstance(value, list):
-        return [_stored_image(cell, table, index, column, position) for position, cell in enumerate(value)]
-    return _stored_image(value, table, index, column, None)
-
-
-def _stored_image(cell: Any, table: Any, index: int, column: str, position: int | None) -> Any:
-    if not isinstance(cell, Mapping) or cell.get("bytes") is None:
-        return cell
-    name = str(cell.get("path") or column)
-    return StoredImage(name, functools.partial(_read_cell, table, index, column, position))
-
-
-def _read_cell(table: Any, index: int, column: str, position: int | None) -> bytes:
-    value = table.select_columns([column])[index][column][0].as_py()
-    return (value if position is None else value[position])["bytes"]
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            "Parquet files, saved datasets and datasets of the hub need the datasets library; "
-            'pip install "multimodal-dpo[data]"'
-        ) from error
-    return datasets
-
-
-def _parquet(path: Path) -> Any:
-    datasets = _datasets()
-    try:
-        return datasets.Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow's and datasets' own kinds, many of them
-        raise InputError(f"{path}: not a Parquet file that can be read: {_one_line(error)}") from error
-
-
-def _saved_dataset(path: Path) -> Any:
-    datasets = _datasets()
-    try:
-        table = datasets.load_from_disk(str(path))
-    except Exception as error:  # pyarrow's and datasets' own kinds, many of them
-        raise InputError(
-            f"data folder {path} was not saved by datasets' save_to_disk: {_one_line(error)}; "
-            "give a file or such a folder"
-        ) from error
-    return _split(table, f"data folder {path}", datasets)
-
-
-def _hub_dataset(name: str) -> Any:
-    datasets = _datasets()
-    try:
-        table = datasets.load_dataset(name)
-    except Exception as error:  # no network, no such dataset, a dataset that is code: each of another kind
-        raise InputError(
-            f"{name} is no local file, and no dataset that the hub hands out: {_one_line(error)}; check the name"
-        ) from error
-    return _split(table, f"dataset {name}", datasets)
-
-
-def _split(table: Any, name: str, datasets: Any) -> Any:
-    if not isinstance(table, datasets.DatasetDict):
-        return table
-    if "train" not in table:
-        raise InputError(f"{name} has no train split; it has {', '.join(table)}: save the one you want as Parquet")
-    return table["train"]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _begins_a_list(line: bytes, record: Any) -> bool:
+    """Whether the first line is the whole, or the beginning, of a JSON list of rows."""
+    if isinstance(record, list):
+        return bool(record) and all(isinstance(row, Mapping) for row in record)
+    start = line.removeprefix(b"\xef\xbb\xbf").strip()
+    return isinstance(record, RowError) and (start == b"[" or start[:1] == b"[" and start[1:].lstrip()[:1] == b"{")

@@ -15,13 +15,15 @@ from .files import Journal, read_json, write_json
 Answerer = Callable[[Sequence[PromptRow]], Iterable[str]]
 
 _EDGE_BYTES = 2**20
+# Weights, configs, and what decides on the text: chat templates and vocabularies.
+_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What an answer depends on. The batch size is not among it: see ``generate``.
 
-    model, adapter: ``fingerprint`` of the folders. data: of the question file.
+    model, adapter: ``fingerprint`` of the folders. data: of the question file. text: digest of the ``TextOptions``.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Settings:
     dtype: str
     max_new_tokens: int
     num_beams: int
+    text: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -44,9 +47,14 @@ def fingerprint(path: str | Path) -> str:
     path = Path(path).expanduser().resolve()
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    files = (
-        sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors")) if path.is_dir() else [path]
-    )
+    files = [path]
+    if path.is_dir():
+        folders = [
+            path,
+            path / "additional_chat_templates",
+        ]  # the checkpoints in a run's folder are models of their own
+        files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
+        files = [file for file in files if file.suffix in _SUFFIXES and file.is_file()]
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
         size = file.stat().st_size

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
-from mdpo.data import PromptRow, read_rows
-from mdpo.data.commands import add_image_options
+from mdpo.data import PromptRow, data_files, read_rows
+from mdpo.data.commands import add_row_options
+from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
@@ -64,26 +66,29 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
         "--benchmark", choices=BENCHMARKS, help="DATA is the official question file, OUTPUT its layout"
     )
     command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
-    add_image_options(command)
+    add_row_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row, or the benchmark's layout")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     command.add_argument("--preset", choices=PRESETS, default="greedy", help="rlhfv: three beams, as in RLHF-V's code")
     command.add_argument("--max-new-tokens", type=int, default=1024)
     command.add_argument("--batch-size", type=int, default=8)
+    add_text_options(command)
     command.set_defaults(run=run_generate)
 
 
 def run_generate(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+    text = text_options(options)
     rows = _questions(options)
     settings = Settings(
         model=fingerprint(options.model),
         adapter=None if options.adapter is None else fingerprint(options.adapter),
-        data=fingerprint(options.data),
+        data=_data_fingerprint(options.data),
         dtype=options.dtype,
         max_new_tokens=options.max_new_tokens,
         num_beams=PRESETS[options.preset],
+        text=text.digest(),
     )
 
     def answerer(todo: Sequence[PromptRow]) -> Iterable[str]:
@@ -95,6 +100,7 @@ def run_generate(options: argparse.Namespace) -> None:
             max_new_tokens=settings.max_new_tokens,
             batch_size=options.batch_size,
             num_beams=settings.num_beams,
+            text=text,
         )
 
     # A layout is written when all answers are there; until then they are kept in a journal beside it.
@@ -109,9 +115,25 @@ def run_generate(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}: {len(answers)} answers")
 
 
+def _data_fingerprint(path: Path) -> str:
+    """Of all files that the questions are read from; a data set of the hub goes by its name."""
+    prints = [fingerprint(file) for file in data_files(path)]
+    if len(prints) < 2:
+        return prints[0] if prints else str(path)
+    return f"{path.name}@{hashlib.blake2b(' '.join(prints).encode(), digest_size=8).hexdigest()}"
+
+
 def _questions(options: argparse.Namespace) -> list[PromptRow]:
     if options.benchmark is None:
-        return read_rows(options.data, options.image_dir, kind=PromptRow, allow_outside=options.allow_outside)
+        return read_rows(
+            options.data,
+            options.image_dir,
+            kind=PromptRow,
+            allow_outside=options.allow_outside,
+            ignore_columns=options.ignore_columns,
+        )
+    if options.ignore_columns:
+        raise InputError("--ignore-columns: of a benchmark's file its own columns alone are read; leave it out")
     return read_questions(options.data, options.benchmark, options.image_dir, allow_outside=options.allow_outside)
 
 
@@ -249,7 +271,7 @@ def _add_human(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sheet.add_argument("first", type=Path, help="answers to compare against (before)")
     sheet.add_argument("second", type=Path, help="answers of interest (after)")
     sheet.add_argument("--benchmark", choices=BENCHMARKS, help="DATA is the official question file")
-    add_image_options(sheet)
+    add_row_options(sheet)
     sheet.add_argument(
         "--names", nargs=2, metavar=("FIRST", "SECOND"), help="of the two; their files' names without it"
     )

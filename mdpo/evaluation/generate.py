@@ -1,16 +1,20 @@
 """Answers to questions about images, in batches: greedy by default, by beams where asked, never sampled."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from mdpo.data import PromptRow
+from mdpo.data import PromptRow, TextOptions
 from mdpo.data.encode import Encoder
+from mdpo.data.image_tokens import ImageTokens, image_settings
 from mdpo.data.images import open_image
+from mdpo.data.problem import RowError
 
 
 @torch.no_grad()
@@ -22,33 +26,98 @@ def generate(
     max_new_tokens: int = 1024,
     batch_size: int = 8,
     num_beams: int = 1,
+    text: TextOptions | None = None,
 ) -> Iterator[str]:
     """Yields the model's answer to each row, in order. model: bare or PEFT, on its device.
 
-    Deterministic: what the model's generation config says of sampling and penalties is overruled. Rows of a batch are
-    padded to one length, which changes an answer only where two tokens are equal to within rounding.
+    The model reads the very prompt ids that training has, and an answer ends with what ends a turn there, or with what
+    the model's generation config stops at. Deterministic: what that config says of sampling and penalties is overruled.
+    Rows of a batch are padded to one length, which changes an answer only where two tokens are equal to within rounding.
+
+    text: how rows become text, as in training.
+
+    Raises RowError as ``Encoder``.
     """
-    encoder = Encoder(processor)
-    call: Any = processor  # processors declare their options as TypedDicts that differ from family to family
+    prompts = _Prompts(model, processor, text)
     writer: Any = model
     device = next(model.parameters()).device
     model.eval()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for batch in tqdm(batches, "generating", leave=False, disable=None):
-        images = [open_image(image, row.where) for row in batch for image in row.images]
-        inputs = call(
-            text=[encoder.render(row.prompt) for row in batch],
-            images=images or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(device)
+        inputs = {name: tensor.to(device) for name, tensor in prompts(batch).items()}
         tokens = writer.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=num_beams,
             repetition_penalty=1.0,
+            **prompts.stopping,
         )
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        yield from (text.strip() for text in call.batch_decode(answers, skip_special_tokens=True))
+        yield from map(prompts.answer, tokens[:, inputs["input_ids"].shape[1] :].tolist())
+
+
+class _Prompts:
+    """Rows → what a model's ``generate`` takes, and ids → answers.
+
+    stopping: where an answer ends, as arguments of ``generate``.
+    """
+
+    def __init__(self, model: nn.Module, processor: ProcessorMixin, text: TextOptions | None) -> None:
+        self.processor: Any = processor
+        self.tokenizer: Any = self.processor.tokenizer
+        self.encoder = Encoder(processor, text)
+        self.image_tokens = ImageTokens(processor)
+        self.settings = image_settings(processor) | {"return_tensors": "pt"}
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        # Newer models tell images from text by a mask of their own; Gemma 3 calls it by another name.
+        self.known = inspect.signature(base.forward).parameters
+        names = ("mm_token_type_ids", *(["token_type_ids"] if base.config.model_type == "gemma3" else []))
+        self.mask = next((name for name in names if name in self.known), None)
+        self.end, token = self.encoder.end_of_turn()
+        stops = base.generation_config.eos_token_id
+        self.stops = [stops] if isinstance(stops, int) else list(stops or [])
+        self.stopping: dict[str, Any] = {}
+        if token is None:  # a turn that ends with ordinary text, such as "###"
+            self.stopping = {"stop_strings": [self.end], "tokenizer": self.tokenizer}
+        elif token not in self.stops:
+            self.stops.append(token)
+        pad = self.tokenizer.pad_token_id
+        self.pad: int = self.tokenizer.eos_token_id if pad is None else pad
+        self.stopping |= {"eos_token_id": self.stops or None, "pad_token_id": self.pad}
+
+    def __call__(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
+        """input_ids and attention_mask, (B, S) int64, padded on the left, and what the image processor makes of the
+        images."""
+        images = [[open_image(image, row.where) for image in row.images] for row in rows]
+        prompts = []
+        for row, ids, own in zip(rows, self.encoder.prompts(rows), images, strict=True):
+            if isinstance(ids, RowError):
+                raise ids
+            try:
+                expanded = self.image_tokens.expand(ids, [(image.height, image.width) for image in own])
+            except ValueError as error:
+                problem = f"the image processor refuses the size: {error}"
+                raise RowError.at(row.where, "images", problem, "crop it") from error
+            prompts.append(torch.as_tensor(expanded, dtype=torch.int64))
+        length = max(map(len, prompts))
+        ids = torch.full((len(rows), length), self.pad)
+        attention = torch.zeros_like(ids)
+        for at, prompt in enumerate(prompts):
+            ids[at, length - len(prompt) :] = prompt
+            attention[at, length - len(prompt) :] = 1
+        inputs = {"input_ids": ids, "attention_mask": attention}
+        if self.mask is not None:
+            inputs[self.mask] = ((ids == self.encoder.image_token_id) & attention.bool()).long()
+        given = [own for own in images if own]
+        if given:  # a list per row, by which Idefics3 and SmolVLM tell whose they are; others read one after the other
+            made = self.processor.image_processor(images=given, **self.settings)
+            inputs |= {name: value for name, value in made.items() if name in self.known}
+        return inputs
+
+    def answer(self, ids: list[int]) -> str:
+        """The text up to what ended it."""
+        stop = next((at for at, id in enumerate(ids) if id in self.stops), len(ids))
+        text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True).strip()
+        if "stop_strings" in self.stopping:
+            text = text.partition(self.end)[0]
+        return text.removesuffix(self.end).strip()

@@ -10,13 +10,10 @@ Layouts, as the official programs read them:
 
 import base64
 import binascii
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-from PIL import Image
 
 from mdpo.data import PromptRow, parse_rows
 from mdpo.errors import InputError
@@ -91,8 +88,8 @@ def _field(record: Mapping[str, Any], names: Sequence[str], path: str | Path, in
     )
 
 
-def _image(record: Mapping[str, Any], folder: Path, where: str) -> Image.Image | str:
-    """A path below ``folder``, or the image itself where the record holds it in base64."""
+def _image(record: Mapping[str, Any], folder: Path, where: str) -> bytes | str:
+    """A path below ``folder``, or the image file itself where the record holds it in base64."""
     value = record.get("image")
     names = [value] if isinstance(value, str) and len(value) < 256 else []
     if "image_src" in record:
@@ -104,8 +101,8 @@ def _image(record: Mapping[str, Any], folder: Path, where: str) -> Image.Image |
                 return name + suffix
     if isinstance(value, str) and len(value) >= 256:
         try:
-            return Image.open(io.BytesIO(base64.b64decode(value, validate=True)))
-        except (binascii.Error, OSError) as error:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
             raise InputError(f"{where}: image is neither a path nor an image in base64: {error}") from error
     if not names:
         raise InputError(f"{where}: has no image, only {', '.join(record)}")

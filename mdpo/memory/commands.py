@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PreferenceDataset, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows
 from mdpo.errors import InputError
 from mdpo.models import load_processor, torch_dtype
 from mdpo.models.adapters import adapter_config
@@ -104,16 +104,11 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
 
 def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
     images = 0 if args.drop_images else 1 + args.uses_image_rejected
-    if Path(run.train_data).exists() and Path(run.model_name_or_path).is_dir():
-        data = DataOptions(
-            image_rejected=args.uses_image_rejected and not args.drop_images,
-            drop_images=args.drop_images,
-            negative=args.negative,
-            seed=args.seed,
-            max_length=args.max_length,
+    if data_files(run.train_data) and Path(run.model_name_or_path).is_dir():
+        rows = read_rows(
+            run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
         )
-        rows = read_rows(run.train_data, run.image_dir, allow_outside=run.allow_outside)
-        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), data)
+        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args))
         return from_lengths(dataset.lengths, images=images, image_tokens=shape.image_tokens)
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]

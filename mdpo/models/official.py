@@ -28,17 +28,24 @@ _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space.
+# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space. A system turn
+# takes the place of the default text; what Vicuna has no form for is refused.
 _CHAT_TEMPLATE = (
-    "{{ '" + _SYSTEM.replace("'", "\\'") + " ' }}"
+    "{% if tools %}{{ raise_exception('Vicuna has no form for tools') }}{% endif %}"
+    "{% if not messages or messages[0]['role'] != 'system' %}{{ '" + _SYSTEM.replace("'", "\\'") + " ' }}{% endif %}"
     "{% for message in messages %}"
     "{% set content = message['content'] if message['content'] is not string "
     "else [{'type': 'text', 'text': message['content']}] %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% if message['role'] == 'system' and loop.first %}"
+    "{% for part in content %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}{{ raise_exception('a system turn holds text alone') }}{% endif %}{% endfor %}{{ ' ' }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' }}"
     "{% for part in content if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ ' ' }}"
     "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}"
-    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{ eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ raise_exception('a system turn stands first') }}"
+    "{% else %}{{ raise_exception('Vicuna has no turn for the role ' + message['role']) }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 

@@ -8,14 +8,16 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
@@ -23,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
+from mdpo.data.text_options import read_template
 from mdpo.errors import InputError, TrainingError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
 from mdpo.models.folder import short
@@ -48,10 +51,11 @@ from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+from .weights import save_weights_alone
 
 _log = logging.getLogger(__name__)
 
-Rows = Sequence[PreferenceRow] | Sequence[Mapping]
+Rows = Iterable[PreferenceRow] | Iterable[Mapping]
 
 
 class MDPOTrainer(KeepsWeights):
@@ -60,8 +64,9 @@ class MDPOTrainer(KeepsWeights):
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
         it is given, frozen: see ``mdpo.models.reference``.
     args: the settings.
-    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts in TRL's or mDPO's format
-        with PIL images or paths (relative to the working directory).
+    train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts of any format in
+        ``mdpo.data.formats`` with PIL images or paths (relative to the working directory), as a list, a generator, a
+        ``datasets.Dataset`` or a ``datasets.IterableDataset``. Images of the last two stay encoded until they are read.
     processing_class: the model's processor; saved beside every checkpoint.
     peft_config: the adapter to train, where the model has none yet.
 
@@ -83,6 +88,8 @@ class MDPOTrainer(KeepsWeights):
     ) -> None:
         rows = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         check_arguments(model, args, processing_class, peft_config, **rows)
+        if args.chat_template is not None:  # so that the processor which is saved renders as this run does
+            processing_class.chat_template = read_template(args.chat_template)
         if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
             raise InputError(
                 "DeepSpeed: ZeRO-3 shards the head, whose weight the log-probs read outside of its module; take ZeRO-2 "
@@ -99,7 +106,7 @@ class MDPOTrainer(KeepsWeights):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(train_dataset, processing_class, args),
+            train_dataset=_dataset(train_dataset, processing_class, args, "train_dataset"),
             eval_dataset=_dataset(eval_dataset, processing_class, args),
             processing_class=processing_class,
             callbacks=[*(callbacks or []), _SetEpoch(self)],
@@ -279,12 +286,17 @@ class MDPOTrainer(KeepsWeights):
                 settings = run_settings(self.args, self.model, self.train_dataset)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
-        except Exception as error:  # torch and safetensors wrap a full disk in their own
+        except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_whole_checkpoint(self.args.output_dir)
+            state = "no earlier one is there" if kept is None else f"the last good state is {kept}"
+            # torch and safetensors wrap a full disk in their own; anything else is a file beside the weights.
+            beside = not isinstance(error, (OSError, RuntimeError, SafetensorError))
+            if beside and self.args.should_save and not self.is_fsdp_enabled:
+                path = save_weights_alone(self.model, folder.with_name(f"weights-{self.state.global_step}"))
+                state = f"the step's weights are in {path}, and {state}"
             raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; "
-                f"{'no earlier one is there' if kept is None else f'the last good state is {kept}'}"
+                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; {state}"
             ) from error
 
     def get_batch_samples(
@@ -423,16 +435,14 @@ class _SetEpoch(TrainerCallback):
         sampler.set_epoch(state.global_step // len(sampler))
 
 
-def _dataset(rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig) -> PreferenceDataset | None:
+def _dataset(
+    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
+) -> PreferenceDataset | None:
     if rows is None or isinstance(rows, PreferenceDataset):
         return rows
-    if not isinstance(rows[0], PreferenceRow):
-        rows = parse_rows(rows, Path.cwd())
-    options = DataOptions(
-        image_rejected=args.uses_image_rejected and not args.drop_images,
-        drop_images=args.drop_images,
-        negative=args.negative,
-        seed=args.seed,
-        max_length=args.max_length,
-    )
-    return PreferenceDataset(rows, processor, options)
+    checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
+    options = DataOptions.of(args)
+    # A few held-out rows may all be without an image where those that train are not.
+    if name != "train_dataset" and not any(row.images for row in checked):
+        options = replace(options, image_rejected=False)
+    return PreferenceDataset(checked, processor, options)

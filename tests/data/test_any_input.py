@@ -1,4 +1,6 @@
-"""Hypothesis: whatever a file holds, it is read or ends in an InputError that names file, row, field and remedy."""
+"""Hypothesis: whatever a file holds, it is read or ends in an InputError that names file, row, field and remedy; and a
+row that is read is read whole: no column that says something is left out of it.
+"""
 
 import json
 import tempfile
@@ -9,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mdpo.data import DataOptions, PreferenceDataset, PromptRow, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, PromptRow, parse_rows, read_rows
 from mdpo.data.check import check_file
 from mdpo.data.check_report import report_lines
+from mdpo.data.columns import HARMLESS
+from mdpo.data.images import StoredImage
 from mdpo.data.problem import RowError
 from mdpo.data.rows import image_root
 from mdpo.errors import InputError
@@ -21,7 +25,10 @@ PROCESSOR = tiny.processor()
 ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 text = st.one_of(
-    st.text(max_size=12), st.sampled_from(["<image>", "<image>\nwhat?", "a.png", "a cat", "</s>", "", "../a.png"])
+    st.text(max_size=12),
+    st.sampled_from(
+        ["<image>", "<image>\nwhat?", "a.png", "a cat", "</s>", "", "../a.png", "<video>?", "data:image/png;base64,AA=="]
+    ),
 )
 value = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), text),
@@ -29,7 +36,10 @@ value = st.recursive(
     max_leaves=6,
 )
 role = st.sampled_from(["user", "assistant", "system", "human", "gpt"])
-part = st.fixed_dictionaries({"type": st.sampled_from(["image", "text", "video"])}, optional={"text": text | value})
+part = st.fixed_dictionaries(
+    {"type": st.sampled_from(["image", "text", "video", "image_url"]) | value},
+    optional={"text": text | value, "image": text | value, "image_url": text | value, "max_pixels": value},
+)
 message = st.fixed_dictionaries(
     {},
     optional={
@@ -37,6 +47,7 @@ message = st.fixed_dictionaries(
         "content": text | st.lists(part, max_size=3) | value,
         "from": role | value,
         "value": text | value,
+        "weight": value,
     },
 )
 answer = st.one_of(text, st.lists(message, max_size=2), message, value)
@@ -50,25 +61,29 @@ completion = st.fixed_dictionaries(
         | value,
     },
 )
-row = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": value,
-        "prompt": answer,
-        "question": answer,
-        "chosen": answer,
-        "rejected": answer,
-        "image": text | value,
-        "images": st.lists(text | value, max_size=3),
-        "img_path": text | value,
-        "rejected_images": st.lists(text | value, max_size=3) | value,
-        "conversations": st.lists(message, max_size=3) | value,
-        "text": text
-        | value
-        | st.dictionaries(st.sampled_from(["question", "chosen", "rejected"]), text).map(json.dumps),
-        "completions": st.lists(completion, max_size=3) | value,
-    },
-)
+COLUMNS = {
+    "id": value,
+    "prompt": answer,
+    "question": answer,
+    "chosen": answer,
+    "rejected": answer,
+    "image": text | value,
+    "images": st.lists(text | value, max_size=3),
+    "img_path": text | value,
+    "image_path": text | value,
+    "rejected_images": st.lists(text | value, max_size=3) | value,
+    "conversations": st.lists(message, max_size=3) | value,
+    "messages": st.lists(message, max_size=3) | value,
+    "rejected_response": answer,
+    "rejected_messages": st.lists(message, max_size=3) | value,
+    "text": text | value | st.dictionaries(st.sampled_from(["question", "chosen", "rejected"]), text).map(json.dumps),
+    "completions": st.lists(completion, max_size=3) | value,
+    "videos": value,
+    "history": value,
+    "weight": value,
+    "idx": value,
+}
+row = st.fixed_dictionaries({}, optional=COLUMNS) | st.dictionaries(text, value, max_size=3)
 good = st.just({"img_path": "a.png", "prompt": "what?", "chosen": "a cat", "rejected": "a dog"})
 
 
@@ -82,7 +97,7 @@ def folder(tmp_path_factory) -> Path:
 def lands_softly(path: Path, folder: Path) -> None:
     try:
         rows = read_rows(path, folder)
-        dataset = PreferenceDataset(rows, PROCESSOR, DataOptions())
+        dataset = PreferenceDataset(rows, PROCESSOR, DataOptions(image_rejected=any(row.images for row in rows)))
         assert dataset[0].packed_length == dataset.lengths[0]
     except InputError as error:
         assert path.name in str(error)
@@ -129,3 +144,78 @@ def test_any_json(folder, content):
         json.dump(content, file)
         file.flush()
         lands_softly(Path(file.name), folder)
+
+
+# Rows that can be read, to which one more column is added.
+SOUND = [
+    {"img_path": "a.png", "prompt": "what?", "chosen": "a cat", "rejected": "a dog"},
+    {"image": "a.png", "question": "what?", "chosen": "a cat", "rejected": "a dog"},
+    {"image": "a.png", "text": json.dumps({"question": "what?", "chosen": "a cat", "rejected": "a dog"})},
+    {
+        "messages": [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "a cat"}],
+        "rejected_response": "a dog",
+        "images": ["a.png"],
+    },
+    {
+        "conversations": [{"from": "human", "value": "<image>what?"}],
+        "chosen": {"from": "gpt", "value": "a cat"},
+        "rejected": {"from": "gpt", "value": "a dog"},
+        "images": ["a.png"],
+    },
+    {
+        "chosen": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}],
+        "rejected": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a dog"}],
+    },
+]
+# What is known to say nothing to a model; hypothesis finds the names in the source, so all of them come up here.
+NOTES = HARMLESS | {"image_path"}
+extra = st.one_of(
+    *(st.tuples(st.just(name), values) for name, values in COLUMNS.items()), st.tuples(st.text(max_size=12), value)
+)
+
+
+def says_nothing(cell) -> bool:
+    if isinstance(cell, dict):
+        return all(map(says_nothing, cell.values()))
+    if isinstance(cell, list):
+        return all(map(says_nothing, cell))
+    return cell is None or cell == "" or cell != cell
+
+
+def meaning(record: dict, folder: Path):
+    """What is read of a row, without its place in the file; None where it is refused or holds no preference."""
+    try:
+        (read,) = parse_rows([record], folder)
+    except InputError:
+        return None
+    images, negatives = (
+        [image.read() if isinstance(image, StoredImage) else image for image in given]
+        for given in (read.images, read.rejected_images)
+    )
+    return read.id, images, read.prompt, read.chosen, read.rejected, negatives
+
+
+def test_of_the_columns_that_are_tried_one_is_harmless():
+    assert HARMLESS & COLUMNS.keys() == {"idx"}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(SOUND), extra)
+def test_a_column_that_says_something_is_read_or_refused(folder, sound, added):
+    name, cell = added
+    if name in sound or name in NOTES or says_nothing(cell):
+        return
+    whole = meaning({**sound, name: cell}, folder)
+    if name == "id" and str(cell) == "0":  # the place that the row has anyway
+        return
+    assert whole is None or whole != meaning(sound, folder), "the column made no difference"
+
+
+@ANY
+@given(row)
+def test_no_column_of_a_row_that_is_read_could_be_left_out(folder, record):
+    whole = meaning(record, folder)
+    for name, cell in record.items() if whole is not None else ():
+        if name in NOTES or says_nothing(cell) or name == "id" and str(cell) == "0":
+            continue
+        assert meaning({key: value for key, value in record.items() if key != name}, folder) != whole, name

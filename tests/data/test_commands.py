@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdpo.data import read_rows
+from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.data.commands import add_commands
 from mdpo.errors import InputError
 from tests import tiny
@@ -53,6 +53,72 @@ def test_a_sound_file_is_reported_on(data, capsys, tmp_path):
     assert Image.open(tmp_path / "lengths.png").size > (100, 100)
 
 
+def test_images_and_rows_without_one_are_counted(data, capsys):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0].pop("img_path")
+    rows[1] |= {"img_path": None, "images": ["1.png", "2.png"]}
+    run("check", write(data, rows))
+    assert "images    9 in 8 rows; 1 rows have none, text only\n" in capsys.readouterr().out
+    run("check", write(data, [{**row, "img_path": None, "images": None} for row in rows]))
+    output = capsys.readouterr().out
+    assert "images    0 in 0 rows; 9 rows have none, text only: conditional: true" in output
+
+
+def test_a_row_is_shown_as_the_model_will_see_it(data, capsys):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[3] |= {"prompt": "one\ntwo", "chosen": " a <image> </s>"}
+    run("check", write(data, rows), "--model", "model")
+    tokens = (tiny.SIDE // tiny.PATCH) ** 2
+    output = capsys.readouterr().out.splitlines()
+    start = next(at for at, line in enumerate(output) if line.startswith("train.jsonl, row 0 (line 1), as the model"))
+    assert output[start + 1].startswith("  prompt    ")
+    assert output[start + 1].endswith(f"USER: <image>×{tokens}\\nwhat is this? ASSISTANT:")
+    assert output[start + 2 : start + 4] == [
+        f"  chosen    « {rows[0]['chosen']}» </s>",
+        f"  rejected  « {rows[0]['rejected']}» </s>",
+    ]
+    run("check", data, "--model", "model", "--show", "3", "--max-length", "40")
+    output = capsys.readouterr().out
+    assert f"<image>×{tokens}\\none\\ntwo ASSISTANT:" in output and "row 3 (line 4), as the model" in output
+    assert "»cut by" not in output and "» cut by max_length, " in output
+    with pytest.raises(InputError, match="--show 99: no such usable row; choose one of 0 to 8"):
+        run("check", data, "--model", "model", "--show", "99")
+    with pytest.raises(InputError, match="--show decodes"):
+        run("check", data, "--show", "0")
+
+
+def test_a_shown_row_is_what_training_reads(data, capsys):
+    processor = tiny.processor()
+    rows = read_rows(data)
+    example = PreferenceDataset(rows, processor, DataOptions())[2]
+    run("check", data, "--model", "model", "--show", "2")
+    lines = capsys.readouterr().out.splitlines()
+    start = next(at for at, line in enumerate(lines) if "as the model" in line)
+    prompt, chosen = (line.partition("    ")[2] for line in lines[start + 1 : start + 3])
+    decode = processor.tokenizer.decode
+    assert prompt.replace("×16", "") == decode(example.prompt_ids).replace("<image>" * 16, "<image>").replace("\n", "\\n")
+    assert chosen.replace("«", "").replace("» ", "") == decode(example.chosen_ids)
+
+
+def test_columns_can_be_ignored(data, capsys, tmp_path):
+    rows = [json.loads(line) | {"videos": ["a.mp4"], "weight": 2} for line in data.read_text().splitlines()]
+    write(data, rows)
+    with pytest.raises(InputError, match="9 of 9 rows are broken"):
+        run("check", data)
+    assert "--ignore-columns videos,weight" in capsys.readouterr().out
+    run("check", data, "--ignore-columns", "videos,weight")
+    run("preview", data, "--ignore-columns", "videos, weight", "--output", tmp_path / "sheet.png")
+    run("sample", data, "--ignore-columns", "videos,weight", "--output", tmp_path / "sample.jsonl")
+    with pytest.raises(InputError, match="row 0 .*: weight: "):
+        run("sample", data, "--ignore-columns", "videos", "--output", tmp_path / "other.jsonl")
+
+
+def test_an_image_dir_that_is_not_there_is_one_line(data, capsys):
+    with pytest.raises(InputError, match=r"^image_dir: .*nowhere does not exist; give the folder of the images$"):
+        run("check", data, "--image-dir", "nowhere")
+    assert not capsys.readouterr().out
+
+
 def test_without_a_model_lengths_are_characters(data, capsys):
     run("check", data)
     output = capsys.readouterr().out
@@ -79,6 +145,17 @@ def test_every_broken_row_is_listed_and_the_exit_is_an_error(data, capsys):
         (line,) = [line for line in table.splitlines() if f"row {row} (line {row + 1}) " in line]
         assert field in line and problem in line
     assert "usable 4" in output
+
+
+def test_what_is_wrong_with_every_row_is_said_some_times_and_counted(data, capsys):
+    rows = [json.loads(line) | {"id": index, "videos": ["a.mp4"]} for index, line in enumerate(data.read_text().splitlines())]
+    rows = [{**row, "id": f"{row['id']}.{copy}"} for copy in range(5) for row in rows]
+    rows[7]["rejected"] = ""
+    with pytest.raises(InputError, match="45 of 45 rows are broken"):
+        run("check", write(data, rows))
+    output = capsys.readouterr().out
+    assert sum("videos  " in line for line in output.splitlines()) == 20
+    assert "  and 25 more rows with videos: is video or sound" in output
 
 
 def test_training_stops_at_the_first_with_the_same_message(data, capsys):
@@ -123,14 +200,21 @@ def test_dropped_rows_and_own_negatives_are_counted(tmp_path, capsys):
         (("preview", "text.jsonl", "--output", "x.png"), "no row has an image"),
         (("sample", "train.jsonl", "--output", "x.json"), "ends in .jsonl"),
         (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "0"), "--count 0"),
+        (("sample", "train.jsonl", "--output", "train.jsonl"), "train.jsonl is there already"),
+        (("sample", "train.jsonl", "--output", "./train.jsonl", "--count", "2"), "is there already; give a new name"),
+        (("sample", "train.jsonl", "--output", "text.jsonl"), "text.jsonl is there already"),
+        (("sample", "train.jsonl", "--output", "old.jsonl"), "old.record.json is there already"),
         (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "99"), "9 usable rows, fewer than --count 99"),
     ],
 )
 def test_bad_arguments_are_named(data, monkeypatch, arguments, message):
     monkeypatch.chdir(data.parent)
     write(data.parent / "text.jsonl", [{"prompt": "q?", "chosen": "a", "rejected": "b"}])
+    (data.parent / "old.record.json").write_text("{}")
+    before = {path: path.read_bytes() for path in data.parent.iterdir()}
     with pytest.raises(InputError, match=message):
         run(*arguments)
+    assert {path: path.read_bytes() for path in data.parent.iterdir()} == before
 
 
 def test_control_characters_in_data_do_not_reach_the_terminal(tmp_path, capsys):

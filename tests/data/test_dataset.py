@@ -1,5 +1,6 @@
 """Rows as packed examples: lengths, cuts, branches, and errors before training."""
 
+import logging
 import pickle
 
 import numpy as np
@@ -95,6 +96,33 @@ def test_long_responses_are_cut_and_what_leaves_nothing_is_an_error():
         InputError, match=r"dataset, row 0: chosen: the prompt's \d+ tokens leave nothing .*raise max_length"
     ):
         dataset(rows, max_length=limit - 2)
+
+
+def test_cut_responses_are_counted_once(caplog):
+    limit = max(len(dataset()[index].prompt_ids) for index in range(2)) + 2
+    with caplog.at_level(logging.WARNING):
+        dataset(mixed()[:2], max_length=limit)
+    assert [record.message for record in caplog.records if "max_length" in record.message] == [
+        f"max_length {limit} cuts 2 of 4 responses, which lose their end"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        dataset(mixed()[:2], max_length=1000)
+    assert "max_length" not in caplog.text
+
+
+def test_an_image_preference_without_any_image_is_an_error(caplog):
+    text = parse_rows([TEXT] * 3, ".")
+    with pytest.raises(InputError, match=r"none of the 3 rows has an image \(the first is dataset, row 0\), and conditional"):
+        dataset(text)
+    assert len(dataset(text, image_rejected=False)) == len(dataset(text, drop_images=True)) == 3
+    with caplog.at_level(logging.WARNING):
+        dataset()
+    assert caplog.messages == ["1 of 3 rows have no image: they train without the image preference"]
+    caplog.clear()
+    dataset(image_rejected=False)
+    dataset(parse_rows([{**TEXT, "image": noise()}], "."))
+    assert not caplog.messages
 
 
 def test_what_is_wrong_with_an_image_is_found_when_the_dataset_is_built(tmp_path):

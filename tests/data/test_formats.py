@@ -74,6 +74,15 @@ def sharegpt(row: dict) -> dict:
     return {"conversations": turns, "images": row["images"], **answers}
 
 
+def ms_swift(row: dict) -> dict:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image>" * len(row["images"]) + row["question"]},
+        {"role": "assistant", "content": row["chosen"]},
+    ]
+    return {"messages": turns, "rejected_response": row["rejected"], "images": row["images"]}
+
+
 def responses(row: dict) -> dict:
     return {"chosen": row["chosen"], "rejected": row["rejected"]}
 
@@ -89,8 +98,9 @@ WRITERS = {
     "RLHF-V": rlhf_v,
     "VLFeedback": vlfeedback,
     "ShareGPT": sharegpt,
+    "ms-swift": ms_swift,
 }
-SEVERAL_IMAGES = ("TRL", "ShareGPT")
+SEVERAL_IMAGES = ("TRL", "ShareGPT", "ms-swift")
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +183,12 @@ def damaged(name: str) -> list[tuple[object, str]]:
             ({**good, "conversations": [{"from": "tool", "value": "x"}]}, "conversations"),
             ({**good, "chosen": {"from": "human", "value": "x"}}, "chosen"),
         ]
+    elif name == "ms-swift":
+        special = [
+            ({**good, "messages": "hello"}, "messages"),
+            ({**good, "rejected_response": ""}, "rejected"),
+            ({**good, "rejected": "no"}, "rejected_response"),
+        ]
     else:
         prompt = "question" if name == "RLAIF-V" else "prompt"
         special = [
@@ -245,17 +261,57 @@ def test_a_dataset_with_splits_is_read_from_train(folder, tmp_path):
     table = datasets.Dataset.from_list(records("mDPO")[:3])
     datasets.DatasetDict(train=table, test=table.select([0])).save_to_disk(str(tmp_path / "both"))
     assert len(read_rows(tmp_path / "both", folder)) == 3
+    assert len(read_rows(f"{tmp_path / 'both'}:test", folder)) == 1
     datasets.DatasetDict(test=table).save_to_disk(str(tmp_path / "test"))
-    with pytest.raises(InputError, match="no train split; it has test"):
+    with pytest.raises(InputError, match="no train split; it has test: add the one you want, as in :test"):
         read_rows(tmp_path / "test", folder)
+    with pytest.raises(InputError, match="has no split 'dev'; it has train, test"):
+        read_rows(f"{tmp_path / 'both'}:dev", folder)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_folder_of_shards_is_read_as_one(folder, tmp_path, suffix):
+    rows = records("TRL")
+    shards = tmp_path / "shards"
+    (shards / "data").mkdir(parents=True)
+    for index in range(3):
+        save(rows[index * 8 : index * 8 + 8], shards / f"part_{index}{suffix}")
+    read = read_rows(shards, folder)
+    assert [row.chosen for row in read] == [row["chosen"] for row in rows] and [row.id for row in read][-1] == "23"
+    assert len(read_rows(str(shards / f"part_[01]{suffix}"), folder)) == 16
+    with pytest.raises(InputError, match="not named for splits"):
+        read_rows(f"{shards}:test", folder)
+
+
+def test_shards_of_the_hub_are_split_by_their_names(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = records("TRL")
+    save(rows[:5], tmp_path / "data" / "train-00000-of-00002.jsonl")
+    save(rows[5:9], tmp_path / "data" / "train-00001-of-00002.jsonl")
+    save(rows[9:11], tmp_path / "data" / "test-00000-of-00001.jsonl")
+    assert len(read_rows(tmp_path, folder)) == 9
+    assert len(read_rows(f"{tmp_path}:test", folder)) == 2
+    (tmp_path / "data" / "train-00000-of-00002.jsonl").unlink()
+    (tmp_path / "data" / "train-00001-of-00002.jsonl").unlink()
+    with pytest.raises(InputError, match="no train split; it has test"):
+        read_rows(tmp_path, folder)
 
 
 def test_folders_and_files_that_are_none(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "folder").mkdir()
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(InputError, match="was not saved by datasets"):
+    with pytest.raises(InputError, match="holds no .parquet or .jsonl files, and was not saved by datasets"):
         read_rows(tmp_path / "folder")
+    (tmp_path / "folder" / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="does not load"):
+        read_rows(tmp_path / "folder")
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(InputError, match="files of several kinds, .json, .jsonl"):
+        read_rows(str(tmp_path / "a.*"))
+    with pytest.raises(InputError, match="has no splits"):
+        read_rows(f"{tmp_path / 'a.jsonl'}:train")
     with pytest.raises(InputError, match="not a Parquet file"):
         read_rows(tmp_path / "bad.parquet")
 

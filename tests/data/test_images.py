@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_utils import load_image
 
 from mdpo.data import images, parse_rows
 from mdpo.data.images import Inspector, StoredImage, Use, check_images, open_image
@@ -72,7 +73,8 @@ def test_missing_files_and_things_that_are_no_files(tmp_path):
         "folder": "is not a file",
         "pipe": "is not a file",
         "file/a": "does not exist",
-        "x" * 300: "cannot be read",
+        "x" * 300: r"xx…x+ \(\d+ characters\) cannot be read",
+        "imgs\\a.png": "written with backslashes, as on Windows; write / instead",
     }
     for name, message in cases.items():
         with pytest.raises(InputError, match=f"row 0: images: .*{message}"):
@@ -101,9 +103,76 @@ def test_every_mode_becomes_rgb():
         assert open_image(noise().convert("L").convert(mode), "here").mode == "RGB", mode
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
-    image = Image.fromarray((np.arange(256, dtype=np.uint16) * 256).reshape(16, 16))
-    assert np.asarray(open_image(image, ""))[..., 0].tolist() == np.arange(256).reshape(16, 16).tolist()
+RAMP = np.linspace(0, 1, 64)[None].repeat(8, 0)  # from black on the left to white on the right
+
+
+def ramp(dtype: str, low: float, high: float) -> np.ndarray:
+    values = low + RAMP * (high - low)
+    return (values.round() if np.dtype(dtype).kind in "iu" else values).astype(dtype)
+
+
+PIXELS = {  # whatever numbers a picture is stored in, it shows the ramp
+    "16 bits": ramp("uint16", 0, 65535),
+    "16 bits, big-endian": ramp(">u2", 0, 65535),
+    "12 bits in 16": ramp("uint16", 0, 4095),
+    "10 bits in 16": ramp("uint16", 0, 1023),
+    "8 bits in 16": ramp("uint16", 0, 255),
+    "16 bits in 32": ramp("int32", 0, 65535),
+    "8 bits in 32": ramp("int32", 0, 255),
+    "24 bits in 32": ramp("int32", 0, 2**24),
+    "signed": ramp("int32", -1000, 3000),
+    "floats to 1": ramp("float32", 0, 1),
+    "floats to 255": ramp("float32", 0, 255),
+    "floats around 0": ramp("float32", -1, 1),
+    "floats to 65535": ramp("float32", 0, 65535),
+}
+
+
+def in_memory(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype == np.dtype(">u2"):
+        return Image.frombytes("I;16B", pixels.shape[::-1], pixels.tobytes())
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+@pytest.mark.parametrize("stored", [True, False], ids=["file", "in memory"])
+def test_numbers_of_any_kind_are_scaled_to_what_they_show(tmp_path, kind, stored):
+    image = in_memory(PIXELS[kind])
+    if stored:
+        image.save(tmp_path / "ramp.tif")
+        image = tmp_path / "ramp.tif"
+    shown = np.asarray(open_image(image, ""))
+    assert np.abs(shown.astype(float) - 255 * RAMP[..., None]).max() <= 1
+
+
+def test_a_greymap_of_any_depth_is_scaled(tmp_path):
+    for bits in (10, 12, 16):
+        pixels = (RAMP * (2**bits - 1)).round().astype(">u2")
+        (tmp_path / "a.pgm").write_bytes(b"P5\n64 8\n%d\n" % (2**bits - 1) + pixels.tobytes())
+        shown = np.asarray(open_image(tmp_path / "a.pgm", ""))
+        assert np.abs(shown.astype(float) - 255 * RAMP[..., None]).max() <= 1
+
+
+def test_what_is_no_number_or_one_number_alone_has_a_colour():
+    pixels = ramp("float32", 0, 1)
+    pixels[0, :3] = np.nan, np.inf, -np.inf
+    assert np.asarray(open_image(Image.fromarray(pixels), ""))[0, :3, 0].tolist() == [0, 255, 0]
+    for value in (np.nan, -7.0, 1e30):
+        assert open_image(Image.fromarray(np.full((3, 3), value, dtype=np.float32)), "").mode == "RGB"
+
+
+def test_a_dark_picture_stays_dark():
+    for mode, dtype in (("F", "float32"), ("I", "int32")):
+        pixels = ramp(dtype, 0, 40)
+        shown = np.asarray(open_image(Image.fromarray(pixels, mode), ""))[..., 0]
+        assert np.abs(shown - pixels).max() <= 1
+
+
+def test_transparency_is_left_out_as_transformers_does():
+    image = Image.new("RGBA", (4, 4), (10, 200, 30, 0))
+    assert open_image(image, "").getpixel((0, 0)) == load_image(image).getpixel((0, 0)) == (10, 200, 30)
+    for mode in ("La", "RGBa"):
+        assert open_image(Image.new(mode, (4, 4)), "").mode == "RGB"
 
 
 def test_of_an_animation_the_first_frame():

@@ -108,9 +108,10 @@ def test_pil_images_and_bytes_are_taken_as_they_are(folder):
 
 
 BROKEN = {  # what is wrong: (the row, field, part of the message)
-    "no prompt": ({**GOOD, "prompt": None}, "prompt", "'prompt' is missing"),
+    "no prompt": ({k: v for k, v in GOOD.items() if k != "prompt"}, "prompt", "'prompt' is missing; found img_path"),
+    "null prompt": ({**GOOD, "prompt": None}, "prompt", "column 'prompt' is null; give it a text"),
     "no chosen": ({k: v for k, v in GOOD.items() if k != "chosen"}, "chosen", "'chosen' is missing; found img_path"),
-    "no rejected": ({**GOOD, "rejected": None}, "rejected", "'rejected' is missing"),
+    "null rejected": ({**GOOD, "rejected": None}, "rejected", "column 'rejected' is null; give it a text"),
     "empty chosen": ({**GOOD, "chosen": ""}, "chosen", "is empty"),
     "blank rejected": ({**GOOD, "rejected": " \n\t"}, "rejected", "is empty"),
     "chosen is a number": ({**GOOD, "chosen": 7}, "chosen", "found int"),
@@ -145,12 +146,14 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
         "1 <image> but the row has 0",
     ),
     "outside": ({**GOOD, "img_path": "../a.png"}, "images", "outside the image folder"),
-    "dots inside": ({**GOOD, "img_path": "x/../a.png"}, "images", "outside the image folder"),
+    "outside by dots": ({**GOOD, "img_path": "x/../../a.png"}, "images", "outside the image folder"),
     "absolute": ({**GOOD, "img_path": "/etc/passwd"}, "images", "outside the image folder"),
     "a URL": ({**GOOD, "img_path": "https://example.org/a.png"}, "images", "nothing is fetched"),
     "null byte": ({**GOOD, "img_path": "a\0.png"}, "images", "control characters"),
     "no path": ({**GOOD, "img_path": ""}, "images", "must be a path"),
     "path is a number": ({**GOOD, "img_path": 3}, "images", "must be a path"),
+    "path in an object": ({**GOOD, "img_path": {"url": "a.png"}}, "images", "found an object with url"),
+    "no path in it": ({**GOOD, "img_path": {"bytes": None, "path": None}}, "images", "an object with bytes, path"),
     "two image columns": ({**GOOD, "images": ["b.png"]}, "img_path", "img_path and images both name images"),
     "id is a list": ({**GOOD, "id": [1]}, "id", "expected text or a whole number"),
     "negatives do not match": ({**GOOD, "rejected_images": ["a.png", "b.png"]}, "rejected_images", "2 for 1 images"),
@@ -197,6 +200,10 @@ def test_links_lead_out_only_where_that_is_allowed(folder, tmp_path_factory):
         ("t.jsonl", b"[" * 100_000, "nested too deeply"),
         ("t.jsonl", b"9" * 5_000, "not JSON"),
         ("t.jsonl", b"", "holds no rows"),
+        ("t.jsonl", b'[\n  {"a": 1},\n  {"a": 2}\n]\n', r"t.jsonl: a JSON list, not a row a line; name the file .json"),
+        ("t.jsonl", b'[{"a": 1},\n{"a": 2}]\n', "a JSON list"),
+        ("t.jsonl", b'\xef\xbb\xbf[{"a": 1}, {"a": 2}]', "a JSON list"),
+        ("t.json", b'{"a": 1}\n{"a": 2}\n', "JSONL: name the file .jsonl"),
         ("t.json", b"[", "t.json: not JSON: .*line 1"),
         ("t.json", b"{}", "expected a list of rows, found a dict"),
         ("t.json", b'["\xff"]', "not UTF-8"),
@@ -217,6 +224,28 @@ def test_a_missing_file_is_no_request_to_the_hub(tmp_path, monkeypatch):
     for path in ("nothing.jsonl", "data/train", "a/b/c", "owner/name.jsonl"):
         with pytest.raises(InputError, match="does not exist"):
             read_rows(path)
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"good.jsonl does not exist in {tmp_path}, where relative paths start"):
+        read_rows("good.jsonl")
+    with pytest.raises(InputError, match=r"does not exist; check the path"):
+        read_rows("/nowhere/" + "x" * 300 + ".jsonl")
+
+
+def test_a_path_that_ends_inside_the_folder_is_inside(folder):
+    for path in (str(folder / "a.png"), "x/../a.png", f"file://{folder}/a.png", "./a.png"):
+        (row,) = read_rows(write(folder, {**GOOD, "img_path": path}))
+        assert row.images == (folder / "a.png",)
+
+
+def test_an_image_dir_that_is_no_folder_is_one_line(folder):
+    data = write(folder, *[GOOD] * 50)
+    for image_dir, message in (("nothing", "does not exist"), ("a.png", "is not a folder")):
+        with pytest.raises(InputError, match=f"^image_dir: {folder / image_dir} {message}; give the folder") as error:
+            read_rows(data, folder / image_dir)
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_byte_order_mark_is_no_error(folder):

@@ -85,4 +85,4 @@ def test_what_is_written_reads_as_a_preference_file(tmp_path):
     rows = read_rows(path)
     assert [row.id for row in rows] == [f"preference-3-0000{index}" for index in range(4)]
     assert all(row.images[0].is_file() for row in rows)
-    assert [mentioned(row.chosen) for row in rows] == [row["digits"] for row in read_jsonl(path)]
+    assert [mentioned(row.chosen) for row in rows] == [row["metadata"]["digits"] for row in read_jsonl(path)]

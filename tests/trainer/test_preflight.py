@@ -393,6 +393,23 @@ def test_the_weights_of_a_trained_run_are_saved_whatever_else_fails(world, tmp_p
     assert saved.keys() == trained.keys() and all(torch.equal(saved[name], trained[name]) for name in trained)
 
 
+@pytest.mark.parametrize("peft", [True, False])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_steps_weights(world, tmp_path, peft):
+    class SpoilTheSecond(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                (spoil_processor if peft else spoil_generation_config)(kwargs["model"], kwargs["processing_class"])
+
+    arguments = bare_arguments(world, tmp_path) | {"peft_config": lora() if peft else None}
+    arguments["args"] = dataclasses.replace(arguments["args"], max_steps=3, save_steps=1)
+    run = MDPOTrainer(**arguments, callbacks=[SpoilTheSecond()])
+    with pytest.raises(TrainingError, match="step 2 could not be written: .*weights-2.*last good state is .*checkpoint-1"):
+        run.train()
+    saved = load_file(tmp_path / "weights-2" / ("adapter_model.safetensors" if peft else "model.safetensors"))
+    own = {name.replace(".default", ""): tensor for name, tensor in run.model.state_dict().items()}
+    assert saved and all(torch.equal(tensor, own[name]) for name, tensor in saved.items())
+
+
 def test_a_full_disk_at_the_end_is_said(world, tmp_path):
     run = MDPOTrainer(**bare_arguments(world, tmp_path), peft_config=lora())
     run.train()

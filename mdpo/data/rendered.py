@@ -1,0 +1,169 @@
+"""Prompts that already contain a template's turns, recognised by the marks around a user's turn."""
+
+import re
+from dataclasses import dataclass
+
+from .messages import IMAGE_TAG, Message
+from .problem import RowError
+from .special_tokens import SpecialTokens
+from .template import ChatTemplate, Conversation
+
+_SYSTEM, _QUESTION, _ANSWER, _AGAIN = "stand-in system", "stand-in question 1", "stand-in answer", "stand-in question 2"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The marks of a template, stripped.
+
+    user: precedes a user's turn. assistant: ends a rendered prompt. heads: what rendered prompts start with, if not with
+    ``user``.
+    """
+
+    name: str
+    user: str
+    assistant: str
+    heads: tuple[str, ...] = ()
+
+    def fits(self, text: str, *, bos: str = "", image: str = IMAGE_TAG) -> bool | None:
+        """Whether a text consists of turns with these marks and ends with the assistant's; None if it may be.
+
+        Special tokens are proof. Words such as "USER:" also occur in ordinary questions: they count only where a turn can
+        begin, and are proof only if the text starts as rendered prompts do, or has an image inside such a turn.
+
+        bos: the token that may precede everything. image: the model's image placeholder.
+        """
+        text = text.strip().removeprefix(bos).lstrip()
+        body = text.removesuffix(self.assistant)
+        if body == text or not (self.user and self.assistant):
+            return False
+        if _is_word(self.assistant) and not re.search(r"[\s>\]]\Z", body):
+            return False
+        if _is_word(self.user):
+            turn = re.search(rf"""(?:\A|[\n>\]]\s*|[.!?:;"')]\s+){re.escape(self.user)}""", body)
+        else:
+            turn = re.search(re.escape(self.user), body)
+        if turn is None or not body[turn.end() :].strip():
+            return False
+        if _is_word(self.user) and not body.startswith((self.user, *filter(None, self.heads))):
+            return any(body.find(tag) >= turn.end() for tag in (IMAGE_TAG, image)) or None
+        return True
+
+
+# Forms in which preference data is published.
+KNOWN = (
+    Form("Vicuna", "USER:", "ASSISTANT:", ("A chat between",)),
+    Form("ChatML", "<|im_start|>user", "<|im_start|>assistant"),
+    Form("Llama 3", "<|start_header_id|>user<|end_header_id|>", "<|start_header_id|>assistant<|end_header_id|>"),
+    Form("Llama 2 or Mistral", "[INST]", "[/INST]"),
+    Form("Phi-3 or Zephyr", "<|user|>", "<|assistant|>"),
+    Form("Gemma", "<start_of_turn>user", "<start_of_turn>model"),
+    Form("Idefics", "User:", "Assistant:"),
+    Form("LLaVA v0", "###Human:", "###Assistant:"),
+)
+
+
+def _is_word(mark: str) -> bool:
+    return mark[:1].isalnum()
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What a template writes around the turns of the simplest conversation.
+
+    messages: that conversation, up to the question.
+    head: text before the question. ask: text after it, in a prompt. between: text after that, before the answer.
+    after: text after the answer, at the end. next: text between an answer and the next question, "" if refused.
+    """
+
+    messages: list[Message]
+    head: str
+    ask: str
+    between: str
+    after: str
+    next: str
+
+    @classmethod
+    def of(cls, template: ChatTemplate) -> "Turns":
+        """Raises RowError if the template refuses even that, both with and without a system turn."""
+        try:
+            return cls._of(template, [])
+        except RowError as error:
+            system = {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]}
+            try:
+                return cls._of(template, [system])
+            except RowError:
+                raise error from None
+
+    @classmethod
+    def _of(cls, template: ChatTemplate, system: list[Message]) -> "Turns":
+        first = Conversation([*system, *question().messages])
+        prompt = template.text_of(first, prompt=True)
+        whole = template.text_of(first.answered(_ANSWER, "prompt"), prompt=False)
+        head, _, ask = prompt.partition(_QUESTION)
+        between, _, after = whole.removeprefix(prompt).partition(_ANSWER)
+        again = Conversation([*first.answered(_ANSWER, "prompt").messages, *question(_AGAIN).messages])
+        (text,) = template.render([again], prompt=True)
+        next = text.partition(_ANSWER)[2].partition(_AGAIN)[0] if isinstance(text, str) else ""
+        return cls(first.messages, head, ask, between, after, next)
+
+    def texts(self) -> tuple[str, ...]:
+        return (self.head, self.ask, self.between, self.after, self.next)
+
+    def forms(self, tokens: SpecialTokens) -> list[Form]:
+        """The template's own marks, and the known forms that agree with it."""
+        bos = tokens.tokenizer.bos_token or ""
+        user = self.next.removeprefix(end_of_turn(self.after, tokens)).strip()
+        user = user.removeprefix(tokens.tokenizer.eos_token).strip().removeprefix(bos).strip()
+        if not self.head.rstrip().endswith(user):
+            user = ""
+        own = Form("the chat template", user, self.ask.strip(), (self.head.strip().removeprefix(bos).strip(),))
+        written = self.head + _QUESTION + self.ask
+        return [own, *(form for form in KNOWN if form.user in written and form.assistant in written)]
+
+
+def end_of_turn(after: str, tokens: SpecialTokens) -> str:
+    """The part of ``after`` that ends a turn: up to its first special token, or all of its text if it has none.
+
+    after: what a template writes behind an answer. Returns "" for whitespace alone.
+    """
+    found = tokens.find(after)
+    if found:
+        return after[: after.index(found[0]) + len(found[0])]
+    return after.rstrip()
+
+
+def question(text: str = _QUESTION) -> Conversation:
+    return Conversation([{"role": "user", "content": [{"type": "text", "text": text}]}])
+
+
+def image_text(template: ChatTemplate) -> str:
+    """What the template writes for an image, without line breaks around it. Raises RowError if it refuses images."""
+    content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
+    with_image = template.text_of(Conversation([{"role": "user", "content": content}]), prompt=False)
+    without = template.text_of(question(), prompt=False)
+    head = without.partition(_QUESTION)[0]
+    return with_image.partition(_QUESTION)[0].removeprefix(head).strip("\n")
+
+
+def with_images(text: str, image_token: str, template: ChatTemplate) -> str:
+    """The text with ``<image>`` replaced by what the template writes for an image."""
+    if image_token in text or IMAGE_TAG not in text:
+        return text
+    return text.replace(IMAGE_TAG, image_text(template))
+
+
+def complete(text: str, turns: Turns, form: Form | None) -> tuple[str, str]:
+    """A rendered prompt, and what separates it from the answer according to the template.
+
+    Whitespace that the template writes at the end of a prompt (ChatML's line break) is added if it is missing, and the
+    blank before an answer is not repeated if the prompt already ends with it.
+    """
+    mark = turns.ask.rfind(form.assistant) + len(form.assistant) if form is not None else len(turns.ask)
+    rest = turns.ask[mark:]
+    gap = "" if rest.strip() else rest
+    blanks = text[len(text.rstrip()) :]
+    if not (gap + turns.between).startswith(blanks):
+        return text, ""
+    if len(blanks) <= len(gap):
+        return text + gap[len(blanks) :], turns.between
+    return text, (gap + turns.between)[len(blanks) :]
