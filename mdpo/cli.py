@@ -13,7 +13,7 @@ import torch
 import transformers
 from peft import LoraConfig
 
-from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.data.text_options import add_text_options, text_options
@@ -22,14 +22,25 @@ from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
 from mdpo.memory.commands import planned_settings, run_plan
-from mdpo.models import LANGUAGE_LINEAR, ReferenceCache, convert_bunny, convert_llava, fingerprint, load, load_processor
+from mdpo.models import (
+    LANGUAGE_LINEAR,
+    ReferenceCache,
+    check_lora_targets,
+    convert_bunny,
+    convert_llava,
+    fingerprint,
+    load,
+    load_processor,
+    lora_expression,
+)
 from mdpo.models.adapters import load_adapter
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
-from mdpo.trainer import MDPOTrainer
+from mdpo.settings import dtype_name
+from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
 _log = logging.getLogger(__name__)
@@ -39,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
     a run that cannot go on in one line and code 1."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(_with_dashes(sys.argv[1:] if arguments is None else arguments))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
@@ -47,12 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
+        if hasattr(options, "dtype"):
+            options.dtype = dtype_name(options.dtype)
         _check_outputs(options)
         options.run(options)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Options by the names that the parser has: --token_budget is --token-budget. What they are set to stays."""
+    named = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        named.append(f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument)
+    return named
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -70,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("train", help="train from a YAML file; any key can be overridden: --key value")
+    command = commands.add_parser(
+        "train",
+        help="train from a YAML file; any key can be overridden: --key value",
+        epilog=settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("config", type=Path)
     command.add_argument("--memory", help="of the GPU, as in 24GiB: train with the plan that mdpo plan makes for it")
     command.set_defaults(run=train)
@@ -123,6 +150,8 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> None:
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)
+    lora_expression(run.lora_target_modules)
+    check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     if options.memory is not None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
@@ -132,6 +161,8 @@ def train(options: argparse.Namespace) -> None:
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
         _freeze(model, run)
+    elif run.adapter_name_or_path is None:
+        check_lora_targets(model, run.lora_target_modules)
     if run.adapter_name_or_path is not None:
         model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
     trainer = MDPOTrainer(
@@ -180,8 +211,13 @@ def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow
     if run.eval_data is not None:
         return rows, read(run.eval_data)
     held_out = round(len(rows) * run.eval_fraction)
-    if not held_out:
+    if not held_out and not run.eval_fraction:
         return rows, None
+    if not 0 < held_out < len(rows):
+        raise InputError(
+            f"eval_fraction: {run.eval_fraction} of {len(rows)} rows is {held_out}, which leaves nothing to "
+            f"{'train' if held_out else 'evaluate'} on; choose another share"
+        )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
     return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
 
@@ -191,7 +227,7 @@ def _lora(run: RunConfig) -> LoraConfig:
         r=run.lora_r,
         lora_alpha=run.lora_alpha,
         lora_dropout=run.lora_dropout,
-        target_modules=run.lora_target_modules or LANGUAGE_LINEAR,
+        target_modules=lora_expression(run.lora_target_modules),
         task_type="CAUSAL_LM",
     )
 

@@ -1,17 +1,36 @@
 """Every setting of a run: ``MDPOConfig`` for the trainer, ``RunConfig`` for what the command line adds around it."""
 
-import difflib
-import types
+# eval_strategy may be None until __post_init__, which transformers' own may not.
+# pyright: reportIncompatibleVariableOverride=false
+
+import functools
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from mdpo.errors import InputError
+from mdpo.settings import (
+    ALWAYS_REFUSED,
+    REFUSED,
+    check_arguments,
+    check_range,
+    coerce,
+    default_of,
+    dtype_name,
+    is_flag,
+    is_list,
+    is_text,
+    plain,
+    read_yaml,
+    shortened,
+    shown,
+    unknown_key,
+)
 
 
 @dataclass
@@ -19,7 +38,10 @@ class MDPOConfig(TrainingArguments):
     """The trainer's settings: those of ``transformers.TrainingArguments``, with the paper's defaults, and these.
 
     An optimizer step is ``examples_per_step`` preference pairs, in as many packed micro-batches as ``token_budget``
-    asks for. ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` therefore have no say.
+    asks for. ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` are therefore refused; so are other
+    arguments that would not do what they say (``mdpo/settings/arguments.py`` lists them).
+
+    Raises InputError, "KEY: what is wrong; what to do", for a value that cannot be used.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
@@ -29,6 +51,10 @@ class MDPOConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: a NaN loss has to be seen."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Off: rows are not model inputs."})
+    # None until __post_init__, so that a strategy the user has set is told from the default.
+    eval_strategy: IntervalStrategy | str | None = field(
+        default=None, metadata={"help": "no, steps or epoch; None: once an epoch where there are rows to evaluate on."}
+    )
 
     examples_per_step: int = field(default=32, metadata={"help": "Preference pairs of an optimizer step, all ranks."})
     token_budget: int = field(default=16384, metadata={"help": "Packed tokens of a micro-batch at the most."})
@@ -82,31 +108,44 @@ class MDPOConfig(TrainingArguments):
     compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the repeated layers."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for name in ("examples_per_step", "token_budget", "beta", "max_length"):
+            check_range(name, getattr(self, name), "(0, inf)")
+        check_range("checkpoint_layers", self.checkpoint_layers, "[0, inf)")
+        check_arguments(self)
+        self._read_eval_strategy()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, OSError) as error:
+            raise InputError(shortened(error)) from error
         if self.checkpoint_layers is not None:
-            if self.checkpoint_layers < 0:
-                raise InputError(f"checkpoint_layers: expected a number of layers or none, got {self.checkpoint_layers}")
-            # transformers has renamed the setting and still has both; the first has been there always.
+            # Renamed in transformers 5.23, which still has both names; the first exists in every version.
             self.gradient_checkpointing = self.checkpoint_layers > 0
             if hasattr(self, "activation_checkpointing"):
                 self.activation_checkpointing = self.gradient_checkpointing
-        if self.gradient_accumulation_steps != 1:
-            raise InputError(
-                "gradient_accumulation_steps: a step is planned whole, so that its gradient is a mean over its examples "
-                "however they are packed; set examples_per_step and token_budget instead"
-            )
-        if self.per_device_train_batch_size != 8:
-            raise InputError("per_device_train_batch_size: micro-batches are counted in tokens; set token_budget instead")
-        for name in ("examples_per_step", "token_budget", "beta"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"max_length: expected a number above 0 or none, got {self.max_length}")
         unknown = [name for name in self.anchors if name not in ("chosen", "rejected", "image_rejected")]
         if unknown:
-            raise InputError(f"anchors: {unknown[0]!r} is no branch; choose from chosen, rejected, image_rejected")
+            raise InputError(f"anchors: {shown(unknown[0])} is no branch; choose from chosen, rejected, image_rejected")
         if isinstance(self.anchor, Sequence) and len(self.anchor) != len(self.anchors):
             raise InputError(f"anchor: {len(self.anchor)} values for {len(self.anchors)} anchors; give one per entry")
+
+    def _read_eval_strategy(self) -> None:
+        """Where the user has not chosen a strategy: the one that other settings ask for; the trainer adds the rest."""
+        self.eval_strategy_given = self.eval_strategy is not None
+        if self.eval_strategy_given:
+            return
+        self.eval_strategy = "no"
+        save_strategy = getattr(self.save_strategy, "value", self.save_strategy)
+        if self.eval_steps is not None:
+            self.eval_strategy = "steps"
+        elif self.load_best_model_at_end and save_strategy in ("steps", "epoch"):  # transformers wants them to match
+            self.eval_strategy, self.eval_steps = save_strategy, self.save_steps if save_strategy == "steps" else None
+        elif save_strategy == "best" or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            self.eval_strategy = "epoch"
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows of an evaluation step on one device; transformers counts evaluation steps by it."""
+        return -(-self.examples_per_step // self.world_size)
 
     @property
     def uses_image_rejected(self) -> bool:
@@ -135,8 +174,9 @@ class RunConfig:
     lora_r: int = field(default=64, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=128, metadata={"help": "LoRA scale."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Above 0, branches that share a prompt share its mask."})
-    lora_target_modules: str | None = field(
-        default=None, metadata={"help": "Regular expression; None: every linear layer of the language model."}
+    lora_target_modules: str | list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers of the language model by name, or one regular expression; None: every linear one."},
     )
     plan_model_shape: str | None = field(
         default=None, metadata={"help": "mdpo plan: llava-1.5-7b or bunny-v1.0-3b, where the model is not here."}
@@ -150,8 +190,11 @@ class RunConfig:
     freeze_multi_modal_projector: bool = field(default=True, metadata={"help": "In full fine-tuning."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eval_fraction < 1:
-            raise InputError(f"eval_fraction: expected a share from 0 up to 1, got {self.eval_fraction}")
+        check_range("eval_fraction", self.eval_fraction, "[0, 1)")
+        check_range("lora_dropout", self.lora_dropout, "[0, 1)")
+        for name in ("lora_r", "lora_alpha"):
+            check_range(name, getattr(self, name), "(0, inf)")
+        self.dtype = dtype_name(self.dtype)
         if self.eval_data is not None and self.eval_fraction:
             raise InputError("eval_fraction: eval_data is given too; keep one of them")
         if self.load_in_4bit and not self.use_lora:
@@ -161,33 +204,43 @@ class RunConfig:
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunConfig, MDPOConfig]:
     """Reads a YAML file; ``overrides`` win over it. Relative paths are taken from the working directory.
 
-    Raises InputError for a file that is not YAML, an unknown key (with the nearest valid one), a missing key, or a
-    value of the wrong type.
+    Raises InputError for a file that is not YAML, an unknown key (with what it is called here), a missing key, or a
+    value that cannot be used.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"config {path} does not exist")
+        raise InputError(f"config {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a YAML file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"config {path} is not YAML: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} cannot be read as UTF-8 text: {error}") from error
+    values = read_yaml(text, f"config {path}")
+    values = {} if plain(values) is None else values
     if not isinstance(values, dict):
-        raise InputError(f"config {path}: expected keys and values, found a {type(values).__name__}")
-    return build_config({**values, **(overrides or {})}, source=str(path))
+        raise InputError(f"config {path}: expected keys and values, found a {type(plain(values)).__name__}")
+    return build_config({**_named(values), **(overrides or {})}, source=str(path))
 
 
 def build_config(values: Mapping[str, Any], *, source: str) -> tuple[RunConfig, MDPOConfig]:
-    """The two configs from one flat mapping. Raises InputError as ``load_config``."""
-    known = {f.name: f for kind in (RunConfig, MDPOConfig) for f in fields(kind) if f.init}
-    for key in values:
+    """The two configs from one flat mapping of plain values, or of what ``read_yaml`` returns.
+
+    Raises InputError as ``load_config``.
+    """
+    values, known = _named(values), _hints()
+    for key, value in values.items():
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise InputError(f"{source}: unknown key {key!r}; the nearest valid key is {nearest!r}")
+            raise InputError(f"{source}: {unknown_key(key, known)}")
+        if key in ALWAYS_REFUSED:
+            raise InputError(f"{source}: {key}: {REFUSED[key]}")
+        if key == "parallelism_config" and plain(value) is not None:  # YAML cannot hold one: say why it need not
+            raise InputError(f"{source}: {key}: {REFUSED[key]}")
+    _read_do_flags(values, source)
+    if plain(values.get("report_to")) is False:
+        values["report_to"] = "none"
     parts = []
     for kind in (RunConfig, MDPOConfig):
-        hints = typing.get_type_hints(kind)
         chosen = {
-            f.name: _coerce(values[f.name], hints[f.name], f"{source}: {f.name}") for f in fields(kind) if f.name in values
+            f.name: coerce(values[f.name], known[f.name], f"{source}: {f.name}") for f in fields(kind) if f.name in values
         }
         for f in fields(kind):
             required = f.default is f.default_factory  # both MISSING
@@ -197,57 +250,87 @@ def build_config(values: Mapping[str, Any], *, source: str) -> tuple[RunConfig, 
             parts.append(kind(**chosen))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
-        except (ValueError, TypeError) as error:  # what TrainingArguments makes of its own values
-            raise InputError(f"{source}: {error}") from error
     return parts[0], parts[1]
 
 
+def _read_do_flags(values: dict[str, Any], source: str) -> None:
+    """``do_train`` and ``do_eval``, which transformers' scripts read and its trainer does not, mean what they say."""
+    if plain(values.get("do_train")) is False:
+        raise InputError(f"{source}: do_train: mdpo train trains; mdpo score evaluates without training")
+    if plain(values.get("do_eval")) is False:
+        if plain(values.get("eval_strategy", "no")) not in (False, "no"):
+            raise InputError(f"{source}: do_eval: false, but eval_strategy is set; keep one of them")
+        values["eval_strategy"] = "no"
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--key value``, ``--key=value`` and ``--key-with-dashes value`` pairs; values are YAML."""
-    overrides, rest = {}, list(arguments)
+    """``--key value``, ``--key=value`` and ``--key-with-dashes value`` pairs; values are YAML, as ``read_yaml`` leaves it.
+
+    A boolean may stand without a value, for true; a list may be written as several words.
+    """
+    overrides, rest, hints = {}, list(arguments), _hints()
     while rest:
         name = rest.pop(0)
         if not name.startswith("--"):
-            raise InputError(f"unexpected argument {name!r}; overrides are written --key value")
+            raise InputError(f"unexpected argument {shown(name)}; overrides are written --key value")
         name, equals, value = name[2:].partition("=")
+        key = name.replace("-", "_")
         if not equals:
-            if not rest:
-                raise InputError(f"--{name} has no value; overrides are written --key value")
+            if not rest or rest[0].startswith("--"):
+                if key not in hints or not is_flag(hints[key]):
+                    raise InputError(f"--{shown(name)[1:-1]} has no value; overrides are written --key value")
+                overrides[key] = True
+                continue
             value = rest.pop(0)
+            words = [value]
+            while key in hints and is_list(hints[key]) and rest and not rest[0].startswith("--"):
+                words.append(rest.pop(0))
+            if len(words) > 1:
+                overrides[key] = words
+                continue
         try:
-            overrides[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--{name}: {value!r} is not a YAML value") from error
+            overrides[key] = read_yaml(value, f"--{name}")
+        except InputError:
+            if key not in hints or not is_text(hints[key]):
+                raise
+            overrides[key] = value  # a word that YAML has another use for, such as the regular expression *_proj
     return overrides
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Holds a YAML value to a field's type."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        try:
-            return _convert(value, option)
-        except (TypeError, ValueError):
-            continue
-    names = (
-        "nothing" if o is type(None) else str(o) if typing.get_origin(o) else getattr(o, "__name__", str(o)) for o in options
-    )
-    raise InputError(f"{where}: expected {' or '.join(names)}, got {value!r}")
+def settings_help() -> str:
+    """A line for each setting of our own: name, default and what it is."""
+    lines = ["settings, in the YAML file or as --key value:"]
+    for kind in (RunConfig, MDPOConfig):
+        own = kind.__annotations__
+        lines += [f"  {f.name:<29} {_default(f):<12} {f.metadata['help']}" for f in fields(kind) if f.name in own]
+    lines.append("and those of transformers.TrainingArguments; one that would not do what it says is refused by name")
+    return "\n".join(lines)
 
 
-def _convert(value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``, or TypeError or ValueError. YAML 1.1 reads 1e-5 as text: here it is the number it means."""
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        return [_convert(entry, typing.get_args(kind)[0]) for entry in value]
-    if kind in (int, float):
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(value)
-        if kind is int and number != int(number):
-            raise ValueError
-        return kind(number)
-    if kind in (bool, str, type(None)) and not isinstance(value, kind):
-        raise TypeError
-    return value  # enums, dicts and JSON text are TrainingArguments' own to check
+def _default(field: Field) -> str:
+    value = default_of(field)
+    if value is MISSING:
+        return "required"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(str, value))}]"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The type of every setting."""
+    hints = {kind: typing.get_type_hints(kind) for kind in (RunConfig, MDPOConfig)}
+    return {f.name: of_kind[f.name] for kind, of_kind in hints.items() for f in fields(kind) if f.init}
+
+
+def _named(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Keys with underscores, also where they are written with dashes."""
+    named = {}
+    for key, value in values.items():
+        name = key.replace("-", "_") if isinstance(key, str) else key
+        if name in named:
+            raise InputError(f"key {name!r} stands twice, with dashes and with underscores; keep one of them")
+        named[name] = value
+    return named

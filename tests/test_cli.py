@@ -78,8 +78,8 @@ def bad_data(world: tuple[Path, Path], folder: Path, **changes) -> Path:
     ("arguments", "message"),
     [
         (["--learning_rat", "1e-4"], "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
-        (["--beta", "strong"], "beta: expected float, got 'strong'"),
-        (["--conditional", "maybe"], "conditional: expected bool, got 'maybe'"),
+        (["--beta", "strong"], "beta: expected a number, got 'strong'"),
+        (["--conditional", "maybe"], "conditional: expected true or false, got 'maybe'"),
         (["--beta"], "--beta has no value"),
         (["beta", "1"], "unexpected argument 'beta'"),
         (["--train_data", "nowhere.json"], "nowhere.json does not exist"),

@@ -13,19 +13,22 @@ EVERYBODYS = {"mdpo.errors", "mdpo.outputs"}
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
+    "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
-    "mdpo.config": set(),
+    "mdpo.config": {"mdpo.settings"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
-    "mdpo.trainer": {"mdpo.trainer", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels"},
+    "mdpo.trainer": {
+        "mdpo.trainer", "mdpo.config", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels",
+    },
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
     "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing"},
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.cli": {
         "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
-        "mdpo.memory",
+        "mdpo.memory", "mdpo.settings",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows
 from mdpo.errors import InputError
-from mdpo.models import load_processor, torch_dtype
+from mdpo.models import load_processor, lora_expression, torch_dtype
 from mdpo.models.adapters import adapter_config
 from mdpo.models.load import model_config
 
@@ -68,7 +68,8 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory_bytes: int, lora_pattern: 
 
 def _adaptation(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> Adaptation:
     if run.adapter_name_or_path is None:
-        return Adaptation(rank=run.lora_r if run.use_lora else 0, pattern=run.lora_target_modules or lora_pattern)
+        pattern = lora_expression(run.lora_target_modules or lora_pattern)
+        return Adaptation(rank=run.lora_r if run.use_lora else 0, pattern=pattern)
     config = adapter_config(run.adapter_name_or_path)
     targets = config.get("target_modules") or lora_pattern
     if not isinstance(targets, str):  # peft takes the end of a name

@@ -5,6 +5,7 @@ from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_l
 from .llava import convert_llava
 from .load import load, load_processor, torch_dtype
 from .logps import encode_images, sequence_logps
+from .lora_targets import check_lora_targets, lora_expression
 from .policy import PackedPolicy
 from .reference import Reference, establish_reference
 from .reference_cache import ReferenceCache, fingerprint
@@ -15,6 +16,7 @@ __all__ = [
     "Reference",
     "ReferenceCache",
     "check_checkpoint_layers",
+    "check_lora_targets",
     "checkpoint_first_layers",
     "compile_layers",
     "convert_bunny",
@@ -25,6 +27,7 @@ __all__ = [
     "language_layers",
     "load",
     "load_processor",
+    "lora_expression",
     "sequence_logps",
     "torch_dtype",
 ]

@@ -2,7 +2,7 @@
 
 # transformers types a Trainer's attributes as all they could be, and a batch as a dict; here they are this trainer's own.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false
+# pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
 import itertools
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from safetensors import SafetensorError
@@ -35,6 +36,7 @@ from mdpo.models.reference import in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
+from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
 from .checkpoints import (
     SETTINGS_NAME,
     StopOnSignal,
@@ -45,6 +47,7 @@ from .checkpoints import (
     last_whole_checkpoint,
     run_settings,
 )
+from .evaluation import Evaluation, predictions
 from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
@@ -56,6 +59,7 @@ from .weights import save_weights_alone
 _log = logging.getLogger(__name__)
 
 Rows = Iterable[PreferenceRow] | Iterable[Mapping]
+EvalRows = Rows | dict[str, Rows]
 
 
 class MDPOTrainer(KeepsWeights):
@@ -67,6 +71,7 @@ class MDPOTrainer(KeepsWeights):
     train_dataset, eval_dataset: ``PreferenceRow``s from ``mdpo.data.read_rows``, or dicts of any format in
         ``mdpo.data.formats`` with PIL images or paths (relative to the working directory), as a list, a generator, a
         ``datasets.Dataset`` or a ``datasets.IterableDataset``. Images of the last two stay encoded until they are read.
+        eval_dataset may be a dict of several, by name: transformers logs eval_NAME_loss and so on.
     processing_class: the model's processor; saved beside every checkpoint.
     peft_config: the adapter to train, where the model has none yet.
 
@@ -80,7 +85,7 @@ class MDPOTrainer(KeepsWeights):
         model: PreTrainedModel | PeftModel,
         args: MDPOConfig,
         train_dataset: Rows | None = None,
-        eval_dataset: Rows | None = None,
+        eval_dataset: EvalRows | None = None,
         processing_class: ProcessorMixin | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -96,6 +101,8 @@ class MDPOTrainer(KeepsWeights):
                 "(configs/accelerate/deepspeed_zero2.yaml), or FSDP2 for weights that do not fit one card"
             )
         check_settings(args, optimizer=optimizers[0] is not None)
+        check_run(args, eval_names(eval_dataset))
+        check_weights(args, model)
         self.family = family_of(model)
         check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
@@ -103,15 +110,22 @@ class MDPOTrainer(KeepsWeights):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
             set_seed(args.seed)  # the base class seeds too, but only after the adapter has drawn its weights
             model = get_peft_model(model, peft_config)
+        eval_datasets = _eval_datasets(eval_dataset, processing_class, args)
+        if train_dataset is not None:
+            named = eval_datasets if isinstance(eval_datasets, dict) else {"": eval_datasets}
+            settle_evaluation(args, sum(len(dataset) for dataset in named.values() if dataset is not None))
+            say_what_has_no_effect(args)
         super().__init__(
             model=model,
             args=args,
             train_dataset=_dataset(train_dataset, processing_class, args, "train_dataset"),
-            eval_dataset=_dataset(eval_dataset, processing_class, args),
+            eval_dataset=eval_datasets,
             processing_class=processing_class,
             callbacks=[*(callbacks or []), _SetEpoch(self)],
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin)
         for dataset in (self.train_dataset, self.eval_dataset):
             for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
                 check_rows(model, processing_class, part)
@@ -151,11 +165,18 @@ class MDPOTrainer(KeepsWeights):
         self.sampler = self._sampler(self.train_dataset)
         return self._dataloader(self.train_dataset, self.sampler)
 
-    def get_eval_dataloader(self, eval_dataset: Rows | None = None) -> DataLoader:
-        dataset = self.eval_dataset if eval_dataset is None else _dataset(eval_dataset, self.processing_class, self.args)
+    def get_eval_dataloader(self, eval_dataset: Rows | str | None = None) -> DataLoader:
+        """eval_dataset: rows, or a name in the dict of data sets that the trainer was given."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        dataset = _dataset(dataset, self.processing_class, self.args)
         if dataset is None:
             raise InputError("eval_dataset is missing")
         return self._dataloader(dataset, self._sampler(dataset))
+
+    def get_test_dataloader(self, test_dataset: Rows) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
 
     def _sampler(self, dataset: PreferenceDataset) -> StepSampler:
         return StepSampler(
@@ -178,6 +199,7 @@ class MDPOTrainer(KeepsWeights):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
         )
 
     def _open_cache(self) -> ReferenceCache | None:
@@ -203,6 +225,8 @@ class MDPOTrainer(KeepsWeights):
 
     def _first_examples(self) -> list[PreferenceTokens]:
         dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()), None)
         return [] if dataset is None else first_examples(dataset.lengths, dataset.__getitem__)
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -210,6 +234,13 @@ class MDPOTrainer(KeepsWeights):
 
     def get_total_train_batch_size(self, args: MDPOConfig) -> int:
         return args.examples_per_step
+
+    def set_initial_training_values(self, args: MDPOConfig, dataloader: DataLoader) -> tuple:
+        # transformers counts every step of max_steps as a full one.
+        epochs, steps_per_epoch, num_examples, _, *rest = super().set_initial_training_values(args, dataloader)
+        whole, partial = divmod(rest[-1], steps_per_epoch)
+        samples = whole * num_examples + min(partial * args.examples_per_step, num_examples)
+        return epochs, steps_per_epoch, num_examples, samples, *rest
 
     # Training
 
@@ -330,6 +361,9 @@ class MDPOTrainer(KeepsWeights):
         if not self._over_ranks(int(losses.isfinite().all()), "min"):
             self._stop_at_bad_loss(model, step, losses)
         self._keep_references(step, outputs)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return losses.sum() * self.args.world_size
 
     def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
@@ -349,11 +383,7 @@ class MDPOTrainer(KeepsWeights):
             return
         pairs = zip(step.micro_batches, outputs, strict=True)
         records = [record for packed, output in pairs for record in self._cache.new_records(packed, output.reference)]
-        if self.args.world_size > 1:  # the next epoch deals the examples to other ranks
-            gathered: list = [None] * self.args.world_size
-            dist.all_gather_object(gathered, records)
-            records = [record for part in gathered for record in part]
-        self._cache.keep(records)
+        self._cache.keep(self._from_all_ranks(records))  # the next epoch deals the examples to other ranks
 
     def _over_ranks(self, value: int, reduction: str) -> int:
         """The largest ("max") or smallest ("min") of the ranks' values."""
@@ -381,6 +411,13 @@ class MDPOTrainer(KeepsWeights):
         tokens = sum(packed.num_tokens for packed in inputs.micro_batches)
         return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
 
+    def _track_num_input_tokens(self, inputs: Step) -> None:
+        # The base class looks for input_ids. Rows are not padded: all tokens are tokens of the data.
+        if self.args.include_num_input_tokens_seen != "no":
+            pairs = zip(inputs.micro_batches, inputs.weights, strict=True)
+            tokens = sum(packed.num_tokens for packed, weight in pairs if weight)
+            self.state.num_input_tokens_seen += int(self._sum_over_ranks(torch.tensor(tokens, device=self.args.device)))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means since the last training log line."""
         if "loss" in logs:
@@ -390,7 +427,7 @@ class MDPOTrainer(KeepsWeights):
         super().log(logs, start_time)
 
     def _sum_over_ranks(self, totals: Tensor) -> Tensor:
-        return self.accelerator.reduce(totals, "sum")
+        return self.accelerator.reduce(totals.to(self.args.device), "sum")
 
     # Evaluation
 
@@ -403,25 +440,42 @@ class MDPOTrainer(KeepsWeights):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss and the rewards' means over a dataset; there are no predictions to return."""
+        """The loss and the rewards' means over a data set; in ``predict`` also every row's numbers, see ``predictions``.
+
+        A loss that is not finite is NaN in the metrics, with a warning that names its rows: it is never the best one.
+        """
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
-        metrics = Metrics()
-        for step in dataloader:
+        found = Evaluation(keep_rows=not loss_only)
+        for step, planned in zip(dataloader, dataloader.batch_sampler, strict=True):
             step = step.padded(self._over_ranks(len(step.micro_batches), "max"))
             outputs = [self._forward(model, packed) for packed in step.micro_batches]
-            for output, weight in zip(outputs, step.weights, strict=True):
-                if weight:
-                    metrics.add(output)
+            # What pads a step stands behind what was planned for it.
+            for packed, micro_batch, output in zip(step.micro_batches, planned, outputs, strict=False):
+                if micro_batch.weight:
+                    found.add(packed, micro_batch.examples, output)
             self._keep_references(step, outputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        means = metrics.means(self._sum_over_ranks)
+        means = found.metrics.means(self._sum_over_ranks)
+        bad = self._from_all_ranks(found.not_finite())
+        if bad:
+            means["loss"] = float("nan")
+        if bad and self.is_world_process_zero():
+            _log.warning("evaluation: the loss is not finite, with examples %s", ", ".join(bad))
         return EvalLoopOutput(
-            predictions=None,
+            predictions=None if loss_only else predictions(self._from_all_ranks(found.rows())),
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=self.num_examples(dataloader),
         )
+
+    def _from_all_ranks(self, entries: list) -> list:
+        if self.args.world_size == 1:
+            return entries
+        gathered: list = [None] * self.args.world_size
+        dist.all_gather_object(gathered, entries)
+        return [entry for part in gathered for entry in part]
 
 
 class _SetEpoch(TrainerCallback):
@@ -433,6 +487,14 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         sampler = self.trainer.sampler
         sampler.set_epoch(state.global_step // len(sampler))
+
+
+def _eval_datasets(
+    rows: EvalRows | None, processor: ProcessorMixin, args: MDPOConfig
+) -> PreferenceDataset | dict[str, PreferenceDataset | None] | None:
+    if not isinstance(rows, dict):
+        return _dataset(rows, processor, args)
+    return {name: _dataset(part, processor, args) for name, part in rows.items()}
 
 
 def _dataset(

@@ -1,0 +1,97 @@
+"""Which layers LoRA adapts: names as other libraries take them, kept off the vision tower."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from mdpo.errors import InputError
+
+from .layers import LANGUAGE_LINEAR
+
+_NAME = re.compile(r"\w+(\.\w+)*")
+# peft adapts more kinds of layers; these are the ones that a model of transformers has.
+_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
+
+
+def lora_expression(targets: str | Sequence[str] | None) -> str:
+    """The regular expression over module names that ``lora_target_modules`` stands for.
+
+    targets: names of layers, as a list or separated by commas: those of the language model, and lm_head; peft itself
+        would take a plain name in the vision tower too. Other text is a regular expression over whole module names.
+        None and "all-linear": every linear layer of the language model.
+
+    Raises InputError for names that are none, and for text that is no expression.
+    """
+    names = _names(targets)
+    if names == ["all-linear"] or targets is None:
+        return LANGUAGE_LINEAR
+    if names is not None:
+        return "|".join(_of_the_language_model(name) for name in names)
+    assert isinstance(targets, str)
+    try:
+        re.compile(targets)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(
+            f"lora_target_modules: {_shown(targets)} is neither names of layers nor a regular expression: {error}"
+        ) from error
+    return targets
+
+
+def check_lora_targets(model: nn.Module, targets: str | Sequence[str] | None) -> None:
+    """Raises InputError where a target matches nothing in the bare ``model``, or what peft cannot adapt."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    names = _names(targets)
+    expressions = {name: _of_the_language_model(name) for name in names or [] if name != "all-linear"}
+    if not expressions:
+        expressions = {str(targets or "all-linear"): lora_expression(targets)}
+    for target, expression in expressions.items():
+        found = [name for name in modules if re.fullmatch(expression, name)]
+        odd = [name for name in found if not isinstance(modules[name], _ADAPTABLE)]
+        if odd:
+            raise InputError(
+                f"lora_target_modules: {_shown(target)} is a {type(modules[odd[0]]).__name__} ({odd[0]}); name linear layers, "
+                f"such as {_linear_names(modules)}"
+            )
+        if not found:
+            raise InputError(
+                f"lora_target_modules: {_shown(target)} matches no layer; the language model has {_linear_names(modules)}"
+            )
+
+
+def _names(targets: str | Sequence[str] | None) -> list[str] | None:
+    """The targets as plain names, None where they are an expression or nothing."""
+    if targets is None:
+        return None
+    words = [word.strip() for word in targets.split(",")] if isinstance(targets, str) else list(targets)
+    if not words or not any(words):
+        raise InputError("lora_target_modules: it names no layer; leave it out for every linear layer")
+    if all(_NAME.fullmatch(word) or word == "all-linear" for word in words):
+        return words
+    if not isinstance(targets, str):
+        odd = next(word for word in words if not _NAME.fullmatch(word))
+        raise InputError(
+            f"lora_target_modules: {_shown(odd)} is not the name of a layer; a regular expression stands alone, not in a list"
+        )
+    return None
+
+
+def _of_the_language_model(name: str) -> str:
+    escaped = re.escape(name)
+    inside = rf".*\.(?:language|text)_model\.(?:.*\.)?{escaped}"
+    return rf"{inside}|lm_head" if name == "lm_head" else inside
+
+
+def _linear_names(modules: dict[str, nn.Module]) -> str:
+    inside = re.compile(r".*\.(?:language|text)_model\..*")
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) and inside.fullmatch(name)
+    }
+    return ", ".join(sorted(linear))
+
+
+def _shown(target: str) -> str:
+    return repr(target) if len(target) <= 80 else f"{target[:77]!r}..."

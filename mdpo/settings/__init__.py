@@ -1,0 +1,34 @@
+"""How settings are read and checked: YAML as written, values held to types, every field of TrainingArguments accounted for.
+
+yaml_text.py   YAML that keeps the text of every scalar, refuses duplicate keys and alias bombs
+types.py       a value to the type of its field, in one line or not at all
+peers.py       what TRL, LLaMA-Factory and ms-swift call their settings, and what that is here
+arguments.py   which of transformers' arguments are refused, and which do nothing here
+values.py      values that no run can use
+"""
+
+from .arguments import ALWAYS_REFUSED, REFUSED, check_arguments, default_of, idle_arguments
+from .peers import unknown_key
+from .types import coerce, dtype_name, is_flag, is_list, is_text, shortened, shown
+from .values import check_range
+from .yaml_text import Written, plain, read_yaml
+
+__all__ = [
+    "ALWAYS_REFUSED",
+    "REFUSED",
+    "Written",
+    "check_arguments",
+    "check_range",
+    "coerce",
+    "default_of",
+    "dtype_name",
+    "idle_arguments",
+    "is_flag",
+    "is_list",
+    "is_text",
+    "plain",
+    "read_yaml",
+    "shortened",
+    "shown",
+    "unknown_key",
+]

@@ -1,0 +1,142 @@
+"""What of the settings can be judged only beside the device, the rows and the model."""
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import ParallelMode
+
+from mdpo.config import MDPOConfig
+from mdpo.errors import InputError
+from mdpo.settings import idle_arguments
+
+from .metrics import METRICS
+
+_log = logging.getLogger(__name__)
+
+
+def eval_names(eval_dataset: object) -> tuple[str, ...]:
+    """The names of the evaluation's data sets: one without a name is "", and () stands for no rows."""
+    return () if eval_dataset is None else tuple(eval_dataset) if isinstance(eval_dataset, dict) else ("",)
+
+
+def check_run(args: MDPOConfig, names: tuple[str, ...]) -> None:
+    """What can be said before the model is loaded. Raises InputError that names the setting.
+
+    names: from ``eval_names``.
+    """
+    if args.fp16 and args.device.type == "cpu":
+        raise InputError("fp16: a CPU has no float16 training; set bf16, or neither")
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise InputError("fsdp: there is a single process; start the run with accelerate launch or torchrun, or leave it out")
+    _check_optimizer_arguments(args)
+    if names:
+        _check_metric(args, names)
+    else:
+        _check_nothing_is_evaluated(args)
+
+
+def settle_evaluation(args: MDPOConfig, rows: int) -> None:
+    """Rows that are held out are evaluated: once an epoch, unless the user has said otherwise. rows: how many they are."""
+    if args.eval_strategy != IntervalStrategy.NO or not rows:
+        return
+    if args.eval_strategy_given:
+        _say(args, f"eval_strategy: no, so the {rows} evaluation rows are not looked at while training")
+        return
+    args.eval_strategy = IntervalStrategy.EPOCH
+    args.do_eval = True
+    _say(args, f"eval_strategy: epoch, since there are {rows} evaluation rows; set eval_strategy to say otherwise")
+
+
+def say_what_has_no_effect(args: MDPOConfig) -> None:
+    """One line for each setting that was given and does nothing in this run."""
+    for line in idle_arguments(args):
+        _say(args, line)
+
+
+def check_fsdp(plugin: Any) -> None:
+    """plugin: accelerate's. Raises InputError for FSDP's first version."""
+    if plugin.fsdp_version != 2:
+        raise InputError("fsdp: version 1 flattens the weights that the log-probs read one by one; set version 2 (FSDP2)")
+
+
+def check_weights(args: MDPOConfig, model: nn.Module) -> None:
+    """Raises InputError where fp16 cannot train weights of the model's dtype."""
+    if not args.fp16:
+        return
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
+        raise InputError("fp16: the weights are bfloat16, whose range float16 does not have; set bf16, or dtype: float32")
+    if any(parameter.dtype == torch.float16 and parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("fp16: gradients of float16 weights cannot be unscaled; set dtype: float32")
+
+
+def _check_nothing_is_evaluated(args: MDPOConfig) -> None:
+    wishes = {
+        "eval_steps": args.eval_steps is not None and not args.eval_strategy_given,
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "save_strategy": args.save_strategy == "best",
+        "eval_strategy": args.eval_strategy != IntervalStrategy.NO,
+        "eval_on_start": args.eval_on_start,
+        "do_eval": args.do_eval,
+    }
+    for name, wished in wishes.items():
+        if wished:
+            raise InputError(
+                f"{name}: there are no rows to evaluate on; give eval_data or eval_fraction (eval_dataset in Python), or "
+                f"leave {name} out"
+            )
+
+
+def _check_metric(args: MDPOConfig, names: tuple[str, ...]) -> None:
+    if args.metric_for_best_model is None:
+        return
+    wanted = args.metric_for_best_model.removeprefix("eval_")
+    known = [f"{name}_{metric}".removeprefix("_") for name in names for metric in METRICS]
+    if wanted not in known:
+        raise InputError(f"metric_for_best_model: {wanted!r} is not measured; choose from {', '.join(known)}")
+
+
+def _check_optimizer_arguments(args: MDPOConfig) -> None:
+    """Every name in optim_args has to be read: with another value, the optimizer has to be given something else."""
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if {"galore", "apollo"} & set(optimizer.split("_")):  # these are built on the model's layers
+        return
+    for part in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
+        name, _, value = part.partition("=")
+        try:
+            given = _optimizer_keywords(args, part)
+        except ImportError:  # without its package nothing can be tried; the run will name the package
+            return
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"optim_args: {optimizer} does not take {part}: {error}") from error
+        try:
+            read = given != _optimizer_keywords(args, f"{name}={_other(value)}")
+        except (ValueError, TypeError, AttributeError):  # it minds the value
+            read = True
+        if not read:
+            raise InputError(f"optim_args: {optimizer} reads no {name!r}; leave it out")
+
+
+def _optimizer_keywords(args: MDPOConfig, optim_args: str) -> Any:
+    changed = copy.copy(args)
+    changed.optim_args = optim_args
+    return Trainer.get_optimizer_cls_and_kwargs(changed)
+
+
+def _other(value: str) -> str:
+    """A value of the same kind as the one that is written."""
+    if value.lower() in ("true", "false"):
+        return "false" if value.lower() == "true" else "true"
+    try:
+        return str(int(value) + 1) if value.isdigit() else str(float(value) + 1)
+    except ValueError:
+        return f"{value}_"
+
+
+def _say(args: MDPOConfig, line: str) -> None:
+    if args.process_index == 0:
+        _log.warning(line)
