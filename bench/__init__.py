@@ -2,6 +2,7 @@
 
     python -m bench.suite step --out DIR        measure one part (or `all`); resumable
     python -m bench.profile_step --out DIR      where the time of our step goes, by component
+    python -m bench.trl_parity --out FILE.json  TRL's training and ours, step by step, where trl is installed
     python -m bench.render DIR                  tables and plots from the records
     bash bench/gpu_session.sh DIR               all of it on a fresh GPU machine, GPU tests first
     pytest bench/                               the same cases one function at a time, under pytest-benchmark

@@ -70,3 +70,10 @@ class TokenPairs(PreferenceDataset):
 
     def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
         return self.examples[item[0] if isinstance(item, tuple) else item]
+
+    def largest_token_id(self) -> tuple[int, int]:
+        return max(
+            (max(ids), index)
+            for index, example in enumerate(self.examples)
+            for ids in (example.prompt_ids, example.chosen_ids, example.rejected_ids)
+        )

@@ -7,7 +7,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 def smallest_processor(model: PreTrainedModel) -> LlavaProcessor:
     """For a LLaVA: eight words, a chat template, and images of the model's own size."""
-    words = {"<pad>": 0, "</s>": 1, "<image>": 2, "a": 3, "b": 4, "USER": 5, "ASSISTANT": 6, "<unk>": 7}
+    words = {"<pad>": 0, "</s>": 1, "a": 3, "b": 4, "USER": 5, "ASSISTANT": 6, "<unk>": 7}
+    words["<image>"] = model.config.image_token_id  # a trainer holds the two against each other
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(

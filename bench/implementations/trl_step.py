@@ -25,7 +25,7 @@ from bench.models import adapter, build_base
 from bench.processor import smallest_processor
 
 
-class _Collated(DPOTrainer):
+class CollatedDPOTrainer(DPOTrainer):
     """DPOTrainer on batches that are collated already."""
 
     batches: list[dict[str, Tensor]]
@@ -51,7 +51,7 @@ def trl_step(problem: TrainProblem) -> TrainStep:
     }
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # use_liger_kernel is on its way out
-        trainer = _Collated(
+        trainer = CollatedDPOTrainer(
             model=model,
             args=DPOConfig(
                 output_dir=folder, beta=0.1, max_length=None, max_steps=1, learning_rate=problem.learning_rate,

@@ -19,7 +19,8 @@ import torch
 
 from . import attention_flash, attention_segmentwise
 from .attention_segments import Segments
-from .checks import FLOATING, check_same_device, check_tensor, describe
+from .checks import FLOATING, check_positive, check_same_device, check_tensor, describe
+from .derivatives import differentiable_once, refuse_forward_mode
 
 __all__ = ["Backend", "Segments", "choose_backend", "varlen_attention"]
 
@@ -129,11 +130,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 def _differentiate(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     # The log-sum-exp never leaves this file, so its gradient is zero.
     query, key, value, cu_seqlens_q, cu_seqlens_k, key_rows, copies, out, lse = ctx.saved_tensors
-    grads = _attention_backward(
-        grad_out, query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_rows, copies,
-        ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.deterministic, ctx.backend,
-    )  # fmt: skip
-    return *grads, *(None,) * 9
+    with torch.no_grad():
+        grads = _attention_backward(
+            grad_out, query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_rows, copies,
+            ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.deterministic, ctx.backend,
+        )  # fmt: skip
+    parents = query, key, value, grad_out
+    return *(differentiable_once("varlen_attention", grad, *parents) for grad in grads), *(None,) * 9
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
@@ -170,10 +173,14 @@ def varlen_attention(
 
     The plain twin is `mdpo_kernels.reference.varlen_attention`. Method: Dao, FlashAttention-2 (arXiv:2307.08691).
     """
+    check_tensor("query", query, "(T, Hq, D)", FLOATING)
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        query, key, value = (t.to(dtype) if isinstance(t, torch.Tensor) else t for t in (query, key, value))
     _check(query, key, value, segments, backend)
+    if scale is not None:
+        check_positive("scale", scale, ", or None for D ** -0.5")
+    refuse_forward_mode("varlen_attention", query, key, value)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return _attention(
         query, key, value, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.key_rows, segments.copies,
@@ -183,11 +190,12 @@ def varlen_attention(
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, backend: str) -> None:
     """Everything that can be seen without reading a tensor's contents."""
-    check_tensor("query", query, "(T, Hq, D)", FLOATING)
     rows, heads, head_dim = query.shape
+    if heads < 1 or head_dim < 1:
+        raise ValueError(f"query is {describe(query)}; expected at least one head and one column")
     for name, tensor in (("key", key), ("value", value)):
         check_tensor(name, tensor, "(T, Hkv, D)", (query.dtype,))
-        if tensor.shape != (rows, key.shape[1], head_dim) or heads % max(tensor.shape[1], 1):
+        if tensor.shape != (rows, key.shape[1], head_dim) or tensor.shape[1] < 1 or heads % tensor.shape[1]:
             expected = f"({rows}, Hkv, {head_dim}), Hkv the same for key and value and a divisor of {heads}"
             raise ValueError(f"{name} is {describe(tensor)}; expected {expected}")
     if not isinstance(segments, Segments):

@@ -52,8 +52,8 @@ class Segments(NamedTuple):
         key_ranges: per segment the ranges of rows that it reads, in the order of its positions, its own rows last.
         A segment without query rows is dropped: FlashAttention has no use for one.
 
-        Raises ValueError naming the segment if ranges leave a gap, lie outside the rows, or hold fewer keys than
-        queries.
+        Raises ValueError naming the segment if ranges leave a gap, lie outside the rows, hold fewer keys than
+        queries, or do not end with the segment's own rows.
         """
         if len(query_ranges) != len(key_ranges):
             raise ValueError(
@@ -73,6 +73,7 @@ class Segments(NamedTuple):
             if start == stop:
                 continue
             keys = _count_keys(segment, stop - start, ranges, rows)
+            _check_own_rows(segment, start, stop, ranges)
             lengths_q.append(stop - start)
             lengths_k.append(keys)
             pieces.extend(torch.arange(first, last) for first, last in ranges if first < last)
@@ -105,6 +106,20 @@ def _count_keys(segment: int, queries: int, ranges: Sequence[Range], rows: int) 
         # Bottom-right alignment would leave the first queries with nothing to attend to.
         raise ValueError(f"key_ranges[{segment}]: {keys} keys for {queries} query rows, expected at least as many keys")
     return keys
+
+
+def _check_own_rows(segment: int, start: int, stop: int, ranges: Sequence[Range]) -> None:
+    """The last keys are the query rows start … stop themselves: the causal mask goes by a key's place in the list."""
+    position = stop
+    for first, last in reversed(ranges):
+        if first < last and position > start:
+            if last != position:
+                break
+            position = first
+    if position > start:
+        raise ValueError(
+            f"key_ranges[{segment}]: {list(ranges)}, expected the segment's own rows {(start, stop)} at the end"
+        )
 
 
 def _cumulative(lengths: Sequence[int]) -> torch.Tensor:

@@ -36,14 +36,18 @@ def forward(
         if full is not None:
             other_out, other_lse = _block_forward(_rows(q, rows), _take(k, full), _take(v, full), False, scale)
             merged = torch.logaddexp(block_lse, other_lse)
-            # each block's share of the softmax's denominator
-            block_out = block_out * (block_lse - merged).exp().unsqueeze(-1) + other_out * (
-                other_lse - merged
-            ).exp().unsqueeze(-1)
+            block_out = _share(block_out, block_lse, merged) + _share(other_out, other_lse, merged)
             block_lse = merged
         _rows(o, rows).copy_(block_out)
-        lse[:, rows[0] : rows[1]] = block_lse[0]
+        # A row of −inf alone, or with +inf in it, is NaN, and so are the probabilities that the backward makes of it.
+        lse[:, rows[0] : rows[1]] = block_lse[0].masked_fill(block_lse[0].isinf(), float("nan"))
     return out, lse
+
+
+def _share(out: torch.Tensor, lse: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+    """A block's output times its share of the softmax's denominator; one whose scores are all −inf has no share."""
+    share = (lse - merged).exp().unsqueeze(-1)
+    return (out * share).masked_fill((lse == float("-inf")).unsqueeze(-1) & (share == 0), 0)
 
 
 def backward(
@@ -125,7 +129,13 @@ def _block_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(1, Hq, q, D), (1, Hkv, k, D) ×2 → out (1, Hq, q, D), lse (1, Hq, q)."""
     if query.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, scale=scale
+        )
+        # Of a row of NaN, or of −inf alone, PyTorch's kernel makes 0 and a log-sum-exp of 0. A true 0 loses no more
+        # than some memory below.
+        if (lse.isfinite() & (lse != 0)).all():
+            return out, lse
     return _dense_forward(query, key, value, causal, scale)
 
 

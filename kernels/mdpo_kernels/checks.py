@@ -5,6 +5,8 @@ tensor's values raises on a CPU; on a GPU, where looking would synchronise, and 
 break the graph, it becomes an assertion on the device.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int64, torch.int32)
 MIN_WORKSPACE_BYTES = 1024
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def describe(value: object) -> str:
@@ -27,7 +30,10 @@ def check_tensor(name: str, value: object, shape: str, dtypes: tuple[torch.dtype
     dimensions = len([part for part in shape.strip("()").split(",") if part.strip()])
     if not isinstance(value, Tensor) or value.dim() != dimensions or value.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} is {describe(value)}; expected a {shape} tensor of {names}")
+        remedy = ""
+        if isinstance(value, Tensor) and shape.startswith("(N") and value.dim() > dimensions:
+            remedy = f": {name}.flatten(0, {value.dim() - dimensions})"  # a batch of rows, (B, T, …)
+        raise ValueError(f"{name} is {describe(value)}; expected a {shape} tensor of {names}{remedy}")
 
 
 def check_vector(name: str, value: Tensor, *, floating: bool, length: int | None = None) -> None:
@@ -79,9 +85,34 @@ def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, examples: int | None = No
     check_values("cu_seqlens", fits, lambda: f"does not run from 0 to the {rows} rows without decreasing")
 
 
-def check_targets(targets: Tensor, *, rows: int, vocabulary: int, ignore_index: int) -> None:
-    """`targets` is (rows,), integer, each in 0 … vocabulary − 1 or the ignore index."""
-    check_vector("targets", targets, floating=False, length=rows)
+def is_finite(*values: object) -> bool:
+    """Whether all of the values are numbers that are finite in float32, which is what the ops compute in."""
+    # Comparisons, not math.isfinite: under torch.compile with dynamic shapes these numbers are symbols.
+    kinds = (numbers.Real, torch.SymInt, torch.SymFloat)
+    return all(
+        isinstance(value, kinds) and not isinstance(value, bool) and -_FLOAT32.max <= value <= _FLOAT32.max  # pyright: ignore[reportOperatorIssue]
+        for value in values
+    )
+
+
+def check_positive(name: str, value: object, otherwise: str = "") -> None:
+    """`value` is a finite number above 0; `otherwise`, as in ", or None", says what else it may be."""
+    if not is_finite(value) or not value >= _FLOAT32.tiny:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"{name} is {value!r}; expected a finite number above 0 in float32{otherwise}")
+
+
+def _check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:
+    """`value` is a whole number from `least` to `most`."""
+    whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:  # pyright: ignore[reportOperatorIssue]
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}{limit}")
+
+
+def _check_targets(targets: Tensor, *, vocabulary: int, ignore_index: int) -> None:
+    """Each of `targets` is in 0 … vocabulary − 1 or the ignore index."""
+    _check_whole("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    targets = targets.long()  # against an int32 tensor PyTorch compares an ignore_index beyond int32 modulo 2³²
     fits = ((targets >= 0) & (targets < vocabulary)) | (targets == ignore_index)
     check_values(
         "targets",
@@ -91,11 +122,18 @@ def check_targets(targets: Tensor, *, rows: int, vocabulary: int, ignore_index: 
 
 
 def _check_logit_options(softcap: float | None, scale: float) -> None:
-    """`softcap` is None or above 0, `scale` above 0."""
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap is {softcap!r}; expected a number above 0, or None")
-    if not scale > 0:
-        raise ValueError(f"scale is {scale!r}; expected a number above 0")
+    """`softcap` is None or a finite number above 0, `scale` a finite number above 0.
+
+    A scale of 0 or less would be defined (every token alike; the unlikeliest first), but is nobody's temperature.
+    """
+    if softcap is not None:
+        check_positive("softcap", softcap, ", or None")
+    check_positive("scale", scale)
+
+
+def _check_columns(name: str, value: Tensor) -> None:
+    if value.shape[1] < 1:
+        raise ValueError(f"{name} is {describe(value)}; expected at least one column")
 
 
 def _check_weight(weight: object) -> None:
@@ -116,9 +154,11 @@ def check_logits_arguments(
 ) -> None:
     """The arguments of token_logps: logits (N, V) and targets (N,) fit one another, and so do the options."""
     check_tensor("logits", logits, "(N, V)", FLOATING)
+    _check_columns("logits", logits)
+    check_vector("targets", targets, floating=False, length=logits.shape[0])
     _check_logit_options(softcap, scale)
     check_same_device(logits=logits, targets=targets)
-    check_targets(targets, rows=logits.shape[0], vocabulary=logits.shape[1], ignore_index=ignore_index)
+    _check_targets(targets, vocabulary=logits.shape[1], ignore_index=ignore_index)
 
 
 def check_linear_arguments(
@@ -136,7 +176,11 @@ def check_linear_arguments(
     Autocast would cast the weight, and a second copy of it is what these ops are there to avoid.
     """
     _check_weight(weight)
+    if weight.shape[0] < 1:
+        raise ValueError(f"weight is {describe(weight)}; expected at least one row, one for each token")
     check_tensor("hidden", hidden, "(N, H)", FLOATING)
+    _check_columns("hidden", hidden)
+    check_vector("targets", targets, floating=False, length=hidden.shape[0])
     if hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden is {describe(hidden)}; expected {weight.shape[1]} columns as in weight {describe(weight)}"
@@ -145,9 +189,8 @@ def check_linear_arguments(
         raise ValueError(f"hidden is {describe(hidden)}; expected the dtype of weight {describe(weight)}, or autocast")
     if bias is not None:
         check_vector("bias", bias, floating=True, length=weight.shape[0])
-    if max_workspace_bytes < MIN_WORKSPACE_BYTES:
-        raise ValueError(f"max_workspace_bytes is {max_workspace_bytes!r}; expected at least {MIN_WORKSPACE_BYTES}")
+    _check_whole("max_workspace_bytes", max_workspace_bytes, MIN_WORKSPACE_BYTES)
     _check_logit_options(softcap, scale)
     check_same_device(hidden=hidden, weight=weight, targets=targets, bias=bias)
-    check_targets(targets, rows=hidden.shape[0], vocabulary=weight.shape[0], ignore_index=ignore_index)
+    _check_targets(targets, vocabulary=weight.shape[0], ignore_index=ignore_index)
     return hidden.to(weight.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .backend import tl, triton, use_triton
 from .checks import check_branch_logps, check_cu_seqlens, check_same_device
+from .derivatives import differentiable_once, refuse_forward_mode
 from .linear_token_logps import linear_token_logps
 from .loss import BRANCHES, MDPOLoss, check_options, examples_to_divide_by
 from .online_softmax import log_sigmoid
@@ -82,7 +83,7 @@ def mdpo_loss_fwd_kernel(
     loss, slope = _term(terms, example, reward_c - reward_r, has_c & has_r)
     slope_c = slope
     slope_r = -slope
-    slope_i = slope * 0.0
+    slope_i = beta * 0.0  # not slope * 0: a slope of NaN belongs to its own two branches
     if CONDITIONAL:
         value, slope = _term(terms, examples + example, reward_c - reward_i, has_c & has_i)
         loss += value
@@ -182,16 +183,18 @@ def _(grad_losses, slopes, cu_seqlens, rows):
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     logps, cu_seqlens, *_ = inputs
     _, rewards, terms, slopes = output
-    ctx.rows = logps.shape[0]
-    ctx.save_for_backward(slopes, cu_seqlens)
+    ctx.save_for_backward(slopes, cu_seqlens, logps)
     ctx.mark_non_differentiable(rewards, terms, slopes)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    slopes, cu_seqlens = ctx.saved_tensors
-    found = None if grad_losses is None else _backward(grad_losses, slopes, cu_seqlens, ctx.rows)
-    return found, *(None,) * 6
+    if grad_losses is None:
+        return (None,) * 7
+    slopes, cu_seqlens, logps = ctx.saved_tensors
+    with torch.no_grad():
+        found = _backward(grad_losses, slopes, cu_seqlens, logps.shape[0])
+    return differentiable_once("fused_mdpo_loss", found, logps, grad_losses), *(None,) * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -223,6 +226,7 @@ def _loss_of_logps(
             num_examples=num_examples,
         )
     anchor_terms = check_options(beta, anchor, anchors, num_examples)
+    refuse_forward_mode("fused_mdpo_loss", logps)
     offsets = {term.row: term.offset for term in anchor_terms}
     losses, rewards, values, _ = _forward(
         logps,

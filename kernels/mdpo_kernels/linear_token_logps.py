@@ -24,6 +24,7 @@ from torch import Tensor
 from . import reference
 from .backend import tl, triton, use_triton
 from .checks import check_linear_arguments
+from .derivatives import differentiable_once, refuse_forward_mode
 from .linear_token_logps_backward import trainable_head_backward
 from .online_softmax import add_lanes, empty_lanes, log_prob, reduce_lanes, scale_and_cap
 from .tiling import Tiling, float32_product, launch_options, plan_tiles
@@ -136,6 +137,8 @@ def linear_token_logps_finish_kernel(
             )
             others = tl.load(weighted + row * HIDDEN_SIZE + column, mask=inside, other=0.0)
             gradient = scale * (rest * slope * own - factor * others)
+            # p = 1, or a row that is not scored, whose logits may be NaN
+            gradient = tl.where(rest == 0.0, 0.0, gradient)
             tl.store(unit + row * HIDDEN_SIZE + column, gradient, mask=inside)
 
 
@@ -145,13 +148,17 @@ def _forward(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
+    graph: Tensor,
     ignore_index: int,
     softcap: float | None,
     scale: float,
     max_workspace_bytes: int,
     with_unit: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """→ logps (N,) float32, U (N, H) or (0, H), and what a trainable head's backward needs, (3, N) float32."""
+    """→ logps (N,) float32, U (N, H) or (0, H), and what a trainable head's backward needs, (3, N) float32.
+
+    graph: (0, H), of the graph of hidden and without its memory: ties a frozen head's backward to it.
+    """
     rows, hidden_size = hidden.shape
     logps, unit, stats = _allocate_outputs(hidden, with_unit)
     if rows == 0:
@@ -186,7 +193,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes, with_unit):
+def _(hidden, weight, targets, bias, graph, ignore_index, softcap, scale, max_workspace_bytes, with_unit):
     return _allocate_outputs(hidden, with_unit)
 
 
@@ -233,10 +240,10 @@ def _forward_rows(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, weight, targets, bias, _, ctx.softcap, ctx.scale, ctx.max_workspace_bytes, ctx.with_unit = inputs
+    hidden, weight, targets, bias, graph, _, ctx.softcap, ctx.scale, ctx.max_workspace_bytes, ctx.with_unit = inputs
     _, unit, stats = output
     if ctx.with_unit:
-        ctx.save_for_backward(unit)
+        ctx.save_for_backward(unit, graph)
     else:
         ctx.save_for_backward(hidden, weight, targets, bias, stats)
     ctx.mark_non_differentiable(unit, stats)
@@ -244,30 +251,34 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad_logps: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads: list[Tensor | None] = [None] * 9
+    grads: list[Tensor | None] = [None] * 10
     if grad_logps is None:
         return tuple(grads)
     if ctx.with_unit:
-        (unit,) = ctx.saved_tensors
-        # out= keeps the float32 product from being stored before it is rounded.
-        grads[0] = torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit))
+        unit, graph = ctx.saved_tensors
+        with torch.no_grad():
+            # out= keeps the float32 product from being stored before it is rounded.
+            found = torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit))
+        grads[0] = differentiable_once("linear_token_logps", found, graph, grad_logps)
         return tuple(grads)
     hidden, weight, targets, bias, stats = ctx.saved_tensors
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
-    found = trainable_head_backward(
-        grad_logps.contiguous(),
-        hidden,
-        weight,
-        targets,
-        bias,
-        stats,
-        ctx.softcap,
-        ctx.scale,
-        ctx.max_workspace_bytes,
-        *needed,
-    )
+    with torch.no_grad():
+        found = trainable_head_backward(
+            grad_logps.contiguous(),
+            hidden,
+            weight,
+            targets,
+            bias,
+            stats,
+            ctx.softcap,
+            ctx.scale,
+            ctx.max_workspace_bytes,
+            *needed,
+        )
+    parents = [hidden, weight, grad_logps, *([] if bias is None else [bias])]
     for position, grad, need in zip((0, 1, 3), found, needed, strict=True):
-        grads[position] = grad if need else None
+        grads[position] = differentiable_once("linear_token_logps", grad, *parents) if need else None
     return tuple(grads)
 
 
@@ -299,10 +310,12 @@ def linear_token_logps(
     Returns (N,) float32 (float64 for float64). Whether the head is trained is read from requires_grad of `weight` and
     `bias`: a frozen head takes 4NHV operations for forward and backward and keeps the unit gradient, (N, H), between
     them; a trainable one 8NHV. Without grad: 2NHV, nothing kept. Plain PyTorch, on a CPU, recomputes the logits in the
-    backward for either. Twice differentiable in plain PyTorch only.
+    backward for either. NaN and infinities give what log_softmax gives, in value and gradient; a row that is ignored
+    gives 0 and no gradient whatever its logits are.
 
     Raises ValueError for shapes, dtypes, devices or options that do not fit, a head wrapped by an adapter, and a target
-    out of range (on a GPU: an assertion on the device, so that nothing synchronises).
+    out of range (on a GPU: an assertion on the device, so that nothing synchronises). Plain PyTorch can be
+    differentiated twice and in forward mode; the kernels raise NotImplementedError where that is tried.
     """
     hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
     if not use_triton(hidden):
@@ -316,9 +329,10 @@ def linear_token_logps(
             scale=scale,
             max_workspace_bytes=max_workspace_bytes,
         )
+    refuse_forward_mode("linear_token_logps", hidden, weight, bias)
     frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
     with_unit = torch.is_grad_enabled() and hidden.requires_grad and frozen
     bias = None if bias is None else bias.contiguous()
-    return _forward(
-        hidden, weight, targets.contiguous(), bias, ignore_index, softcap, scale, max_workspace_bytes, with_unit
-    )[0]
+    graph = hidden[:0].clone()  # a slice alone would keep all of hidden for the backward
+    options = (ignore_index, softcap, scale, min(max_workspace_bytes, 2**62), with_unit)
+    return _forward(hidden, weight, targets.contiguous(), bias, graph, *options)[0]

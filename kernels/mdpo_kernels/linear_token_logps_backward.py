@@ -48,6 +48,7 @@ def linear_token_logps_bwd_kernel(
     z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
     others = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
     gradient = grad * slope * tl.where(column == target, rest, -factor * tl.exp(others - maximum))
+    gradient = tl.where(rest == 0.0, 0.0, gradient)  # p = 1, or a row that is not scored, whose logits may be NaN
     tl.store(coefficients + row * row_stride + column, gradient, mask=column < COLUMNS)
 
 
@@ -79,8 +80,10 @@ def trainable_head_backward(
             (weight[:, 0], needs_bias, torch.float32),
         )
     )
+    if rows == 0:
+        return hidden_sum.to(hidden.dtype), grad_weight, bias_sum if bias is None else bias_sum.to(bias.dtype)
     max_entries = max_workspace_bytes // (4 + weight.itemsize)
-    tiling = plan_tiles(max(rows, 1), vocabulary, max_entries, whole_rows=rows, tiled_rows=TILED_ROWS)
+    tiling = plan_tiles(rows, vocabulary, max_entries, whole_rows=rows, tiled_rows=TILED_ROWS)
     logits, coefficients = (tiling.buffer(dtype, hidden.device) for dtype in (torch.float32, weight.dtype))
     with torch.autocast(hidden.device.type, enabled=False):
         for first in range(0, vocabulary, tiling.columns):

@@ -14,13 +14,13 @@ A branch that an example does not have drops every term that uses it; the mean s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_branch_logps, check_cu_seqlens, check_same_device, check_vector
+from .checks import check_branch_logps, check_cu_seqlens, check_positive, check_same_device, check_vector, is_finite
 
 BRANCHES = ("chosen", "rejected", "image_rejected")
 CHOSEN, REJECTED, IMAGE_REJECTED = range(3)
@@ -50,6 +50,27 @@ class Anchor(NamedTuple):
     offset: float
 
 
+class _SequenceSums(torch.autograd.Function):
+    """segment_reduce's sums, with a gradient that has one itself: PyTorch's own has none."""
+
+    @staticmethod
+    def forward(values: Tensor, offsets: Tensor) -> Tensor:
+        # unsafe=True leaves out segment_reduce's own look at the offsets, which would synchronise.
+        return torch.segment_reduce(values, "sum", offsets=offsets, unsafe=True, initial=0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        values, offsets = inputs
+        ctx.rows = values.shape[0]
+        ctx.save_for_backward(offsets)
+
+    @staticmethod
+    def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (offsets,) = ctx.saved_tensors
+        rows = torch.arange(ctx.rows, device=offsets.device)
+        return grad_sums[torch.bucketize(rows, offsets[1:], right=True)], None
+
+
 def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Sums token log-probs over each sequence.
 
@@ -65,8 +86,7 @@ def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor) -> Tensor:
     check_vector("token_logps", token_logps, floating=True)
     check_cu_seqlens(cu_seqlens, rows=token_logps.shape[0])
     check_same_device(token_logps=token_logps, cu_seqlens=cu_seqlens)
-    # unsafe=True leaves out segment_reduce's own look at the offsets, which would synchronise.
-    sums = torch.segment_reduce(token_logps.double(), "sum", offsets=cu_seqlens.long(), unsafe=True, initial=0)
+    sums: Tensor = _SequenceSums.apply(token_logps.double(), cu_seqlens.long())  # pyright: ignore[reportAssignmentType]
     return sums.to(result_dtype(token_logps))
 
 
@@ -89,14 +109,37 @@ def mdpo_loss(
     num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
 
     policy == reference gives rewards and margins of exactly 0, so log 2 a term. Raises ValueError for shapes, devices
-    or options that do not fit.
+    or options that do not fit. Can be differentiated twice.
     """
     check_branch_logps("policy", policy)
     check_branch_logps("reference", reference, examples=policy.shape[1])
     check_same_device(policy=policy, reference=reference)
-    anchor_terms = check_options(beta, anchor, anchors, num_examples)
-
     present = ~(policy.isnan() | reference.isnan())
+    return loss_of_branches(
+        policy,
+        reference,
+        present,
+        beta=beta,
+        anchor=anchor,
+        conditional=conditional,
+        anchors=anchors,
+        num_examples=num_examples,
+    )
+
+
+def loss_of_branches(
+    policy: Tensor,
+    reference: Tensor,
+    present: Tensor,
+    *,
+    beta: float = 0.1,
+    anchor: float | Sequence[float] = 0.0,
+    conditional: bool = True,
+    anchors: Sequence[str] = ("chosen",),
+    num_examples: int | None = None,
+) -> MDPOLoss:
+    """`mdpo_loss` where `present`, (3, B) bool, says which branches there are: a NaN of a present one stays a NaN."""
+    anchor_terms = check_options(beta, anchor, anchors, num_examples)
     # NaN is replaced before it enters any arithmetic: a NaN that is masked afterwards still poisons the gradient.
     dtype = result_dtype(policy, reference)
     ratio = policy.to(dtype).where(present, 0) - reference.detach().to(dtype).where(present, 0)
@@ -124,19 +167,20 @@ def check_options(
     beta: float, anchor: float | Sequence[float], anchors: Sequence[str], num_examples: int | None
 ) -> tuple[Anchor, ...]:
     """Checks the options of a loss and pairs each anchored branch with its offset; ValueError names what is wrong."""
-    # Comparisons, not math.isfinite: under torch.compile with dynamic shapes these numbers are symbols.
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta is {beta!r}; expected a finite number above 0")
-    if num_examples is not None and not num_examples > 0:
-        raise ValueError(f"num_examples is {num_examples!r}; expected a number above 0, or None for the batch's own")
+    check_positive("beta", beta)
+    if num_examples is not None:
+        check_positive("num_examples", num_examples, ", or None for the batch's own")
     if isinstance(anchors, str):
         raise ValueError(f"anchors is the string {anchors!r}; expected a sequence of names, as in ({anchors!r},)")
+    if not isinstance(anchors, Sequence):
+        raise ValueError(f"anchors is {anchors!r}; expected a sequence of names out of {BRANCHES}")
     unknown = [name for name in anchors if name not in BRANCHES]
     if unknown or len(set(anchors)) != len(anchors):
         raise ValueError(f"anchors is {anchors!r}; expected names out of {BRANCHES}, each at most once")
-    offsets = [float(x) for x in anchor] if isinstance(anchor, Sequence) else [float(anchor)] * len(anchors)
-    if len(offsets) != len(anchors) or not all(-math.inf < offset < math.inf for offset in offsets):
+    given = list(anchor) if isinstance(anchor, Sequence) else [anchor] * len(anchors)
+    if not is_finite(*given) or len(given) != len(anchors) or not (isinstance(anchor, Sequence) or is_finite(anchor)):
         raise ValueError(f"anchor is {anchor!r}; expected a finite number, or one for each of anchors={anchors!r}")
+    offsets = [float(offset) for offset in given]
     rows = [BRANCHES.index(name) for name in anchors]
     return tuple(Anchor(row, 1.0 if row == CHOSEN else -1.0, offset) for row, offset in zip(rows, offsets, strict=True))
 

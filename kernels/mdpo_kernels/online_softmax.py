@@ -5,7 +5,8 @@ For a row of logits z with target y, m = max_{v≠y} z_v and S = Σ_{v≠y} exp(
     logp = log σ(d)  and  1 − p = σ(−d)  with  d = (z_y − m) − log S.
 
 No digit of 1 − p is lost for a confident token, neither here nor in the gradient, which is proportional to it. Where
-there is no other token, m is −3e38 and S is 0: then p = 1. All of it is float32.
+there is no other token, or all of them are at −inf, m is float32's lowest number and S is 0: then p = 1. NaN, +inf
+anywhere in a row and a row that is −inf throughout give NaN, as they do in PyTorch's log_softmax. All of it is float32.
 
 Written with exp, log and arithmetic alone: libdevice's tanh and log1p do not exist in Triton's interpreter.
 """
@@ -38,8 +39,11 @@ def scale_and_cap(x, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 @triton.jit
 def empty_lanes(BLOCK: tl.constexpr):
-    """The running maximum and sum of BLOCK lanes before the first logit; finite, since −inf − −inf is NaN."""
-    return tl.full((BLOCK,), -3.0e38, tl.float32), tl.zeros((BLOCK,), tl.float32)
+    """The running maximum and sum of BLOCK lanes before the first logit; finite, since −inf − −inf is NaN.
+
+    The maximum is the lowest float32, not just a low number: it is what many mask with, and has to count as a logit.
+    """
+    return tl.full((BLOCK,), -3.4028234663852886e38, tl.float32), tl.zeros((BLOCK,), tl.float32)
 
 
 @triton.jit
@@ -78,8 +82,10 @@ def log_sigmoid(x):
 @triton.jit
 def log_prob(target_logit, maximum, total, scored):
     """logp, 1 − p, and (1 − p)/S, the factor that turns exp(z_v − m) into p_v; all 0 for a row that is not scored."""
-    some = scored & (total != 0.0)  # not "> 0": a row of NaN has to come out as NaN
-    margin = (target_logit - maximum) - tl.log(tl.where(some, total, 1.0))
-    log_probability, rest = log_sigmoid(tl.where(some, margin, 0.0))
-    rest = tl.where(some, rest, 0.0)
-    return tl.where(some, log_probability, 0.0), rest, rest / tl.where(some, total, 1.0)
+    others = total != 0.0  # not "> 0": a row of NaN has to come out as NaN
+    margin = (target_logit - maximum) - tl.log(tl.where(others, total, 1.0))
+    alone = tl.where(tl.abs(target_logit) < float("inf"), float("inf"), float("nan"))
+    margin = tl.where(target_logit == float("inf"), float("nan"), tl.where(others, margin, alone))
+    log_probability, rest = log_sigmoid(tl.where(scored, margin, 0.0))
+    rest = tl.where(scored, rest, 0.0)
+    return tl.where(scored, log_probability, 0.0), rest, rest / tl.where(others, total, 1.0)

@@ -12,7 +12,6 @@ numbers close to 1. Computed in float32, or float64 for float64 inputs (which is
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention_reference import varlen_attention
-from .checks import check_cu_seqlens, check_linear_arguments, check_logits_arguments
-from .loss import MDPOLoss, mdpo_loss, result_dtype, sequence_logps
+from .checks import check_branch_logps, check_cu_seqlens, check_linear_arguments, check_logits_arguments
+from .loss import MDPOLoss, loss_of_branches, mdpo_loss, result_dtype, sequence_logps
 
 __all__ = [
     "fused_linear_mdpo_loss",
@@ -52,8 +51,11 @@ def token_logps(
 ) -> Tensor:
     """`mdpo_kernels.token_logps` in plain PyTorch; `inplace_backward` is accepted and changes nothing."""
     check_logits_arguments(logits, targets, ignore_index, softcap, scale)
-    scaled = _scale_and_cap(logits.to(result_dtype(logits)), softcap, scale)
-    return _log_prob(*_tile_statistics(scaled, targets, 0), targets != ignore_index)
+    targets = targets.long()  # against an int32 tensor PyTorch compares an ignore_index modulo 2³²
+    scored = targets != ignore_index
+    # A row that is not scored has no gradient, whatever is in it: 0 times NaN would be one.
+    kept = logits.to(result_dtype(logits)).masked_fill(~scored.unsqueeze(1), 0)
+    return _log_prob(*_tile_statistics(_scale_and_cap(kept, softcap, scale), targets, 0), scored)
 
 
 def linear_token_logps(
@@ -78,11 +80,14 @@ def linear_token_logps(
 
     logps = []
     # The cast is out here, so that autograd adds the tiles' gradients up in float32 and rounds their sum once.
-    for hidden_rows, target_rows in zip(hidden.to(dtype).split(rows), targets.split(rows), strict=True):
+    targets = targets.long()  # as in token_logps
+    scored = targets != ignore_index
+    chunks = zip(hidden.to(dtype).split(rows), targets.split(rows), scored.split(rows), strict=True)
+    for hidden_rows, target_rows, scored_rows in chunks:
         tiles = [
             checkpoint(
                 _linear_tile_statistics,
-                *(hidden_rows, weight_tile, bias_tile, target_rows, tile * columns, softcap, scale),
+                *(hidden_rows, weight_tile, bias_tile, target_rows, scored_rows, tile * columns, softcap, scale),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
@@ -91,7 +96,7 @@ def linear_token_logps(
         maxima, sums, target_logits = (torch.stack(parts) for parts in zip(*tiles, strict=True))
         maximum = maxima.amax(0)
         total = (sums * (maxima - _finite(maximum)).exp()).sum(0)
-        logps.append(_log_prob(maximum, total, target_logits.sum(0), target_rows != ignore_index))
+        logps.append(_log_prob(maximum, total, target_logits.sum(0), scored_rows))
     return torch.cat(logps)
 
 
@@ -170,15 +175,11 @@ def loss_of_logps(logps: Tensor, cu_seqlens: Tensor, reference: Tensor, **object
 
     An empty sequence is an absent branch, a NaN log-prob is not: it makes the loss NaN instead of dropping the terms.
     """
-    result = mdpo_loss(branch_logps(logps, cu_seqlens, reference), reference, **objective)
-    return replace(result, loss=torch.where(logps.isnan().any(), float("nan"), result.loss))
-
-
-def branch_logps(token_logps: Tensor, cu_seqlens: Tensor, reference: Tensor) -> Tensor:
-    """(N,) and (3B + 1,) → (3, B): `sequence_logps`, with NaN, the mark of an absent branch, for an empty sequence."""
-    check_cu_seqlens(cu_seqlens, rows=token_logps.shape[0], examples=reference.shape[1])
-    sums = sequence_logps(token_logps, cu_seqlens)
-    return sums.where(cu_seqlens.diff() > 0, float("nan")).view(3, -1)
+    check_branch_logps("reference", reference)
+    check_cu_seqlens(cu_seqlens, rows=logps.shape[0], examples=reference.shape[1])
+    policy = sequence_logps(logps, cu_seqlens).view(3, -1)
+    present = (cu_seqlens.diff() > 0).view(3, -1) & ~reference.isnan()
+    return loss_of_branches(policy, reference, present, **objective)
 
 
 def _scale_and_cap(logits: Tensor, softcap: float | None, scale: float) -> Tensor:
@@ -192,6 +193,7 @@ def _linear_tile_statistics(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
+    scored: Tensor,
     first_column: int,
     softcap: float | None,
     scale: float,
@@ -200,6 +202,7 @@ def _linear_tile_statistics(
     # Casting the tile, not the product: bf16 logits would cost 1e-2 a token. Autocast would round them again.
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+    logits.masked_fill_(~scored.unsqueeze(1), 0)  # as in token_logps
     return _tile_statistics(_scale_and_cap(logits, softcap, scale), targets, first_column)
 
 
@@ -208,7 +211,7 @@ def _tile_statistics(logits: Tensor, targets: Tensor, first_column: int) -> tupl
 
     m is a constant to autograd (it cancels in the log-prob); a target that is not in the tile leaves z_y = 0.
     """
-    column = targets.long() - first_column
+    column = targets - first_column
     inside = (column >= 0) & (column < logits.shape[1])
     index = column.clamp(0, logits.shape[1] - 1).unsqueeze(1)
     found = logits.gather(1, index).squeeze(1)
@@ -220,10 +223,17 @@ def _tile_statistics(logits: Tensor, targets: Tensor, first_column: int) -> tupl
 
 
 def _log_prob(maximum: Tensor, total: Tensor, target_logit: Tensor, scored: Tensor) -> Tensor:
-    """log σ((z_y − m) − log S); 0 where the vocabulary has no other token (S = 0) and for rows that are not scored."""
-    some = scored & (total != 0)  # not "> 0": NaN has to come out as NaN
-    margin = (target_logit - _finite(maximum)) - total.where(some, 1).log()
-    return F.logsigmoid(margin).where(some, 0)
+    """log σ((z_y − m) − log S), 0 for rows that are not scored; NaN and infinities as in log_softmax, gradients too.
+
+    S = 0 says that there is no other token, or that all others are at −inf: then p = 1.
+    """
+    others = total != 0  # not "> 0": NaN has to come out as NaN
+    margin = (target_logit - _finite(maximum)) - total.where(others, 1).log()
+    # +inf, or NaN if z_y is not finite. S, which is 0, is there for the gradient: a NaN has to reach the whole row.
+    alone = (target_logit - target_logit) + float("inf") - total
+    # 0, or NaN for a target at +inf.
+    undefined = 0 * target_logit.clamp_min(0)
+    return F.logsigmoid(margin.where(others, alone) + undefined).where(scored, 0)
 
 
 def _finite(maximum: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import reference
 from .backend import tl, triton, use_triton
 from .checks import check_logits_arguments
+from .derivatives import differentiable_once, refuse_forward_mode
 from .online_softmax import add_lanes, empty_lanes, log_prob, reduce_lanes, scale_and_cap
 
 
@@ -80,6 +81,7 @@ def token_logps_bwd_kernel(
     z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
     others = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
     gradient = grad * slope * tl.where(column == target, rest, -factor * tl.exp(others - maximum))
+    gradient = tl.where(rest == 0.0, 0.0, gradient)  # p = 1, or a row that is not scored, whose logits may be NaN
     tl.store(grad_logits + row * grad_row_stride + column, gradient, mask=column < COLUMNS)
 
 
@@ -179,11 +181,13 @@ def _differentiate(ctx: Any, grad_logps: Tensor | None, _: Tensor | None) -> tup
     if grad_logps is None:
         return (None,) * 6
     logits, targets, stats = ctx.saved_tensors
-    if not ctx.inplace_backward:
-        return _backward(grad_logps, logits, targets, stats, ctx.softcap, ctx.scale), *(None,) * 5
-    overwritten = logits.detach()
-    _backward_inplace(grad_logps, overwritten, targets, stats, ctx.softcap, ctx.scale)
-    return overwritten, *(None,) * 5
+    with torch.no_grad():
+        if ctx.inplace_backward:
+            found = logits.detach()
+            _backward_inplace(grad_logps, found, targets, stats, ctx.softcap, ctx.scale)
+        else:
+            found = _backward(grad_logps, logits, targets, stats, ctx.softcap, ctx.scale)
+    return differentiable_once("token_logps", found, logits, grad_logps), *(None,) * 5
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -207,16 +211,19 @@ def token_logps(
         not contiguous, rows that overlap), under torch.compile and in plain PyTorch it has no effect.
 
     Returns (N,) float32 (float64 for float64). Statistics are float32; the gradient has the dtype of the logits, and
-    its error does not grow as p → 1. Twice differentiable in plain PyTorch only.
+    its error does not grow as p → 1. NaN and infinities give what log_softmax gives, in value and gradient; a row that
+    is ignored gives 0 and no gradient whatever is in it.
 
     Raises ValueError for shapes, dtypes, devices or options that do not fit, and for a target out of range (on a GPU:
-    an assertion on the device, so that nothing synchronises).
+    an assertion on the device, so that nothing synchronises). Plain PyTorch can be differentiated twice and in forward
+    mode; the kernels raise NotImplementedError where that is tried.
 
     Online softmax: Milakov and Gimelshein 2018; here with the target kept out of the sum.
     """
     check_logits_arguments(logits, targets, ignore_index, softcap, scale)
     if not use_triton(logits):
         return reference.token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
+    refuse_forward_mode("token_logps", logits)
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     owns_its_rows = logits.stride(0) >= logits.shape[1]

@@ -185,6 +185,28 @@ def test_scores_in_the_thousands_stay_finite() -> None:
         torch.testing.assert_close(got, expected, rtol=resolution, atol=resolution)
 
 
+@pytest.mark.parametrize("special", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("blocks", ["fused", "dense"])
+def test_nan_and_infinities_come_out_as_softmax_has_them(
+    blocks: str, special: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's kernel for CPUs makes 0 of a query that is NaN, and of keys at −inf."""
+    if blocks == "dense":
+        monkeypatch.setattr(attention_segmentwise, "_block_forward", attention_segmentwise._dense_forward)
+        monkeypatch.setattr(attention_segmentwise, "_block_backward", attention_segmentwise._dense_backward)
+    segments = PATTERNS["example"]
+    for which in range(3):
+        for rows in ([2], list(range(7)), [11], [0]):  # in a prefix, all of it, in a response, its first row
+            tensors = [t.abs() for t in inputs(24, (2, 2, 8))]
+            tensors[which][rows, :, 0] = special
+            ours = run(varlen_attention, tuple(tensors), segments)
+            expected = run(reference.varlen_attention, tuple(tensors), segments)
+            for got, wanted in zip(ours[:2], expected[:2], strict=True):
+                torch.testing.assert_close(got, wanted, equal_nan=True)
+            for got, wanted in zip(ours[2:], expected[2:], strict=True):
+                assert got.isnan().any() == wanted.isnan().any()
+
+
 def test_views_and_strides_of_a_model_are_taken() -> None:
     """Models hand over (1, H, T, D) transposed and squeezed: no stride is the contiguous one."""
     segments = PATTERNS["example"]
@@ -295,6 +317,8 @@ def test_empty_batch_is_an_empty_output() -> None:
         ([(0, 3)], [[(0, 3)], [(0, 3)]], "2 entries for 1"),
         ([(0, 3)], [[(0, 4)]], r"key_ranges\[0\].*<= 3 rows"),
         ([(0, 3)], [[(1, 3)]], "2 keys for 3 query rows"),
+        ([(0, 3), (3, 5)], [[(0, 3)], [(3, 5), (0, 3)]], r"key_ranges\[1\].*own rows \(3, 5\) at the end"),
+        ([(0, 3), (3, 5)], [[(0, 3)], [(0, 4)]], r"key_ranges\[1\].*own rows"),
     ],
 )  # fmt: skip
 def test_ranges_that_do_not_fit_are_named(query_ranges: list, key_ranges: list, message: str) -> None:
@@ -317,6 +341,16 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     for message, arguments in bad.items():
         with pytest.raises(ValueError, match=message):
             varlen_attention(*arguments)
+    no_heads = query[:, :0]
+    with pytest.raises(ValueError, match="query is a builtins.list"):
+        varlen_attention(query.tolist(), key, value, segments)
+    with pytest.raises(ValueError, match=r"query is \(24, 0, 16\) .*at least one head"):
+        varlen_attention(no_heads, no_heads, no_heads, segments)
+    with pytest.raises(ValueError, match=r"key is \(24, 0, 16\)"):
+        varlen_attention(query, no_heads, no_heads, segments)
+    for scale in (float("inf"), float("nan"), 0.0, -1.0):
+        with pytest.raises(ValueError, match=rf"scale is {scale}; expected a finite number above 0"):
+            varlen_attention(query, key, value, segments, scale=scale)
     with pytest.raises(ValueError, match="backend is 'flash'"):
         varlen_attention(query, key, value, segments, backend="flash")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="expects bfloat16 or float16 on a GPU"):

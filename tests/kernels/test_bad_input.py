@@ -13,6 +13,8 @@ from mdpo_kernels import linear_token_logps, token_logps
 
 LOGITS, TARGETS = torch.zeros(3, 10), torch.tensor([0, 9, -100])
 HIDDEN, WEIGHT = torch.zeros(3, 4), torch.zeros(10, 4)
+# 10³⁹ is infinite in float32, 1e-46 is 0.
+NO_POSITIVE_NUMBER = (float("inf"), float("-inf"), float("nan"), 10**39, 1e-46, 0.0, -3.0, "1", True)
 
 
 @pytest.mark.parametrize(
@@ -27,8 +29,14 @@ HIDDEN, WEIGHT = torch.zeros(3, 4), torch.zeros(10, 4)
         ({"targets": TARGETS + 1}, "targets holds a value outside 0 to 9 that is not ignore_index -100"),
         ({"targets": TARGETS - 1}, "targets holds a value outside 0 to 9"),
         ({"ignore_index": -1}, "that is not ignore_index -1"),
-        ({"softcap": 0.0}, "softcap is 0.0; expected a number above 0, or None"),
-        ({"scale": -1.0}, "scale is -1.0; expected a number above 0"),
+        ({"logits": torch.zeros(2, 3, 10)}, r"logits is \(2, 3, 10\) .*: logits.flatten\(0, 1\)"),
+        ({"logits": LOGITS[:, :0]}, r"logits is \(3, 0\) .*; expected at least one column"),
+        ({"targets": TARGETS.tolist()}, r"targets is a builtins.list; expected a \(N,\) tensor"),
+        ({"targets": TARGETS[None]}, r"targets is \(1, 3\) .*: targets.flatten\(0, 1\)"),
+        ({"targets": torch.tensor([0, 10, 1], dtype=torch.int32)}, "targets holds a value outside 0 to 9"),
+        *(({"ignore_index": x}, rf"ignore_index is {x}; expected a whole number") for x in (None, -100.0, 2**63)),
+        *(({"softcap": x}, rf"softcap is {x!r}; expected a finite number above 0 in float32, or None") for x in NO_POSITIVE_NUMBER),
+        *(({"scale": x}, rf"scale is {x!r}; expected a finite number above 0") for x in (*NO_POSITIVE_NUMBER, None)),
     ],
 )
 def test_token_logps(change: dict[str, Any], message: str) -> None:
@@ -48,14 +56,28 @@ def test_token_logps(change: dict[str, Any], message: str) -> None:
         ({"weight": WEIGHT.to("meta")}, "weight on meta"),
         ({"bias": torch.zeros(9)}, r"bias is \(9,\) float32 on cpu; expected 10 entries"),
         ({"targets": TARGETS + 1}, "targets holds a value outside 0 to 9"),
-        ({"max_workspace_bytes": 1000}, "max_workspace_bytes is 1000; expected at least 1024"),
-        ({"softcap": -3.0}, "softcap is -3.0"),
+        ({"weight": WEIGHT[:0]}, r"weight is \(0, 4\) .*; expected at least one row"),
+        ({"hidden": HIDDEN[:, :0], "weight": WEIGHT[:, :0]}, r"hidden is \(3, 0\) .*; expected at least one column"),
+        ({"hidden": HIDDEN[None]}, r": hidden.flatten\(0, 1\)"),
+        ({"targets": TARGETS.tolist()}, "targets is a builtins.list"),
+        ({"bias": [0.0] * 10}, "bias is a builtins.list"),
+        *(
+            ({"max_workspace_bytes": x}, rf"max_workspace_bytes is {x!r}; expected a whole number, at least 1024")
+            for x in (1000, 0, -1, 2.0**20, float("inf"), True)
+        ),
+        *(({"softcap": x}, rf"softcap is {x!r}") for x in NO_POSITIVE_NUMBER),
+        *(({"scale": x}, rf"scale is {x!r}") for x in (*NO_POSITIVE_NUMBER, None)),
     ],
 )
 def test_linear_token_logps(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS} | change
     with pytest.raises(ValueError, match=message):
         linear_token_logps(**arguments)
+
+
+def test_a_workspace_beyond_any_memory_is_no_bound() -> None:
+    expected = linear_token_logps(HIDDEN, WEIGHT, TARGETS)
+    assert torch.equal(linear_token_logps(HIDDEN, WEIGHT, TARGETS, max_workspace_bytes=10**30), expected)
 
 
 def test_a_head_wrapped_by_an_adapter_is_refused_with_the_remedy() -> None:

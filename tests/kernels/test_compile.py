@@ -83,8 +83,9 @@ def test_opcheck(device: torch.device) -> None:
     opcheck(OPS.token_logps, (logits, targets, -100, None, 1.0, False))
     opcheck(OPS.token_logps_backward, (grad, plain["logits"], targets, stats, None, 1.0))
     opcheck(OPS.token_logps_backward_, (grad, plain["logits"].clone(), targets, stats, None, 1.0))
-    opcheck(OPS.linear_token_logps, (hidden, plain["weight"], targets, None, *options, True))
-    opcheck(OPS.linear_token_logps, (hidden, weight, targets, bias, *options, False))
+    graph = hidden[:0].clone()
+    opcheck(OPS.linear_token_logps, (hidden, plain["weight"], targets, None, graph, *options, True))
+    opcheck(OPS.linear_token_logps, (hidden, weight, targets, bias, graph, *options, False))
     backward = (grad, plain["hidden"], plain["weight"], targets, plain["bias"], stats, 3.0, 0.5, 2**20)
     opcheck(OPS.linear_token_logps_backward, (*backward, True, True, True))
     opcheck(OPS.linear_token_logps_backward, (*backward, False, False, True))
@@ -93,44 +94,48 @@ def test_opcheck(device: torch.device) -> None:
     opcheck(OPS.mdpo_loss_backward, (torch.ones(2, device=device), torch.ones(3, 2, device=device), cu_seqlens, 6))
 
 
-COMPILE_FOR_HOPPER = """
+COMPILE = """
 import importlib
+import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 FLAGS = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WITH_COEFFICIENTS": True, "FIRST": False, "WITH_UNIT": True,
          "CONDITIONAL": True, "ANCHOR_CHOSEN": True, "ANCHOR_REJECTED": True, "ANCHOR_IMAGE_REJECTED": True,
-         "COLUMNS": 5000, "HIDDEN_SIZE": 300, "BLOCK": 256}
+         "COLUMNS": 5000, "HIDDEN_SIZE": 300, "COPIES": 3, "BLOCK": 256}
 INTEGERS = {"row_stride", "grad_row_stride", "rows", "tile_rows", "ignore_index", "first_column", "weight_row_stride",
-            "weight_column_stride", "examples"}
+            "weight_column_stride", "examples", "width"}
 NUMBERS = {"scale", "softcap", "beta", "offset_chosen", "offset_rejected", "offset_image_rejected"}
-HALF = {"weight", "bias", "unit", "coefficients", "grad_logits"}
+HALF = {"weight", "bias", "unit", "coefficients", "grad_logits", "gathered_ptr", "out_ptr"}
 
 def kind(name):
     if name in FLAGS: return "constexpr"
     if name in INTEGERS: return "i32"
     if name in NUMBERS: return "fp32"
-    if name in ("targets", "cu_seqlens"): return "*i64"
+    if name in ("targets", "cu_seqlens", "copies_ptr"): return "*i64"
     return "*bf16" if name in HALF else "*fp32"
 
-for module in ("token_logps", "linear_token_logps", "linear_token_logps_backward", "fused_loss"):
+for module in ("token_logps", "linear_token_logps", "linear_token_logps_backward", "fused_loss", "attention_gather"):
     for name, kernel in vars(importlib.import_module("mdpo_kernels." + module)).items():
         if name.endswith("_kernel"):
             signature = {argument: kind(argument) for argument in kernel.arg_names}
             constants = {(i,): FLAGS[argument] for i, argument in enumerate(kernel.arg_names) if argument in FLAGS}
-            triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
-            print(name)
+            for capability in map(int, sys.argv[1:]):
+                triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+                print(name, capability)
 """
 
 
-def test_every_kernel_compiles_for_an_h200() -> None:
+def test_every_kernel_compiles_for_ampere_hopper_and_blackwell() -> None:
     """The interpreter accepts what the compiler does not, and the compiler needs no GPU, only a process of its own."""
+    capabilities = ("80", "90", "120")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, "-c", COMPILE_FOR_HOPPER], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", COMPILE, *capabilities]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 7
+    assert len(done.stdout.splitlines()) == 8 * len(capabilities)
 
 
 def test_the_reference_has_every_function_with_the_same_parameters() -> None:

@@ -150,7 +150,12 @@ def test_loss_and_sums_under_compile() -> None:
         ({"anchors": ("chosn",)}, "anchors is .*chosn.*; expected names out of"),
         ({"anchors": ("chosen", "chosen")}, "each at most once"),
         ({"anchor": (0.0, 0.1)}, r"anchor is \(0.0, 0.1\); expected .* one for each of anchors=\('chosen',\)"),
-        ({"num_examples": 0}, "num_examples is 0; expected a number above 0"),
+        *(({"beta": x}, rf"beta is {x!r}") for x in (math.inf, 10**39, -0.1, "0.1", None)),
+        *(({"anchor": x}, rf"anchor is {x!r}; expected a finite number") for x in (math.inf, NAN, None, "0")),
+        ({"anchor": (math.inf,)}, r"anchor is \(inf,\); expected a finite number"),
+        ({"anchors": (), "anchor": NAN}, "anchor is nan"),
+        ({"anchors": None}, "anchors is None; expected a sequence of names"),
+        *(({"num_examples": x}, rf"num_examples is {x!r}; expected a finite number above 0") for x in (0, -2, math.inf)),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

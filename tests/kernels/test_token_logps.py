@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mdpo_kernels
 from mdpo_kernels import reference, token_logps
 from tests.numerics import assert_as_exact_as_torch, relative_error
 
@@ -152,6 +153,16 @@ def test_masked_tokens_of_probability_zero(device: torch.device) -> None:
 def test_int32_targets(device: torch.device) -> None:
     logits, targets, _ = make(Case("int32"), device)
     assert torch.equal(token_logps(logits, targets.int()), token_logps(logits, targets))
+    head = torch.randn(37, 4, device=device)
+    for module in (mdpo_kernels, reference):
+        inside = targets.clamp_min(0)
+        inside[0] = 0  # which an ignore_index of −2⁴⁰ is modulo 2³²
+        expected = module.token_logps(logits, inside)
+        assert torch.equal(module.token_logps(logits, inside.int(), ignore_index=-(2**40)), expected)
+        expected = module.linear_token_logps(logits[:, :4], head, inside)
+        assert torch.equal(
+            module.linear_token_logps(logits[:, :4], head, inside.int(), ignore_index=-(2**40)), expected
+        )
 
 
 @pytest.mark.gpu
