@@ -27,7 +27,7 @@ from mdpo.packing import pack
 _log = logging.getLogger(__name__)
 
 # Optimizers that transformers can only build for a model: before there is one, only what they need is asked for.
-_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
+_OF_A_MODEL = ("galore", "apollo")
 
 
 def check_settings(args: MDPOConfig, *, optimizer: bool = False) -> None:
@@ -65,7 +65,7 @@ def _check_optimizer(args: MDPOConfig) -> None:
     except (ImportError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"optim: {name!r} cannot be used ({short(error)}); install it, or use adamw_torch") from error
     except (ValueError, TypeError) as error:
-        if name.startswith(_OF_A_MODEL) and (args.optim_target_modules is not None or "lomo" in name):
+        if name.startswith(_OF_A_MODEL) and args.optim_target_modules is not None:
             return  # it asks for the model
         raise InputError(f"optim: {name!r} cannot be used ({short(error)}); correct it, or use adamw_torch") from error
 

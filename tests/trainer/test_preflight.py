@@ -120,8 +120,8 @@ def test_a_tracker_that_is_not_installed(config, capsys, monkeypatch, package):
     ("optimizer", "package"),
     [
         ("adamw_8bit", "bitsandbytes"), ("lion_8bit", "bitsandbytes"), ("paged_adamw_32bit", "bitsandbytes"),
-        ("galore_adamw", "galore_torch"), ("apollo_adamw", "apollo_torch"), ("lomo", "lomo_optim"),
-        ("grokadamw", "grokadamw"), ("schedule_free_adamw", "schedulefree"), ("adamw_torch_4bit", "torchao"),
+        ("galore_adamw", "galore_torch"), ("apollo_adamw", "apollo_torch"),
+        ("grokadamw", "grokadamw"), ("adamw_torch_4bit", "torchao"),
         ("adamw_anyprecision", "torchdistx"), ("stable_adamw", "optimi"),
     ],
 )  # fmt: skip
