@@ -1,6 +1,8 @@
 """Conversations that hold prompt and answers together: whole columns taken apart into prompt, chosen and rejected."""
 
+import re
 from collections.abc import Collection, Mapping
+from os.path import commonprefix
 from typing import Any
 
 from .columns import IMAGE_COLUMNS, is_empty
@@ -59,6 +61,23 @@ def implicit_prompt(columns: Columns, where: str) -> Columns:
         raise RowError.at(where, "rejected", problem, "the two answers need one prompt: give it as prompt")
     answers = {"chosen": chosen[-1:]} | ({} if rejected is None else {"rejected": rejected[-1:]})
     return columns | {"prompt": chosen[:-1]} | answers
+
+
+def shared_start(chosen: str, rejected: str) -> Columns | None:
+    """TRL's plain texts without a prompt: what both answers start with, up to the end of a word, is the prompt.
+
+    The blank between prompt and answers goes: the chat template writes its own. None where they share no word, or an
+    answer would be left empty.
+    """
+    shared = commonprefix([chosen, rejected])
+    if any(text[len(shared) :] and not text[len(shared)].isspace() for text in (chosen, rejected)):
+        shared = re.sub(r"\S*\Z", "", shared)  # it may end inside a word
+    columns = {
+        "prompt": shared.rstrip(),
+        "chosen": chosen[len(shared) :].lstrip(),
+        "rejected": rejected[len(shared) :].lstrip(),
+    }
+    return columns if all(columns.values()) else None
 
 
 def check_messages(messages: Any, where: str, field: str) -> None:

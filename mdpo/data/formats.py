@@ -8,16 +8,18 @@ to the chat template. To read another format, write one function and put it into
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
 from .columns import IMAGE_COLUMNS, check_columns, is_empty, without
-from .conversations import Columns, implicit_prompt, rows_of, shared_conversation
+from .conversations import Columns, implicit_prompt, rows_of, shared_conversation, shared_start
 from .problem import Dropped, RowError, shortened
 
 Convert = Callable[[Columns, str], Columns | Dropped]
 
+# The name, for reports, of TRL's format where the prompt is what both answers start with.
+PROMPT_INSIDE = "TRL, prompt inside the answers"
 # What a row gives the chat template beside its prompt.
 TEMPLATE_COLUMNS = ("system", "tools", "chat_template_kwargs")
 
@@ -66,6 +68,12 @@ def to_canonical(
             check_columns(columns, found.reads, where, answers=True)
             return found.name, canonical
         canonical = _canonical(columns, where)
+    # Of a text alone: beside an image, or as a null, a prompt is more likely to have been forgotten.
+    if answers and found.name == "TRL" and not _images(columns, where) and not {"prompt"} & {*canonical, *record}:
+        chosen, rejected = canonical.get("chosen"), canonical.get("rejected")
+        if isinstance(chosen, str) and isinstance(rejected, str) and (shared := shared_start(chosen, rejected)):
+            canonical |= shared
+            found = replace(found, name=PROMPT_INSIDE)
     needed = ("prompt", "chosen", "rejected") if answers else ("prompt",)
     if all(name in canonical for name in needed):  # else the caller names what is missing, which says more
         check_columns(columns, _reads(found, columns), where, answers=answers)

@@ -11,7 +11,7 @@ from mdpo.errors import InputError
 
 from .columns import missing
 from .conversations import check_messages
-from .formats import to_canonical
+from .formats import PROMPT_INSIDE, to_canonical
 from .image_sources import ImageRoot, image_root, image_source
 from .images import ImageSource
 from .messages import Message, parse_response, row_text
@@ -137,7 +137,7 @@ def check_rows(
 
 
 def _collect(found: Iterable[Checked | Dropped | RowError], source: str) -> list:
-    rows, dropped = [], Counter()
+    rows, dropped, inside = [], Counter(), 0
     for item in found:
         if isinstance(item, RowError):
             raise item
@@ -145,6 +145,9 @@ def _collect(found: Iterable[Checked | Dropped | RowError], source: str) -> list
             dropped[item.reason] += 1
         else:
             rows.append(item.row)
+            inside += item.format == PROMPT_INSIDE
+    if inside:
+        logger.warning("%s: %d rows have no prompt; it is what chosen and rejected both start with", source, inside)
     for reason, count in dropped.items():
         logger.warning("%s: %d rows dropped: %s", source, count, reason)
     if not rows:

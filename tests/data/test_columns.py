@@ -102,6 +102,35 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("Is it red? Yes.", "Is it red? No.", ("Is it red?", "Yes.", "No.")),
+        ("Is it red?\nyes", "Is it red?\nyesterday", ("Is it red?", "yes", "yesterday")),
+        ("USER: q ASSISTANT: yes", "USER: q ASSISTANT: no", ("USER: q ASSISTANT:", "yes", "no")),
+    ],
+)
+def test_a_prompt_inside_both_answers_is_what_they_start_with(folder, caplog, chosen, rejected, expected):
+    row = one({"chosen": chosen, "rejected": rejected}, folder)
+    assert (row.plain, row.chosen, row.rejected) == expected
+    assert "1 rows have no prompt; it is what chosen and rejected both start with" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": "yes", "rejected": "no"},
+        {"chosen": "red", "rejected": "red"},
+        {"chosen": "it is red", "rejected": "it is"},
+        {"prompt": None, "chosen": "it is red", "rejected": "it is blue"},
+        {"images": ["a.png"], "chosen": "it is red", "rejected": "it is blue"},
+    ],
+)
+def test_without_a_prompt_inside_the_answers_it_is_missing(folder, row):
+    with pytest.raises(InputError, match="column 'prompt' is (missing|null)"):
+        one(row, folder)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_rows_are_read_as_they_are(folder, name):
     row = dict(PUBLISHED[name])
