@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from mdpo.models import (
     load_processor,
     lora_expression,
 )
-from mdpo.models.adapters import load_adapter
+from mdpo.models.adapters import adapter_config, load_adapter
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
@@ -164,6 +164,7 @@ def train(options: argparse.Namespace) -> None:
     elif run.adapter_name_or_path is None:
         check_lora_targets(model, run.lora_target_modules)
     if run.adapter_name_or_path is not None:
+        _check_lora_settings(run)
         model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
     trainer = MDPOTrainer(
         model=model,
@@ -220,6 +221,17 @@ def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow
         )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
     return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
+
+
+def _check_lora_settings(run: RunConfig) -> None:
+    """Raises InputError where a setting asks for another LoRA than the adapter that the run goes on from."""
+    config = adapter_config(str(run.adapter_name_or_path))
+    defaults = {f.name: f.default for f in fields(RunConfig)}
+    for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        key = "r" if name == "lora_r" else name if name in config else name.removeprefix("lora_")
+        asked, has = getattr(run, name), config.get(key)
+        if asked != defaults[name] and asked != has:
+            raise InputError(f"{name}: {asked!r}, but the adapter at {run.adapter_name_or_path} has {has!r}; leave it out")
 
 
 def _lora(run: RunConfig) -> LoraConfig:

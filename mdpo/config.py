@@ -197,6 +197,8 @@ class RunConfig:
         self.dtype = dtype_name(self.dtype)
         if self.eval_data is not None and self.eval_fraction:
             raise InputError("eval_fraction: eval_data is given too; keep one of them")
+        if self.adapter_name_or_path is not None and not self.use_lora:
+            raise InputError("adapter_name_or_path: an adapter goes on as an adapter; leave use_lora out, or merge it first")
         if self.load_in_4bit and not self.use_lora:
             raise InputError("load_in_4bit: weights in 4 bits do not train; set use_lora, or leave load_in_4bit out")
 

@@ -138,7 +138,8 @@ def _trained(run: Run, out: Path, folder: Path) -> dict[str, Any]:
     arguments += run.setting.overrides or ()
     if run.setting.other_crop:
         cache = _cache_of_other_crops(start, preferences, run.seed, folder / "cache")
-        arguments += ["--reference_cache_dir", str(cache)]
+        # The check at the start refuses such a reference, which is what is studied here.
+        arguments += ["--reference_cache_dir", str(cache), "--check_start", "false"]
     train(folder / "model", arguments)
 
     test_folder = _test_folder(run, out)

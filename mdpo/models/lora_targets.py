@@ -1,14 +1,22 @@
 """Which layers LoRA adapts: names as other libraries take them, kept off the vision tower."""
 
+import copy
+import logging
 import re
 from collections.abc import Sequence
+from typing import cast
 
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mdpo.errors import InputError
 
+from .folder import short
 from .layers import LANGUAGE_LINEAR
+
+_log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\w+(\.\w+)*")
 # peft adapts more kinds of layers; these are the ones that a model of transformers has.
@@ -37,6 +45,21 @@ def lora_expression(targets: str | Sequence[str] | None) -> str:
             f"lora_target_modules: {_shown(targets)} is neither names of layers nor a regular expression: {error}"
         ) from error
     return targets
+
+
+def adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """``get_peft_model``; a LoRA without target_modules goes to every linear layer of the language model, and says so.
+
+    Raises InputError where peft refuses the config.
+    """
+    if isinstance(config, LoraConfig) and not config.target_modules and not getattr(config, "target_parameters", None):
+        config = copy.copy(config)
+        config.target_modules = LANGUAGE_LINEAR
+        _log.warning("peft_config: target_modules is not set; every linear layer of the language model is adapted")
+    try:
+        return cast(PeftModel, get_peft_model(model, config))
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"peft_config: {short(error)}; correct it") from error
 
 
 def check_lora_targets(model: nn.Module, targets: str | Sequence[str] | None) -> None:

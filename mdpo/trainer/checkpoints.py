@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mdpo.config import MDPOConfig
-from mdpo.data import PreferenceDataset
+from mdpo.data import DataOptions, PreferenceDataset
 from mdpo.errors import InputError
 from mdpo.models.folder import check_weight_files, read_object
 
@@ -29,7 +29,8 @@ SETTINGS_NAME = "mdpo_settings.json"
 _SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "examples_per_step",
-    "beta", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length",
+    "beta", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
+    "disable_dropout",
 )  # fmt: skip
 _ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
 
@@ -107,6 +108,7 @@ def run_settings(args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset 
     if isinstance(model, PeftModel):
         adapter = model.peft_config[model.active_adapters[0]]
         settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}
+    settings["text settings"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
     if dataset is not None:
         key = "\n".join(f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True))
         settings["rows"] = f"{len(dataset)} ({hashlib.blake2b(key.encode(), digest_size=6).hexdigest()})"

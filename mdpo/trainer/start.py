@@ -1,6 +1,7 @@
 """What happens before the first step: dropout off, and one look whether the numbers are what they should be."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
 from mdpo.models.dropout import attention_dropout, disable_dropout
+from mdpo.models.logps import unwrap
 from mdpo.models.policy import PolicyOutput
 from mdpo.models.start_check import check_equal_start, check_packed, rounding_of
 from mdpo.packing import PackedBatch, PreferenceTokens, pack
@@ -33,6 +35,19 @@ def switch_dropout_off(model: nn.Module, args: MDPOConfig) -> None:
     found = attention_dropout(model)
     if found is not None:
         raise InputError(f"disable_dropout: false needs a model without attention dropout, found {found}; set it to true")
+
+
+def describe_trained(model: nn.Module) -> str:
+    """What trains, in one line: how much of the model, and in front of the text model or in it."""
+    text = {id(parameter) for parameter in unwrap(model).get_decoder().parameters()}
+    sizes = Counter[str]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "lm_head" if "lm_head" in name else "language model" if id(parameter) in text else "tower and projector"
+            sizes[part] += parameter.numel()
+    parts = ", ".join(f"{size:,} in the {part}" for part, size in sizes.most_common())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return f"trains {sum(sizes.values()):,} of {total:,} parameters: {parts}"
 
 
 def check_start(

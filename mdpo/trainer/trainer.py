@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from mdpo.errors import InputError, TrainingError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
 from mdpo.models.folder import short
 from mdpo.models.load import check_processor
+from mdpo.models.lora_targets import adapted
 from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import in_mode
 from mdpo.models.start_check import first_examples
@@ -52,7 +53,7 @@ from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
-from .start import check_start, switch_dropout_off
+from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
 from .weights import save_weights_alone
 
@@ -109,7 +110,7 @@ class MDPOTrainer(KeepsWeights):
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
             set_seed(args.seed)  # the base class seeds too, but only after the adapter has drawn its weights
-            model = get_peft_model(model, peft_config)
+            model = adapted(model, peft_config)
         eval_datasets = _eval_datasets(eval_dataset, processing_class, args)
         if train_dataset is not None:
             named = eval_datasets if isinstance(eval_datasets, dict) else {"": eval_datasets}
@@ -143,6 +144,7 @@ class MDPOTrainer(KeepsWeights):
             whole=not self.is_fsdp_enabled,
         )
         _log.info("reference: %s", reference.description)
+        _log.info(describe_trained(model))
         prepare_layers(model, args)
         self.policy = PackedPolicy(
             model,
