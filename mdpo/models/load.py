@@ -38,8 +38,8 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise InputError(
-                f"{folder} holds an adapter alone; give the base model's folder, and to score or generate the adapter "
-                "with --adapter"
+                f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter, or to train "
+                "it further as adapter_name_or_path"
             )
         raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
     check_json_files(folder)

@@ -52,16 +52,16 @@ _INSTEAD: dict[str, str] = {
     "warmup_ratio": "set warmup_steps to a share below 1, such as 0.1",
     "early_stopping_patience": "stop early from Python: MDPOTrainer(callbacks=[EarlyStoppingCallback(PATIENCE)])",
     "early_stopping_steps": "stop early from Python: MDPOTrainer(callbacks=[EarlyStoppingCallback(PATIENCE)])",
-    "freeze_llm": "mdpo trains the language model; leave it out",
-    "freeze_language_model": "mdpo trains the language model; leave it out",
+    "freeze_llm": "mDPO trains the language model; leave it out",
+    "freeze_language_model": "mDPO trains the language model; leave it out",
     "overwrite_output_dir": "leave it out, or name another output_dir",
     "group_by_length": "steps are planned by token_budget, so that nothing is padded; leave it out",
     "disable_shuffling": "rows are shuffled from data_seed in every epoch; leave it out",
     "packing": "rows are always packed; leave it out",
     "neat_packing": "rows are always packed; leave it out",
     "padding_free": "rows are always packed without padding; leave it out",
-    "stage": "mdpo trains on preferences alone; leave it out",
-    "rlhf_type": "mdpo trains on preferences alone; leave it out",
+    "stage": "mDPO trains on preferences alone; leave it out",
+    "rlhf_type": "mDPO trains on preferences alone; leave it out",
     "dataset_dir": "give the path of the data file as train_data",
     "max_samples": "draw a sample first: mdpo data sample DATA --count N",
     "max_steps_per_epoch": "set max_steps",
@@ -83,7 +83,7 @@ _INSTEAD: dict[str, str] = {
     "ref_model": "the reference is the model that training starts from; leave it out",
     "model_revision": "give the folder of a downloaded revision as model_name_or_path",
     "resize_vocab": "the vocabulary stays as it is; leave it out",
-    "use_unsloth": "mdpo has kernels of its own; leave it out",
+    "use_unsloth": "mDPO has kernels of its own; leave it out",
     "activation_offloading": "set gradient_checkpointing or checkpoint_layers",
     "disable_gradient_checkpointing": "set gradient_checkpointing",
     "logging_dir": "transformers reads it from the environment variable TENSORBOARD_LOGGING_DIR",
@@ -92,9 +92,9 @@ _INSTEAD: dict[str, str] = {
     "dispatch_batches": "the planner deals the rows to the devices; leave it out",
     "include_inputs_for_metrics": "there is no compute_metrics here; leave it out",
     "past_index": "a packed row keeps no past; leave it out",
-    "tpu_num_cores": "mdpo trains on CUDA and on CPUs; leave it out",
-    "tpu_metrics_debug": "mdpo trains on CUDA and on CPUs; leave it out",
-    "use_mps_device": "mdpo trains on CUDA and on CPUs; leave it out",
+    "tpu_num_cores": "mDPO trains on CUDA and on CPUs; leave it out",
+    "tpu_metrics_debug": "mDPO trains on CUDA and on CPUs; leave it out",
+    "use_mps_device": "mDPO trains on CUDA and on CPUs; leave it out",
     "use_ipex": "it left transformers; leave it out",
     "jit_mode_eval": "it left transformers; leave it out",
     "half_precision_backend": "it left transformers; set bf16 or fp16",
@@ -130,7 +130,7 @@ def _advice(name: str, known: Collection[str]) -> str:
     if name in _INSTEAD:
         return _INSTEAD[name]
     if name in _LOSSES:
-        return "mdpo trains on mDPO's objective (conditional, anchors, anchor, beta) and on plain DPO; leave it out"
+        return "mDPO trains on mDPO's objective (conditional, anchors, anchor, beta) and on plain DPO; leave it out"
     if name in _SFT_TERMS:
         return "the objective has no SFT term; its anchor (anchors: [chosen]) is what keeps the chosen response likely"
     if name in _LORA:

@@ -65,7 +65,7 @@ def test_a_full_fine_tuning_resumes_to_the_same_weights(family, tmp_path):
     resumed = full(frozen_tower(FAMILIES[family]()), tmp_path)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same(resumed.model.state_dict(), whole.model.state_dict())
-    assert_same(resumed.policy.reference_model.state_dict(), base)
+    assert_same(resumed.policy.reference.frozen.state_dict(), base)
 
 
 def test_with_images_a_trained_tower_and_a_fresh_negative_in_every_epoch(tmp_path):
