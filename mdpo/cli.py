@@ -21,6 +21,7 @@ from mdpo.errors import InputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
+from mdpo.evaluation.trained_text import say_other_text
 from mdpo.memory.commands import planned_settings, run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
@@ -176,7 +177,12 @@ def train(options: argparse.Namespace) -> None:
     )
     main_process = trainer.is_world_process_zero()
     if main_process:
-        write_run_record(str(args.output_dir), asdict(run), weights_digest(run.model_name_or_path))
+        write_run_record(
+            str(args.output_dir),
+            asdict(run),
+            base_weights=weights_digest(run.model_name_or_path),
+            text=DataOptions.of(args).text.values(),
+        )
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
     step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
     if not stopped:
@@ -275,6 +281,7 @@ def run_score(options: argparse.Namespace) -> None:
     model: torch.nn.Module = base
     if options.adapter is not None:
         model = load_adapter(base, options.adapter, base=options.model)
+        say_other_text(options.adapter, data.text)
         if not options.no_check_start:
             _log.info(check_first_rows(model, dataset))
     records = score(model, dataset, reference=reference, token_budget=options.token_budget, beta=options.beta)

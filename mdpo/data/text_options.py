@@ -40,10 +40,13 @@ class TextOptions:
             kind = type(self.chat_template_kwargs).__name__
             raise InputError(f"chat_template_kwargs: a {kind}; give the template's variables by name")
 
+    def values(self) -> dict[str, Any]:
+        """These settings by name, the template by its content. Raises InputError as ``read_template``."""
+        return asdict(self) | {"chat_template": self.chat_template and read_template(self.chat_template)}
+
     def digest(self) -> str:
-        """A short name of these settings, the template by its content. Raises InputError as ``read_template``."""
-        values = asdict(self) | {"chat_template": self.chat_template and read_template(self.chat_template)}
-        text = json.dumps(values, sort_keys=True, default=str)
+        """A short name of these settings. Raises InputError as ``read_template``."""
+        text = json.dumps(self.values(), sort_keys=True, default=str)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 

@@ -36,6 +36,7 @@ from .judge import Judge, JudgeOptions
 from .questions import BENCHMARKS, read_questions, write_answers
 from .responses import read_answers, read_captions, read_mmhal
 from .results import Result
+from .trained_text import say_other_text
 
 # Beams. RLHF-V's evaluation code searches with three.
 PRESETS = {"greedy": 1, "rlhfv": 3}
@@ -142,6 +143,7 @@ def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
     model: Any = load(options.model, dtype=options.dtype)
     if options.adapter is not None:
         model = load_adapter(model, options.adapter, base=options.model)
+        say_other_text(options.adapter, text_options(options))
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

@@ -66,7 +66,7 @@ def load_adapter(
 
 def check_base(adapter: Path, base: str | Path) -> None:
     """Raises InputError where the run's record beside the adapter names another base than the one in ``base``."""
-    trained_on = _recorded_base(adapter)
+    trained_on = run_record(adapter).get("base_weights")
     if trained_on is None:
         return
     here = weights_digest(base)
@@ -76,8 +76,11 @@ def check_base(adapter: Path, base: str | Path) -> None:
         )
 
 
-def _recorded_base(adapter: Path) -> str | None:
-    """The digest in the run's record, which lies beside the adapter or, for a checkpoint, one folder up."""
+def run_record(adapter: Path) -> dict[str, Any]:
+    """What ``write_run_record`` left of the run, beside the adapter or, for a checkpoint, one folder up; empty without.
+
+    Raises InputError for a damaged file.
+    """
     for path in (adapter / RECORD_NAME, adapter.parent / RECORD_NAME):
         if not path.is_file() or (path.parent != adapter and not adapter.name.startswith("checkpoint-")):
             continue
@@ -85,8 +88,8 @@ def _recorded_base(adapter: Path) -> str | None:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}; delete it to take the adapter as it is") from error
-        return record.get("base_weights") if isinstance(record, dict) else None
-    return None
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def _one_line(error: Exception) -> str:

@@ -21,12 +21,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_run_record(folder: str | Path, run: Mapping[str, Any], base_weights: str | None) -> None:
-    """Beside an adapter: the run's settings that the trainer does not know, the digest of the base model's weights, and
-    the versions it ran with."""
+def write_run_record(
+    folder: str | Path, run: Mapping[str, Any], *, base_weights: str | None, text: Mapping[str, Any]
+) -> None:
+    """Beside an adapter: the run's settings that the trainer does not know, the digest of the base model's weights, the
+    settings of the text that it read, and the versions it ran with."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"run": dict(run), "base_weights": base_weights, "versions": versions()}
+    record = {"run": dict(run), "base_weights": base_weights, "text": dict(text), "versions": versions()}
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

@@ -95,7 +95,9 @@ def _check_metric(args: MDPOConfig, names: tuple[str, ...]) -> None:
     if args.metric_for_best_model is None:
         return
     wanted = args.metric_for_best_model.removeprefix("eval_")
-    known = [f"{name}_{metric}".removeprefix("_") for name in names for metric in METRICS]
+    third = args.uses_image_rejected and not args.drop_images
+    measured = [metric for metric in METRICS if third or "imageless" not in metric]
+    known = [f"{name}_{metric}".removeprefix("_") for name in names for metric in measured]
     if wanted not in known:
         raise InputError(f"metric_for_best_model: {wanted!r} is not measured; choose from {', '.join(known)}")
 

@@ -265,3 +265,37 @@ def test_scores_of_an_adapter_that_changes_the_base_are_against_the_base(world, 
     for one, other in zip(base, scored, strict=True):
         assert other["reference_logps"] == pytest.approx(one["policy_logps"], abs=1e-4)
         assert other["policy_logps"]["chosen"] != pytest.approx(one["policy_logps"]["chosen"], abs=1e-3)
+
+
+def test_an_adapter_that_is_asked_in_another_form_than_it_was_trained_is_said(world, config, tmp_path, caplog):
+    assert main(["train", str(config), "--system_prompt", "Be brief."]) == 0
+    adapter, output = str(tmp_path / "out"), str(tmp_path / "output.jsonl")
+    for command, more in (("score", []), ("generate", ["--max-new-tokens", "1"])):
+        arguments = [command, *map(str, world), "--adapter", adapter, "--output", output + command, *more]
+        caplog.clear()
+        assert main(arguments) == 0
+        assert "trained with another system_prompt: give --system-prompt as in training" in caplog.text
+        caplog.clear()
+        assert main([*arguments, "--system-prompt", "Be brief.", "--output", f"{output}2{command}"]) == 0
+        assert "trained with another" not in caplog.text
+
+
+def test_lora_settings_that_contradict_the_adapter_are_refused(sft, config, capsys):
+    for setting, message in (
+        (["--lora_r", "16"], "lora_r: 16, but the adapter at"),
+        (["--use_lora", "false"], "adapter_name_or_path: an adapter goes on as an adapter"),
+    ):
+        assert main(["train", str(config), "--adapter_name_or_path", str(sft), *setting]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["train", str(config), "--adapter_name_or_path", str(sft), "--lora_r", "4"]) == 0
+
+
+def test_a_lora_without_targets_goes_to_the_language_model(world, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "mdpo"):
+        trained = run(load(world[0]), world, tmp_path, peft_config=LoraConfig(r=4))
+        trained.train()
+    names = [name for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
+    assert names and all("language_model" in name for name in names)
+    assert "target_modules is not set" in caplog.text
+    total = sum(parameter.numel() for parameter in trained.model.parameters() if parameter.requires_grad)
+    assert f"trains {total:,} of" in caplog.text and f"{total:,} in the language model" in caplog.text
