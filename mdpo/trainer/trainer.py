@@ -284,7 +284,8 @@ class MDPOTrainer(KeepsWeights):
         if self.is_fsdp_enabled:
             _log.info("start check: not made, since FSDP shards the model's own forward; one process makes it")
             return
-        self.model.to(self.args.device)  # DeepSpeed leaves that to its engine
+        if self.is_deepspeed_enabled:  # whose engine would move the model later
+            self.model.to(self.args.device)
         # As accelerate wraps it for a step, which it has not done yet.
         autocast = torch.autocast(self.args.device.type, self._autocast, enabled=self._autocast is not None)
         with disable_input_dtype_casting(self.model, active=self._autocast is not None), autocast:
