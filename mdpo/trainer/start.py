@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from mdpo.config import MDPOConfig
@@ -46,7 +47,8 @@ def describe_trained(model: nn.Module) -> str:
             part = "lm_head" if "lm_head" in name else "language model" if id(parameter) in text else "tower and projector"
             sizes[part] += parameter.numel()
     parts = ", ".join(f"{size:,} in the {part}" for part, size in sizes.most_common())
-    total = sum(parameter.numel() for parameter in model.parameters())
+    # Two 4-bit weights share a number, which both libraries know.
+    total = model.get_nb_trainable_parameters()[1] if isinstance(model, PeftModel) else unwrap(model).num_parameters()
     return f"trains {sum(sizes.values()):,} of {total:,} parameters: {parts}"
 
 
