@@ -71,6 +71,12 @@ class TokenPairs(PreferenceDataset):
     def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
         return self.examples[item[0] if isinstance(item, tuple) else item]
 
+    def longest_branch(self) -> tuple[int, int]:
+        return max(
+            (len(example.prompt_ids) + max(len(example.chosen_ids), len(example.rejected_ids)), index)
+            for index, example in enumerate(self.examples)
+        )
+
     def largest_token_id(self) -> tuple[int, int]:
         return max(
             (max(ids), index)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -44,7 +45,7 @@ from mdpo.settings import dtype_name
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -259,6 +260,10 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
+    if not 0 < options.beta < math.inf:
+        raise InputError(f"--beta {options.beta}: expected a number above 0")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: expected a number from 0 on")
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )

@@ -117,6 +117,15 @@ class PreferenceDataset(Dataset):
             self._process(rejected),
         )
 
+    def longest_branch(self) -> tuple[int, int]:
+        """Tokens of the longest branch, a prompt and one response, and the index of its row; (0, 0) without rows."""
+        longest = (0, 0)
+        for index, row in enumerate(self.rows):
+            chosen, rejected = self._chosen.length(index), self._rejected.length(index)
+            prompt = (self.lengths[index] - rejected) // (1 + self._has_negative(row)) - chosen
+            longest = max(longest, (prompt + max(chosen, rejected), index))
+        return longest
+
     def largest_token_id(self) -> tuple[int, int]:
         """The largest token id of all prompts and responses, and the index of a row that has it."""
         return max(store.largest() for store in (self._prompts, self._chosen, self._rejected))

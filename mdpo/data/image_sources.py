@@ -92,7 +92,8 @@ def _path(text: str, root: ImageRoot, where: str, field: str) -> Path:
         problem = f"image {shortened(text)} is a link that leads outside the image folder {root.folder}"
         raise RowError.at(where, field, problem, "copy it there, or set allow_outside")
     problem = f"image {shortened(text)} is outside the image folder {root.folder}"
-    raise RowError.at(where, field, problem, "give a path below image_dir, or set allow_outside")
+    remedy = "give a path below image_dir, or set allow_outside (in Python, of mdpo.data.read_rows)"
+    raise RowError.at(where, field, problem, remedy)
 
 
 def _data_uri(text: str, where: str, field: str) -> StoredImage:
@@ -122,4 +123,4 @@ def _kind(value: Any) -> str:
         return "NaN, as pandas writes a missing value"
     if isinstance(value, Mapping):
         return f"an object with {names(value)}"
-    return "no text" if value == "" else type(value).__name__
+    return "no text" if isinstance(value, str) and not value else type(value).__name__

@@ -8,7 +8,7 @@ from .logps import encode_images, sequence_logps
 from .lora_targets import check_lora_targets, lora_expression
 from .policy import PackedPolicy
 from .reference import Reference, establish_reference
-from .reference_cache import ReferenceCache, fingerprint
+from .reference_cache import ReferenceCache, fingerprint, reference_weights
 
 __all__ = [
     "LANGUAGE_LINEAR",
@@ -27,6 +27,7 @@ __all__ = [
     "language_layers",
     "load",
     "load_processor",
+    "reference_weights",
     "lora_expression",
     "sequence_logps",
     "torch_dtype",

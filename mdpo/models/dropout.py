@@ -20,29 +20,38 @@ def disable_dropout(model: nn.Module) -> list[str]:
     Returns what was on, as ``name=probability``, each once: ``["attention_dropout=0.1", "resid_dropout=0.1"]``.
     """
     switched_off: dict[str, None] = {}
-    for name, module, attribute in _probabilities(model):
-        switched_off[f"{name}={getattr(module, attribute):g}"] = None
-        setattr(module, attribute, 0.0)
+    for name, holder, key in list(_probabilities(model)):
+        if isinstance(holder, dict):
+            switched_off[f"{name}={holder[key]:g}"] = None
+            holder[key] = 0.0
+        else:
+            switched_off[f"{name}={getattr(holder, key):g}"] = None
+            setattr(holder, key, 0.0)
     return list(switched_off)
 
 
 def attention_dropout(model: nn.Module) -> str | None:
     """The text model's first dropout that is no module of its own, as ``name=probability``, or None."""
     found = _probabilities(unwrap(model).get_decoder())
-    inside = (f"{name}={getattr(module, name):g}" for name, module, attribute in found if attribute != "p")
+    inside = (f"{name}={getattr(module, name):g}" for name, module, key in found if key == name)
     return next(inside, None)
 
 
 def _probabilities(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(name for messages, module, attribute) of every dropout probability above 0."""
+    """(name for messages, holder, key) of every dropout probability above 0: a module's attribute, or an entry of a dict
+    by adapter, as LoHa and LoKr have it."""
     for path, module in model.named_modules():
-        if isinstance(module, _DROPOUTS):
-            if module.p > 0:
+        if isinstance(module, _DROPOUTS) or "Dropout" in type(module).__name__:  # peft's BOFT has a class of its own
+            if getattr(module, "p", 0.0) > 0:
                 # Below peft's lora_dropout the module is named after the adapter.
                 parts = [part for part in path.split(".") if not part.isdigit()]
                 name = next((part for part in reversed(parts) if "drop" in part), path)
                 yield name, module, "p"
             continue
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and value > 0 and name.endswith(_NAMES):
+            if not name.endswith(_NAMES):
+                continue
+            if isinstance(value, float) and value > 0:
                 yield name, module, name
+            elif isinstance(value, dict):
+                yield from ((name, value, key) for key, each in value.items() if isinstance(each, float) and each > 0)

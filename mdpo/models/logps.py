@@ -1,6 +1,7 @@
 """One forward of a packed row, and the log-prob of every response in it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
@@ -120,12 +121,33 @@ def check_adapter_kinds(model: nn.Module) -> None:
         return
     for name in model.active_adapters:
         config = model.peft_config[name]
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if kind == "POLY":
+            raise InputError(f"the adapter {name!r} is of kind POLY, whose forward wants task ids; use LoRA")
         if config.is_prompt_learning or config.is_adaption_prompt:
-            kind = str(getattr(config.peft_type, "value", config.peft_type))
             raise InputError(
                 f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or into its "
                 "attention; a packed row has no place for them: use LoRA, or another adapter of the layers"
             )
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """A PEFT model with its adapter off for as long as the context lasts; a bare model as it is.
+
+    peft's ``disable_adapter`` makes every parameter of the active adapters trainable when it ends. Here what was frozen
+    stays so.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from mdpo.errors import InputError
 from mdpo.packing import PackedBatch, PreferenceTokens, pack
 
-from .logps import ImageFeatures, check_adapter_kinds, sequence_logps
+from .logps import ImageFeatures, check_adapter_kinds, sequence_logps, without_adapter
 
 _CHOICES = ("start", "base")
 # LoRA initialisations after which the adapter adds exactly nothing.
@@ -52,8 +52,7 @@ class Reference:
         self._move_to(packed.input_ids.device)
         if self.frozen is not None:
             return sequence_logps(self.frozen, packed, image_features=features)
-        switched = model.disable_adapter() if isinstance(model, PeftModel) and not self.adapter else nullcontext()
-        with switched, in_mode(model, training=False):
+        with nullcontext() if self.adapter else without_adapter(model), in_mode(model, training=False):
             if not self.values:
                 return sequence_logps(model, packed, image_features=features)
             starting_values = {f"model.{name}": value for name, value in self.values.items()}
@@ -107,6 +106,8 @@ def establish_reference(
         remedy = "load the adapter with is_trainable=True" if isinstance(model, PeftModel) else "unfreeze what should"
         raise InputError(f"model: none of its parameters trains; {remedy}")
     if not isinstance(model, PeftModel):
+        if choice == "base":
+            raise InputError("reference: base is the model without its adapter, and this one has none; leave it out")
         return _frozen_copy(model, trained)
     check_adapter_kinds(model)
     left_on = [name for name in trained if not is_adapter_parameter(model, name)]
@@ -139,6 +140,11 @@ def _measured_with_adapter(
                 f"reference: base is gone, because init_lora_weights {changing!r} moved part of it into the adapter; "
                 "take reference: start"
             )
+        if not fresh and any(getattr(config, "bias", "none") != "none" for config in configs):
+            raise InputError(
+                "reference: base is gone, because the adapter brought biases of its own into it (bias in its config); take "
+                "reference: start"
+            )
         return False
     if fresh and all(_adds_nothing(config) for config in configs):
         return False
@@ -150,7 +156,7 @@ def _measured_with_adapter(
     packed = pack(examples() or [_text(model)], model).to(next(model.parameters()).device)
     with torch.no_grad(), in_mode(model, training=False):
         on = sequence_logps(model, packed)
-        with model.disable_adapter():
+        with without_adapter(model):
             off = sequence_logps(model, packed)
     # Bit by bit: an adapter that adds nothing adds zeros. Anything else has something to be measured against.
     return not torch.equal(on.nan_to_num(), off.nan_to_num())

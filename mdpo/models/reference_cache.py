@@ -45,25 +45,38 @@ def fingerprint(
     reference: Reference | None = None,
     compiled: bool = False,
     liger: bool = False,
+    weights: str | None = None,
 ) -> str:
     """A digest of all that a reference's log-probs depend on beside the example.
 
     Args:
-        model: the reference's model, bare or PEFT. Reads every weight once: about a second per GB.
+        model: the reference's model, bare or PEFT.
         autocast: the dtype of the autocast that the reference runs under, if any.
         reference: how the reference is made of ``model``; without it, the model with its adapter off.
         compiled, liger: whether its layers are compiled, or Liger's; like the attention's backend, that moves the numbers
             by rounding.
+        weights: ``reference_weights`` of the same, where it is known already.
     """
     base = unwrap(model)
     with_adapter = reference is not None and reference.adapter
     digest = hashlib.blake2b(digest_size=16)
     configs = model.peft_config if isinstance(model, PeftModel) and with_adapter else {}
-    adapters = {name: config.to_dict() for name, config in configs.items()}
+    adapters: Any = {name: config.to_dict() for name, config in configs.items()}
+    if isinstance(model, PeftModel) and with_adapter:
+        adapters = [adapters, model.active_adapters, _scales(model)]
     layers = {"attention": attention_backend(base, autocast), "compiled": compiled, "liger": liger}
     arithmetic = [str(autocast), next(base.parameters()).device.type, torch.get_float32_matmul_precision()]
     facts = [_forward_config(base.config.to_dict()), _modules(base), adapters, layers, arithmetic]
     digest.update(json.dumps(facts, sort_keys=True, default=_as_text).encode())
+    digest.update((reference_weights(model, reference) if weights is None else weights).encode())
+    return digest.hexdigest()
+
+
+def reference_weights(model: nn.Module, reference: Reference | None = None) -> str:
+    """A digest of the reference's weights and buffers alone. Reads every one of them: about a second per GB."""
+    base = unwrap(model)
+    with_adapter = reference is not None and reference.adapter
+    digest = hashlib.blake2b(digest_size=16)
     values = {} if reference is None else reference.values
     for name, parameter in model.named_parameters() if with_adapter else _base_parameters(model):
         _add(digest, _without_wrappers(name), values.get(name, parameter))
@@ -76,14 +89,25 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def _modules(base: nn.Module) -> list[tuple[str, str, str]]:
-    """Name, kind and arguments of every module of the base: Liger's layers, an activation or an epsilon set by hand."""
+def _scales(model: nn.Module) -> list[tuple[str, str]]:
+    """How much each adapted layer adds of its adapters, which can be set by hand."""
+    return [(name, str(module.scaling)) for name, module in model.named_modules() if hasattr(module, "scaling")]
+
+
+def _modules(base: nn.Module) -> list[tuple[str, str, str, list]]:
+    """Name, kind, arguments and numbers of every module of the base: Liger's layers, an activation, an epsilon or an
+    attention's scale set by hand."""
     return sorted(
-        (_without_wrappers(name), type(module).__qualname__, module.extra_repr())
+        (_without_wrappers(name), type(module).__qualname__, module.extra_repr(), _numbers(module))
         for name, module in base.named_modules()
         if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper, nn.Dropout))
         and not is_adapter_parameter(base, name)
     )
+
+
+def _numbers(module: nn.Module) -> list[tuple[str, float]]:
+    """A module's own numbers. Dropout is none of the reference's, which runs in evaluation mode."""
+    return sorted((name, value) for name, value in vars(module).items() if isinstance(value, float) and "drop" not in name)
 
 
 def _forward_config(config: Any) -> Any:

@@ -5,7 +5,7 @@ does not do, dropout left on, a reference that is not the policy's start: each s
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -15,7 +15,7 @@ from torch.func import functional_call
 from mdpo.errors import InputError
 from mdpo.packing import PackedBatch, PreferenceTokens, pack
 
-from .logps import response_token_logps
+from .logps import response_token_logps, without_adapter
 from .plain import branches, plain_token_logps
 from .reference import in_mode
 
@@ -111,14 +111,14 @@ def check_packed(
     Raises InputError where they differ by more than rounding, with the branch that differs most and the likely cause.
     """
     packed = pack(examples, model).to(next(model.parameters()).device)
-    with in_mode(model, training=False):
+    with in_mode(model, training=False), _uncompiled():
         theirs = [plain_token_logps(model, *reading) for reading in _readings(examples)]
     ours = _packed_token_logps(model, packed, training)
     check = _compare(examples, ours, theirs, rounding)
     if not check.agrees:
-        raise InputError(_refusal(check, _cause(model, packed, ours, theirs, rounding, training)))
+        raise InputError(_refusal(check, _cause(model, examples, packed, ours, theirs, rounding, training)))
     if isinstance(model, PeftModel):
-        _check_adapter_is_seen(model, examples, packed, ours, theirs, rounding)
+        _check_adapter_is_seen(model, examples, packed, theirs, rounding, training)
     return check
 
 
@@ -160,6 +160,11 @@ def _packed_token_logps(
         return functional_call(_TokenLogps(model), {f"model.{name}": v for name, v in values.items()}, (packed,))
 
 
+def _uncompiled() -> Any:
+    """Compiled layers run as they are: a forward that no step repeats would use up their recompilations."""
+    return torch.compiler.set_stance("force_eager")
+
+
 class _TokenLogps(nn.Module):
     """``response_token_logps`` as a module's forward, for ``functional_call``."""
 
@@ -190,29 +195,43 @@ def _check_adapter_is_seen(
     model: PeftModel,
     examples: Sequence[PreferenceTokens],
     packed: PackedBatch,
-    ours: Tensor,
     theirs: Sequence[Tensor],
     rounding: float,
+    training: bool,
 ) -> None:
-    """A fresh adapter adds nothing, seen or not: so its weights are nudged, and both ways have to move alike."""
+    """A fresh adapter adds nothing, seen or not: so its weights are nudged, and both ways have to move alike.
+
+    In the mode of a step, so that an adapter's own dropout shows too.
+    """
     generator = torch.Generator().manual_seed(0)
     nudged = {
         name: p.detach() + _NUDGE * torch.randn(p.shape, generator=generator).to(p)
         for name, p in model.named_parameters()
         if p.requires_grad
     }
-    with in_mode(model, training=False):
+    with in_mode(model, training=False), _uncompiled():
         moved_theirs = [plain_token_logps(model, *reading, values=nudged) for reading in _readings(examples)]
-    moved_ours = _packed_token_logps(model, packed, False, nudged)
+    with _uncompiled():
+        ours = _packed_token_logps(model, packed, training)
+        moved_ours = _packed_token_logps(model, packed, training, nudged)
+        again = _packed_token_logps(model, packed, training, nudged)
     unseen = torch.equal(moved_ours, ours) and not all(map(torch.equal, moved_theirs, theirs))
     check = _compare(examples, moved_ours, moved_theirs, rounding)
+    if not torch.allclose(moved_ours, again, atol=rounding, rtol=0, equal_nan=True):
+        raise InputError(_refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config"))
     if unseen or not check.agrees:
         kinds = ", ".join(sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()}))
         raise InputError(_refusal(check, f"the adapter ({kinds}) acts in a way that a packed row does not see; use LoRA"))
 
 
 def _cause(
-    model: nn.Module, packed: PackedBatch, ours: Tensor, theirs: Sequence[Tensor], rounding: float, training: bool
+    model: nn.Module,
+    examples: Sequence[PreferenceTokens],
+    packed: PackedBatch,
+    ours: Tensor,
+    theirs: Sequence[Tensor],
+    rounding: float,
+    training: bool,
 ) -> str:
     again = _packed_token_logps(model, packed, training)
     if not torch.allclose(again, ours, atol=rounding, rtol=0, equal_nan=True):
@@ -222,9 +241,13 @@ def _cause(
     if training and float((calm - expected).abs().mean()) <= rounding:
         return "the model behaves otherwise in training mode, as with dropout left on; set disable_dropout: true"
     if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            if torch.equal(_packed_token_logps(model, packed, False), calm):
-                return "the packed row does not see the adapter; use LoRA, or another adapter of the layers"
+        first = next(iter(_readings(examples)))
+        with without_adapter(model):
+            unmoved = torch.equal(_packed_token_logps(model, packed, False), calm)
+            with in_mode(model, training=False):
+                acts = not torch.equal(plain_token_logps(model, *first), theirs[0])
+        if unmoved and acts:
+            return "the packed row does not see the adapter; use LoRA, or another adapter of the layers"
     kind = getattr(model.config, "model_type", type(model).__name__)
     return (
         f"the config of this {kind} asks for something that packing does not do (positions, masks, scales of logits or "

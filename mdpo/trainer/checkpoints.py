@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ _SETTINGS = (
     "beta", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
     "disable_dropout",
 )  # fmt: skip
-_ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
+_ADAPTER = (
+    "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "rank_pattern",
+    "alpha_pattern",
+)  # fmt: skip
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
@@ -86,6 +90,8 @@ def check_complete(folder: Path, model: nn.Module, *, sharded: bool = False, sca
             raise InputError(f"cannot resume from {folder}: FSDP's weights are missing; take another checkpoint")
     elif isinstance(model, PeftModel):
         check_adapters(model, folder)
+    elif any(name.startswith("adapter_") for name in names):
+        raise InputError(f"cannot resume from {folder}: it holds an adapter, and this run trains the model itself (use_lora)")
     else:
         check_weight_files(folder)
 
@@ -100,19 +106,28 @@ def check_best(folder: Path) -> None:
         )
 
 
-def run_settings(args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset | None) -> dict[str, Any]:
-    """What this run's weights depend on, as JSON can hold it."""
+def run_settings(
+    args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset | None, reference: str
+) -> dict[str, Any]:
+    """What this run's weights depend on, as JSON can hold it. reference: ``reference_weights``, of the run's start."""
     settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS}
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     settings |= {"weights.dtype": base.dtype, "weights.quantization": getattr(base, "quantization_method", None)}
     if isinstance(model, PeftModel):
         adapter = model.peft_config[model.active_adapters[0]]
         settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}
-    settings["text settings"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
+    trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    settings["trained parameters"] = f"{len(trained)} ({_digest(trained)})"
+    settings["weights of the reference (base model, adapter to go on from)"] = reference
+    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
     if dataset is not None:
-        key = "\n".join(f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True))
-        settings["rows"] = f"{len(dataset)} ({hashlib.blake2b(key.encode(), digest_size=6).hexdigest()})"
+        rows = [f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True)]
+        settings["rows"] = f"{len(dataset)} ({_digest(rows)})"
     return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=6).hexdigest()
 
 
 def check_same_run(folder: Path, settings: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from mdpo.models.folder import short
 from mdpo.models.generation_config import repair_generation_config
 from mdpo.models.logps import unwrap
 from mdpo.outputs import check_output_folder
-from mdpo.packing import pack
+from mdpo.packing import family_of, pack
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ def check_arguments(model: Any, args: Any, processing_class: Any, peft_config: A
         if isinstance(value, (str, Path)):
             raise InputError(f"{name}: {str(value)!r} is a path; pass the rows: mdpo.data.read_rows({str(value)!r})")
     _check_processing_class(processing_class)
+    if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
+        raise InputError(
+            "model: it holds an adapter by transformers' own add_adapter, whose checkpoints cannot be resumed; wrap the bare "
+            "model with peft.get_peft_model, or pass peft_config"
+        )
     method = getattr(model, "quantization_method", None)
     method = getattr(method, "value", method)
     if method not in (None, "bitsandbytes"):
@@ -124,6 +129,7 @@ def check_rows(model: nn.Module, processor: Any, dataset: PreferenceDataset | No
     if dataset is None or not len(dataset):
         return
     _check_vocabulary(model, processor, dataset)
+    _check_branches(model, dataset)
     index = next((index for index, row in enumerate(dataset.rows) if row.images), None)
     if index is not None:
         _check_images(model, dataset, index)
@@ -144,6 +150,18 @@ def _check_vocabulary(model: nn.Module, processor: Any, dataset: PreferenceDatas
             "the tokenizer has %d tokens and the model embeddings for %d; no row uses the others",
             len(processor.tokenizer), size,
         )  # fmt: skip
+
+
+def _check_branches(model: nn.Module, dataset: PreferenceDataset) -> None:
+    """Packing refuses a branch that outgrows the model's window; here before training, and with the row named."""
+    limit = family_of(model).max_branch_tokens
+    longest, index = dataset.longest_branch()
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"{dataset.rows[index].where}: its longest branch has {longest} tokens, more than the model's sliding window of "
+            f"{limit}, or the length from which its rotary positions change, and a packed row honours neither; set "
+            f"max_length: {limit}, or drop the row"
+        )
 
 
 def _vocabulary(model: nn.Module) -> int:

@@ -28,7 +28,7 @@ from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.data.text_options import read_template
 from mdpo.errors import InputError, TrainingError
-from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint
+from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint, reference_weights
 from mdpo.models.folder import short
 from mdpo.models.load import check_processor
 from mdpo.models.lora_targets import adapted
@@ -156,6 +156,7 @@ class MDPOTrainer(KeepsWeights):
         )
         self._metrics = Metrics()
         self.sampler: StepSampler | None = None
+        self._reference_weights = reference_weights(self._reference_model, reference)
         self._cache = self._open_cache()
         self._start_is_checked = False
 
@@ -209,16 +210,20 @@ class MDPOTrainer(KeepsWeights):
         if not self.args.cache_reference or self.args.negative_per_epoch:
             return None
         folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
-        reference = self.policy.reference
-        model = self.model if reference.frozen is None else reference.frozen
         key = fingerprint(
-            model,
+            self._reference_model,
             self._autocast,
-            reference=reference,
+            reference=self.policy.reference,
+            weights=self._reference_weights,
             compiled=self.args.compile_layers or self.args.torch_compile,
             liger=self.args.use_liger_kernel,
         )
         return ReferenceCache(folder, key, writes=self.is_world_process_zero())
+
+    @property
+    def _reference_model(self) -> nn.Module:
+        frozen = self.policy.reference.frozen
+        return self.model if frozen is None else frozen
 
     @property
     def _autocast(self) -> torch.dtype | None:
@@ -304,7 +309,7 @@ class MDPOTrainer(KeepsWeights):
             raise InputError(f"resume_from_checkpoint: {self.args.output_dir} holds no whole checkpoint")
         if not is_whole(folder):
             raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
-        check_same_run(folder, run_settings(self.args, self.model, self.train_dataset))
+        check_same_run(folder, run_settings(self.args, self.model, self.train_dataset, self._reference_weights))
         scaler = getattr(self.accelerator, "scaler", None) is not None
         check_complete(folder, self.model, sharded=self.is_fsdp_enabled, scaler=scaler)
         if self.args.load_best_model_at_end:
@@ -317,7 +322,7 @@ class MDPOTrainer(KeepsWeights):
         try:
             if self.args.should_save:
                 folder.mkdir(parents=True, exist_ok=True)
-                settings = run_settings(self.args, self.model, self.train_dataset)
+                settings = run_settings(self.args, self.model, self.train_dataset, self._reference_weights)
                 (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
             super()._save_checkpoint(model, trial)
         except Exception as error:
@@ -508,6 +513,7 @@ def _dataset(
     checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
     options = DataOptions.of(args)
     # A few held-out rows may all be without an image where those that train are not.
-    if name != "train_dataset" and not any(row.images for row in checked):
+    if options.image_rejected and name != "train_dataset" and not any(row.images for row in checked):
+        _log.warning("%s: no row has an image, so its loss is without the image preference", name)
         options = replace(options, image_rejected=False)
     return PreferenceDataset(checked, processor, options)

@@ -283,3 +283,67 @@ def test_what_does_not_change_the_forward_is_not_in_it():
     model.config.text_config.pad_token_id = 2
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert fingerprint(model.train()) == before
+
+
+# What was frozen stays frozen, and the reference stays the start
+
+
+def stacked():
+    """A frozen SFT adapter under a fresh one that trains."""
+    model = get_peft_model(tiny.llava(), LoraConfig(r=4, target_modules=LANGUAGE), adapter_name="sft")
+    nudge(model, 0.2)
+    model.add_adapter("dpo", LoraConfig(r=4, target_modules=LANGUAGE))
+    model.base_model.set_adapter(["sft", "dpo"])
+    for name, parameter in model.named_parameters():
+        if ".sft." in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def half_frozen():
+    """LoRA-FA: A stays as it is."""
+    model = trained_adapter()
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("make", [stacked, half_frozen])
+def test_what_is_frozen_stays_so_and_the_reference_with_it(make):
+    model = make()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    batch = examples("llava-llama")
+    packed = pack(batch, model)
+    with torch.no_grad():
+        start = expected_logps(model.eval(), batch)
+    policy = PackedPolicy(model, reference=establish_reference(model)).train()
+    for _ in range(2):
+        output = policy(packed)
+        assert_close(output.reference, start)
+        assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == frozen
+        nudge(model)
+
+
+def test_biases_that_an_adapter_brought_are_not_taken_for_the_bases():
+    model = trained_adapter(tiny.llava("qwen2"), bias="all")
+    with pytest.raises(InputError, match="reference: base is gone, because the adapter brought biases"):
+        establish_reference(model, "base")
+    with pytest.raises(InputError, match="reference: base is the model without its adapter"):
+        establish_reference(tiny.llava(), "base")
+
+
+def test_the_active_adapter_and_its_scale_are_in_the_fingerprint():
+    model = get_peft_model(tiny.llava(), LoraConfig(r=4, target_modules=LANGUAGE), adapter_name="a")
+    model.add_adapter("b", LoraConfig(r=4, target_modules=LANGUAGE))
+    nudge(model)
+    prints = set()
+    for active in (["a"], ["b"], ["a", "b"]):
+        model.base_model.set_adapter(active)
+        prints.add(fingerprint(model, reference=establish_reference(model)))
+    layer = model.get_base_model().get_decoder().layers[0].self_attn
+    layer.q_proj.scale_layer(3.0)
+    prints.add(fingerprint(model, reference=establish_reference(model)))
+    layer.scaling = 0.1
+    prints.add(fingerprint(model, reference=establish_reference(model)))
+    assert len(prints) == 5

@@ -2,6 +2,7 @@
 
 import math
 
+import peft
 import pytest
 import torch
 import transformers
@@ -9,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from mdpo.errors import InputError
 from mdpo.models import establish_reference, sequence_logps
+from mdpo.models.dropout import disable_dropout
 from mdpo.models.start_check import check_equal_start, check_packed, first_examples, rounding_of
 from mdpo.packing import pack
 from tests import tiny
@@ -138,3 +140,28 @@ def test_positions_that_change_with_the_length_are_packed_up_to_there(rope, limi
     check_packed(model, [short], rounding=rounding_of(model))
     with pytest.raises(InputError, match=f"window of {limit}, or the length from which its rotary positions change"):
         pack([long], model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoHaConfig(r=4, target_modules=LANGUAGE, rank_dropout=0.5, module_dropout=0.5),
+        peft.LoKrConfig(r=4, target_modules=LANGUAGE, rank_dropout=0.5, module_dropout=0.5),
+        peft.BOFTConfig(boft_block_size=4, boft_dropout=0.5, target_modules=LANGUAGE),
+        LoraConfig(r=4, target_modules=LANGUAGE, lora_dropout=0.5),
+    ],
+    ids=["loha", "lokr", "boft", "lora"],
+)
+def test_an_adapters_own_dropout_is_found_and_switched_off(config):
+    model = get_peft_model(tiny.llava(), config)
+    with pytest.raises(InputError, match="the adapter is random"):
+        check(model, training=True)
+    assert any("=0.5" in each for each in disable_dropout(model))
+    check(model, training=True)
+    assert disable_dropout(model) == []
+
+
+def test_a_fresh_adapter_is_not_blamed_for_the_config():
+    model = get_peft_model(_Scaled(tiny.llava().config).eval(), LoraConfig(r=4, target_modules=LANGUAGE))
+    with pytest.raises(InputError, match="something that packing does not do"):
+        check(model)
