@@ -117,7 +117,8 @@ def run_settings(
         adapter = model.peft_config[model.active_adapters[0]]
         settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}
     trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    settings["trained parameters"] = f"{len(trained)} ({_digest(trained)})"
+    by = "use_lora, lora_target_modules, freeze_vision_tower, freeze_multi_modal_projector"
+    settings[f"trained parameters ({by})"] = f"{len(trained)} ({_digest(trained)})"
     settings["weights of the reference (base model, adapter to go on from)"] = reference
     settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
     if dataset is not None:

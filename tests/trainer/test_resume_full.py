@@ -1,15 +1,17 @@
 """Full fine-tuning goes on from a checkpoint with the checkpoint's weights, in every family, and ends with the best."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
+from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli
 from tests import tiny
 from tests.trainer.test_training import lora, trainer
 
@@ -250,3 +252,38 @@ def test_a_best_checkpoint_that_is_damaged_does_not_lose_the_run(tmp_path):
     run._load_best_model = damaged
     with pytest.raises(TrainingError, match="best checkpoint cannot be loaded: .*lacks 1.*last weights are in .*checkpoint-6"):
         run.train()
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "difference"),
+    [
+        ({}, {"model_name_or_path": "other"}, "weights of the reference"),
+        ({"use_lora": True}, {"use_lora": True, "model_name_or_path": "other"}, "weights of the reference"),
+        ({}, {"freeze_vision_tower": False}, "trained parameters"),
+        ({"freeze_vision_tower": False}, {}, "trained parameters"),
+        ({"use_lora": True}, {"use_lora": True, "disable_dropout": False}, "disable_dropout"),
+        ({}, {"system_prompt": "Be brief."}, "system_prompt, chat_template"),
+        ({"use_lora": True}, {}, "trained parameters"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(tmp_path, capsys, first, then, difference):
+    model, data = tiny.world(tmp_path / "world", 6)
+    tiny.llava(seed=5).save_pretrained(tmp_path / "other")
+    tiny.processor().save_pretrained(tmp_path / "other")
+
+    def train(**settings) -> int:
+        values = {
+            "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(tmp_path / "out"),
+            "examples_per_step": 3, "max_steps": 2, "save_steps": 1, "use_cpu": True, "use_lora": False, "report_to": "none",
+            "disable_tqdm": True, **settings,
+        }  # fmt: skip
+        if values["model_name_or_path"] == "other":
+            values["model_name_or_path"] = str(tmp_path / "other")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+        return cli.main(["train", str(tmp_path / "config.yaml")])
+
+    assert train(**first) == 0
+    capsys.readouterr()
+    assert train(**then, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: cannot resume from") and re.search(difference, error)
