@@ -299,3 +299,36 @@ def test_a_lora_without_targets_goes_to_the_language_model(world, tmp_path, capl
     assert "target_modules is not set" in caplog.text
     total = sum(parameter.numel() for parameter in trained.model.parameters() if parameter.requires_grad)
     assert f"trains {total:,} of" in caplog.text and f"{total:,} in the language model" in caplog.text
+
+
+def test_a_branch_that_outgrows_the_models_window_is_named_before_training(world, tmp_path):
+    model = tiny.llava("mistral")
+    model.config.text_config.sliding_window = 20
+    with pytest.raises(InputError, match=r"row \d+ \(line \d+\): its longest branch has \d+ tokens, more than .* window of 20"):
+        run(model, world, tmp_path, peft_config=lora())
+
+
+def test_an_adapter_of_transformers_own_is_refused_with_the_way_out(world, tmp_path):
+    model = tiny.llava()
+    model.add_adapter(lora())
+    with pytest.raises(InputError, match="wrap the bare model with peft.get_peft_model"):
+        run(model, world, tmp_path)
+
+
+def test_evaluation_rows_without_images_are_said(world, tmp_path, caplog):
+    text = [{"prompt": "what is this?", "chosen": "a cat", "rejected": "a dog"}]
+    MDPOTrainer(
+        model=load(world[0]),
+        args=MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        train_dataset=read_rows(world[1]),
+        eval_dataset=text,
+        processing_class=load_processor(world[0]),
+        peft_config=lora(),
+    )
+    assert "eval_dataset: no row has an image, so its loss is without the image preference" in caplog.text
+
+
+@pytest.mark.parametrize("option", [["--beta", "0"], ["--beta", "-1"], ["--beta", "inf"], ["--seed", "-1"]])
+def test_scores_of_a_beta_that_is_none_are_refused(world, tmp_path, capsys, option):
+    assert main(["score", *map(str, world), "--output", str(tmp_path / "s.jsonl"), *option]) == 2
+    assert f"{option[0]} {option[1]}".rstrip("0") in capsys.readouterr().err.replace(".0", "")
