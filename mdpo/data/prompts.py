@@ -8,7 +8,7 @@ from transformers import ProcessorMixin
 
 from .messages import Message
 from .problem import RowError
-from .rendered import KNOWN, Form, Turns, complete, end_of_turn, with_images
+from .rendered import KNOWN, Form, Turns, complete, cut_images, end_of_turn, with_images
 from .rows import PromptRow
 from .special_tokens import SpecialTokens
 from .template import ChatTemplate, Conversation, or_raise
@@ -41,14 +41,15 @@ class Prompts:
     """Turns rows into prompts, for one processor and one set of options.
 
     turns: what the template writes around the simplest turns. A RowError if it refuses even those, because it may still
-    render the rows.
+    render the rows. drop_images: as for ``Encoder``.
 
     Raises InputError as ``ChatTemplate`` does.
     """
 
-    def __init__(self, processor: ProcessorMixin, options: TextOptions) -> None:
+    def __init__(self, processor: ProcessorMixin, options: TextOptions, *, drop_images: bool) -> None:
         self.processor: Any = processor
         self.options = options
+        self.drop_images = drop_images
         self.template = ChatTemplate(processor, options)
         self.tokens = SpecialTokens(processor)
         self.tokenizer: Any = self.tokens.tokenizer
@@ -147,14 +148,15 @@ class Prompts:
             ("tools", row.tools),
             ("system", row.prompt[0]["role"] == "system"),
             ("system_prompt", self.options.system_prompt),
-            ("chat_template_kwargs", row.template_kwargs),
+            ("chat_template_kwargs", row.template_kwargs or self.options.chat_template_kwargs),
         ):
             if given:
                 problem = f"the prompt already contains the template's turns, so {name} has no place in it"
                 remedy = "leave it out, or set prompt_is_rendered: false"
                 raise RowError.at(row.where, "prompt" if name == "system_prompt" else name, problem, remedy)
         assert row.plain is not None
-        text = with_images(row.plain, self.processor.image_token, self.template)
+        placed = cut_images if self.drop_images else with_images
+        text = placed(row.plain, self.processor.image_token, self.template)
         bos = self.tokenizer.bos_token
         if bos and turns.head.startswith(bos) and not text.lstrip().startswith(bos):
             text = bos + text

@@ -1,9 +1,10 @@
 """Prompts that already contain a template's turns, recognised by the marks around a user's turn."""
 
+import os
 import re
 from dataclasses import dataclass
 
-from .messages import IMAGE_TAG, Message
+from .messages import IMAGE_TAG, Message, joint
 from .problem import RowError
 from .special_tokens import SpecialTokens
 from .template import ChatTemplate, Conversation
@@ -137,12 +138,12 @@ def question(text: str = _QUESTION) -> Conversation:
 
 
 def image_text(template: ChatTemplate) -> str:
-    """What the template writes for an image, without line breaks around it. Raises RowError if it refuses images."""
+    """What the template writes for an image, without whitespace around it. Raises RowError if it refuses images."""
     content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
     with_image = template.text_of(Conversation([{"role": "user", "content": content}]), prompt=False)
     without = template.text_of(question(), prompt=False)
-    head = without.partition(_QUESTION)[0]
-    return with_image.partition(_QUESTION)[0].removeprefix(head).strip("\n")
+    head = os.path.commonprefix([with_image.partition(_QUESTION)[0], without.partition(_QUESTION)[0]])
+    return with_image.partition(_QUESTION)[0].removeprefix(head).strip()
 
 
 def with_images(text: str, image_token: str, template: ChatTemplate) -> str:
@@ -150,6 +151,17 @@ def with_images(text: str, image_token: str, template: ChatTemplate) -> str:
     if image_token in text or IMAGE_TAG not in text:
         return text
     return text.replace(IMAGE_TAG, image_text(template))
+
+
+def cut_images(text: str, image_token: str, template: ChatTemplate) -> str:
+    """The text without what stands for its images, each with the line break behind it."""
+    if image_token not in text and IMAGE_TAG not in text:
+        return text
+    written = sorted({IMAGE_TAG, image_token, image_text(template)}, key=len, reverse=True)
+    first, *rest = re.split(f"(?:{'|'.join(map(re.escape, written))})\n?", text)
+    for piece in rest:
+        first += joint(first, piece) + piece
+    return first
 
 
 def complete(text: str, turns: Turns, form: Form | None) -> tuple[str, str]:

@@ -131,8 +131,8 @@ def test_ordinary_questions_are_not_taken_for_rendered_ones(name, prompt, caplog
 @pytest.mark.parametrize("image", [0, 1])
 def test_messages_and_the_setting_false_are_a_users_own_words(image):
     processor = templates.processor("vicuna")
-    twice = "USER: " + "<image>\n" * image + VICUNA.replace("<image>\n", "") + " ASSISTANT:"
     given = VICUNA if image else VICUNA.replace("<image>\n", "")
+    twice = "USER: " + "<image>\n" * image + given.replace("<image>", "") + " ASSISTANT:"
     for prompt, options in (
         (given, TextOptions(prompt_is_rendered=False)),
         ([{"role": "user", "content": given}], None),
@@ -212,7 +212,12 @@ def test_quoted_tokens_in_answers_are_letters_here_too():
         (
             {"prompt": VICUNA.replace("<image>\n", "")},
             None,
-            "holds 0 image placeholders for 1 images.*give one <image> per",
+            "holds 0 image placeholders for 1 images.*give one <image> per image, or set prompt_is_rendered: false",
+        ),
+        (
+            {"prompt": VICUNA.replace("<image>\n", "")},
+            TextOptions(prompt_is_rendered=True),
+            "give one <image> per image$",
         ),
         ({"prompt": [{"role": "user", "content": "q"}]}, TextOptions(prompt_is_rendered=True), "is a list of messages"),
     ],
@@ -221,6 +226,12 @@ def test_what_a_rendered_prompt_cannot_take_is_named(columns, options, message):
     columns = {"prompt": VICUNA, **columns}
     with pytest.raises(InputError, match=message):
         encode(templates.processor("vicuna"), columns.pop("prompt"), options=options, **columns)
+
+
+def test_variables_from_the_settings_have_no_place_in_a_rendered_prompt_either():
+    settings = TextOptions(chat_template_kwargs={"thinking": True})
+    with pytest.raises(InputError, match="row 0: chat_template_kwargs: the prompt already contains"):
+        encode(templates.processor("chatml"), CHATML, options=settings)
 
 
 def test_the_tag_becomes_what_the_template_writes_for_an_image():
@@ -232,10 +243,26 @@ def test_the_tag_becomes_what_the_template_writes_for_an_image():
         assert text(processor, encoded.prompt_ids) == CHATML.replace("<image>", "<|look|><|spot|>")
 
 
-def test_without_images_their_tags_go_too():
-    processor = templates.processor("vicuna")
-    data = PreferenceDataset(rows(VICUNA), processor, DataOptions(drop_images=True, image_rejected=False))
-    assert text(processor, data[0].prompt_ids) == VICUNA.replace("<image>\n", "")
+FRAMED = templates.TEMPLATES["chatml"].replace("<image>\n", "<|im_start|><image><|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "left"),
+    [
+        ("vicuna", VICUNA, VICUNA.replace("<image>\n", "")),
+        ("vicuna", "USER: see\n<image>\nand tell ASSISTANT:", "USER: see\nand tell ASSISTANT:"),
+        ("vicuna", "USER: see<image>and tell ASSISTANT:", "USER: see and tell ASSISTANT:"),
+        ("vicuna", "Hi. USER: hi <image> ASSISTANT:", "Hi. USER: hi  ASSISTANT:"),
+        ("idefics", "User:<image> q<end_of_utterance>\nAssistant:", "User: q<end_of_utterance>\nAssistant:"),
+        ("chatml", CHATML, CHATML.replace("<image>\n", "")),
+        (FRAMED, CHATML, CHATML.replace("<image>\n", "")),
+        (FRAMED, CHATML.replace("<image>\n", "<|im_start|><image><|im_end|>"), CHATML.replace("<image>\n", "")),
+    ],
+)
+def test_without_images_what_stands_for_them_goes_too(template, prompt, left):
+    processor = templates.processor(template)
+    data = PreferenceDataset(rows(prompt), processor, DataOptions(drop_images=True, image_rejected=False))
+    assert text(processor, data[0].prompt_ids) == left
 
 
 def test_one_line_says_so_and_data_check_counts_them(tmp_path, caplog):
