@@ -133,6 +133,7 @@ class Encoder:
         return _Draft(asked.prompt, responses, asked.rendered is not None)
 
     def _ended(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> "_Response":
+        self._prompts.check_answer(getattr(row, name), row.where, name)
         if not text.strip():
             raise RowError.at(row.where, name, "is empty", "a response needs at least one word")
         before, middle, after = self._separated(row, name, asked, text, whole)

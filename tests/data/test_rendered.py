@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from PIL import Image
@@ -111,11 +112,13 @@ def test_a_blank_that_the_prompt_ends_with_is_not_written_twice():
         "what does ASSISTANT:",
         "In a log I read USER: and then ASSISTANT:",
         "How does USER: differ from ASSISTANT:",
-        "USER: ASSISTANT:",
-        "USER: what is this?",
         "Complete it.\nASSISTANT:",
-        "<|im_start|>user what is it",
         "what is [/INST]",
+        "What is [INST] x [/INST]?",
+        "What is [INST] x [/INST]",
+        "Is the label USER: or ASSISTANT: or neither?",
+        "A human: what is it? And an assistant: what is that?",
+        "what does </s> mean?",
         "A chat between friends. Who speaks?",
         "xUSER: a ASSISTANT:",
     ],
@@ -173,6 +176,12 @@ CHATML = "<|im_start|>user\n<image>\nwhat is this?<|im_end|>\n<|im_start|>assist
         ("vicuna", "<start_of_turn>user\n<image>q<end_of_turn>\n<start_of_turn>model\n", "Gemma"),
         ("chatml", "###Human: <image>\nq\n###Assistant:", "LLaVA v0"),
         ("chatml", "User:<image>q<end_of_utterance>\nAssistant:", "Idefics"),
+        ("chatml", "<s>[INST] <image>\nq [/INST]", "Llama 2 or Mistral"),
+        ("vicuna", "\n\nHuman: <image>\nq\n\nAssistant:", "HH-RLHF"),
+        ("hashes", "Human: <image>\nq Assistant:", "HH-RLHF"),
+        ("chatml", "<|User|>: <image>q\n<|Assistant|>", "DeepSeek"),
+        ("chatml", "Below is an instruction.\n\n### Instruction:\n<image>q\n\n### Response:", "Alpaca"),
+        ("chatml", "### Human: <image>q\n### Assistant:", "Guanaco"),
     ],
 )
 def test_a_prompt_of_another_template_is_refused_by_name(name, prompt, form):
@@ -184,6 +193,63 @@ def test_a_prompt_of_another_template_is_refused_by_name(name, prompt, form):
     taken = encode(processor, prompt, options=TextOptions(prompt_is_rendered=True))
     assert text(processor, taken.prompt_ids).rstrip() == ("<s>" * (name == "llama-3") + prompt).rstrip()
     assert not encode(processor, prompt, options=TextOptions(prompt_is_rendered=False)).rendered
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "end"),
+    [
+        ("chatml", CHATML[: CHATML.rindex("<|im_start|>")], "<|im_start|>assistant"),
+        ("chatml", CHATML + "<think>\n\n</think>\n\n", "<|im_start|>assistant"),
+        ("chatml", "<|im_start|>system\nBe nice.<|im_end|>\nwhat is <image> this?", "<|im_start|>assistant"),
+        ("vicuna", CHATML + "Sure, ", "<|im_start|>assistant"),
+        ("vicuna", "<|im_start|>system\nBe nice.<|im_end|>\n" + CHATML + "Sure, ", "<|im_start|>assistant"),
+        ("phi-3", "<|user|>\n<image>\nq<|end|>\n", "<|assistant|>"),
+        ("vicuna", "<|user|>\n<image>\nq</s>\n", "<|assistant|>"),
+        ("llama-3", "<|start_header_id|>user<|end_header_id|>\n\n<image>q<|eot_id|>", "<|start_header_id|>assistant"),
+        ("vicuna", "USER: <image>\nq", "ASSISTANT:"),
+        ("chatml", "USER: <image>\nq", "ASSISTANT:"),
+        ("vicuna", "USER: ASSISTANT: <image>", "ASSISTANT:"),
+        ("vicuna", VICUNA.removesuffix(" ASSISTANT:"), "ASSISTANT:"),
+        ("vicuna", VICUNA + " Sure, ", "ASSISTANT:"),
+        ("llava-hf", "<s>" + VICUNA + " Sure, ", "ASSISTANT:"),
+        ("vicuna", "<image>\nComplete it. USER: a ASSISTANT: b. And now?", "ASSISTANT:"),
+        ("llama-2", "[INST] <image>\nq", "[/INST]"),
+        ("llama-2", "<s>[INST] <image>\nq [/INST] Sure,", "[/INST]"),
+        ("vicuna", "\n\nHuman: <image>q", "Assistant:"),
+        ("vicuna", "Below is an instruction.\n\n### Instruction:\n<image>q", "### Response:"),
+    ],
+)
+def test_a_rendered_prompt_that_lacks_its_end_is_refused(name, prompt, end):
+    processor = templates.processor(name)
+    with pytest.raises(
+        InputError,
+        match=rf"row 0: prompt: .* does not end as a rendered prompt; end it with {re.escape(end)}.*, or set prompt_is_r",
+    ):
+        encode(processor, prompt)
+    for setting in (True, False):
+        assert encode(processor, prompt, options=TextOptions(prompt_is_rendered=setting)).rendered == setting
+    assert not encode(processor, [{"role": "user", "content": prompt}]).rendered
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "answer"),
+    [
+        ("vicuna", VICUNA, "ASSISTANT: a cat"),
+        ("vicuna", "<image>\nq", "ASSISTANT: a cat"),
+        ("chatml", CHATML, "<|im_start|>assistant\na cat<|im_end|>\n"),
+        ("chatml", [{"role": "user", "content": "q"}], "<|im_start|>assistant\na cat"),
+        ("phi-3", "q", "<|assistant|>\na cat"),
+        ("idefics", "q", "\nAssistant: a cat"),
+    ],
+)
+def test_an_answer_that_begins_with_the_assistants_mark_is_refused(name, prompt, answer):
+    processor = templates.processor(name)
+    for column in ("chosen", "rejected"):
+        with pytest.raises(InputError, match=f"row 0: {column}: begins with .* in front of every answer; move it"):
+            encode(processor, prompt, **{column: answer})
+    said = encode(processor, prompt, chosen=answer, options=TextOptions(prompt_is_rendered=False))
+    assert answer.strip() in text(processor, said.chosen_ids), "its letters"
+    assert encode(processor, prompt, chosen="It says " + answer.strip()).chosen_ids
 
 
 def test_the_setting_takes_any_text_as_it_is():
