@@ -17,7 +17,7 @@ from mdpo.packing.tokens import PreferenceTokens
 from .encode import EncodedRow, Encoder
 from .image_tokens import ImageTokens, image_settings
 from .images import CHUNK, check_images, open_image
-from .messages import without_image_tags
+from .messages import without_images
 from .negatives import parse_negative
 from .problem import RowError
 from .rejected_images import RejectedImages
@@ -91,7 +91,7 @@ class PreferenceDataset(Dataset):
         self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
         self.lengths: list[int] = []
         self._cut = 0
-        encoder = Encoder(processor, options.text)
+        encoder = Encoder(processor, options.text, drop_images=options.drop_images)
         for start in tqdm(range(0, len(self.rows), CHUNK), "tokenising", leave=False, disable=None):
             chunk = self.rows[start : start + CHUNK]
             for index, encoded in enumerate(encoder.rows(chunk), start=start):
@@ -182,9 +182,5 @@ def _check_images_there(rows: Sequence[PreferenceRow]) -> None:
 
 
 def _without_images(row: PreferenceRow) -> PreferenceRow:
-    prompt = [
-        {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
-        for message in row.prompt
-    ]
-    plain = None if row.plain is None else without_image_tags(row.plain)
-    return replace(row, images=(), rejected_images=(), prompt=prompt, plain=plain)
+    """``plain`` stays: what of it stands for an image is the template's, which the encoder knows."""
+    return replace(row, images=(), rejected_images=(), prompt=without_images(row.prompt))

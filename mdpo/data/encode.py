@@ -41,16 +41,20 @@ class Encoder:
     BOS if the tokenizer or the template gives it one. Special tokens that an answer quotes are tokenised as letters, and
     so are those in a question that mark turns.
 
+    drop_images: take what stands for an image out of rendered prompts. Other prompts have none by then.
+
     Raises InputError if the processor lacks a chat template or an EOS token, or if a setting does not fit it.
     """
 
-    def __init__(self, processor: ProcessorMixin, options: TextOptions | None = None) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, options: TextOptions | None = None, *, drop_images: bool = False
+    ) -> None:
         self.processor: Any = processor
         self.tokenizer: Any = self.processor.tokenizer
         if self.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no EOS token, which ends every response; set tokenizer.eos_token")
         self.image_token_id: int = self.processor.image_token_id
-        self._prompts = Prompts(processor, options or TextOptions())
+        self._prompts = Prompts(processor, options or TextOptions(), drop_images=drop_images)
         self.template = self._prompts.template
         self.tokens = self._prompts.tokens
         self._around: dict[str, tuple[str, str]] = {}  # what the template puts before an answer and after it
@@ -105,6 +109,8 @@ class Encoder:
         if row.plain is not None and self._prompts.recognised(row)[0]:
             problem = f"holds {images} image placeholders for {len(row.images)} images, and already contains its turns"
             remedy = f"give one {self.processor.image_token} per image"
+            if self._prompts.options.prompt_is_rendered is None:
+                remedy += ", or set prompt_is_rendered: false (a user's words)"
         return RowError.at(row.where, "prompt", problem, remedy)
 
     def _answers(self, name: str, rows: Sequence[tuple[PreferenceRow, Asked]]) -> list[tuple[str, str | RowError]]:
@@ -127,6 +133,7 @@ class Encoder:
         return _Draft(asked.prompt, responses, asked.rendered is not None)
 
     def _ended(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> "_Response":
+        self._prompts.check_answer(getattr(row, name), row.where, name)
         if not text.strip():
             raise RowError.at(row.where, name, "is empty", "a response needs at least one word")
         before, middle, after = self._separated(row, name, asked, text, whole)

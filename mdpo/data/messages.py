@@ -1,7 +1,6 @@
 """Prompts and responses, plain or conversational, as chat messages whose content is a list of parts."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -158,9 +157,9 @@ def _message(message: Any, where: str, field: str) -> tuple[str, Any, dict[str, 
 
 
 def _parts(content: Any, where: str, field: str, *, tags: bool) -> list[Part]:
-    """tags: ``<image>`` in text stands for an image, with the line breaks around it."""
+    """tags: ``<image>`` in text stands for an image."""
     if isinstance(content, str):
-        pieces = re.split(rf"\n?{IMAGE_TAG}\n?", content) if tags else [content]
+        pieces = _around_tags(content) if tags else [content]
         parts = []
         for index, text in enumerate(pieces):
             parts += [{"type": "image"}] * (index > 0)
@@ -181,8 +180,42 @@ def _parts(content: Any, where: str, field: str, *, tags: bool) -> list[Part]:
     return parts
 
 
-def without_image_tags(text: str) -> str:
-    return re.sub(rf"\n?{IMAGE_TAG}\n?", "", text)
+def _around_tags(text: str) -> list[str]:
+    """The text before, between and behind the tags. A line break beside a tag goes with it, unless text stands on both
+    sides: between two lines it is the text's own."""
+    pieces = text.split(IMAGE_TAG)
+    told = [bool(piece.strip()) for piece in pieces]
+    for at in range(len(pieces)):
+        if at > 0 and not (told[at] and any(told[:at])):
+            pieces[at] = pieces[at].removeprefix("\n")
+        if at + 1 < len(pieces) and not (told[at] and any(told[at + 1 :])):
+            pieces[at] = pieces[at].removesuffix("\n")
+    return pieces
+
+
+def without_images(messages: list[Message]) -> list[Message]:
+    """The messages without their images; the texts around one do not run into each other."""
+    return [{**message, "content": _texts(message["content"])} for message in messages]
+
+
+def _texts(parts: list[Part]) -> list[Part]:
+    texts: list[Part] = []
+    cut = False
+    for part in parts:
+        if part["type"] != "text":
+            cut = True
+            continue
+        text = part["text"]
+        if cut and texts:
+            text = joint(texts[-1]["text"], text) + text.removeprefix("\n" if texts[-1]["text"].endswith("\n") else "")
+        texts.append({"type": "text", "text": text})
+        cut = False
+    return texts
+
+
+def joint(before: str, after: str) -> str:
+    """What has to stand between two texts if the image between them is taken out: a blank between two words."""
+    return " " if before[-1:].isalnum() and after[:1].isalnum() else ""
 
 
 def _text(text: str, where: str, field: str) -> str:

@@ -8,13 +8,15 @@ from transformers import ProcessorMixin
 
 from .messages import Message
 from .problem import RowError
-from .rendered import KNOWN, Form, Turns, complete, end_of_turn, with_images
+from .rendered import KNOWN, Form, Known, Turns, complete, cut_images, end_of_turn, with_images
 from .rows import PromptRow
 from .special_tokens import SpecialTokens
 from .template import ChatTemplate, Conversation, or_raise
 from .text_options import TextOptions
 
 logger = logging.getLogger(__name__)
+
+_SETTING = "prompt_is_rendered (true: taken as it is; false: a user's words)"
 
 
 class Asked(NamedTuple):
@@ -41,18 +43,20 @@ class Prompts:
     """Turns rows into prompts, for one processor and one set of options.
 
     turns: what the template writes around the simplest turns. A RowError if it refuses even those, because it may still
-    render the rows.
+    render the rows. drop_images: as for ``Encoder``.
 
     Raises InputError as ``ChatTemplate`` does.
     """
 
-    def __init__(self, processor: ProcessorMixin, options: TextOptions) -> None:
+    def __init__(self, processor: ProcessorMixin, options: TextOptions, *, drop_images: bool) -> None:
         self.processor: Any = processor
         self.options = options
+        self.drop_images = drop_images
         self.template = ChatTemplate(processor, options)
         self.tokens = SpecialTokens(processor)
         self.tokenizer: Any = self.tokens.tokenizer
         self._forms: list[Form] = []
+        self._marks: list[str] = []
         self._said_rendered = False
         self.turns: Turns | RowError
         try:
@@ -62,6 +66,7 @@ class Prompts:
         else:
             self.tokens.add_control(self.turns.texts())
             self._forms = self.turns.forms(self.tokens)
+            self._marks = self.turns.marks(self._forms[0], self.tokens)
 
     def asked(self, rows: Sequence[PromptRow]) -> list[Asked | RowError]:
         """Every row's prompt, or a RowError if the template refuses it or drops a turn."""
@@ -112,7 +117,8 @@ class Prompts:
     def recognised(self, row: PromptRow) -> tuple[bool, Form | None]:
         """Whether the row's prompt is already rendered, and in which form (None: not a known one).
 
-        Raises RowError if it is rendered for another template, or may or may not be rendered.
+        Raises RowError if it is rendered for another template, or may or may not be rendered, or lacks the end of a
+        rendered one.
         """
         setting = self.options.prompt_is_rendered
         if row.plain is None and setting:
@@ -120,26 +126,49 @@ class Prompts:
             raise RowError.at(row.where, "prompt", problem, "give it as text, or leave the setting out")
         if row.plain is None or setting is False:
             return False, None
-        known = {"bos": self.tokenizer.bos_token or "", "image": self.processor.image_token}
-        fits = {form: form.fits(row.plain, **known) for form in self._forms}
+        known = Known.of(self.tokens)
+        fits = {form: form.fits(row.plain, known) for form in self._forms}
         certain = next((form for form, found in fits.items() if found), None)
         if certain is not None or setting:
             return True, certain or next((form for form, found in fits.items() if found is None), None)
-        foreign = next((form for form in KNOWN if form not in fits and form.fits(row.plain, **known)), None)
+        foreign = next((form for form in KNOWN if form not in fits and form.fits(row.plain, known)), None)
+        doubtful = next((form for form, found in fits.items() if found is None), None)
         if foreign is not None:
             problem = f"already contains turns as {foreign.name} writes them, which the chat template does not"
-            remedy = (
-                "set the chat_template that fits, or prompt_is_rendered (true: taken as it is; false: a user's words)"
-            )
-            raise RowError.at(row.where, "prompt", problem, remedy)
-        doubtful = next((form for form, found in fits.items() if found is None), None)
-        if doubtful is not None:
+            remedy = f"set the chat_template that fits, or {_SETTING}"
+        elif doubtful is not None:
             problem = (
                 f"looks as if it already contained the template's turns ({doubtful.user} ... {doubtful.assistant})"
             )
-            remedy = "set prompt_is_rendered (true: taken as it is; false: a user's words)"
-            raise RowError.at(row.where, "prompt", problem, remedy)
-        return False, None
+            remedy = f"set {_SETTING}"
+        elif unfinished := self._unfinished(row.plain, known):
+            problem, remedy = unfinished
+        else:
+            return False, None
+        raise RowError.at(row.where, "prompt", problem, remedy)
+
+    def _unfinished(self, text: str, known: Known) -> tuple[str, str] | None:
+        """What is wrong, and what to do, with a text that has turns but does not end with the assistant's mark."""
+        ends = [form.assistant for form in self._forms if form.assistant]
+        mark = next((mark for mark in self._marks if mark in text), None)
+        if mark is not None and ends:
+            problem = f"contains {mark}, which marks the chat template's turns, but does not end as a rendered prompt"
+            return problem, f"end it with {min(ends, key=len)}, or set {_SETTING}"
+        for form in dict.fromkeys([*self._forms, *KNOWN]):
+            if form.begins(text, known, own=form in self._forms):
+                problem = f"looks as if it contained turns ({form.user} ...), but does not end as a rendered prompt"
+                return problem, f"end it with {form.assistant}, or set {_SETTING}"
+        return None
+
+    def check_answer(self, text: str, where: str, name: str) -> None:
+        """Raises RowError if an answer begins with the assistant's mark, which would be scored as its letters."""
+        if self.options.prompt_is_rendered is False:
+            return
+        mark = next((f.assistant for f in self._forms if f.assistant and text.lstrip().startswith(f.assistant)), None)
+        if mark is not None:
+            problem = f"begins with {mark}, which the chat template writes in front of every answer"
+            remedy = "move it to the end of the prompt, or set prompt_is_rendered: false (its letters)"
+            raise RowError.at(where, name, problem, remedy)
 
     def _rendered(self, row: PromptRow, form: Form | None) -> Asked:
         turns = or_raise(self.turns)
@@ -147,14 +176,15 @@ class Prompts:
             ("tools", row.tools),
             ("system", row.prompt[0]["role"] == "system"),
             ("system_prompt", self.options.system_prompt),
-            ("chat_template_kwargs", row.template_kwargs),
+            ("chat_template_kwargs", row.template_kwargs or self.options.chat_template_kwargs),
         ):
             if given:
                 problem = f"the prompt already contains the template's turns, so {name} has no place in it"
                 remedy = "leave it out, or set prompt_is_rendered: false"
                 raise RowError.at(row.where, "prompt" if name == "system_prompt" else name, problem, remedy)
         assert row.plain is not None
-        text = with_images(row.plain, self.processor.image_token, self.template)
+        placed = cut_images if self.drop_images else with_images
+        text = placed(row.plain, self.processor.image_token, self.template)
         bos = self.tokenizer.bos_token
         if bos and turns.head.startswith(bos) and not text.lstrip().startswith(bos):
             text = bos + text

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 from PIL import Image
@@ -111,11 +112,13 @@ def test_a_blank_that_the_prompt_ends_with_is_not_written_twice():
         "what does ASSISTANT:",
         "In a log I read USER: and then ASSISTANT:",
         "How does USER: differ from ASSISTANT:",
-        "USER: ASSISTANT:",
-        "USER: what is this?",
         "Complete it.\nASSISTANT:",
-        "<|im_start|>user what is it",
         "what is [/INST]",
+        "What is [INST] x [/INST]?",
+        "What is [INST] x [/INST]",
+        "Is the label USER: or ASSISTANT: or neither?",
+        "A human: what is it? And an assistant: what is that?",
+        "what does </s> mean?",
         "A chat between friends. Who speaks?",
         "xUSER: a ASSISTANT:",
     ],
@@ -131,8 +134,8 @@ def test_ordinary_questions_are_not_taken_for_rendered_ones(name, prompt, caplog
 @pytest.mark.parametrize("image", [0, 1])
 def test_messages_and_the_setting_false_are_a_users_own_words(image):
     processor = templates.processor("vicuna")
-    twice = "USER: " + "<image>\n" * image + VICUNA.replace("<image>\n", "") + " ASSISTANT:"
     given = VICUNA if image else VICUNA.replace("<image>\n", "")
+    twice = "USER: " + "<image>\n" * image + given.replace("<image>", "") + " ASSISTANT:"
     for prompt, options in (
         (given, TextOptions(prompt_is_rendered=False)),
         ([{"role": "user", "content": given}], None),
@@ -173,6 +176,12 @@ CHATML = "<|im_start|>user\n<image>\nwhat is this?<|im_end|>\n<|im_start|>assist
         ("vicuna", "<start_of_turn>user\n<image>q<end_of_turn>\n<start_of_turn>model\n", "Gemma"),
         ("chatml", "###Human: <image>\nq\n###Assistant:", "LLaVA v0"),
         ("chatml", "User:<image>q<end_of_utterance>\nAssistant:", "Idefics"),
+        ("chatml", "<s>[INST] <image>\nq [/INST]", "Llama 2 or Mistral"),
+        ("vicuna", "\n\nHuman: <image>\nq\n\nAssistant:", "HH-RLHF"),
+        ("hashes", "Human: <image>\nq Assistant:", "HH-RLHF"),
+        ("chatml", "<|User|>: <image>q\n<|Assistant|>", "DeepSeek"),
+        ("chatml", "Below is an instruction.\n\n### Instruction:\n<image>q\n\n### Response:", "Alpaca"),
+        ("chatml", "### Human: <image>q\n### Assistant:", "Guanaco"),
     ],
 )
 def test_a_prompt_of_another_template_is_refused_by_name(name, prompt, form):
@@ -184,6 +193,63 @@ def test_a_prompt_of_another_template_is_refused_by_name(name, prompt, form):
     taken = encode(processor, prompt, options=TextOptions(prompt_is_rendered=True))
     assert text(processor, taken.prompt_ids).rstrip() == ("<s>" * (name == "llama-3") + prompt).rstrip()
     assert not encode(processor, prompt, options=TextOptions(prompt_is_rendered=False)).rendered
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "end"),
+    [
+        ("chatml", CHATML[: CHATML.rindex("<|im_start|>")], "<|im_start|>assistant"),
+        ("chatml", CHATML + "<think>\n\n</think>\n\n", "<|im_start|>assistant"),
+        ("chatml", "<|im_start|>system\nBe nice.<|im_end|>\nwhat is <image> this?", "<|im_start|>assistant"),
+        ("vicuna", CHATML + "Sure, ", "<|im_start|>assistant"),
+        ("vicuna", "<|im_start|>system\nBe nice.<|im_end|>\n" + CHATML + "Sure, ", "<|im_start|>assistant"),
+        ("phi-3", "<|user|>\n<image>\nq<|end|>\n", "<|assistant|>"),
+        ("vicuna", "<|user|>\n<image>\nq</s>\n", "<|assistant|>"),
+        ("llama-3", "<|start_header_id|>user<|end_header_id|>\n\n<image>q<|eot_id|>", "<|start_header_id|>assistant"),
+        ("vicuna", "USER: <image>\nq", "ASSISTANT:"),
+        ("chatml", "USER: <image>\nq", "ASSISTANT:"),
+        ("vicuna", "USER: ASSISTANT: <image>", "ASSISTANT:"),
+        ("vicuna", VICUNA.removesuffix(" ASSISTANT:"), "ASSISTANT:"),
+        ("vicuna", VICUNA + " Sure, ", "ASSISTANT:"),
+        ("llava-hf", "<s>" + VICUNA + " Sure, ", "ASSISTANT:"),
+        ("vicuna", "<image>\nComplete it. USER: a ASSISTANT: b. And now?", "ASSISTANT:"),
+        ("llama-2", "[INST] <image>\nq", "[/INST]"),
+        ("llama-2", "<s>[INST] <image>\nq [/INST] Sure,", "[/INST]"),
+        ("vicuna", "\n\nHuman: <image>q", "Assistant:"),
+        ("vicuna", "Below is an instruction.\n\n### Instruction:\n<image>q", "### Response:"),
+    ],
+)
+def test_a_rendered_prompt_that_lacks_its_end_is_refused(name, prompt, end):
+    processor = templates.processor(name)
+    with pytest.raises(
+        InputError,
+        match=rf"row 0: prompt: .* does not end as a rendered prompt; end it with {re.escape(end)}.*, or set prompt_is_r",
+    ):
+        encode(processor, prompt)
+    for setting in (True, False):
+        assert encode(processor, prompt, options=TextOptions(prompt_is_rendered=setting)).rendered == setting
+    assert not encode(processor, [{"role": "user", "content": prompt}]).rendered
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "answer"),
+    [
+        ("vicuna", VICUNA, "ASSISTANT: a cat"),
+        ("vicuna", "<image>\nq", "ASSISTANT: a cat"),
+        ("chatml", CHATML, "<|im_start|>assistant\na cat<|im_end|>\n"),
+        ("chatml", [{"role": "user", "content": "q"}], "<|im_start|>assistant\na cat"),
+        ("phi-3", "q", "<|assistant|>\na cat"),
+        ("idefics", "q", "\nAssistant: a cat"),
+    ],
+)
+def test_an_answer_that_begins_with_the_assistants_mark_is_refused(name, prompt, answer):
+    processor = templates.processor(name)
+    for column in ("chosen", "rejected"):
+        with pytest.raises(InputError, match=f"row 0: {column}: begins with .* in front of every answer; move it"):
+            encode(processor, prompt, **{column: answer})
+    said = encode(processor, prompt, chosen=answer, options=TextOptions(prompt_is_rendered=False))
+    assert answer.strip() in text(processor, said.chosen_ids), "its letters"
+    assert encode(processor, prompt, chosen="It says " + answer.strip()).chosen_ids
 
 
 def test_the_setting_takes_any_text_as_it_is():
@@ -212,7 +278,12 @@ def test_quoted_tokens_in_answers_are_letters_here_too():
         (
             {"prompt": VICUNA.replace("<image>\n", "")},
             None,
-            "holds 0 image placeholders for 1 images.*give one <image> per",
+            "holds 0 image placeholders for 1 images.*give one <image> per image, or set prompt_is_rendered: false",
+        ),
+        (
+            {"prompt": VICUNA.replace("<image>\n", "")},
+            TextOptions(prompt_is_rendered=True),
+            "give one <image> per image$",
         ),
         ({"prompt": [{"role": "user", "content": "q"}]}, TextOptions(prompt_is_rendered=True), "is a list of messages"),
     ],
@@ -221,6 +292,12 @@ def test_what_a_rendered_prompt_cannot_take_is_named(columns, options, message):
     columns = {"prompt": VICUNA, **columns}
     with pytest.raises(InputError, match=message):
         encode(templates.processor("vicuna"), columns.pop("prompt"), options=options, **columns)
+
+
+def test_variables_from_the_settings_have_no_place_in_a_rendered_prompt_either():
+    settings = TextOptions(chat_template_kwargs={"thinking": True})
+    with pytest.raises(InputError, match="row 0: chat_template_kwargs: the prompt already contains"):
+        encode(templates.processor("chatml"), CHATML, options=settings)
 
 
 def test_the_tag_becomes_what_the_template_writes_for_an_image():
@@ -232,10 +309,26 @@ def test_the_tag_becomes_what_the_template_writes_for_an_image():
         assert text(processor, encoded.prompt_ids) == CHATML.replace("<image>", "<|look|><|spot|>")
 
 
-def test_without_images_their_tags_go_too():
-    processor = templates.processor("vicuna")
-    data = PreferenceDataset(rows(VICUNA), processor, DataOptions(drop_images=True, image_rejected=False))
-    assert text(processor, data[0].prompt_ids) == VICUNA.replace("<image>\n", "")
+FRAMED = templates.TEMPLATES["chatml"].replace("<image>\n", "<|im_start|><image><|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "left"),
+    [
+        ("vicuna", VICUNA, VICUNA.replace("<image>\n", "")),
+        ("vicuna", "USER: see\n<image>\nand tell ASSISTANT:", "USER: see\nand tell ASSISTANT:"),
+        ("vicuna", "USER: see<image>and tell ASSISTANT:", "USER: see and tell ASSISTANT:"),
+        ("vicuna", "Hi. USER: hi <image> ASSISTANT:", "Hi. USER: hi  ASSISTANT:"),
+        ("idefics", "User:<image> q<end_of_utterance>\nAssistant:", "User: q<end_of_utterance>\nAssistant:"),
+        ("chatml", CHATML, CHATML.replace("<image>\n", "")),
+        (FRAMED, CHATML, CHATML.replace("<image>\n", "")),
+        (FRAMED, CHATML.replace("<image>\n", "<|im_start|><image><|im_end|>"), CHATML.replace("<image>\n", "")),
+    ],
+)
+def test_without_images_what_stands_for_them_goes_too(template, prompt, left):
+    processor = templates.processor(template)
+    data = PreferenceDataset(rows(prompt), processor, DataOptions(drop_images=True, image_rejected=False))
+    assert text(processor, data[0].prompt_ids) == left
 
 
 def test_one_line_says_so_and_data_check_counts_them(tmp_path, caplog):
