@@ -24,8 +24,8 @@ from mdpo.settings import (
     dtype_name,
     is_flag,
     is_list,
-    is_text,
     plain,
+    read_argument,
     read_yaml,
     shortened,
     shown,
@@ -266,9 +266,10 @@ def _read_do_flags(values: dict[str, Any], source: str) -> None:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--key value``, ``--key=value`` and ``--key-with-dashes value`` pairs; values are YAML, as ``read_yaml`` leaves it.
+    """``--key value``, ``--key=value`` and ``--key-with-dashes value`` pairs.
 
-    A boolean may stand without a value, for true; a list may be written as several words.
+    Text is taken as it is; any other value is YAML, as ``read_yaml`` leaves it. A boolean may stand without a value,
+    for true; a list may be written as several words. Keys that are not known are left to ``build_config`` to name.
     """
     overrides, rest, hints = {}, list(arguments), _hints()
     while rest:
@@ -279,23 +280,17 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         key = name.replace("-", "_")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                if key not in hints or not is_flag(hints[key]):
+                if key in hints and not is_flag(hints[key]):
                     raise InputError(f"--{shown(name)[1:-1]} has no value; overrides are written --key value")
                 overrides[key] = True
                 continue
-            value = rest.pop(0)
-            words = [value]
-            while key in hints and is_list(hints[key]) and rest and not rest[0].startswith("--"):
+            words = [value := rest.pop(0)]
+            while (key not in hints or is_list(hints[key])) and rest and not rest[0].startswith("--"):
                 words.append(rest.pop(0))
             if len(words) > 1:
                 overrides[key] = words
                 continue
-        try:
-            overrides[key] = read_yaml(value, f"--{name}")
-        except InputError:
-            if key not in hints or not is_text(hints[key]):
-                raise
-            overrides[key] = value  # a word that YAML has another use for, such as the regular expression *_proj
+        overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
 
 

@@ -9,7 +9,7 @@ values.py      values that no run can use
 
 from .arguments import ALWAYS_REFUSED, REFUSED, check_arguments, default_of, idle_arguments
 from .peers import unknown_key
-from .types import coerce, dtype_name, is_flag, is_list, is_text, shortened, shown
+from .types import coerce, dtype_name, is_flag, is_list, read_argument, shortened, shown
 from .values import check_range
 from .yaml_text import Written, plain, read_yaml
 
@@ -25,8 +25,8 @@ __all__ = [
     "idle_arguments",
     "is_flag",
     "is_list",
-    "is_text",
     "plain",
+    "read_argument",
     "read_yaml",
     "shortened",
     "shown",

@@ -10,7 +10,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .yaml_text import Written, plain
+from .yaml_text import Written, plain, read_yaml
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 DTYPES = {
@@ -53,9 +53,28 @@ def _literals(option: Any) -> tuple[Any, ...]:
     return typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()
 
 
-def is_text(hint: Any) -> bool:
-    """Whether any text is a value of the setting."""
-    return str in alternatives(hint)
+def read_argument(text: str, hint: Any, where: str) -> Any:
+    """A word of the command line for a setting of type ``hint``, to be given to ``coerce``.
+
+    What the shell passes on for a setting that takes text, or a list of words, is the text: YAML would cut it at " #",
+    trim and fold it. There, YAML is read only for what is not text: an empty argument or null, true where it may be a
+    boolean, [a, b] where it may be a list, and {a: 1} where it may be a mapping.
+
+    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML.
+    """
+    options = alternatives(hint)
+    kinds = {typing.get_origin(option) or option for option in options}
+    if str not in kinds and not is_list(hint):
+        return read_yaml(text, where)
+    try:
+        read = read_yaml(text, where)
+    except InputError:
+        return text
+    if not text:
+        return read
+    if isinstance(read, Written) and read.text == text or type(read) in kinds & {list, dict}:
+        return read
+    return text
 
 
 def is_flag(hint: Any) -> bool:
