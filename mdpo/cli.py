@@ -40,7 +40,7 @@ from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
-from mdpo.settings import dtype_name
+from mdpo.settings import ADAPTER, dtype_name, idle_settings
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
@@ -157,6 +157,8 @@ def train(options: argparse.Namespace) -> None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     check_settings(args)
+    for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
+        _log.warning(line)
     rows, eval_rows = _training_rows(run, args)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)

@@ -1,5 +1,6 @@
 """A value as its field's type has it. What a user writes for it is taken as it is meant, or named in one line."""
 
+import numbers
 import os
 import re
 import types
@@ -145,12 +146,12 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         raise TypeError
     if kind is float:
         return float(value)
-    if isinstance(value, int):
-        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
     number = float(value)
     if number != int(number):
         raise ValueError
@@ -168,7 +169,7 @@ def _name(option: Any) -> str:
 def shown(value: Any) -> str:
     """A value in a message: as it was written, shortened, without characters that move a terminal's cursor."""
     value = getattr(value, "value", value) if isinstance(value, Enum) else value
-    text = value.text if isinstance(value, Written) else repr(plain(value))
+    text = value.text or "nothing" if isinstance(value, Written) else repr(plain(value))
     text = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
