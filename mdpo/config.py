@@ -287,7 +287,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         key = name.replace("-", "_")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                if key in hints and not is_flag(hints[key]):
+                if takes_value(key):
                     raise InputError(f"--{shown(name)[1:-1]} has no value; overrides are written --key value")
                 overrides[key] = True
                 continue
@@ -299,6 +299,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 continue
         overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
+
+
+def takes_value(option: str) -> bool:
+    """Whether ``--key``, with dashes or underscores, is a setting that may not stand on the command line alone."""
+    hints, key = _hints(), option.removeprefix("--").replace("-", "_")
+    return key in hints and not is_flag(hints[key])
 
 
 def settings_help() -> str:
