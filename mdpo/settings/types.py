@@ -65,15 +65,18 @@ def read_argument(text: str, hint: Any, where: str) -> Any:
     """
     options = alternatives(hint)
     kinds = {typing.get_origin(option) or option for option in options}
-    if str not in kinds and not is_list(hint):
-        return read_yaml(text, where)
+    takes_text = str in kinds or is_list(hint)
     try:
         read = read_yaml(text, where)
     except InputError:
+        if not takes_text:
+            raise
         return text
-    if not text:
+    if read is None and not (text and takes_text):
+        return Written(None, text)
+    if bool in kinds and isinstance(read, str) and text[1:-1] == read:  # 'true', with quotes as in a file
         return read
-    if isinstance(read, Written) and read.text == text or type(read) in kinds & {list, dict}:
+    if not takes_text or isinstance(read, Written) and read.text == text or type(read) in kinds & {list, dict}:
         return read
     return text
 

@@ -114,6 +114,7 @@ def test_text_on_the_command_line_is_taken_as_it_is(load, name, text):
     [
         ("resume_from_checkpoint", "runs/exp #2", "runs/exp #2"),
         ("resume_from_checkpoint", "true", True),
+        ("resume_from_checkpoint", "'true'", "true"),
         ("lora_target_modules", "a #b", "a #b"),
         ("lora_target_modules", "[a, b]", ["a", "b"]),
         ("ignore_columns", "mark #1", ["mark #1"]),
