@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import transformers
 from peft import LoraConfig
 
-from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help
+from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help, takes_value
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.data.text_options import add_text_options, text_options
@@ -41,7 +42,7 @@ from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
-from mdpo.settings import dtype_name
+from mdpo.settings import ADAPTER, dtype_name, idle_settings
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
     a run that cannot go on in one line and code 1."""
     parser = _parser()
-    options, rest = parser.parse_known_args(_with_dashes(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
+        if options.run in (train, run_plan):
+            _check_config_first(options.config, words)
         if hasattr(options, "dtype"):
             options.dtype = dtype_name(options.dtype)
         _check_outputs(options)
@@ -77,6 +81,17 @@ def _with_dashes(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         named.append(f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument)
     return named
+
+
+def _check_config_first(config: Path, words: Sequence[str]) -> None:
+    """Raises InputError where what would be read as the config file is the value of an option before it."""
+    for option, word in pairwise(words):
+        if not option.startswith("--") and Path(word) == config:
+            return
+        if Path(word) != config or "=" in option or "--memory".startswith(option):
+            continue
+        if takes_value(option) or not config.exists():
+            raise InputError(f"config: {word} is the value of {option}; the config file comes first, then --key value")
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -158,6 +173,8 @@ def train(options: argparse.Namespace) -> None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     check_settings(args)
+    for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
+        _log.warning(line)
     rows, eval_rows = _training_rows(run, args)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)

@@ -17,15 +17,19 @@ from mdpo.errors import InputError
 from mdpo.settings import (
     ALWAYS_REFUSED,
     REFUSED,
+    check_adapter,
     check_arguments,
+    check_objective,
     check_range,
     coerce,
     default_of,
     dtype_name,
+    given,
     is_flag,
     is_list,
-    is_text,
     plain,
+    read_argument,
+    read_types,
     read_yaml,
     shortened,
     shown,
@@ -108,6 +112,9 @@ class MDPOConfig(TrainingArguments):
     compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the repeated layers."})
 
     def __post_init__(self) -> None:
+        read_types(self, MDPOConfig.__annotations__)
+        # What was given in a file or on the command line replaces it (build_config).
+        self.given = given(self, MDPOConfig.__annotations__)
         for name in ("examples_per_step", "token_budget", "beta", "max_length"):
             check_range(name, getattr(self, name), "(0, inf)")
         check_range("checkpoint_layers", self.checkpoint_layers, "[0, inf)")
@@ -122,11 +129,7 @@ class MDPOConfig(TrainingArguments):
             self.gradient_checkpointing = self.checkpoint_layers > 0
             if hasattr(self, "activation_checkpointing"):
                 self.activation_checkpointing = self.gradient_checkpointing
-        unknown = [name for name in self.anchors if name not in ("chosen", "rejected", "image_rejected")]
-        if unknown:
-            raise InputError(f"anchors: {shown(unknown[0])} is no branch; choose from chosen, rejected, image_rejected")
-        if isinstance(self.anchor, Sequence) and len(self.anchor) != len(self.anchors):
-            raise InputError(f"anchor: {len(self.anchor)} values for {len(self.anchors)} anchors; give one per entry")
+        check_objective(self)
 
     def _read_eval_strategy(self) -> None:
         """Where the user has not chosen a strategy: the one that other settings ask for; the trainer adds the rest."""
@@ -190,6 +193,8 @@ class RunConfig:
     freeze_multi_modal_projector: bool = field(default=True, metadata={"help": "In full fine-tuning."})
 
     def __post_init__(self) -> None:
+        read_types(self, RunConfig.__annotations__)
+        self.given = given(self, RunConfig.__annotations__)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
         for name in ("lora_r", "lora_alpha"):
@@ -201,6 +206,7 @@ class RunConfig:
             raise InputError("adapter_name_or_path: an adapter goes on as an adapter; leave use_lora out, or merge it first")
         if self.load_in_4bit and not self.use_lora:
             raise InputError("load_in_4bit: weights in 4 bits do not train; set use_lora, or leave load_in_4bit out")
+        check_adapter(self)
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunConfig, MDPOConfig]:
@@ -252,6 +258,7 @@ def build_config(values: Mapping[str, Any], *, source: str) -> tuple[RunConfig, 
             parts.append(kind(**chosen))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
+        parts[-1].given = tuple(chosen)
     return parts[0], parts[1]
 
 
@@ -266,9 +273,10 @@ def _read_do_flags(values: dict[str, Any], source: str) -> None:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--key value``, ``--key=value`` and ``--key-with-dashes value`` pairs; values are YAML, as ``read_yaml`` leaves it.
+    """``--key value``, ``--key=value`` and ``--key-with-dashes value`` pairs.
 
-    A boolean may stand without a value, for true; a list may be written as several words.
+    Text is taken as it is; any other value is YAML, as ``read_yaml`` leaves it. A boolean may stand without a value,
+    for true; a list may be written as several words. Keys that are not known are left to ``build_config`` to name.
     """
     overrides, rest, hints = {}, list(arguments), _hints()
     while rest:
@@ -279,24 +287,24 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         key = name.replace("-", "_")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                if key not in hints or not is_flag(hints[key]):
+                if takes_value(key):
                     raise InputError(f"--{shown(name)[1:-1]} has no value; overrides are written --key value")
                 overrides[key] = True
                 continue
-            value = rest.pop(0)
-            words = [value]
-            while key in hints and is_list(hints[key]) and rest and not rest[0].startswith("--"):
+            words = [value := rest.pop(0)]
+            while (key not in hints or is_list(hints[key])) and rest and not rest[0].startswith("--"):
                 words.append(rest.pop(0))
             if len(words) > 1:
                 overrides[key] = words
                 continue
-        try:
-            overrides[key] = read_yaml(value, f"--{name}")
-        except InputError:
-            if key not in hints or not is_text(hints[key]):
-                raise
-            overrides[key] = value  # a word that YAML has another use for, such as the regular expression *_proj
+        overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
+
+
+def takes_value(option: str) -> bool:
+    """Whether ``--key``, with dashes or underscores, is a setting that may not stand on the command line alone."""
+    hints, key = _hints(), option.removeprefix("--").replace("-", "_")
+    return key in hints and not is_flag(hints[key])
 
 
 def settings_help() -> str:

@@ -56,6 +56,7 @@ SAID_BY = {
     "mdpo/cli.py": ["train", "score", "convert"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],
+    "mdpo/settings/own.py": ["train"],
     "mdpo/settings/peers.py": ["train", "data sample", "report"],
     "mdpo/settings/values.py": ["train"],
     "mdpo/trainer/arguments.py": ["train"],

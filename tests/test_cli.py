@@ -154,3 +154,27 @@ def test_images_outside_the_image_folder_take_a_word_from_the_user(world, config
         assert "outside" in capsys.readouterr().err
         assert main([*command, flag, *(["true"] if command[0] == "train" else [])]) == 0
     assert main(["score", model, str(data), "--output", output + "2", "--allow-outside"]) == 0
+
+
+@pytest.mark.parametrize("command", [["train"], ["plan", "--memory", "24GiB"]])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--max_steps", "2"), ("--chat-template", "CONFIG"), ("--conditional", "false"), ("--lr", "1")]
+)
+def test_options_before_the_config_file(config, capsys, command, option, value):
+    value = value.replace("CONFIG", str(config))
+    assert main([*command, option, value, str(config)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: config: {value} is the value of {option}; the config file comes first, then --key value\n"
+    )
+
+
+def test_options_before_the_config_file_that_say_no_more_than_themselves(config, tmp_path):
+    assert main(["train", "--max_steps=1", "--conditional", str(config), "--seed", "2"]) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_settings_that_do_nothing_are_said_once(config, tmp_path, caplog):
+    arguments = ["--use_lora", "false", "--lora_r", "64", "--conditional", "false", "--negative", "crop_0_20"]
+    assert main(["train", str(config), "--max_steps", "1", *arguments]) == 0
+    for line in ("lora_r: no effect, use_lora is false", "negative: no effect, there is no rejected image"):
+        assert caplog.text.count(line) == 1

@@ -51,7 +51,7 @@ def test_training_on_text_alone_has_to_be_asked_for(world, config, tmp_path, cap
     data = changed(world, tmp_path, without_image)
     assert main(["train", str(config), "--train_data", str(data)]) == 2
     assert "none of the 6 rows has an image (the first is changed.jsonl, row 0" in error_of(capsys)
-    for asked in (["--conditional", "false"], ["--drop_images", "true"]):
+    for asked in (["--conditional", "false"], ["--conditional", "false", "--drop_images", "true"]):
         assert main(["train", str(config), "--train_data", str(data), *asked]) == 0
 
 

@@ -76,7 +76,11 @@ def text_options(options: argparse.Namespace) -> TextOptions:
         except (ValueError, RecursionError) as error:
             raise InputError(f"--chat-template-kwargs: not JSON ({error}); give an object, such as {{}}") from error
     rendered = {"true": True, "false": False, None: None}[options.prompt_is_rendered]
-    return TextOptions(options.system_prompt, options.chat_template, kwargs, rendered)
+    # As in a training configuration, none is no text.
+    system, template = (
+        None if str(text).lower() in ("none", "null") else text for text in (options.system_prompt, options.chat_template)
+    )
+    return TextOptions(system, template, kwargs, rendered)
 
 
 def read_template(setting: str) -> str:

@@ -4,16 +4,25 @@ yaml_text.py   YAML that keeps the text of every scalar, refuses duplicate keys 
 types.py       a value to the type of its field, in one line or not at all
 peers.py       what TRL, LLaMA-Factory and ms-swift call their settings, and what that is here
 arguments.py   which of transformers' arguments are refused, and which do nothing here
+own.py         settings of our own that contradict each other, or do nothing beside another
 values.py      values that no run can use
 """
 
 from .arguments import ALWAYS_REFUSED, REFUSED, check_arguments, default_of, idle_arguments
+from .own import ADAPTER, OBJECTIVE, check_adapter, check_objective, given, idle_settings, read_types
 from .peers import unknown_key
-from .types import coerce, dtype_name, is_flag, is_list, is_text, shortened, shown
+from .types import coerce, dtype_name, is_flag, is_list, read_argument, shortened, shown
 from .values import check_range
 from .yaml_text import Written, plain, read_yaml
 
 __all__ = [
+    "read_types",
+    "idle_settings",
+    "given",
+    "check_objective",
+    "check_adapter",
+    "OBJECTIVE",
+    "ADAPTER",
     "ALWAYS_REFUSED",
     "REFUSED",
     "Written",
@@ -25,8 +34,8 @@ __all__ = [
     "idle_arguments",
     "is_flag",
     "is_list",
-    "is_text",
     "plain",
+    "read_argument",
     "read_yaml",
     "shortened",
     "shown",

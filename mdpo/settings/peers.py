@@ -106,6 +106,8 @@ _INSTEAD: dict[str, str] = {
     "push_to_hub_organization": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
     "plot_loss": "draw it afterwards: mdpo report OUTPUT_DIR",
 }
+_COLUMNS = ("image_column", "images_column", "text_column", "prompt_column", "chosen_column", "rejected_column", "columns",
+            "column_mapping", "dataset_text_field", "dataset_image_field")  # fmt: skip
 # Other objectives: right settings for a loss that is not this one.
 _LOSSES = (
     "loss_type", "pref_loss", "loss_weights", "label_smoothing", "dpo_label_smoothing", "ld_alpha", "use_weighting",
@@ -129,6 +131,8 @@ def _advice(name: str, known: Collection[str]) -> str:
             return f"here it is {ours!r}"
     if name in _INSTEAD:
         return _INSTEAD[name]
+    if name in _COLUMNS:
+        return "columns are found by their names in the data (images, prompt, chosen, rejected and others); rename them there"
     if name in _LOSSES:
         return "mDPO trains on mDPO's objective (conditional, anchors, anchor, beta) and on plain DPO; leave it out"
     if name in _SFT_TERMS:

@@ -1,5 +1,6 @@
 """A value as its field's type has it. What a user writes for it is taken as it is meant, or named in one line."""
 
+import numbers
 import os
 import re
 import types
@@ -10,7 +11,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .yaml_text import Written, plain
+from .yaml_text import Written, plain, read_yaml
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 DTYPES = {
@@ -53,9 +54,31 @@ def _literals(option: Any) -> tuple[Any, ...]:
     return typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()
 
 
-def is_text(hint: Any) -> bool:
-    """Whether any text is a value of the setting."""
-    return str in alternatives(hint)
+def read_argument(text: str, hint: Any, where: str) -> Any:
+    """A word of the command line for a setting of type ``hint``, to be given to ``coerce``.
+
+    What the shell passes on for a setting that takes text, or a list of words, is the text: YAML would cut it at " #",
+    trim and fold it. There, YAML is read only for what is not text: an empty argument or null, true where it may be a
+    boolean, [a, b] where it may be a list, and {a: 1} where it may be a mapping.
+
+    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML.
+    """
+    options = alternatives(hint)
+    kinds = {typing.get_origin(option) or option for option in options}
+    takes_text = str in kinds or is_list(hint)
+    try:
+        read = read_yaml(text, where)
+    except InputError:
+        if not takes_text:
+            raise
+        return text
+    if read is None and not (text and takes_text):
+        return Written(None, text)
+    if bool in kinds and isinstance(read, str) and text[1:-1] == read:  # 'true', with quotes as in a file
+        return read
+    if not takes_text or isinstance(read, Written) and read.text == text or type(read) in kinds & {list, dict}:
+        return read
+    return text
 
 
 def is_flag(hint: Any) -> bool:
@@ -126,12 +149,12 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         raise TypeError
     if kind is float:
         return float(value)
-    if isinstance(value, int):
-        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
     number = float(value)
     if number != int(number):
         raise ValueError
@@ -149,7 +172,7 @@ def _name(option: Any) -> str:
 def shown(value: Any) -> str:
     """A value in a message: as it was written, shortened, without characters that move a terminal's cursor."""
     value = getattr(value, "value", value) if isinstance(value, Enum) else value
-    text = value.text if isinstance(value, Written) else repr(plain(value))
+    text = value.text or "nothing" if isinstance(value, Written) else repr(plain(value))
     text = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

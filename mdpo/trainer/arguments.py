@@ -12,7 +12,7 @@ from transformers.training_args import ParallelMode
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
-from mdpo.settings import idle_arguments
+from mdpo.settings import OBJECTIVE, idle_arguments, idle_settings
 
 from .metrics import METRICS
 
@@ -54,7 +54,7 @@ def settle_evaluation(args: MDPOConfig, rows: int) -> None:
 
 def say_what_has_no_effect(args: MDPOConfig) -> None:
     """One line for each setting that was given and does nothing in this run."""
-    for line in idle_arguments(args):
+    for line in (*idle_arguments(args), *idle_settings(args, OBJECTIVE)):
         _say(args, line)
 
 
@@ -75,10 +75,12 @@ def check_weights(args: MDPOConfig, model: nn.Module) -> None:
 
 
 def _check_nothing_is_evaluated(args: MDPOConfig) -> None:
+    # A strategy, and eval_steps, may have been chosen for one of those that stand before them.
     wishes = {
-        "eval_steps": args.eval_steps is not None and not args.eval_strategy_given,
         "load_best_model_at_end": args.load_best_model_at_end,
         "save_strategy": args.save_strategy == "best",
+        "lr_scheduler_type": args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+        "eval_steps": args.eval_steps is not None and not args.eval_strategy_given,
         "eval_strategy": args.eval_strategy != IntervalStrategy.NO,
         "eval_on_start": args.eval_on_start,
         "do_eval": args.do_eval,

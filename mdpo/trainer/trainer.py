@@ -502,7 +502,7 @@ def _eval_datasets(
 ) -> PreferenceDataset | dict[str, PreferenceDataset | None] | None:
     if not isinstance(rows, dict):
         return _dataset(rows, processor, args)
-    return {name: _dataset(part, processor, args) for name, part in rows.items()}
+    return {name: _dataset(part, processor, args, f"eval_dataset[{name!r}]") for name, part in rows.items()}
 
 
 def _dataset(

@@ -193,6 +193,7 @@ def test_a_changed_template_or_system_prompt_is_other_settings(world, tmp_path, 
     template.write_text(tiny.TEMPLATE)
     command = ["generate", str(model), str(data), "--output", str(output), "--max-new-tokens", "2"]
     assert main(command) == 0 and main(command) == 0
+    assert main([*command, "--system-prompt", "none", "--chat-template", "null"]) == 0  # none is no text
     for changed in (
         ["--system-prompt", "Be brief."],
         ["--chat-template", str(template)],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mdpo.config import build_config
+from mdpo.config import build_config, parse_overrides
 from mdpo.errors import InputError
 from mdpo.settings import peers
 from mdpo.settings.peers import unknown_key
@@ -57,8 +57,19 @@ def test_the_table_names_settings_that_exist_and_none_that_do():
     others = {"adapter_name_or_path", "system_prompt"}  # said only where the setting exists
     assert set(peers._HERE) - others <= set(known)
     names = [name for names in peers._HERE.values() for name in names]
-    names += [*peers._INSTEAD, *peers._LOSSES, *peers._SFT_TERMS, *peers._LORA]
+    names += [*peers._INSTEAD, *peers._COLUMNS, *peers._LOSSES, *peers._SFT_TERMS, *peers._LORA]
     assert len(names) == len(set(names)) and not set(names) & set(known)
+
+
+@pytest.mark.parametrize("words", [["--group_by_length"], ["--group-by-length", "--seed", "1"], ["--group_by_length", "a", "b"]])
+def test_a_flag_of_another_trainer_is_told_as_in_a_file(words):
+    with pytest.raises(InputError, match="unknown key 'group_by_length'; steps are planned by token_budget"):
+        build_config({**REQUIRED, **parse_overrides(words)}, source="run.yaml")
+
+
+@pytest.mark.parametrize("key", ["image_column", "images_column", "text_column", "prompt_column"])
+def test_a_column_is_no_key(key):
+    assert "columns are found by their names" in said(key)
 
 
 def test_a_long_key_is_shortened():

@@ -98,6 +98,38 @@ def test_the_command_line_says_what_it_looks_like(load, words, name, value):
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["Answer. # be brief", "Be brief. ", " Be brief", "Line\nTwo", "# Rules", "Be brief: always", "[be brief]", "- be brief",
+     "it's: fine", "'quoted'", "{a: b}", "7 # rules", " 7", "07", "&a *b", "%x", "---", "no", "true", "é\\n"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["system_prompt", "train_data", "run_name", "output_dir", "reference_cache_dir"])
+def test_text_on_the_command_line_is_taken_as_it_is(load, name, text):
+    assert load("", f"--{name}={text}")[name] == text
+    if not text.startswith("--"):
+        assert load("", f"--{name}", text)[name] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("resume_from_checkpoint", "runs/exp #2", "runs/exp #2"),
+        ("resume_from_checkpoint", "true", True),
+        ("resume_from_checkpoint", "'true'", "true"),
+        ("lora_target_modules", "a #b", "a #b"),
+        ("lora_target_modules", "[a, b]", ["a", "b"]),
+        ("ignore_columns", "mark #1", ["mark #1"]),
+        ("ignore_columns", "# of likes", ["# of likes"]),
+        ("ignore_columns", "a: b, c", ["a: b", "c"]),
+        ("ignore_columns", "[a, 2]", ["a", "2"]),
+        ("eval_data", "", None),
+        ("run_name", "null", None),
+    ],
+)
+def test_text_beside_another_type(load, name, text, value):
+    assert load("", f"--{name}", text)[name] == value
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
     [
         ("save_strategy: yes", "save_strategy: yes is unknown; choose from no, steps, epoch, best"),

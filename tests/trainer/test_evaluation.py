@@ -83,6 +83,11 @@ def test_a_dict_of_data_sets_is_evaluated_by_name(tmp_path, rows):
     assert run.evaluate({"c": rows[8:]})["eval_c_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
 
 
+def test_an_empty_data_set_of_a_dict_is_named(tmp_path, rows):
+    with pytest.raises(InputError, match=r"^eval_dataset\['b'\]"):
+        trainer(tmp_path, rows[:6], {"a": rows[6:8], "b": []})
+
+
 def test_a_trainer_with_a_dict_of_rows_alone_evaluates(tmp_path, rows):
     assert "eval_a_loss" in trainer(tmp_path, None, {"a": rows[:2]}).evaluate()
 
