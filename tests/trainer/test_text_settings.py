@@ -71,7 +71,7 @@ def records(cache) -> list[str]:
     [
         ({"chat_template": "no.jinja"}, "chat_template: 'no.jinja' is neither"),
         ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs: the chat template does not read 'thinking'"),
-        ({"chat_template_kwargs": 3}, "chat_template_kwargs: a int; give the template's variables by name"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs: expected a mapping or none, got 3"),
         ({"system_prompt": SYSTEM, "chat_template": "{% for m in messages if m.role == 'user' %}USER: {{ m.content[0].text }} "
           "{% endfor %}ASSISTANT:"}, "row 0 .*: prompt: the chat template drops the system turn"),
     ],
