@@ -79,6 +79,6 @@ def records(cache) -> list[str]:
 def test_settings_that_cannot_work_end_before_training(world, tmp_path, settings, message):
     rows = [json.loads(line) for line in world[1].read_text().splitlines()]
     rows = [{key: value for key, value in row.items() if key != "img_path"} for row in rows]
-    args = MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", conditional=False, **settings)
     with pytest.raises(InputError, match=message.replace("row 0 .*", "row 0")):
+        args = MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", conditional=False, **settings)
         MDPOTrainer(load(world[0]), args, rows, processing_class=load_processor(world[0]))
