@@ -71,7 +71,7 @@ def records(cache) -> list[str]:
     [
         ({"chat_template": "no.jinja"}, "chat_template: 'no.jinja' is neither"),
         ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs: the chat template does not read 'thinking'"),
-        ({"chat_template_kwargs": 3}, "chat_template_kwargs: a int; give the template's variables by name"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs: expected a mapping or none, got 3"),
         ({"system_prompt": SYSTEM, "chat_template": "{% for m in messages if m.role == 'user' %}USER: {{ m.content[0].text }} "
           "{% endfor %}ASSISTANT:"}, "row 0 .*: prompt: the chat template drops the system turn"),
     ],
@@ -79,6 +79,6 @@ def records(cache) -> list[str]:
 def test_settings_that_cannot_work_end_before_training(world, tmp_path, settings, message):
     rows = [json.loads(line) for line in world[1].read_text().splitlines()]
     rows = [{key: value for key, value in row.items() if key != "img_path"} for row in rows]
-    args = MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", conditional=False, **settings)
     with pytest.raises(InputError, match=message.replace("row 0 .*", "row 0")):
+        args = MDPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", conditional=False, **settings)
         MDPOTrainer(load(world[0]), args, rows, processing_class=load_processor(world[0]))
