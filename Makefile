@@ -15,10 +15,15 @@ demo: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(RUN) -m bench.study $(STUDY_ARGS)
 
+# Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
+BESIDE := tests/data tests/settings tests/models
+
 test: $(VENV)/.installed
-	@# The kernels run in Triton's interpreter, which has to be chosen before triton is imported: their own process.
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels
-	$(RUN) -m pytest -q tests --ignore=tests/kernels
+	@mkdir -p build
+	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels && $(RUN) -m pytest -q $(BESIDE)) > build/tests.txt 2>&1 & \
+	first=$$!; \
+	$(RUN) -m pytest -q tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
+	wait $$first; code=$$?; cat build/tests.txt; test $$code -eq 0 && test $$second -eq 0
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
