@@ -19,7 +19,7 @@ from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, set
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.data.text_options import add_text_options, text_options
-from mdpo.errors import InputError, TrainingError
+from mdpo.errors import InputError, OutputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.dtype = dtype_name(options.dtype)
         _check_outputs(options)
         options.run(options)
-    except (InputError, TrainingError) as error:
+    except (InputError, OutputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0

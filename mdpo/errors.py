@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that cannot go on. The message names the step, the examples and where the last good state is."""
+
+
+class OutputError(RuntimeError):
+    """A result that could not be written. The message names it, why, what is kept and how to go on."""
