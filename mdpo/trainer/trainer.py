@@ -49,6 +49,7 @@ from .checkpoints import (
     run_settings,
 )
 from .evaluation import Evaluation, predictions
+from .folder import RunFolder
 from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
@@ -132,6 +133,8 @@ class MDPOTrainer(KeepsWeights):
                 check_rows(model, processing_class, part)
         if args.should_save:
             check_saving(model, processing_class, args.output_dir)
+        self.run_folder = RunFolder(args, self.model.name_or_path)
+        self.add_callback(self.run_folder)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
@@ -267,14 +270,16 @@ class MDPOTrainer(KeepsWeights):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """As ``Trainer.train``. resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
 
-        Raises InputError for a torn checkpoint, or one of another run, with the difference named.
+        Raises InputError for a torn checkpoint, or one of another run, with the difference named, and where output_dir
+        holds a run that this one does not go on with.
         """
         if resume_from_checkpoint and self.is_deepspeed_enabled:
             raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
-        if resume_from_checkpoint:
-            resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        self._check_start()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        with self.run_folder.held(resume_from_checkpoint):
+            if resume_from_checkpoint:
+                resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            self._check_start()
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self._cache is not None:
             counts = torch.tensor([self._cache.found, self._cache.computed], device=self.args.device)
             self._cache.found, self._cache.computed = map(int, self._sum_over_ranks(counts))

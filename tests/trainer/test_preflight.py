@@ -99,7 +99,7 @@ def test_a_folder_where_a_file_is_wanted(world, tmp_path, capsys):
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
-    from mdpo.outputs import check_output_file, check_output_folder
+    from mdpo.output_checks import check_output_file, check_output_folder
 
     check_output_folder(tmp_path / "new" / "folder", "x")
     check_output_file(tmp_path / "new" / "file", "x")
