@@ -193,7 +193,9 @@ def _parse(handle: int) -> dict[str, Any]:
 def _described(record: dict[str, Any]) -> str:
     if not record:
         return "a process that is just starting"
-    return f"process {record.get('process')!s:.20} on {record.get('host')!s:.64!r} since {record.get('start')!s:.30}"
+    process, host, start = (str(record.get(name))[:64] for name in ("process", "host", "start"))
+    said = f"process {process} on {host} since {start}"
+    return "".join(character if character.isprintable() else "?" for character in said)
 
 
 def _in_use(folder: Path, record: dict[str, Any], age: float | None = None) -> InputError:

@@ -62,6 +62,7 @@ SAID_BY = {
     "mdpo/trainer/arguments.py": ["train"],
     "mdpo/data/check_report.py": ["data check"],
     "mdpo/data/commands.py": ["data check", "data preview", "data sample"],
+    "mdpo/data/preview.py": ["data preview"],
     "mdpo/data/sample.py": ["data sample"],
     "mdpo/data/tables.py": ["train"],
     "mdpo/data/text_options.py": ["score", "generate", "data check"],
@@ -79,9 +80,15 @@ SAID_BY = {
     "mdpo/models/quantize.py": ["train"],
     "mdpo/reports/charts.py": ["report"],
     "mdpo/reports/commands.py": ["report"],
+    "mdpo/reports/markdown.py": ["report"],
+    "mdpo/reports/page.py": ["report"],
     "mdpo/reports/runs.py": ["report"],
     "mdpo/reports/write.py": ["report"],
+    "mdpo/run_folder.py": ["train"],
+    "mdpo/run_lock.py": ["train"],
+    "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
+    "mdpo/trainer/preflight.py": ["train"],
 }
 
 
