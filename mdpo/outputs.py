@@ -199,7 +199,7 @@ def unwritten(error: BaseException) -> str | None:
     text = str(error)  # torch, safetensors and tokenizers wrap the disk's errors in their own
     if "No space left" in text or any(f"os error {number})" in text for number in _FULL):
         return "the disk is full"
-    if "PytorchStreamWriter" in text or ("unexpected pos" in text and "vs" in text):
+    if any(words in text for words in ("PytorchStreamWriter", "iostream error")) or ("unexpected pos" in text and "vs" in text):
         return "the disk is full or failed"
     return None
 
