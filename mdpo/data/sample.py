@@ -8,13 +8,12 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
 from mdpo.output_checks import Output, check_outputs
-from mdpo.outputs import whole_file, whole_files
+from mdpo.outputs import make_folder, remove_empty, whole_file, whole_files
 
 from .image_sources import ImageRoot
 from .images import ImageSource, StoredImage
@@ -118,12 +117,14 @@ class _Images:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._written: list[Path] = []
+        self._made: list[Path] = []
 
     def write(self, data: bytes) -> str:
         """Returns the path below ``folder``. Raises OutputError where the picture cannot be written."""
         suffix = next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".image")
         target = self.folder / "images" / (hashlib.blake2b(data, digest_size=12).hexdigest() + suffix)
         if not target.exists():
+            self._made += make_folder(target.parent)
             with whole_file(target) as part:
                 part.write_bytes(data)
             self._written.append(target)
@@ -133,5 +134,4 @@ class _Images:
         """Takes back what was written for a sample that came to nothing."""
         for path in self._written:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # other samples' pictures lie there, or none were written
-            (self.folder / "images").rmdir()
+        remove_empty(self._made)
