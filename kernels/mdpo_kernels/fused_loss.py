@@ -53,7 +53,7 @@ def _term(terms, position, argument, used):
     return value, tl.where(used, -rest, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def mdpo_loss_fwd_kernel(
     logps,  # (N,) float32
     cu_seqlens,  # (3B + 1,)
@@ -112,7 +112,7 @@ def mdpo_loss_fwd_kernel(
     tl.store(slopes + image_rejected, beta * slope_i)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def mdpo_loss_bwd_kernel(
     grad_losses,  # (B,) float32
     slopes,  # (3, B) float32
