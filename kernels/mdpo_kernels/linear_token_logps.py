@@ -179,7 +179,8 @@ def _forward(
     weighted = (
         torch.empty((tiling.rows, hidden_size), dtype=torch.float32, device=hidden.device) if with_unit else logits
     )
-    with torch.autocast(hidden.device.type, enabled=False):
+    # Triton launches on the current GPU, whichever one the tensors are on.
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         for first_row in range(0, rows, tiling.rows):
             chunk = slice(first_row, first_row + tiling.rows)
             state = _forward_rows(

@@ -86,7 +86,7 @@ def trainable_head_backward(
     tiling = plan_tiles(rows, vocabulary, max_entries, whole_rows=rows, tiled_rows=TILED_ROWS)
     options, padded_bias = launch_options(vocabulary), padded(bias)
     logits, coefficients = (tiling.buffer(dtype, hidden.device) for dtype in (torch.float32, weight.dtype))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         for first in range(0, vocabulary, tiling.columns):
             tile = slice(first, min(first + tiling.columns, vocabulary))
             # A single chunk of rows leaves nothing to add up: the product itself rounds once.

@@ -25,7 +25,7 @@ from .online_softmax import (
     reduce_lanes,
     scale_and_cap,
 )
-from .tiling import ALIGNED, ALIGNMENT
+from .tiling import ALIGNED, ALIGNMENT, launch_options
 
 # Where V is not a multiple of ALIGNMENT, rows begin anywhere. Vectors are read from the row's first multiple of it to its
 # last one; the entries before and behind, fewer than EDGES together, are read one by one.
@@ -144,22 +144,11 @@ def _forward(
     rows, columns = logits.shape
     logps, stats = (torch.empty(shape, dtype=torch.float32, device=logits.device) for shape in ((rows,), (3, rows)))
     if rows:
-        block = min(triton.next_power_of_2(columns), 4096)
-        token_logps_fwd_kernel[(rows,)](
-            logits,
-            targets,
-            logps,
-            stats,
-            logits.stride(0),
-            rows,
-            columns,
-            ignore_index,
-            scale,
-            softcap or 1.0,
-            HAS_SOFTCAP=softcap is not None,
-            BLOCK=block,
-            num_warps=8 if block >= 2048 else 4,
-        )
+        with torch.cuda.device_of(logits):
+            token_logps_fwd_kernel[(rows,)](
+                logits, targets, logps, stats, logits.stride(0), rows, columns, ignore_index, scale, softcap or 1.0,
+                HAS_SOFTCAP=softcap is not None, **launch_options(columns),
+            )  # fmt: skip
     return logps, stats
 
 
@@ -181,24 +170,13 @@ def _launch_backward(
     rows, columns = logits.shape
     if rows == 0:
         return
-    block = min(triton.next_power_of_2(columns), 4096)
-    token_logps_bwd_kernel[(rows, triton.cdiv(columns, block))](
-        grad_logps.contiguous(),
-        logits,
-        targets,
-        stats,
-        grad_logits,
-        logits.stride(0),
-        grad_logits.stride(0),
-        rows,
-        columns,
-        scale,
-        softcap or 1.0,
-        SAME_STRIDE=logits.stride(0) == grad_logits.stride(0),
-        HAS_SOFTCAP=softcap is not None,
-        BLOCK=block,
-        num_warps=8 if block >= 2048 else 4,
-    )
+    options = launch_options(columns)
+    with torch.cuda.device_of(logits):
+        token_logps_bwd_kernel[(rows, triton.cdiv(columns, options["BLOCK"]))](
+            grad_logps.contiguous(), logits, targets, stats, grad_logits,
+            logits.stride(0), grad_logits.stride(0), rows, columns, scale, softcap or 1.0,
+            SAME_STRIDE=logits.stride(0) == grad_logits.stride(0), HAS_SOFTCAP=softcap is not None, **options,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("mdpo_kernels::token_logps_backward", mutates_args=())
