@@ -40,7 +40,6 @@ from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
 from .checkpoints import (
     SETTINGS_NAME,
-    StopOnSignal,
     check_best,
     check_complete,
     check_same_run,
@@ -53,6 +52,7 @@ from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .signals import StopOnSignal
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
 from .weights import save_weights_alone
