@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import math
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -43,35 +44,43 @@ from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
 from mdpo.settings import ADAPTER, dtype_name, idle_settings
+from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
+from mdpo.trainer.signals import Stopped, name_of, signals
 
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
-    a run that cannot go on in one line and code 1."""
+    a run that cannot go on in one line and code 1, a signal in one line and 128 + its number."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides = rest
+    options.overrides, options.words = rest, words
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        if options.run in (train, run_plan):
-            _check_config_first(options.config, words)
-        if hasattr(options, "dtype"):
-            options.dtype = dtype_name(options.dtype)
-        _check_outputs(options)
-        options.run(options)
+        with signals():
+            if options.run in (train, run_plan):
+                _check_config_first(options.config, words)
+            if hasattr(options, "dtype"):
+                options.dtype = dtype_name(options.dtype)
+            _check_outputs(options)
+            return options.run(options) or 0
     except (InputError, OutputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not getattr(error, "said", False):
+            print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    return 0
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        if is_main_process():
+            print(f"stopped by {name_of(number)}{what_is_kept(options)}", file=sys.stderr)
+        return 128 + number
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
@@ -164,7 +173,7 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
 
 
-def train(options: argparse.Namespace) -> None:
+def train(options: argparse.Namespace) -> int:
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)
     lora_expression(run.lora_target_modules)
@@ -202,25 +211,34 @@ def train(options: argparse.Namespace) -> None:
             text=DataOptions.of(args).text.values(),
         )
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
-    step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
-    if not stopped:
-        trainer.save_model()
-        trainer.save_state()
-    # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
-    trainer.accelerator.wait_for_everyone()
+    stop = trainer.stop_on_signal
+    try:
+        if not stop.stopped:
+            trainer.save_model()
+            trainer.save_state()
+        if main_process:
+            print(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")
+        # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
+        trainer.accelerator.wait_for_everyone()
+    except RuntimeError as error:
+        if trainer.misses_a_process(error):
+            raise TrainingError(trainer.without_a_process()) from error
+        raise
     trainer.accelerator.end_training()
-    if main_process and stopped:
-        print(f"stopped by SIGTERM after step {step}; {_way_on(args)}")
-    elif main_process:
-        print(f"saved to {args.output_dir}")
+    return 128 + (stop.received or 0) if stop.stopped else 0
 
 
-def _way_on(args: MDPOConfig) -> str:
-    """What to do with a run that was stopped."""
+def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:
+    """What became of a run that was stopped, and what to do with it."""
+    args, line = trainer.args, f"stopped by {name_of(trainer.stop_on_signal.received or 0)}"
+    if not trainer.has_trained:
+        return f"{line} before the first step; nothing was trained"
+    line = f"{line} after step {trainer.state.global_step}"
     if args.save_only_model or args.deepspeed_plugin is not None:
         reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
-        return f"its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
-    return "go on with --resume_from_checkpoint true"
+        return f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+    launcher = ", under the same launcher," if args.world_size > 1 else ""
+    return f"{line}; go on{launcher} with: {resumed_command(words)}"
 
 
 def _resume_from(value: str | bool | None) -> str | bool | None:

@@ -15,6 +15,7 @@ ALLOWED = {
     "mdpo.errors": set(),
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
+    "mdpo.stops": set(),
     "mdpo.config": {"mdpo.settings"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing"},
@@ -28,7 +29,7 @@ ALLOWED = {
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.cli": {
         "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
-        "mdpo.memory", "mdpo.settings",
+        "mdpo.memory", "mdpo.settings", "mdpo.stops",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

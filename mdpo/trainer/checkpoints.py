@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import signal
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -143,31 +141,3 @@ def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
                 f"cannot resume from {folder}: {name} was {theirs.get(name)!r} and is {value!r} now; set it back, or give "
                 "another output_dir for a run of its own"
             )
-
-
-class StopOnSignal(TrainerCallback):
-    """SIGTERM (a preempted job): finish the step, write a checkpoint, end the training loop."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._previous: Any = None
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.received = False
-        try:
-            self._previous = signal.signal(signal.SIGTERM, self._remember)
-        except ValueError:  # not the main thread, where Python allows no handlers
-            _log.warning("training runs outside the main thread: SIGTERM will not write a checkpoint")
-
-    def _remember(self, number: int, frame: Any) -> None:
-        self.received = True
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.received:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None

@@ -4,17 +4,15 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
-import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache
 from peft import PeftConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
@@ -40,7 +38,6 @@ from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
 from .checkpoints import (
     SETTINGS_NAME,
-    StopOnSignal,
     check_best,
     check_complete,
     check_same_run,
@@ -49,13 +46,14 @@ from .checkpoints import (
     run_settings,
 )
 from .evaluation import Evaluation, predictions
-from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+from .stoppable import Stoppable
 from .weights import save_weights_alone
+from .workers import begin_worker
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ Rows = Iterable[PreferenceRow] | Iterable[Mapping]
 EvalRows = Rows | dict[str, Rows]
 
 
-class MDPOTrainer(KeepsWeights):
+class MDPOTrainer(Stoppable):
     """Trains a vision-language model on preference pairs.
 
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
@@ -132,9 +130,8 @@ class MDPOTrainer(KeepsWeights):
                 check_rows(model, processing_class, part)
         if args.should_save:
             check_saving(model, processing_class, args.output_dir)
-        self.stop_on_signal = StopOnSignal()
-        self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
+        self._may_stop()
         switch_dropout_off(model, args)
         reference = establish_reference(
             model,
@@ -199,6 +196,8 @@ class MDPOTrainer(KeepsWeights):
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # so that neither a new epoch nor an evaluation draws from what dropout draws from
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
@@ -338,12 +337,6 @@ class MDPOTrainer(KeepsWeights):
                 f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; {state}"
             ) from error
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
-    ) -> tuple[list[Step], None]:
-        # The base class counts labels here to scale the loss; a step already knows its number of examples.
-        return list(itertools.islice(epoch_iterator, num_batches)), None
-
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of every micro-batch. Returns the step's loss, its mean over examples."""
         # Under autocast peft's cast of a layer's input to fp32 is undone at once, and leaves a copy for the backward.
@@ -352,8 +345,7 @@ class MDPOTrainer(KeepsWeights):
 
     def _run_step(self, model: nn.Module, inputs: Step) -> Tensor:
         model.train()
-        step = inputs.padded(self._over_ranks(len(inputs.micro_batches), "max"))
-        outputs = []
+        step, outputs = inputs, []
         for number, (packed, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
             last = number == len(step.micro_batches) - 1
             self.accelerator.sync_gradients = last  # where DeepSpeed's engine steps
@@ -392,14 +384,6 @@ class MDPOTrainer(KeepsWeights):
         pairs = zip(step.micro_batches, outputs, strict=True)
         records = [record for packed, output in pairs for record in self._cache.new_records(packed, output.reference)]
         self._cache.keep(self._from_all_ranks(records))  # the next epoch deals the examples to other ranks
-
-    def _over_ranks(self, value: int, reduction: str) -> int:
-        """The largest ("max") or smallest ("min") of the ranks' values."""
-        if self.args.world_size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.args.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.MIN)
-        return int(tensor)
 
     def _stop_at_bad_loss(self, model: nn.Module, step: Step, losses: Tensor) -> None:
         """The optimizer has not stepped yet: the weights are the last good ones."""
@@ -456,9 +440,11 @@ class MDPOTrainer(KeepsWeights):
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
         found = Evaluation(keep_rows=not loss_only)
-        for step, planned in zip(dataloader, dataloader.batch_sampler, strict=True):
-            step = step.padded(self._over_ranks(len(step.micro_batches), "max"))
-            outputs = [self._forward(model, packed) for packed in step.micro_batches]
+        for step, planned in self._evaluated_steps(dataloader):
+            outputs = []
+            for packed in step.micro_batches:
+                self._leave_if_told()
+                outputs.append(self._forward(model, packed))
             # What pads a step stands behind what was planned for it.
             for packed, micro_batch, output in zip(step.micro_batches, planned, outputs, strict=False):
                 if micro_batch.weight:
@@ -477,13 +463,6 @@ class MDPOTrainer(KeepsWeights):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=self.num_examples(dataloader),
         )
-
-    def _from_all_ranks(self, entries: list) -> list:
-        if self.args.world_size == 1:
-            return entries
-        gathered: list = [None] * self.args.world_size
-        dist.all_gather_object(gathered, entries)
-        return [entry for part in gathered for entry in part]
 
 
 class _SetEpoch(TrainerCallback):
