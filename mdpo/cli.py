@@ -45,6 +45,7 @@ from mdpo.reports import commands as report_commands
 from mdpo.settings import ADAPTER, dtype_name, idle_settings
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
+from mdpo.trainer.resume import checkpoint_to_resume
 
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
 
@@ -173,6 +174,7 @@ def train(options: argparse.Namespace) -> None:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     check_settings(args)
+    resume = checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint))
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
     rows, eval_rows = _training_rows(run, args)
@@ -201,7 +203,7 @@ def train(options: argparse.Namespace) -> None:
             base_weights=weights_digest(run.model_name_or_path),
             text=DataOptions.of(args).text.values(),
         )
-    trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=resume)
     step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
     if not stopped:
         trainer.save_model()
