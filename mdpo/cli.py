@@ -47,6 +47,7 @@ from mdpo.settings import ADAPTER, dtype_name, idle_settings
 from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
+from mdpo.trainer.resume import checkpoint_to_resume
 from mdpo.trainer.signals import Stopped, name_of, signals
 
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
@@ -182,6 +183,7 @@ def train(options: argparse.Namespace) -> int:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     check_settings(args)
+    resume = checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint))
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
     rows, eval_rows = _training_rows(run, args)
@@ -210,7 +212,7 @@ def train(options: argparse.Namespace) -> int:
             base_weights=weights_digest(run.model_name_or_path),
             text=DataOptions.of(args).text.values(),
         )
-    trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=resume)
     stop = trainer.stop_on_signal
     try:
         if not stop.stopped:

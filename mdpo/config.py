@@ -101,6 +101,9 @@ class MDPOConfig(TrainingArguments):
     check_start: bool = field(
         default=True, metadata={"help": "Compare with the model's own forward before the first step, on the first rows."}
     )
+    eval_skip_not_finite: bool = field(
+        default=False, metadata={"help": "Evaluate without rows whose loss is not finite; false: they end the run."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
     resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}

@@ -22,7 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from mdpo.errors import TrainingError
 
 from .checkpoints import last_whole_checkpoint
-from .keeps_weights import KeepsWeights
+from .goes_on import GoesOn
+from .ranks import from_all_ranks
 from .signals import Stopped, active, signals
 from .steps import MicroBatch, Step
 from .workers import Unread, how_one_died, kill_workers, workers_of
@@ -94,7 +95,7 @@ class StopOnSignal(TrainerCallback):
             control.should_log = control.should_log and self.trainer._at_epoch_end()
 
 
-class Stoppable(KeepsWeights):
+class Stoppable(GoesOn):
     """``transformers.Trainer`` whose steps and evaluations can be left, with a checkpoint of the last finished step.
 
     ``evaluation_loop`` is the subclass's: it takes its steps from ``_evaluated_steps`` and calls ``_leave_if_told`` before
@@ -156,11 +157,7 @@ class Stoppable(KeepsWeights):
         return largest
 
     def _from_all_ranks(self, entries: list) -> list:
-        if self.args.world_size == 1:
-            return entries
-        gathered: list = [None] * self.args.world_size
-        dist.all_gather_object(gathered, entries)
-        return [entry for part in gathered for entry in part]
+        return from_all_ranks(self.args, entries)
 
     def misses_a_process(self, error: RuntimeError) -> bool:
         """Whether it is what a collective operation raises when another rank is gone."""
