@@ -7,17 +7,19 @@ import math
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from peft import LoraConfig
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help, takes_value
-from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, data_files, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, OutputError, TrainingError
@@ -41,15 +43,19 @@ from mdpo.models.adapters import adapter_config, load_adapter
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
-from mdpo.outputs import check_output_file, check_output_folder
+from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
+from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
+from mdpo.run_lock import RunLock
 from mdpo.settings import ADAPTER, dtype_name, idle_settings
 from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
+from mdpo.trainer.folder import begin, hold_folder
 from mdpo.trainer.preflight import check_rows, check_settings
 from mdpo.trainer.resume import checkpoint_to_resume
 from mdpo.trainer.signals import Stopped, name_of, signals
 
+_WRITTEN = ("output", "picture", "cache", "destination", "reference")  # options that name results
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
 
 
@@ -105,14 +111,22 @@ def _check_config_first(config: Path, words: Sequence[str]) -> None:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Whether a command's results can be written where they are asked for, before it begins."""
-    files = ["output", "picture", *(["cache"] if getattr(options, "judge", None) and not options.dry_run else [])]
-    for name in files:
-        if getattr(options, name, None) is not None:
-            check_output_file(getattr(options, name), f"--{name}")
+    """Whether a command's results can be written where they are asked for, and destroy nothing, before it begins."""
+    inputs = {name: _paths(value) for name, value in vars(options).items() if name not in _WRITTEN and _paths(value)}
+    if "data" in inputs:
+        inputs["data"] += data_files(options.data)
+    if hasattr(options, "results"):
+        check_outputs(options.results(options), inputs)
     for name, called in (("destination", "destination"), ("reference", "--reference")):
-        if getattr(options, name, None) is not None:
-            check_output_folder(getattr(options, name), called)
+        folder = getattr(options, name, None)
+        if folder is not None:
+            check_output_folder(folder, called)
+            check_not_input(called, folder, {name: paths[0] for name, paths in inputs.items()})
+
+
+def _paths(value: Any) -> list[Path]:
+    """The paths that an option gives."""
+    return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
     )
     add_text_options(command)
-    command.set_defaults(run=run_score)
+    command.set_defaults(run=run_score, results=lambda options: [Output("--output", options.output)])
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
     command.add_argument("layout", choices=["bunny", "llava"])
@@ -183,9 +197,20 @@ def train(options: argparse.Namespace) -> int:
         overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
         run, args = load_config(options.config, overrides)
     check_settings(args)
-    resume = checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint))
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
+    with hold_folder(args, args) or nullcontext() as lock:
+        inputs = {name: getattr(run, name) for name in ("model_name_or_path", "adapter_name_or_path", "train_data", "eval_data")}
+        begin(args, _resume_from(args.resume_from_checkpoint), inputs)
+        return _train(run, args, lock, options.words)
+
+
+def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequence[str]) -> int:
+    """The run, in a folder that is its own; returns the exit code.
+
+    lock: on the folder, on the main process. words: the command as it was typed.
+    """
+    resume = checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint))
     rows, eval_rows = _training_rows(run, args)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
@@ -205,13 +230,15 @@ def train(options: argparse.Namespace) -> int:
         peft_config=_lora(run) if run.use_lora and run.adapter_name_or_path is None else None,
     )
     main_process = trainer.is_world_process_zero()
-    if main_process:
-        write_run_record(
-            str(args.output_dir),
-            asdict(run),
-            base_weights=weights_digest(run.model_name_or_path),
-            text=DataOptions.of(args).text.values(),
-        )
+    trainer.run_folder.take_over(lock)
+    record = partial(
+        write_run_record,
+        str(args.output_dir),
+        asdict(run),
+        base_weights=weights_digest(run.model_name_or_path),
+        text=DataOptions.of(args).text.values(),
+    )
+    trainer.run_folder.at_first_step(record)
     trainer.train(resume_from_checkpoint=resume)
     stop = trainer.stop_on_signal
     try:
@@ -219,7 +246,7 @@ def train(options: argparse.Namespace) -> int:
             trainer.save_model()
             trainer.save_state()
         if main_process:
-            print(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")
+            print(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
         # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
         trainer.accelerator.wait_for_everyone()
     except RuntimeError as error:
@@ -343,11 +370,7 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     print(f"wrote {path}")
 
 

@@ -109,6 +109,11 @@ class MDPOConfig(TrainingArguments):
         default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
     )
 
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Remove the run that output_dir holds, right before the first step; not when resuming from it."},
+    )
+
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
     )

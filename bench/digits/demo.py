@@ -77,7 +77,7 @@ def run(seed: int, folder: Path, size: Size) -> list[Result]:
 
 def train(output: Path, arguments: Sequence[str]) -> None:
     """``mdpo train``, with its progress bar; the log lines go to a file beside the model."""
-    command = ["train", str(CONFIG), "--output_dir", str(output), *arguments]
+    command = ["train", str(CONFIG), "--output_dir", str(output), "--overwrite_output_dir", "true", *arguments]
     print("mdpo", *command)
     output.mkdir(parents=True, exist_ok=True)
     with (output / "train.log").open("w", encoding="utf-8") as log, redirect_stdout(log):

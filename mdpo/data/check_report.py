@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mdpo.errors import InputError
+from mdpo.outputs import whole_file
 
 from .check import Report
 
@@ -96,7 +97,8 @@ def _columns(table: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def write_histogram(report: Report, path: Path) -> None:
-    """The lengths as one picture. Raises InputError without matplotlib, or where ``path`` can't be written."""
+    """The lengths as one picture. Raises InputError without matplotlib, or for a suffix that is no picture's; OutputError
+    where ``path`` can't be written."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -109,7 +111,9 @@ def write_histogram(report: Report, path: Path) -> None:
         axes.hist(np.frombuffer(lengths, dtype=np.intc), bins=bins, histtype="step", label=name, linewidth=1.5)
     axes.set(xlabel=report.unit, ylabel="rows", title=f"{report.usable} rows")
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
-        raise InputError(f"--picture {path}: {error}") from error
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"--picture {path}: {path.suffix} is no picture's suffix; give one such as lengths.png")
+    metadata = {"Software": "mdpo data check"} if kind == "png" else None
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150, format=kind, metadata=metadata)

@@ -7,14 +7,15 @@ from pathlib import Path
 from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
+from mdpo.output_checks import PICTURE_MARK, Output
 
 from .check import check_file
 from .check_report import report_lines, write_histogram
 from .image_sources import ImageRoot
 from .negatives import NEGATIVES
-from .preview import contact_sheet
+from .preview import check_picture_name, contact_sheet, write_picture
 from .rows import read_rows, source_root
-from .sample import sample_file
+from .sample import sample_file, sample_files
 from .text_options import TextOptions, add_text_options, text_options
 
 
@@ -33,26 +34,26 @@ def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callabl
     command.add_argument(
         "--show", type=int, metavar="N", help="with --model: decode row N; the first usable without it"
     )
-    command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png")
+    command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png; an earlier one is replaced")
     add_text_options(command)
-    command.set_defaults(run=lambda options: run_check(options, load_processor))
+    command.set_defaults(run=lambda options: run_check(options, load_processor), results=_pictures)
 
     command = commands.add_parser("preview", help="a picture of images beside their negatives")
     _data(command)
-    command.add_argument("--output", type=Path, required=True, help="the picture, such as preview.png")
+    command.add_argument("--output", type=Path, required=True, help="the picture, such as preview.png; an earlier one is replaced")
     command.add_argument("--rows", type=int, default=4, help="how many rows of the data")
     command.add_argument(
         "--negative", action="append", default=[], help=f"{', '.join(NEGATIVES)} or a mixture; may be repeated"
     )
     command.add_argument("--seed", type=int, default=42, help="of the negatives")
-    command.set_defaults(run=run_preview)
+    command.set_defaults(run=run_preview, results=_pictures)
 
     command = commands.add_parser("sample", help="rows of any format as JSONL in the canonical one")
     _data(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl; how it was drawn is recorded beside it")
     command.add_argument("--count", type=int, help="how many rows; all without it")
     command.add_argument("--seed", type=int, default=42, help="of the sample")
-    command.set_defaults(run=run_sample)
+    command.set_defaults(run=run_sample, results=lambda options: sample_files(options.output))
 
 
 def _data(command: argparse.ArgumentParser) -> None:
@@ -69,6 +70,11 @@ def add_row_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ignore-columns", type=_columns, default=[], metavar="A,B", help="columns to read the rows without"
     )
+
+
+def _pictures(options: argparse.Namespace) -> list[Output]:
+    asked = {f"--{name}": getattr(options, name, None) for name in ("picture", "output")}
+    return [Output(setting, path, mark=PICTURE_MARK) for setting, path in asked.items() if path is not None]
 
 
 def _columns(text: str) -> list[str]:
@@ -118,14 +124,11 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
 def run_preview(options: argparse.Namespace) -> None:
     if options.rows < 1:
         raise InputError(f"--rows {options.rows}: expected a number above 0")
+    check_picture_name(options.output)
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )
-    sheet = contact_sheet(rows, options.rows, options.negative, options.seed)
-    try:
-        sheet.save(options.output)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
-        raise InputError(f"--output {options.output}: {error}") from error
+    write_picture(contact_sheet(rows, options.rows, options.negative, options.seed), options.output)
     print(f"wrote {options.output}")
 
 

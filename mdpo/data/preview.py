@@ -1,10 +1,13 @@
 """A contact sheet: a row of pictures per data row, its image and what each negative makes of it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mdpo.errors import InputError
+from mdpo.outputs import whole_file
 
 from .images import check_images, open_image
 from .negatives import NEGATIVES, parse_negative
@@ -38,6 +41,25 @@ def contact_sheet(rows: Sequence[PreferenceRow], count: int, negatives: Sequence
         images = [open_image(image, row.where) for image in row.images]
         lines.append([images[0], *(maker.make(index, images)[0] for maker in makers)])
     return _sheet(["image", *negatives], lines)
+
+
+def check_picture_name(path: Path) -> None:
+    """Raises InputError where a picture cannot be of the kind that its name asks for."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InputError(f"--output {path}: {path.suffix or 'no suffix'} is no picture's; give a name such as preview.png")
+
+
+def write_picture(sheet: Image.Image, path: Path) -> None:
+    """Raises InputError as ``check_picture_name``, and OutputError where ``path`` cannot be written."""
+    check_picture_name(path)
+    text = PngInfo()
+    text.add_text("Software", "mdpo data preview")
+    try:
+        with whole_file(path) as part:
+            sheet.save(part, format=Image.registered_extensions()[path.suffix.lower()], pnginfo=text)
+    except (OSError, ValueError) as error:  # a kind of picture that has no place for colours
+        raise InputError(f"--output {path}: {error}; give a name such as preview.png") from error
 
 
 def _sheet(labels: Sequence[str], lines: Sequence[Sequence[Image.Image]]) -> Image.Image:

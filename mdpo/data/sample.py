@@ -6,13 +6,14 @@ The mDPO paper trains on 10,000 pairs sampled from Silkie's VLFeedback.
 import hashlib
 import heapq
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.output_checks import Output, check_outputs
+from mdpo.outputs import make_folder, remove_empty, whole_file, whole_files
 
 from .image_sources import ImageRoot
 from .images import ImageSource, StoredImage
@@ -40,34 +41,44 @@ def sample_file(
     ``images/`` beside ``output``; paths stay relative to the image folder.
 
     Returns the record. Raises InputError at the first broken row, where fewer than ``count`` rows are usable, or where
-    ``output`` or its record is there already.
+    ``output`` or its record is there already; OutputError where they cannot be written.
     """
     if output.suffix != ".jsonl":
         raise InputError(f"--output {output}: rows are written as JSONL; give a name that ends in .jsonl")
     if count is not None and count < 1:
         raise InputError(f"--count {count}: expected a number above 0")
-    for file in (output, output.with_suffix(".record.json")):
-        if os.path.lexists(file):
-            raise InputError(f"--output {output}: {file} is there already; give a new name, or remove it first")
+    check_outputs(sample_files(output), {"data": [Path(path)]})
     dropped: Counter[str] = Counter()
     keyed = _keyed(check_rows(open_source(path), root, PreferenceRow, ignore_columns), seed, dropped)
     chosen = list(keyed) if count is None else heapq.nsmallest(count, keyed)
     if not chosen or count is not None and len(chosen) < count:
         raise InputError(f"{path} has {len(chosen)} usable rows, fewer than --count {count or 1}")
-    text = "".join(
-        json.dumps(_record(row, root, output.parent), ensure_ascii=False) + "\n"
-        for _, _, row in sorted(chosen, key=lambda item: item[1])
-    )
+    images = _Images(output.parent)
+    try:
+        text = "".join(
+            json.dumps(_record(row, root, images), ensure_ascii=False) + "\n"
+            for _, _, row in sorted(chosen, key=lambda item: item[1])
+        )
+        record = _write(output, text, len(chosen), {"source": str(path), "seed": seed, "dropped": dict(dropped)})
+    except BaseException:
+        images.remove()
+        raise
+    return record
+
+
+def sample_files(output: Path) -> list[Output]:
+    """The sample, and the record of how it was drawn."""
+    return [Output("--output", output), Output("--output", output.with_suffix(".record.json"))]
+
+
+def _write(output: Path, text: str, rows: int, drawn: dict[str, Any]) -> dict[str, Any]:
     record = {
-        "source": str(path), "seed": seed, "rows": len(chosen), "dropped": dict(dropped),
+        "source": drawn["source"], "seed": drawn["seed"], "rows": rows, "dropped": drawn["dropped"],
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }  # fmt: skip
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-        output.with_suffix(".record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {output}: {error.strerror}") from error
+    with whole_files(*(file.path for file in sample_files(output))) as (rows_part, record_part):
+        rows_part.write_text(text, encoding="utf-8")
+        record_part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 
@@ -84,27 +95,43 @@ def _keyed(
         yield key, index, item.row
 
 
-def _record(row: PreferenceRow, root: ImageRoot, folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = {"id": row.id, "images": [_image(image, row, root, folder) for image in row.images]}
+def _record(row: PreferenceRow, root: ImageRoot, images: "_Images") -> dict[str, Any]:
+    record: dict[str, Any] = {"id": row.id, "images": [_image(image, root, images) for image in row.images]}
     record |= text_columns(row.prompt, row.plain, row.tools, row.template_kwargs)
     record |= {"chosen": row.chosen, "rejected": row.rejected}
     if row.rejected_images:
-        record["rejected_images"] = [_image(image, row, root, folder) for image in row.rejected_images]
+        record["rejected_images"] = [_image(image, root, images) for image in row.rejected_images]
     return record
 
 
-def _image(image: ImageSource, row: PreferenceRow, root: ImageRoot, folder: Path) -> str:
+def _image(image: ImageSource, root: ImageRoot, images: "_Images") -> str:
     if isinstance(image, Path):
         return str(image.relative_to(root.folder)) if image.is_relative_to(root.folder) else str(image)
     assert isinstance(image, StoredImage), "a file's rows hold paths or stored images"
-    data = image.read()
-    suffix = next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".image")
-    target = folder / "images" / (hashlib.blake2b(data, digest_size=12).hexdigest() + suffix)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    except OSError as error:
-        raise RowError.at(
-            row.where, "images", f"cannot be written to {target}: {error.strerror}", "check --output"
-        ) from error
-    return str(target.relative_to(folder))
+    return images.write(image.read())
+
+
+class _Images:
+    """The pictures of a table, written to ``folder``/images under names that follow from their content."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written: list[Path] = []
+        self._made: list[Path] = []
+
+    def write(self, data: bytes) -> str:
+        """Returns the path below ``folder``. Raises OutputError where the picture cannot be written."""
+        suffix = next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".image")
+        target = self.folder / "images" / (hashlib.blake2b(data, digest_size=12).hexdigest() + suffix)
+        if not target.exists():
+            self._made += make_folder(target.parent)
+            with whole_file(target) as part:
+                part.write_bytes(data)
+            self._written.append(target)
+        return str(target.relative_to(self.folder))
+
+    def remove(self) -> None:
+        """Takes back what was written for a sample that came to nothing."""
+        for path in self._written:
+            path.unlink(missing_ok=True)
+        remove_empty(self._made)

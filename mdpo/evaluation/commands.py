@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
+from mdpo.output_checks import Output
 
 from . import language, mmhal, objects
-from .answering import Settings, answer_all, fingerprint, read_settings
+from .answering import Settings, answer_all, fingerprint, read_settings, settings_path
 from .benchmarks import (
     Coco,
     mmhal_requests,
@@ -31,11 +32,11 @@ from .benchmarks import (
 )
 from .chair import VARIANTS, Lexicon
 from .generate import generate
-from .human import make_sheet, tally, write_sheet
+from .human import key_path, make_sheet, tally, write_sheet
 from .judge import Judge, JudgeOptions
 from .questions import BENCHMARKS, read_questions, write_answers
 from .responses import read_answers, read_captions, read_mmhal
-from .results import Result
+from .results import Result, result_mark
 from .trained_text import say_other_text
 
 # Beams. RLHF-V's evaluation code searches with three.
@@ -74,7 +75,7 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     command.add_argument("--max-new-tokens", type=int, default=1024)
     command.add_argument("--batch-size", type=int, default=8)
     add_text_options(command)
-    command.set_defaults(run=run_generate)
+    command.set_defaults(run=run_generate, results=_generated)
 
 
 def run_generate(options: argparse.Namespace) -> None:
@@ -104,16 +105,40 @@ def run_generate(options: argparse.Namespace) -> None:
             text=text,
         )
 
-    # A layout is written when all answers are there; until then they are kept in a journal beside it.
-    journal = (
-        options.output
-        if options.benchmark is None
-        else options.output.with_name(options.output.name + ".journal.jsonl")
-    )
-    answers = answer_all(rows, answerer, settings, journal, options.output)
+    answers = answer_all(rows, answerer, settings, _journal(options), options.output)
     if options.benchmark is not None:
         write_answers(options.output, options.benchmark, options.data, answers)
     print(f"wrote {options.output}: {len(answers)} answers")
+
+
+def _journal(options: argparse.Namespace) -> Path:
+    """Where answers are kept as they come: a benchmark's layout is written when all of them are there."""
+    if options.benchmark is None:
+        return options.output
+    return options.output.with_name(options.output.name + ".journal.jsonl")
+
+
+def _generated(options: argparse.Namespace) -> list[Output]:
+    begun = settings_path(options.output).is_file()  # else a file in a benchmark's layout is somebody else's
+    return [
+        Output("--output", options.output, resumed=begun or options.benchmark is None),
+        Output("--output", _journal(options), resumed=True),
+        Output("--output", settings_path(options.output), resumed=True),
+    ]
+
+
+def _evaluated(benchmark: str) -> Callable[[argparse.Namespace], list[Output]]:
+    """What ``evaluate`` writes: a result that is there is replaced where it is of the same benchmark."""
+
+    def outputs(options: argparse.Namespace) -> list[Output]:
+        found = []
+        if options.output is not None:
+            found.append(Output("--output", options.output, mark=result_mark(benchmark)))
+        if getattr(options, "judge", None) and not options.dry_run:
+            found.append(Output("--cache", options.cache, resumed=True))
+        return found
+
+    return outputs
 
 
 def _data_fingerprint(path: Path) -> str:
@@ -160,7 +185,7 @@ def _add_amber(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "--corrected", action="store_true", help="without the official program's quirks; not comparable"
     )
-    command.set_defaults(run=run_evaluate_amber)
+    command.set_defaults(run=run_evaluate_amber, results=_evaluated("AMBER"))
 
 
 def run_evaluate_amber(options: argparse.Namespace) -> None:
@@ -184,7 +209,7 @@ def _add_object_halbench(benchmarks: "argparse._SubParsersAction[argparse.Argume
     command.add_argument("--variant", choices=VARIANTS, default="rlhfv")
     command.add_argument("--questions", type=Path, help="question file, for responses without image_id")
     _judge(command, required=False, script="eval_gpt_obj_halbench.py")
-    command.set_defaults(run=run_evaluate_object_halbench)
+    command.set_defaults(run=run_evaluate_object_halbench, results=_evaluated("Object HalBench"))
 
 
 def run_evaluate_object_halbench(options: argparse.Namespace) -> None:
@@ -219,7 +244,7 @@ def _add_mmhal(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _responses(command, "the official template with model_answer filled in, or rows of id and response")
     command.add_argument("--template", type=Path, help="the official template JSON, where RESPONSES are bare rows")
     _judge(command, required=True, script="eval_gpt4.py (RLHF-V's eval_gpt_mmhal.py)")
-    command.set_defaults(run=run_evaluate_mmhal)
+    command.set_defaults(run=run_evaluate_mmhal, results=_evaluated("MMHal-Bench"))
 
 
 def run_evaluate_mmhal(options: argparse.Namespace) -> None:
@@ -233,7 +258,7 @@ def run_evaluate_mmhal(options: argparse.Namespace) -> None:
 
 def _responses(command: argparse.ArgumentParser, layout: str) -> None:
     command.add_argument("responses", type=Path, help=layout)
-    command.add_argument("--output", type=Path, help="JSON for mdpo report; put it in the run's folder")
+    command.add_argument("--output", type=Path, help="JSON for mdpo report, replaced if there; put it in the run's folder")
 
 
 def _judge(command: argparse.ArgumentParser, *, required: bool, script: str) -> None:
@@ -279,12 +304,16 @@ def _add_human(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     sheet.add_argument("--seed", type=int, default=0, help="of order and sides")
     sheet.add_argument("--output", type=Path, required=True, help=".html; its key is written beside it")
-    sheet.set_defaults(run=run_sheet)
+    sheet.set_defaults(run=run_sheet, results=_sheet_files)
     count = steps.add_parser("tally", help="wins, ties and losses from the raters' saved answers")
     count.add_argument("key", type=Path, help="the sheet's .key.json")
     count.add_argument("answers", type=Path, nargs="+", help="one file a rater")
-    count.add_argument("--output", type=Path, help="JSON for mdpo report")
-    count.set_defaults(run=run_tally)
+    count.add_argument("--output", type=Path, help="JSON for mdpo report, replaced if there")
+    count.set_defaults(run=run_tally, results=_evaluated("Human preference"))
+
+
+def _sheet_files(options: argparse.Namespace) -> list[Output]:
+    return [Output("--output", options.output), Output("--output", key_path(options.output))]
 
 
 def run_sheet(options: argparse.Namespace) -> None:

@@ -5,11 +5,13 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.outputs import raise_unwritten, write_text
 
 if sys.platform != "win32":
     import fcntl
@@ -64,12 +66,13 @@ def _object(record: Any, where: str) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes the whole file or nothing: a reader never sees half of it."""
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Writes the whole file or nothing. Raises OutputError where the disk is full or refuses."""
+    write_text(path, as_json(content))
+
+
+def as_json(content: Any) -> str:
+    """The text of a JSON file."""
+    return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def read_literal(path: str | Path, name: str) -> str:
@@ -101,13 +104,19 @@ class Journal:
     """An append-only JSONL file: what was written stays written, whatever happens to the run.
 
     Opening it reads what is there. A last line that an interruption tore is dropped; any other line that is not an
-    object is an InputError, as is a file that another run holds open.
+    object is an InputError, as is a file that another run holds open. Where the disk is full or refuses, opening and
+    appending raise OutputError, and the file ends with the last whole line.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a buffer, which would be written a second time, and could fail again, when the file is closed.
+            self._file = self.path.open("a+b", buffering=0)
+        except OSError as error:
+            raise_unwritten(self.path, error)
+            raise
         try:
             self._lock()
             self.records = self._recover()
@@ -125,7 +134,7 @@ class Journal:
 
     def _recover(self) -> list[dict[str, Any]]:
         self._file.seek(0)
-        content = self._file.read()
+        content = self._file.readall()
         whole, newline, last = content.rpartition(b"\n")
         records = [
             _object(self._line(line, number), f"{self.path}, line {number}")
@@ -139,7 +148,7 @@ class Journal:
             else:
                 # Complete but for its line break: the write was cut between the two.
                 records.append(torn)
-                self._file.write(b"\n")
+                self._write(b"\n")
         return records
 
     def _line(self, line: bytes, number: int) -> Any:
@@ -152,11 +161,21 @@ class Journal:
             ) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one line, on the disk before this returns."""
-        self._file.write(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Adds one line, on the disk before this returns. Raises OutputError, with the file as it was, where it cannot."""
+        self._write(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n")
         self.records.append(dict(record))
+
+    def _write(self, line: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while line:  # a disk that is nearly full takes a part first
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise_unwritten(self.path, error, f"the {len(self.records)} lines before are kept")
+            raise
 
     def close(self) -> None:
         self._file.close()

@@ -17,8 +17,9 @@ from typing import Any
 from mdpo.data import PromptRow
 from mdpo.data.images import open_image
 from mdpo.errors import InputError
+from mdpo.outputs import whole_files
 
-from .files import read_json, write_json
+from .files import as_json, read_json
 from .human_page import PAGE
 from .intervals import wilson
 from .responses import some
@@ -92,15 +93,20 @@ def _data_uri(image: Any) -> str:
 
 
 def write_sheet(path: Path, sheet: Sheet) -> Path:
-    """Writes the page and, beside it, the key. Returns the key's path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(sheet.html, encoding="utf-8")
-    key = path.with_suffix(".key.json")
-    write_json(key, sheet.key)
+    """Writes the page and, beside it, the key: both, or neither. Returns the key's path."""
+    key = key_path(path)
+    with whole_files(path, key) as (page_part, key_part):
+        page_part.write_text(sheet.html, encoding="utf-8")
+        key_part.write_text(as_json(sheet.key), encoding="utf-8")
     return key
 
 
-def tally(key_path: str | Path, answer_paths: Sequence[str | Path]) -> Result:
+def key_path(sheet: Path) -> Path:
+    """Where the key of a sheet lies."""
+    return sheet.with_suffix(".key.json")
+
+
+def tally(key_file: str | Path, answer_paths: Sequence[str | Path]) -> Result:
     """Wins, ties and losses of the key's second side against its first, over all raters' votes.
 
     Intervals are Wilson's, a question being the unit: several raters of one question are one trial, so that they do not
@@ -108,9 +114,9 @@ def tally(key_path: str | Path, answer_paths: Sequence[str | Path]) -> Result:
 
     Raises InputError for a file that is no key or no answers, for answers to another sheet, and for none at all.
     """
-    key = read_json(key_path)
+    key = read_json(key_file)
     if not isinstance(key, dict) or key.get("schema") != KEY_SCHEMA:
-        raise InputError(f"{key_path} is not the key of a sheet")
+        raise InputError(f"{key_file} is not the key of a sheet")
     votes: dict[str, list[str]] = {id: [] for id in key["swapped"]}
     for path in answer_paths:
         for id, choice in _read_votes(path, key).items():

@@ -17,6 +17,7 @@ from typing import Any
 
 from mdpo.data import PromptRow, parse_rows
 from mdpo.errors import InputError
+from mdpo.outputs import write_text
 
 from .files import read_records, write_json
 
@@ -61,8 +62,7 @@ def write_answers(path: Path, benchmark: str, questions: str | Path, answers: Ma
         )
     else:
         lines = [_object_line(index, record, answers[str(index)]) for index, record in enumerate(records)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _object_line(index: int, record: Mapping[str, Any], answer: str) -> dict[str, Any]:

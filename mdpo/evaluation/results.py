@@ -12,7 +12,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .files import read_json, write_json
+from .files import as_json, read_json, write_json
 
 SCHEMA = "mdpo-result-1"
 
@@ -90,6 +90,11 @@ class Result:
             if metric.interval is not None:
                 lines.append("  {:<24}{:>9}   95% interval {:.1f} to {:.1f}".format("", "", *metric.interval))
         return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+
+
+def result_mark(benchmark: str) -> bytes:
+    """What a file starts with that ``Result.write`` wrote for a benchmark."""
+    return as_json({"schema": SCHEMA, "benchmark": benchmark}).removesuffix("\n}\n").encode()
 
 
 def is_result(content: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 
 from mdpo.errors import InputError
+from mdpo.outputs import whole_folder
 from mdpo.packing import PreferenceTokens
 
 from .adapters import adapter_config, load_adapter
@@ -15,12 +16,14 @@ from .generation_config import repair_generation_config
 from .load import load, load_processor
 from .logps import check_adapter_kinds, unwrap
 from .model_card import model_card
+from .official import check_destination
 from .plain import branches, plain_token_logps
 from .start_check import rounding_of
 
 
 def merge(adapter: str | Path, destination: str | Path, base: str | Path | None = None) -> Path:
-    """Writes base plus adapter to ``destination``: safetensors weights, processor, generation config, model card.
+    """Writes base plus adapter to ``destination``: safetensors weights, processor, generation config, model card; all of
+    it or nothing.
 
     base: the base model's folder, where it is no longer the one that the adapter names. Merged in the base weights' own
     dtype, on the CPU: with fp32 weights the log-probs stay what they were up to rounding; with bf16 weights the sum is
@@ -28,12 +31,11 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
 
     Raises InputError where a folder is missing or is not what it should be, the destination is not empty, the adapter
     was trained on another base, or merging would change what the adapter says: an adapter on embeddings that are tied to
-    the head, a kind of adapter that cannot be merged.
+    the head, a kind of adapter that cannot be merged. Raises OutputError where the disk is full or refuses.
     """
     adapter, destination = Path(adapter).expanduser(), Path(destination).expanduser()
     config = adapter_config(adapter)
-    if destination.exists() and any(destination.iterdir()):
-        raise InputError(f"{destination} is not empty; give a new folder")
+    check_destination(destination)
     base = Path(base or config.get("base_model_name_or_path") or "")
     if not (base / "config.json").is_file():
         raise InputError(f"the base model {str(base)!r} that the adapter names is not here; give its folder with --base")
@@ -43,10 +45,11 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     check_adapter_kinds(model)
     merged = _merged(model, adapter)
     processor = load_processor(adapter if (adapter / "processor_config.json").is_file() else base)
-    merged.save_pretrained(destination)
-    merged.generation_config.save_pretrained(destination)
-    processor.save_pretrained(destination)
-    (destination / "README.md").write_text(model_card(adapter, base), encoding="utf-8")
+    with whole_folder(destination) as part:
+        merged.save_pretrained(part)
+        merged.generation_config.save_pretrained(part)
+        processor.save_pretrained(part)
+        (part / "README.md").write_text(model_card(adapter, base), encoding="utf-8")
     return destination
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mdpo.outputs import write_text
+
 RECORD_NAME = "mdpo_run.json"
 _PACKAGES = ("multimodal-dpo", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -25,11 +27,9 @@ def write_run_record(
     folder: str | Path, run: Mapping[str, Any], *, base_weights: str | None, text: Mapping[str, Any]
 ) -> None:
     """Beside an adapter: the run's settings that the trainer does not know, the digest of the base model's weights, the
-    settings of the text that it read, and the versions it ran with."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    settings of the text that it read, and the versions it ran with. Raises OutputError where it cannot be written."""
     record = {"run": dict(run), "base_weights": base_weights, "text": dict(text), "versions": versions()}
-    (folder / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_text(Path(folder, RECORD_NAME), json.dumps(record, indent=1))
 
 
 def model_card(adapter: Path, base: Path) -> str:

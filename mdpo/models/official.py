@@ -17,6 +17,8 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mdpo.errors import InputError
+from mdpo.output_checks import check_output_folder
+from mdpo.outputs import whole_folder
 
 from .folder import check_safetensors, read_object, weight_names
 
@@ -51,7 +53,8 @@ _CHAT_TEMPLATE = (
 
 
 def check_destination(destination: Path) -> None:
-    """Raises InputError where the folder holds something already: asked before gigabytes are read."""
+    """Raises InputError where the folder cannot be made, or holds something already: asked before gigabytes are read."""
+    check_output_folder(destination, "destination")
     if destination.exists() and any(destination.iterdir()):
         raise InputError(f"{destination} is not empty; give a new folder")
 
@@ -182,7 +185,9 @@ def build_processor(
 
 
 def save(destination: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor | None) -> Path:
-    if processor is not None:
-        processor.save_pretrained(destination)
-    model.save_pretrained(destination)
+    """Writes the folder, whole or not at all. Raises OutputError where the disk is full or refuses."""
+    with whole_folder(destination) as part:
+        if processor is not None:
+            processor.save_pretrained(part)
+        model.save_pretrained(part)
     return destination

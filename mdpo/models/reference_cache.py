@@ -6,13 +6,15 @@ sees of the example (token ids and processed images, so row, image bytes, negati
 processor are all in it). A cache can therefore be incomplete, never wrong: what has changed is not found.
 
 One folder holds a file per model, a JSON line per example, appended by one process as they are computed. A line torn by
-a crash is dropped; the records before it stand.
+a crash is dropped; the records before it stand. A full disk costs time alone: the run goes on without keeping more.
 """
 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from mdpo.outputs import unwritten
 from mdpo.packing import PackedBatch
 
 from .attention import attention_backend
@@ -157,8 +160,12 @@ class ReferenceCache:
 
     def __init__(self, folder: str | Path, model_fingerprint: str, *, writes: bool = True) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.writes = writes
+        if writes:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                self._write_no_more(error)
         self.found = self.computed = 0  # examples, since the cache was opened
         self._path = self.folder / f"{model_fingerprint}.jsonl"
         self._logps: dict[str, tuple[float, float, float]] = {}
@@ -195,8 +202,28 @@ class ReferenceCache:
         fresh = {record.digest: record for record in records if record.digest not in self._logps}
         self._logps |= {digest: record.logps for digest, record in fresh.items()}
         if self.writes and fresh:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record._asdict()) + "\n" for record in fresh.values())
+            self._append("".join(json.dumps(record._asdict()) + "\n" for record in fresh.values()).encode())
+
+    def _append(self, lines: bytes) -> None:
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    while lines:  # a disk that is nearly full takes a part first
+                        lines = lines[file.write(lines) :]
+                except OSError:
+                    with suppress(OSError):  # what stays of a line that is torn is never read
+                        file.truncate(end)
+                    raise
+        except OSError as error:
+            self._write_no_more(error)
+
+    def _write_no_more(self, error: OSError) -> None:
+        self.writes = False
+        _log.warning(
+            "reference cache %s cannot be written: %s; the run goes on and keeps no more of it",
+            self.folder, unwritten(error),
+        )  # fmt: skip
 
     def _read(self) -> None:
         content = self._path.read_bytes()
@@ -211,7 +238,10 @@ class ReferenceCache:
                 dropped += 1
         if self.writes and len(whole) < len(content):
             # Appending behind half a line would spoil the next record too.
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole))
+            try:
+                with self._path.open("r+b") as file:
+                    file.truncate(len(whole))
+            except OSError as error:
+                self._write_no_more(error)
         if dropped:
             _log.warning("%s: %d damaged records are computed again", self._path, dropped)

@@ -148,7 +148,7 @@ def png(panels: Sequence[tuple[str, Draw]], names: Sequence[str], path: Any) -> 
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(names), frameon=False)
     with _style():
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format="png", metadata={"Software": "mdpo report"})
 
 
 def _style() -> Any:

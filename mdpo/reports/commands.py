@@ -6,7 +6,7 @@ from pathlib import Path
 from mdpo.errors import InputError
 
 from .runs import load_run
-from .write import write_report
+from .write import report_files, write_report
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -14,13 +14,14 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     command = subparsers.add_parser(
         "report",
         help="one page (HTML, PNG, Markdown) of what training and evaluation came to",
-        description="A run is a folder with trainer_state.json, with results of mdpo evaluate, or with both.",
+        description="A run is a folder with trainer_state.json, with results of mdpo evaluate, or with both. "
+        "An earlier report at --output is replaced.",
     )
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders; the first is compared against")
     command.add_argument("--names", nargs="+", help="what to call the runs; their folders' names without it")
     command.add_argument("--title", help="of the page")
     command.add_argument("--output", type=Path, default=Path("report.html"), help=".html; .png and .md go beside it")
-    command.set_defaults(run=run_report)
+    command.set_defaults(run=run_report, results=lambda options: report_files(options.output))
 
 
 def run_report(options: argparse.Namespace) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from .compare import Cell, Comparison, Row
 from .runs import Run
 
+MARKDOWN_MARK = "<!-- mdpo report -->"
+
 
 def markdown(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str, picture: str | None) -> str:
     """The document. picture: a path to the PNG, to be shown at the top."""
-    lines = [f"# {_plain(title)}", ""]
+    lines = [f"# {_plain(title)}", "", MARKDOWN_MARK, ""]
     if picture is not None:
         lines += [f"![{_plain(title)}](<{picture}>)", ""]
     for comparison in comparisons:

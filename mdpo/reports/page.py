@@ -10,6 +10,7 @@ from .examples import Example, choose, marked_html, unmarked
 from .runs import Run
 from .style import CSS
 
+PAGE_MARK = '<meta name="generator" content="mdpo report">'
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _ARROWS = {"lower": "↓", "higher": "↑"}
 _VERDICTS = {"better": "good", "worse": "bad", "no clear change": "same"}
@@ -22,6 +23,7 @@ def page(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str) -> 
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{PAGE_MARK}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{html.escape(title)}</title>

@@ -54,7 +54,6 @@ _INSTEAD: dict[str, str] = {
     "early_stopping_steps": "stop early from Python: MDPOTrainer(callbacks=[EarlyStoppingCallback(PATIENCE)])",
     "freeze_llm": "mDPO trains the language model; leave it out",
     "freeze_language_model": "mDPO trains the language model; leave it out",
-    "overwrite_output_dir": "leave it out, or name another output_dir",
     "group_by_length": "steps are planned by token_budget, so that nothing is padded; leave it out",
     "disable_shuffling": "rows are shuffled from data_seed in every epoch; leave it out",
     "packing": "rows are always packed; leave it out",

@@ -3,7 +3,6 @@ processor and rows, and the files that will be saved."""
 
 import copy
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
-from mdpo.errors import InputError
+from mdpo.errors import InputError, OutputError
 from mdpo.models import encode_images
 from mdpo.models.folder import short
 from mdpo.models.generation_config import repair_generation_config
 from mdpo.models.logps import unwrap
-from mdpo.outputs import check_output_folder
+from mdpo.output_checks import check_output_folder
+from mdpo.outputs import scratch_folder, unwritten
 from mdpo.packing import family_of, pack
 
 _log = logging.getLogger(__name__)
@@ -194,21 +194,25 @@ def check_saving(model: nn.Module, processor: Any, folder: str | Path) -> None:
 
     folder: on the disk where the results go. A generation config that can be repaired is, in the model.
 
-    Raises InputError naming the part that cannot be saved.
+    Raises InputError naming the part that cannot be saved, and OutputError where the disk is full.
     """
     base = unwrap(model)
     if not isinstance(model, PeftModel):
         repair_generation_config(model)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     parts: Sequence[tuple[str, Any]] = (
         [("peft_config", config) for config in model.peft_config.values()]
         if isinstance(model, PeftModel)
         else [("the model's config", base.config), ("generation_config", getattr(base, "generation_config", None))]
     )
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as trial:
+    with scratch_folder(folder) as trial:
         for name, part in [*((name, copy.deepcopy(part)) for name, part in parts), ("processing_class", processor)]:
             try:
                 if part is not None:
                     part.save_pretrained(trial)
             except Exception as error:  # whatever it is, it would come after the training otherwise
+                if str(unwritten(error)).startswith("the disk is full"):
+                    raise OutputError(
+                        f"output_dir: {folder}: {unwritten(error)}, and nothing is trained yet; make room, or give another "
+                        "--output_dir, and run the same command again"
+                    ) from error
                 raise InputError(f"{name} cannot be saved: {short(error)}; correct it before training") from error

@@ -36,6 +36,7 @@ from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
 from .checkpoints import recover
 from .evaluation import Evaluation, predictions
+from .folder import RunFolder
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
@@ -121,6 +122,8 @@ class MDPOTrainer(StopsWhereNotFinite):
                 check_rows(model, processing_class, part)
         if args.should_save:
             check_saving(model, processing_class, args.output_dir)
+        self.run_folder = RunFolder(args, self.model.name_or_path)
+        self.add_callback(self.run_folder)
         self.add_callback(CheckpointLayers(model))
         self._may_stop()
         switch_dropout_off(model, args)
@@ -258,14 +261,16 @@ class MDPOTrainer(StopsWhereNotFinite):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """As ``Trainer.train``. resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
 
-        Raises InputError for a torn checkpoint, or one of another run, with the difference named.
+        Raises InputError for a torn checkpoint, or one of another run, with the difference named, and where output_dir
+        holds a run that this one does not go on with.
         """
-        if resume_from_checkpoint:
-            resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        elif self.args.should_save:
-            recover(self.args.output_dir)
-        self._check_start()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        with self.run_folder.held(resume_from_checkpoint):
+            if resume_from_checkpoint:
+                resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            elif self.args.should_save:
+                recover(self.args.output_dir)
+            self._check_start()
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self._cache is not None:
             counts = torch.tensor([self._cache.found, self._cache.computed], device=self.args.device)
             self._cache.found, self._cache.computed = map(int, self._sum_over_ranks(counts))

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from mdpo.errors import InputError
 from mdpo.models.folder import WEIGHTS, check_safetensors, some
 from mdpo.models.load import read_strictly
+from mdpo.outputs import whole_file
 
 
 def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
@@ -81,15 +82,16 @@ def _adapter_file(folder: Path, adapter: str) -> Path:
 
 
 def save_weights_alone(model: nn.Module, folder: str | Path) -> Path:
-    """Writes the weights without any other file, for when one of those could not be written. Returns their file."""
+    """Writes the weights without any other file, for when one of those could not be written. Returns their file. Raises
+    OutputError where the disk is full or refuses."""
     if isinstance(model, PeftModel):
         name = model.active_adapters[0]
         path = _adapter_file(Path(folder), name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         adapter: Any = get_peft_model_state_dict(model, adapter_name=name)
-        save_file({key: tensor.contiguous() for key, tensor in adapter.items()}, path, metadata={"format": "pt"})
+        with whole_file(path) as part:
+            save_file({key: tensor.contiguous() for key, tensor in adapter.items()}, part, metadata={"format": "pt"})
     else:
         path = Path(folder, WEIGHTS)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(model, str(path), metadata={"format": "pt"})  # which keeps tied weights once
+        with whole_file(path) as part:
+            save_model(model, str(part), metadata={"format": "pt"})  # which keeps tied weights once
     return path

@@ -99,7 +99,7 @@ def test_a_folder_where_a_file_is_wanted(world, tmp_path, capsys):
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
-    from mdpo.outputs import check_output_file, check_output_folder
+    from mdpo.output_checks import check_output_file, check_output_folder
 
     check_output_folder(tmp_path / "new" / "folder", "x")
     check_output_file(tmp_path / "new" / "file", "x")
@@ -416,7 +416,7 @@ def test_a_full_disk_at_the_end_is_said(world, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # fails a write as a full disk does
     try:
-        with pytest.raises(TrainingError, match="the model could not be saved to .*last good state is .*checkpoint-1"):
+        with pytest.raises(TrainingError, match="could not be saved to .*: the disk is full; its weights are in .*checkpoint-1"):
             run.save_model(str(tmp_path / "final"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
