@@ -43,6 +43,7 @@ from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
 from mdpo.settings import ADAPTER, dtype_name, idle_settings
+from mdpo.shown import Formatter, redacted, say, shown
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    _log_to_terminal()
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
@@ -69,9 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_outputs(options)
         options.run(options)
     except (InputError, OutputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(redacted(str(error)))}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _log_to_terminal() -> None:
+    """Logs go to stderr spelled out, also those of other libraries, which quote file names and configs of strangers."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter("%(message)s"))
+    logging.captureWarnings(True)
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
@@ -212,7 +223,7 @@ def train(options: argparse.Namespace) -> None:
     if main_process and stopped:
         print(f"stopped by SIGTERM after step {step}; {_way_on(args)}")
     elif main_process:
-        print(f"saved to {args.output_dir}")
+        say(f"saved to {args.output_dir}")
 
 
 def _way_on(args: MDPOConfig) -> str:
@@ -319,7 +330,7 @@ def run_convert(options: argparse.Namespace) -> None:
         folder = convert_bunny(options.source, options.destination)
     else:
         folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
-    print(f"wrote {folder}")
+    say(f"wrote {folder}")
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:
@@ -328,7 +339,7 @@ def _write(path: Path, records: Iterable[dict]) -> None:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
-    print(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 if __name__ == "__main__":

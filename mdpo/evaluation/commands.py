@@ -17,6 +17,7 @@ from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
+from mdpo.shown import say
 
 from . import language, mmhal, objects
 from .answering import Settings, answer_all, fingerprint, read_settings
@@ -113,7 +114,7 @@ def run_generate(options: argparse.Namespace) -> None:
     answers = answer_all(rows, answerer, settings, journal, options.output)
     if options.benchmark is not None:
         write_answers(options.output, options.benchmark, options.data, answers)
-    print(f"wrote {options.output}: {len(answers)} answers")
+    say(f"wrote {options.output}: {len(answers)} answers")
 
 
 def _data_fingerprint(path: Path) -> str:
@@ -297,7 +298,7 @@ def run_sheet(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     key = write_sheet(options.output, sheet)
-    print(f"wrote {options.output} for the raters, and {key}, which they must not see")
+    say(f"wrote {options.output} for the raters, and {key}, which they must not see")
 
 
 def run_tally(options: argparse.Namespace) -> None:
@@ -312,4 +313,4 @@ def _print_and_write(result: Result, output: Path | None) -> None:
     print(result.table())
     if output is not None:
         result.write(output)
-        print(f"wrote {output}")
+        say(f"wrote {output}")

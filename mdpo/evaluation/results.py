@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.shown import shown
 
 from .files import read_json, write_json
 
@@ -89,7 +90,7 @@ class Result:
             lines.append(f"  {metric.name:<24}{value:>9}   {metric.better} is better; {metric.definition}")
             if metric.interval is not None:
                 lines.append("  {:<24}{:>9}   95% interval {:.1f} to {:.1f}".format("", "", *metric.interval))
-        return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+        return "\n".join(map(shown, [*lines, *(f"  note: {warning}" for warning in self.warnings)]))
 
 
 def is_result(content: Any) -> bool:

@@ -10,7 +10,7 @@ def markdown(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str,
     """The document. picture: a path to the PNG, to be shown at the top."""
     lines = [f"# {_plain(title)}", ""]
     if picture is not None:
-        lines += [f"![{_plain(title)}](<{picture}>)", ""]
+        lines += [f"![{_plain(title)}](<{quote(picture)}>)", ""]
     for comparison in comparisons:
         lines += _section(comparison)
     trained = [run for run in runs if run.history]
@@ -46,7 +46,7 @@ def _cell(cell: Cell, row: Row) -> str:
     if cell.value is None:
         return "–"
     digits = row.digits
-    text = f"**{cell.value:.{digits}f}{row.metric.unit}**"
+    text = f"**{cell.value:.{digits}f}{_plain(row.metric.unit)}**"
     if cell.interval:
         text += f" [{cell.interval.low:.{digits}f}, {cell.interval.high:.{digits}f}]"
     if cell.change:

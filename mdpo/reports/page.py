@@ -86,7 +86,7 @@ def _table_row(row: Row, names: Sequence[str]) -> str:
     metric = row.metric
     cells = "".join(_cell(cell, row, name) for cell, name in zip(row.cells, names, strict=True))
     head = (
-        f'<th scope="row">{html.escape(metric.name)} <span title="{metric.better} is better">{_ARROWS[metric.better]}</span>'
+        f'<th scope="row">{html.escape(metric.name)} <span title="{html.escape(metric.better)} is better">{_ARROWS[metric.better]}</span>'
         f"<small>{html.escape(metric.definition)}</small></th>"
     )
     return f"<tr>{head}{cells}</tr>"
@@ -97,7 +97,7 @@ def _cell(cell: Cell, row: Row, name: str) -> str:
     start = f'<td data-run="{html.escape(name)}">'
     if cell.value is None:
         return f"{start}–</td>"
-    digits, unit = row.digits, row.metric.unit
+    digits, unit = row.digits, html.escape(row.metric.unit)
     parts = [f"<b>{cell.value:.{digits}f}{unit}</b>"]
     if cell.interval:
         parts.append(f"<small>{cell.interval.low:.{digits}f} to {cell.interval.high:.{digits}f}</small>")
@@ -174,7 +174,7 @@ def _origin(comparisons: Sequence[Comparison]) -> str:
             if result is None:
                 continue
             content = {"counts": result.counts, "generation": result.settings, "judge": result.judge}
-            text = json.dumps({key: value for key, value in content.items() if value}, indent=2, ensure_ascii=False)
+            text = json.dumps(redacted({key: value for key, value in content.items() if value}), indent=2, ensure_ascii=False)
             entries.append(
                 f"<details><summary>{html.escape(comparison.title)}: {html.escape(name)}</summary>"
                 f"<pre>{html.escape(text)}</pre></details>"
