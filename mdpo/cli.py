@@ -77,9 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _log_to_terminal() -> None:
     """Logs go to stderr spelled out, also those of other libraries, which quote file names and configs of strangers."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
         handler.setFormatter(Formatter("%(message)s"))
+        root.addHandler(handler)
+        root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()

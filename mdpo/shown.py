@@ -5,6 +5,7 @@ that repaint a terminal, characters that reverse the reading direction, line bre
 credentials inside an address. Here each of them loses its effect.
 """
 
+import html
 import logging
 import re
 import unicodedata
@@ -62,6 +63,11 @@ def redacted(value: Any) -> Any:
 def markdown(text: object) -> str:
     """The text as Markdown shows it unchanged, on one line, also inside a table: no markup, no HTML, no link."""
     return _MARKDOWN.sub(r"\\\1", shown(" ".join(str(text).split())))
+
+
+def html_text(text: object) -> str:
+    """The text as HTML shows it unchanged, also inside an attribute; its line breaks stay."""
+    return html.escape("\n".join(shown(line) for line in str(text).split("\n")))
 
 
 def say(text: object) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
+from mdpo.shown import say
 
 from .check import check_file
 from .check_report import report_lines, write_histogram
@@ -99,10 +100,11 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
         show_row=options.show,
     )
     for line in report_lines(report, str(options.data)):
-        print(line)
+        say(line)
     if options.picture is not None and report.usable:
         write_histogram(report, options.picture)
-        print(f"\nwrote {options.picture}")
+        say("")
+        say(f"wrote {options.picture}")
     if report.errors:
         broken = len({error.where for error in report.errors})
         raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; fix or drop those listed above")
@@ -126,7 +128,7 @@ def run_preview(options: argparse.Namespace) -> None:
         sheet.save(options.output)
     except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture's
         raise InputError(f"--output {options.output}: {error}") from error
-    print(f"wrote {options.output}")
+    say(f"wrote {options.output}")
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -138,4 +140,4 @@ def run_sample(options: argparse.Namespace) -> None:
         seed=options.seed,
         ignore_columns=options.ignore_columns,
     )
-    print(f"wrote {record['rows']} rows to {options.output}, seed {record['seed']}")
+    say(f"wrote {record['rows']} rows to {options.output}, seed {record['seed']}")

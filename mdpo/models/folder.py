@@ -25,6 +25,8 @@ _ELSEWHERE = ("audio_tokenizer", "transformers_weights", "use_pretrained_backbon
 _LAYERS = re.compile(r"layer|depth|block|stage|expert")
 _MOST_LAYERS = 512  # where the weights have fewer tensors than that
 _DEEPEST = 40
+_COUNTS = re.compile(r"num_.*tokens|seq_len|max_.*(patches|tiles)|(patches|tiles)$|max_num|frames")
+_MOST_TILES, _MOST_TOKENS, _LONGEST_SIDE, _MOST_PIXELS = 1024, 2**16, 2**13, 2**26
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -47,6 +49,8 @@ def check_json_files(folder: Path) -> None:
             content = read_object(path)
             if name.endswith("config.json"):
                 _check_inside(path, content)
+            if name.endswith("processor_config.json"):
+                _check_sizes(path, content)
 
 
 def _check_inside(path: Path, content: dict[str, Any]) -> None:
@@ -60,6 +64,23 @@ def _check_inside(path: Path, content: dict[str, Any]) -> None:
             raise InputError(
                 f"{path}: {shown(key)} leads outside the folder, to {short(ValueError(repr(value)), 80)}; nothing is fetched "
                 "and nobody's code is run: take the key out, or use another model"
+            )
+
+
+def _check_sizes(path: Path, content: dict[str, Any]) -> None:
+    """Raises InputError where a processor's config has pictures blown up, or cut into numbers of pieces, without measure."""
+    for key, value, _ in _entries(content):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        many = _COUNTS.search(key)
+        most = _MOST_TILES if many and "patches" in many.group() else _MOST_TOKENS if many else _MOST_PIXELS
+        most = _LONGEST_SIDE if key in ("height", "width") else most
+        if key == "shortest_edge" and "merge_size" not in content and "merge_size" not in str(content):
+            most = _LONGEST_SIDE  # where pictures are cut into patches of any number, it is a number of pixels
+        if not -most <= value <= most:
+            raise InputError(
+                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, above {most:,}, the most that is taken for a picture; "
+                "copy the file again from where it came"
             )
 
 

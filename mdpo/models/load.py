@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
@@ -144,7 +145,24 @@ def load_processor(path: str | Path) -> ProcessorMixin:
         raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
     if (folder / "config.json").is_file():  # not beside an adapter
         check_processor(model_config(folder), processor, str(folder))
+    _try(folder, processor)
     return processor
+
+
+def _try(folder: Path, processor: Any) -> None:
+    """Raises InputError where the processor fails on the first picture and the first text that it is given."""
+    picture, token = Image.new("RGB", (64, 64), (200, 100, 50)), getattr(processor, "image_token", None)
+    try:
+        processor.tokenizer.decode(processor.tokenizer.encode("a picture"))
+        if isinstance(token, str):
+            processor(text=[token], images=[picture], return_tensors="pt")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # as above
+        raise InputError(
+            f"{folder}: its processor fails on a picture: {short(error)}; copy processor_config.json, preprocessor_config.json "
+            "and the tokenizer's files again"
+        ) from error
 
 
 def check_processor(config: Any, processor: Any, where: str) -> None:
