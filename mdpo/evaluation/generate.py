@@ -1,5 +1,6 @@
 """Answers to questions about images, in batches: greedy by default, by beams where asked, never sampled."""
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, ProcessorMixin
+from transformers import ProcessorMixin
 
 from mdpo.data import PromptRow, TextOptions
 from mdpo.data.encode import Encoder
@@ -18,6 +19,17 @@ from mdpo.data.images import open_image
 from mdpo.data.problem import RowError
 from mdpo.errors import InputError
 from mdpo.models.folder import short
+
+
+# Ways of generating other than one token after the other, some of which are code on the hub; limits of time and length;
+# and what would make the result anything but ids.
+_UNSET = (
+    "penalty_alpha", "dola_layers", "constraints", "force_words_ids", "num_beam_groups", "diversity_penalty",
+    "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type", "assistant_ensemble_weight",
+    "cache_implementation", "cache_config", "compile_config", "guidance_scale", "watermarking_config", "stop_strings",
+    "max_time", "max_length", "min_length", "return_dict_in_generate", "output_attentions", "output_hidden_states",
+    "output_scores", "output_logits", "token_healing",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -34,7 +46,8 @@ def generate(
     """Yields the model's answer to each row, in order. model: bare or PEFT, on its device.
 
     The model reads the very prompt ids that training has, and an answer ends with what ends a turn there, or with what
-    the model's generation config stops at. Deterministic: nothing else of that config is read.
+    the model's generation config stops at. Deterministic: what that config says of sampling, penalties and other ways of
+    generating is overruled.
     Rows of a batch are padded to one length, which changes an answer only where two tokens are equal to within rounding.
 
     text: how rows become text, as in training.
@@ -51,8 +64,9 @@ def generate(
         inputs = {name: tensor.to(device) for name, tensor in prompts(batch).items()}
         with _named("the model does not generate", batch), prompts.own_settings():
             tokens = writer.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, **prompts.stopping
-            )
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams,
+                repetition_penalty=1.0, num_return_sequences=1, **prompts.stopping,
+            )  # fmt: skip
         yield from map(prompts.answer, tokens[:, inputs["input_ids"].shape[1] :].tolist())
 
 
@@ -104,10 +118,11 @@ class _Prompts:
 
     @contextmanager
     def own_settings(self) -> Iterator[None]:
-        """The model with a generation config that says nothing: a folder's may sample, forbid tokens, or ask for a way
-        of generating that is somebody's code on the hub."""
+        """The model with what its generation config says of other ways to generate, and of what comes back, unset."""
         before = self.base.generation_config
-        self.base.generation_config = GenerationConfig()
+        self.base.generation_config = copy.deepcopy(before)
+        for name in _UNSET:
+            setattr(self.base.generation_config, name, None)
         try:
             yield
         finally:
