@@ -26,7 +26,8 @@ _PARAMETER = re.compile(
 _KEY = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16})\b|(?<=\bBearer )[\w.~+/=-]{8,}"
 )
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@^:=-])")
+# What Markdown and the HTML in it give a meaning; "_" inside a word and "#" inside a line have none.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+=-]")
 
 
 def shown(text: object) -> str:
@@ -62,7 +63,7 @@ def redacted(value: Any) -> Any:
 
 def markdown(text: object) -> str:
     """The text as Markdown shows it unchanged, on one line, also inside a table: no markup, no HTML, no link."""
-    return _MARKDOWN.sub(r"\\\1", shown(" ".join(str(text).split())))
+    return _MARKDOWN.sub(r"\\\g<0>", shown(" ".join(str(text).split())))
 
 
 def html_text(text: object) -> str:

@@ -46,7 +46,8 @@ def test_credentials_are_taken_out_and_nothing_else(text, kept):
 
 
 def test_markdown_and_html_show_what_was_written():
-    assert markdown("# a\n<script>|`x`[y](z)\x1b") == r"\# a \<script\>\|\`x\`\[y\]\(z\)\\x1b"
+    assert markdown("# a\n<script>|`x`[y](z)\x1b") == r"\# a \<script\>\|\`x\`\[y\](z)\\x1b"
+    assert markdown("_a_b_ - #") == r"\_a_b\_ - #"
     assert html_text('<b>"a"\n\u202e') == "&lt;b&gt;&quot;a&quot;\n\\u202e"
 
 
