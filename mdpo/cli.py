@@ -48,6 +48,7 @@ from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
 from mdpo.run_lock import RunLock
 from mdpo.settings import ADAPTER, dtype_name, idle_settings
+from mdpo.shown import Formatter, redacted, say, shown
 from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.folder import begin, hold_folder
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides, options.words = rest, words
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    _log_to_terminal()
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
@@ -81,13 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.run(options) or 0
     except (InputError, OutputError, TrainingError) as error:
         if not getattr(error, "said", False):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown(redacted(str(error)))}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         if is_main_process():
-            print(f"stopped by {name_of(number)}{what_is_kept(options)}", file=sys.stderr)
+            print(f"stopped by {name_of(number)}{shown(what_is_kept(options))}", file=sys.stderr)
         return 128 + number
+
+
+def _log_to_terminal() -> None:
+    """Logs go to stderr spelled out, also those of other libraries, which quote file names and configs of strangers."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(Formatter("%(message)s"))
+        root.addHandler(handler)
+        root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
@@ -246,7 +260,7 @@ def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequen
             trainer.save_model()
             trainer.save_state()
         if main_process:
-            print(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
+            say(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
         # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
         trainer.accelerator.wait_for_everyone()
     except RuntimeError as error:
@@ -366,12 +380,12 @@ def run_convert(options: argparse.Namespace) -> None:
         folder = convert_bunny(options.source, options.destination)
     else:
         folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
-    print(f"wrote {folder}")
+    say(f"wrote {folder}")
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    print(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,19 @@ ROOT = Path(__file__).parents[1]
 OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
-EVERYBODYS = {"mdpo.errors", "mdpo.outputs", "mdpo.output_checks", "mdpo.run_folder", "mdpo.run_lock"}
+EVERYBODYS = {
+    "mdpo.errors", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
+}  # fmt: skip
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),
+    "mdpo.reading": set(),
     "mdpo.run_folder": set(),
     "mdpo.run_lock": set(),
+    "mdpo.shown": set(),
     "mdpo.stops": set(),
     "mdpo.config": {"mdpo.settings"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
