@@ -2,7 +2,8 @@
 
 from .dataset import DataOptions, PreferenceDataset
 from .negatives import NEGATIVES
-from .rows import PreferenceRow, PromptRow, parse_rows, read_rows
+from .read import parse_rows, read_rows
+from .row import PreferenceRow, PromptRow
 from .sources import data_files
 from .text_options import TextOptions
 
