@@ -4,6 +4,7 @@ from .dataset import DataOptions, PreferenceDataset
 from .negatives import NEGATIVES
 from .read import parse_rows, read_rows
 from .row import PreferenceRow, PromptRow
+from .row_store import Rows
 from .sources import data_files
 from .text_options import TextOptions
 
@@ -13,6 +14,7 @@ __all__ = [
     "PreferenceDataset",
     "PreferenceRow",
     "PromptRow",
+    "Rows",
     "TextOptions",
     "data_files",
     "parse_rows",

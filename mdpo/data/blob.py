@@ -3,9 +3,11 @@
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
 
+_PIECE = 2**20
 IN_MEMORY = 2**24  # bytes: what is smaller is not worth a file
 
 
@@ -30,6 +32,12 @@ class Blob:
             pieces.append(piece)
             start += len(piece)
         return b"".join(pieces)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Everything, a MiB at a time."""
+        end = len(self._data) if isinstance(self._data, bytes) else self._data.stat().st_size
+        for start in range(0, end, _PIECE):
+            yield self.read(start, min(start + _PIECE, end))
 
     def __getstate__(self) -> bytes | Path:
         return self._data

@@ -56,15 +56,17 @@ class Cache:
                     return cls(folder)
         return cls(None)
 
-    def entry(self, kind: str, key: str, make: Callable[[Path], None], check: Callable[[Path], Any]) -> Any:
+    def entry(
+        self, kind: str, key: str, make: Callable[[Path], None], check: Callable[[Path], Any], *, keep: bool = True
+    ) -> Any:
         """What ``check`` reads from the entry's folder, which ``make`` fills where it is not there.
 
         kind: "rows" or "tokens". key: digest of all that the entry is made from. check: raises OSError or ValueError,
-        TypeError and the like where the files are not what ``make`` leaves.
+        TypeError and the like where the files are not what ``make`` leaves. keep: False for what no key can name.
 
         Where nothing can be kept, the folder is a temporary one.
         """
-        if self.folder is not None:
+        if self.folder is not None and keep:
             folder = self.folder / f"{kind}-{key}"
             try:
                 with _alone(self.folder):

@@ -54,6 +54,7 @@ class Encoder:
         if self.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no EOS token, which ends every response; set tokenizer.eos_token")
         self.image_token_id: int = self.processor.image_token_id
+        self.drop_images = drop_images
         self._prompts = Prompts(processor, options or TextOptions(), drop_images=drop_images)
         self.template = self._prompts.template
         self.tokens = self._prompts.tokens

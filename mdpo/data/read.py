@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .formats import PROMPT_INSIDE
 from .image_sources import ImageRoot, image_root, image_source
 from .json_lines import Stretch, rows_of_stretch, stretches
 from .problem import Dropped, RowError
-from .row import PreferenceRow, PromptRow, Row
+from .row import PreferenceRow, PromptRow
 from .row_files import load_rows, merge_rows, save_rows
 from .row_store import Rows, RowWriter
 from .rows import Checked, check_rows, same_id
@@ -54,10 +54,10 @@ def read_rows(
     path: str | Path | Iterable[Mapping],
     image_dir: str | Path | None = None,
     *,
-    kind: type[Row] = PreferenceRow,
+    kind: type[PromptRow] = PreferenceRow,
     allow_outside: bool = False,
     ignore_columns: Sequence[str] = (),
-) -> Sequence[Row]:
+) -> Rows:
     """The rows of a data file, folder or hub dataset (see ``open_source``), of any format in ``FORMATS``.
 
     path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
@@ -80,7 +80,9 @@ def read_rows(
         return _said(*_collect(check_rows(open_source(path), *asked, unique=False)), str(path))
     key = digest(code_digest(), *asked, [(file.name, file_digest(file)) for file in files])
     make = partial(_make, files=files, asked=asked)
-    return _said(*cache.entry("rows", key, make, partial(_load, asked=asked)), str(path))
+    rows, found = cache.entry("rows", key, make, partial(_load, asked=asked))
+    rows.cache = cache
+    return _said(rows, found, str(path))
 
 
 def parse_rows(
@@ -88,10 +90,10 @@ def parse_rows(
     image_dir: str | Path,
     *,
     source: str = "dataset",
-    kind: type[Row] = PreferenceRow,
+    kind: type[PromptRow] = PreferenceRow,
     allow_outside: bool = False,
     ignore_columns: Sequence[str] = (),
-) -> Sequence[Row]:
+) -> Rows:
     """Checks dicts of any format and brings them into canonical form. Raises InputError as ``read_rows``.
 
     records: dicts, or rows that are checked already; a ``datasets.Dataset`` keeps its images encoded until they are
@@ -110,7 +112,7 @@ def source_root(path: str | Path, image_dir: str | Path | None, allow_outside: b
     return ImageRoot(default_image_dir(path).resolve(), allow_outside)  # of a hub name there is no folder
 
 
-def _said(rows: Rows, found: _Found, source: str) -> Any:
+def _said(rows: Rows, found: _Found, source: str) -> Rows:
     if found.inside:
         logger.warning(
             "%s: %d rows have no prompt; it is what chosen and rejected both start with", source, found.inside

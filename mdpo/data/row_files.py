@@ -43,7 +43,7 @@ def merge_rows(parts: Sequence[Path], folder: Path) -> None:
     """The rows of the parts, one part after the other, in ``folder``. The parts lose their text."""
     loaded = [load_rows(part) for part in parts]
     table: list[Any] = []
-    numbers: dict[str, int] = {}
+    numbers: dict[Any, int] = {}
     columns: list[list[np.ndarray]] = [[] for _ in _ARRAYS]
     sizes = [0, 0, 0, 0]  # text, pictures, images, rejected images so far
     for part, rows in zip(parts, loaded, strict=True):
@@ -62,7 +62,7 @@ def merge_rows(parts: Sequence[Path], folder: Path) -> None:
             column.append(values)
         for at, name in enumerate(("rows.jsonl", "pictures")):
             sizes[at] += (part / name).stat().st_size
-            _append(part / name, folder / name)
+            append_file(part / name, folder / name)
         sizes[2] += len(images)
         sizes[3] += len(rejected)
     for name, values in zip(_ARRAYS, columns, strict=True):
@@ -70,7 +70,8 @@ def merge_rows(parts: Sequence[Path], folder: Path) -> None:
     write_json(folder / "table.json", table)
 
 
-def _append(part: Path, whole: Path) -> None:
+def append_file(part: Path, whole: Path) -> None:
+    """Moves the bytes of ``part`` to the end of ``whole``."""
     if not whole.exists():
         part.replace(whole)
         return

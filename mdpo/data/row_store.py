@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .blob import Blob, Spool
+from .cache import Cache
 from .images import ImageSource, StoredImage
 from .messages import without_images
 from .row import PreferenceRow, PromptRow
@@ -62,10 +63,12 @@ class Rows(Sequence):
         table: list[Entry],
         ids: np.ndarray,
         objects: dict[int, PromptRow] | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self._blobs, self._ends, self.table, self._ids = (text, pictures), ends, table, ids
         self.images, self.rejected = images, rejected
         self._objects = objects or {}
+        self.cache = cache or Cache(None)
         self._order: np.ndarray | None = None
         self._blind = False
 
@@ -113,7 +116,7 @@ class Rows(Sequence):
         chosen = order if self._order is None else self._order[order]
         view = Rows(
             *self._blobs, self._ends, self.images.taken(order), self.rejected.taken(order), self.table,
-            self._ids[order], self._objects,
+            self._ids[order], self._objects, self.cache,
         )  # fmt: skip
         view._order, view._blind = np.asarray(chosen, dtype=np.int64), self._blind
         return view
@@ -122,7 +125,7 @@ class Rows(Sequence):
         """The same rows without their images. ``plain`` stays: what of it stands for an image is the template's, which
         the encoder knows."""
         none = Images(np.zeros(0, np.int32), np.zeros(len(self), np.int64))
-        view = Rows(*self._blobs, self._ends, none, none, self.table, self._ids, self._objects)
+        view = Rows(*self._blobs, self._ends, none, none, self.table, self._ids, self._objects, self.cache)
         view._order, view._blind = self._order, True
         return view
 
@@ -146,15 +149,14 @@ class Rows(Sequence):
         return self._ids
 
     def digest(self) -> str:
-        """Names what the rows say and their order."""
+        """Names what the rows say, which images they have, and their order."""
         found = hashlib.blake2b(digest_size=16)
-        for start in range(0, len(self), _CHUNK):
-            stop = min(start + _CHUNK, len(self))
-            spans = [(start, stop)] if self._order is None else [(index, index + 1) for index in range(start, stop)]
-            for span in spans:
-                found.update(self._text(*span))
-        for images in (self.images, self.rejected):
-            found.update(images.numbers.tobytes() + images.ends.tobytes())
+        for blob in self._blobs:
+            for piece in blob.pieces():
+                found.update(piece)
+        for values in self.arrays():
+            found.update(values.tobytes())
+        found.update(b"" if self._order is None else self._order.tobytes())
         names = [entry if isinstance(entry, str) else repr(entry) for entry in self.table]
         found.update(_ENCODE([names, self._blind]).encode("utf-8", "surrogatepass"))
         return found.hexdigest()
@@ -196,7 +198,8 @@ class Rows(Sequence):
         if not answers:
             return PromptRow(id, where, images, prompt, **beside)
         rejected = tuple([self.source(number) for number in self.rejected.of(index)])
-        return PreferenceRow(id, where, images, prompt, *answers, rejected, **beside)
+        chosen, other = answers
+        return PreferenceRow(id, where, images, prompt, chosen, other, rejected, **beside)
 
 
 class RowWriter:

@@ -122,8 +122,7 @@ def run_settings(
     settings["weights of the reference (base model, adapter to go on from)"] = reference
     settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
     if dataset is not None:
-        rows = [f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True)]
-        settings["rows"] = f"{len(dataset)} ({_digest(rows)})"
+        settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
     return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
