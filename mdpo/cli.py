@@ -19,7 +19,7 @@ import transformers
 from peft import LoraConfig
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help, takes_value
-from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, data_files, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, Rows, data_files, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, OutputError, TrainingError
@@ -289,7 +289,7 @@ def _resume_from(value: str | bool | None) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
-def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:
+def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[Rows, Rows | None]:
     read = partial(
         read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
     )
@@ -304,8 +304,8 @@ def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow
             f"eval_fraction: {run.eval_fraction} of {len(rows)} rows is {held_out}, which leaves nothing to "
             f"{'train' if held_out else 'evaluate'} on; choose another share"
         )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).numpy()
+    return rows.select(order[held_out:]), rows.select(order[:held_out])
 
 
 def _check_lora_settings(run: RunConfig) -> None:
@@ -345,7 +345,7 @@ def run_score(options: argparse.Namespace) -> None:
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )
-    images = any(row.images for row in rows)
+    images = rows.first_with_images() is not None
     if not images:
         _log.warning("no row of %s has an image: image_rejected is null in every record", options.data)
     data = DataOptions(

@@ -15,7 +15,7 @@ from .check_report import report_lines, write_histogram
 from .image_sources import ImageRoot
 from .negatives import NEGATIVES
 from .preview import check_picture_name, contact_sheet, write_picture
-from .rows import read_rows, source_root
+from .read import read_rows, source_root
 from .sample import sample_file, sample_files
 from .text_options import TextOptions, add_text_options, text_options
 

@@ -153,5 +153,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+EXTENSIONS = [_Generation, "jinja2.ext.loopcontrols"]  # of Jinja, which chat templates may use
+
+
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    return jinja2.Environment(extensions=EXTENSIONS)

@@ -150,7 +150,7 @@ def _data_fingerprint(path: Path) -> str:
     return f"{path.name}@{hashlib.blake2b(' '.join(prints).encode(), digest_size=8).hexdigest()}"
 
 
-def _questions(options: argparse.Namespace) -> list[PromptRow]:
+def _questions(options: argparse.Namespace) -> Sequence[PromptRow]:
     if options.benchmark is None:
         return read_rows(
             options.data,

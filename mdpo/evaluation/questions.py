@@ -28,7 +28,7 @@ _SUFFIXES = ("", ".jpg", ".jpeg", ".png")
 
 def read_questions(
     path: str | Path, benchmark: str, image_dir: str | Path | None = None, *, allow_outside: bool = False
-) -> list[PromptRow]:
+) -> Sequence[PromptRow]:
     """The rows of an official question file; a row's id is AMBER's ``id``, or the position, which is what MMHal-Bench
     and Object HalBench go by.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from peft import PeftModel
 from PIL import Image
 from torch import nn
@@ -47,8 +48,7 @@ def run_settings(
     settings["weights of the reference (base model, adapter to go on from)"] = reference
     settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
     if dataset is not None:
-        rows = [f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True)]
-        settings["rows"] = f"{len(dataset)} ({_digest(rows)})"
+        settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
         settings["images of the rows"] = _images(dataset)
     return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
@@ -64,12 +64,12 @@ def check_same_run(folder: Path, theirs: dict[str, Any], settings: dict[str, Any
 
 
 def _images(dataset: PreferenceDataset) -> str:
-    total = sum(len(row.images) for row in dataset.rows)
-    every = -(-total // _IMAGES) or 1
-    images = (image for row in dataset.rows for image in row.images)
+    counts = dataset.rows.images.counts()
+    with_images = np.flatnonzero(counts)
+    every = -(-len(with_images) // _IMAGES) or 1
     seen: dict[Path, str] = {}
-    marks = [_mark(image, seen) for number, image in enumerate(images) if number % every == 0]
-    return f"{total} ({_digest(marks)})"
+    marks = [_mark(image, seen) for index in with_images[::every].tolist() for image in dataset.rows[index].images]
+    return f"{int(counts.sum())} ({_digest(marks)})"
 
 
 def _mark(image: Any, seen: dict[Path, str]) -> str:

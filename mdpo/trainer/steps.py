@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler, Dataset, get_worker_info
 
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
-from mdpo.packing import Family, PackedBatch, pack, plan
+from mdpo.packing import Family, PackedBatch, pack
+from mdpo.packing.plan import plan_steps
 
 from .workers import Unread, memory_bound
 
@@ -73,8 +74,8 @@ class StepSampler(BatchSampler):
         self.epoch = 0
         self._plan()  # an example longer than the budget is an error now, not in the first epoch
 
-    def _plan(self) -> list[list[list[int]]]:
-        return plan(self.lengths, self.token_budget, epoch=self.epoch, **self.settings)
+    def _plan(self) -> Iterator[list[list[int]]]:
+        return plan_steps(self.lengths, self.token_budget, epoch=self.epoch, **self.settings)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -464,7 +464,7 @@ def _dataset(
     checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
     options = DataOptions.of(args)
     # A few held-out rows may all be without an image where those that train are not.
-    if options.image_rejected and name != "train_dataset" and not any(row.images for row in checked):
+    if options.image_rejected and name != "train_dataset" and checked.first_with_images() is None:
         _log.warning("%s: no row has an image, so its loss is without the image preference", name)
         options = replace(options, image_rejected=False)
     return PreferenceDataset(checked, processor, options)
