@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import transformers
@@ -42,7 +43,7 @@ from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
-from mdpo.settings import ADAPTER, dtype_name, idle_settings
+from mdpo.settings import ADAPTER, dtype_name, idle_settings, is_text, shown, shown_text
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     a run that cannot go on in one line and code 1."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for word in words:
+        if not is_text(word):
+            parser.error(f"argument {shown(word)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
     options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -105,8 +109,15 @@ def _check_outputs(options: argparse.Namespace) -> None:
             check_output_folder(getattr(options, name), called)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown_text(message, 400))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
+    parser = _Parser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(

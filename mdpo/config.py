@@ -19,6 +19,7 @@ from mdpo.settings import (
     REFUSED,
     check_adapter,
     check_arguments,
+    check_numbers,
     check_objective,
     check_range,
     coerce,
@@ -195,9 +196,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         read_types(self, RunConfig.__annotations__)
         self.given = given(self, RunConfig.__annotations__)
+        check_numbers(self)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
-        for name in ("lora_r", "lora_alpha"):
+        check_range("lora_r", self.lora_r, "[1, 65536]")  # beyond any layer's width it is a mistyped number
+        for name in ("lora_alpha", "plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max"):
             check_range(name, getattr(self, name), "(0, inf)")
         self.dtype = dtype_name(self.dtype)
         if self.eval_data is not None and self.eval_fraction:
