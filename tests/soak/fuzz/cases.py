@@ -6,16 +6,23 @@ from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 
 from mdpo.config import MDPOConfig, RunConfig
+from mdpo.settings.types import alternatives
 
 from . import mutate
 from .scene import COMMANDS, CONFIG, FOLDERS
 
-NAMES = sorted({f.name for kind in (RunConfig, MDPOConfig) for f in fields_of(kind) if f.init})
+HINTS = {
+    f.name: hints[f.name]
+    for kind, hints in ((kind, get_type_hints(kind)) for kind in (RunConfig, MDPOConfig))
+    for f in fields_of(kind)
+    if f.init
+}
+NAMES = sorted(HINTS)
 # A run on the CPU, in the scene, that ends: what these settings mean is what keeps the machine whole.
 _KEPT = {"use_cpu"}
 _OPTIONS = {
@@ -46,11 +53,15 @@ class Case:
 def settings(random: Random, number: int, scene: Path) -> Case:
     """One setting after the other, each with a value of the pool."""
     name = NAMES[number % len(NAMES)]
-    return _run({name: mutate.value_for(random, name)}, random)
+    return _run({name: _value(random, name)}, random)
 
 
 def pairs(random: Random, number: int, scene: Path) -> Case:
-    return _run({name: mutate.value_for(random, name) for name in random.sample(NAMES, k=random.choice((2, 2, 3)))}, random)
+    return _run({name: _value(random, name) for name in random.sample(NAMES, k=random.choice((2, 2, 3)))}, random)
+
+
+def _value(random: Random, name: str) -> Any:
+    return mutate.value_for(random, name, tuple(get_origin(option) or option for option in alternatives(HINTS[name])))
 
 
 def _run(values: dict[str, Any], random: Random) -> Case:

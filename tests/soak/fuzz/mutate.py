@@ -43,9 +43,25 @@ WORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def value_for(random: Random, name: str) -> Any:
-    """A value for a setting: one of the nasty ones, a wrong or right word of its own, or a mapping of its own keys."""
+# By the type of a setting, what passes the first look at it.
+FITTING: dict[type, tuple[Any, ...]] = {
+    int: (0, 1, 2, 3, 7, -1, 1000, 65536, 2**31 - 1, 2**31, 2**32, 2**63 - 1),
+    float: (0, 0.0, 1e-300, 1e-45, 0.3, 1, 2.5, 1e5, 1e30, 1e300, -0.0, -1e-300),
+    bool: (True, False),
+    str: ("", " ", "x", "folder", "fifo", "missing", "empty", "binary", "train.jsonl", "model", "/dev/null", "/dev/full", "a,b", "é\u0301",
+          "\x1b[31mred", "x" * 5000, "{{ x", "owner/name", "http://127.0.0.1:1/x", "file://x", "model/config.json"),
+    dict: ({}, {"x": 1}, {"x": {"y": None}}, {"": []}),
+    list: ([], ["x"], ["x", "x"], [""], [0.5], [1, 2, 3]),
+}  # fmt: skip
+
+
+def value_for(random: Random, name: str, kinds: tuple[type, ...]) -> Any:
+    """A value for a setting of one of ``kinds``: one of the nasty ones, one that fits its type, a wrong or right word of
+    its own, or a mapping of its own keys."""
     kind = random.random()
+    fitting = [value for kind in kinds for value in FITTING.get(kind, ())]
+    if name not in MAPPINGS and name not in WORDS and kind < 0.6 and fitting:
+        return random.choice(fitting)
     if name in MAPPINGS and kind < 0.6:
         keys = random.sample(MAPPINGS[name], k=min(len(MAPPINGS[name]), random.choice((1, 1, 2))))
         return {key: random.choice(NASTY) for key in keys}
