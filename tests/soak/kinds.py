@@ -27,12 +27,13 @@ report_to: none
 """
 _EVALUATED = "eval_fraction: 0.25\neval_strategy: steps\n"
 _BEST = "eval_steps: 1\nload_best_model_at_end: true\nmetric_for_best_model: eval_loss\n"
+# Those with data workers say so by name.
 KINDS = {
     "lora": "save_steps: 1\n",
     "lora, workers, every 3": "save_steps: 3\ndataloader_num_workers: 2\n",
     "lora, dropout, workers": "save_steps: 1\ndataloader_num_workers: 2\nlora_dropout: 0.1\n",
     "lora, no reference cache": "save_steps: 2\ncache_reference: false\n",
-    "lora, negatives per epoch": "save_steps: 2\nnegative_per_epoch: true\ndataloader_num_workers: 2\n",
+    "lora, negatives per epoch, workers": "save_steps: 2\nnegative_per_epoch: true\ndataloader_num_workers: 2\n",
     "lora, evaluated, last one": _EVALUATED + "eval_steps: 2\nsave_steps: 1\nsave_total_limit: 1\n",
     "lora, best, last two": _EVALUATED + _BEST + "save_steps: 1\nsave_total_limit: 2\n",
     "lora, saved at stops alone": 'save_strategy: "no"\n',

@@ -70,29 +70,34 @@ class Trial:
         return asdict(self)
 
 
-def draw(random: random.Random, mode: str, whole: Undisturbed, processes: int, disk: str) -> Disturbance:
-    """A disturbance of a run that takes as long and does as much as ``whole``."""
-    rank = random.randrange(processes)
-    what = random.choices(("event", "step", "clock"), (5, 2, 3))[0]
+def draw(
+    rng: random.Random, mode: str, whole: Undisturbed, processes: int, disk: str, *, shares_memory: bool
+) -> Disturbance:
+    """A disturbance of a run that takes as long and does as much as ``whole``.
+
+    shares_memory: with data workers, whose shared memory a limit on the size of files would strike too.
+    """
+    rank = rng.randrange(processes)
+    what = rng.choices(("event", "step", "clock"), (5, 2, 3))[0]
     number = {
-        "event": lambda: random.randint(1, max(whole.events[rank], 1)),
-        "step": lambda: random.randint(1, max(whole.steps - 1, 1)),
-        "clock": lambda: round(random.uniform(0, whole.seconds), 3),
+        "event": lambda: rng.randint(1, max(whole.events[rank], 1)),
+        "step": lambda: rng.randint(1, max(whole.steps - 1, 1)),
+        "clock": lambda: round(rng.uniform(0, whole.seconds), 3),
     }[what]()
     moment = Moment(what, number, rank)
     if mode == "disks":
-        return Disturbance(mode, moment, room=random.choice((0, 2048, 20_000, 60_000, 200_000)), disk=disk)
+        return Disturbance(mode, moment, room=rng.choice((0, 2048, 20_000, 60_000, 200_000)), disk=disk)
     if mode == "kills":
-        if random.random() < 0.3 and processes == 1:
-            at = Moment("event", random.randint(1, max(whole.events[0], 1)))
-            return Disturbance(mode, at, signal.SIGXFSZ, in_write=True, room=random.choice((512, 2048, 9000, 30_000)))
+        if rng.random() < 0.3 and processes == 1 and not shares_memory:
+            at = Moment("event", rng.randint(1, max(whole.events[0], 1)))
+            return Disturbance(mode, at, signal.SIGXFSZ, in_write=True, room=rng.choice((512, 2048, 9000, 30_000)))
         targets = ["process 0"] if processes == 1 else ["process 0", "process 1", "all"]
-        return Disturbance(mode, moment, signal.SIGKILL, random.choice(targets))
-    number = random.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        return Disturbance(mode, moment, signal.SIGKILL, rng.choice(targets))
+    number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     targets = ["process 0", "group 0"] + (["process 1", "all", "launcher", "launcher"] if processes > 1 else [])
-    target = random.choice(targets)
-    times = 1 if target == "launcher" else random.choice((1, 1, 2))
-    return Disturbance(mode, moment, number, target, times, round(random.choice((0.0, 0.02, 0.3)), 2) if times == 2 else 0)
+    target = rng.choice(targets)
+    times = 1 if target == "launcher" else rng.choice((1, 1, 2))
+    return Disturbance(mode, moment, number, target, times, round(rng.choice((0.0, 0.02, 0.3)), 2) if times == 2 else 0)
 
 
 class Disturbed:
@@ -207,8 +212,8 @@ def run_trial(runs: Runs, disks: list[Small | Limit], mode: str, kind: str, proc
     rng = random.Random(f"{seed} {mode} {kind} {processes}")
     trial = Trial(mode, kind, processes, seed)
     whole = runs.undisturbed(kind, processes)
-    # A limit on the size of files is one on shared memory too, by which data workers hand over their batches.
-    disk = rng.choice([disk for disk in disks if "workers" not in KINDS[kind] or not isinstance(disk, Limit)] or disks)
+    workers = "workers" in kind
+    disk = rng.choice([disk for disk in disks if not (workers and isinstance(disk, Limit))] or disks)
     place = runs.folder / "trials" / "".join(letter if letter.isalnum() else "-" for letter in seed)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -218,7 +223,7 @@ def run_trial(runs: Runs, disks: list[Small | Limit], mode: str, kind: str, proc
     log = place / "log"
     done, left = False, rng.choice((1, 1, 2, 3))
     while left and not done and not trial.problems:
-        what = draw(rng, mode, whole, processes, disk.name)
+        what = draw(rng, mode, whole, processes, disk.name, shares_memory=workers)
         trial.disturbances.append(str(what))
         done = _disturbed(runs, disk, what, config, out, processes, log, trial)
         left -= 1
