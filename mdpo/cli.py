@@ -43,7 +43,7 @@ from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
-from mdpo.settings import ADAPTER, dtype_name, idle_settings, is_text, shown, shown_text
+from mdpo.settings import ADAPTER, dtype_name, idle_settings, is_text, shown_text
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     for word in words:
         if not is_text(word):
-            parser.error(f"argument {shown(word)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
+            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
     options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
