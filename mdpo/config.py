@@ -199,7 +199,7 @@ class RunConfig:
         check_numbers(self)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
-        check_range("lora_r", self.lora_r, "[1, 65536]")  # beyond any layer's width it is a mistyped number
+        check_range("lora_r", self.lora_r, "[1, 16384]")  # beyond any layer's width it is a mistyped number
         for name in ("lora_alpha", "plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max"):
             check_range(name, getattr(self, name), "(0, inf)")
         self.dtype = dtype_name(self.dtype)
