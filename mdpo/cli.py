@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -43,7 +42,7 @@ from mdpo.models.merge import run_merge
 from mdpo.models.model_card import write_run_record
 from mdpo.outputs import check_output_file, check_output_folder
 from mdpo.reports import commands as report_commands
-from mdpo.settings import ADAPTER, dtype_name, idle_settings, is_text, shown_text
+from mdpo.settings import ADAPTER, BETA, check_range, dtype_name, idle_settings, is_text, shown_text
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.preflight import check_rows, check_settings
 
@@ -288,8 +287,8 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
-    if not 0 < options.beta < math.inf:
-        raise InputError(f"--beta {options.beta}: expected a number above 0")
+    check_range("--beta", options.beta, "(0, inf)")
+    check_range("--beta", options.beta, BETA)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: expected a number from 0 on")
     rows = read_rows(

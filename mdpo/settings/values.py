@@ -30,6 +30,8 @@ _RANGES = {
     "ddp_bucket_cap_mb": "(0, inf)", "torch_empty_cache_steps": "(0, inf)",
 }  # fmt: skip
 _LARGEST = 2**63 - 1
+# What the loss computes with, in float32.
+BETA, ANCHOR = "[1e-30, 1e30]", "[-1e30, 1e30]"
 # Mappings that may also be the name of a JSON file; the others only as JSON text.
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 _MAPPINGS = (*_FILES, "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")

@@ -73,6 +73,8 @@ def test_any_words_on_the_command_line(words):
     [
         ("save_total_limit", 10**30, "expected a number of at most 9223372036854775807"),
         ("lora_alpha", 10**30, "expected a number of at most 9223372036854775807"),
+        ("beta", 1e300, "expected a number in [1e-30, 1e30]"),
+        ("anchor", [-1e300], "expected a number in [-1e30, 1e30]"),
         ("lora_r", 2**31, "expected a number in [1, 16384]"),
         ("dataloader_num_workers", 100_000, "expected a number in [0, 1024]"),
         ("system_prompt", "a\x00b", "holds a character that is no text"),

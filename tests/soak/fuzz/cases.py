@@ -23,8 +23,8 @@ HINTS = {
     if f.init
 }
 NAMES = sorted(HINTS)
-# Stays as it is in the scene, whatever is drawn.
-_KEPT = {"use_cpu"}
+# Stay as they are in the scene, whatever is drawn; to compile takes minutes.
+_KEPT = {"use_cpu", "compile_layers", "torch_compile", "torch_compile_mode", "torch_compile_backend"}
 _OPTIONS = {
     "train": [f"--{name}" for name in NAMES] + ["--memory", "--help"],
     "score": "--adapter --image-dir --allow-outside --ignore-columns --output --dtype --beta --negative --seed --token-budget "
