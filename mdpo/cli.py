@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import math
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -47,7 +46,7 @@ from mdpo.output_checks import Output, check_not_input, check_output_folder, che
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
 from mdpo.run_lock import RunLock
-from mdpo.settings import ADAPTER, dtype_name, idle_settings
+from mdpo.settings import ADAPTER, BETA, check_range, dtype_name, idle_settings, is_text, shown_text
 from mdpo.shown import Formatter, redacted, say, shown
 from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
@@ -65,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     a run that cannot go on in one line and code 1, a signal in one line and 128 + its number."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for word in words:
+        if not is_text(word):
+            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
     options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -143,8 +145,15 @@ def _paths(value: Any) -> list[Path]:
     return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown_text(message, 400))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
+    parser = _Parser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -338,8 +347,8 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
-    if not 0 < options.beta < math.inf:
-        raise InputError(f"--beta {options.beta}: expected a number above 0")
+    check_range("--beta", options.beta, "(0, inf)")
+    check_range("--beta", options.beta, BETA)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: expected a number from 0 on")
     rows = read_rows(
