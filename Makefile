@@ -6,7 +6,7 @@ PIP_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo study test lint clean
+.PHONY: demo study test soak lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench.digits.demo --out build/demo
@@ -24,6 +24,13 @@ test: $(VENV)/.installed
 	first=$$!; \
 	$(RUN) -m pytest -q tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
 	wait $$first; code=$$?; cat build/tests.txt; test $$code -eq 0 && test $$second -eq 0
+
+# Random kills, signals and full disks over runs that are then resumed, and every fuzzer; minutes, or as long as SOAK_ARGS
+# and FUZZ_ARGS say: make soak SOAK_ARGS="--trials 400 --minutes 90" FUZZ_ARGS="--minutes 60"
+soak: $(VENV)/.installed
+	@mkdir -p build
+	$(RUN) -m tests.soak --out build/soak.json $(SOAK_ARGS)
+	$(RUN) -m tests.soak.fuzz $(FUZZ_ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-import math
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -11,14 +11,14 @@ from dataclasses import asdict, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
 from peft import LoraConfig
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help, takes_value
-from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, data_files, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, Rows, data_files, read_rows
 from mdpo.data import commands as data_commands
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, OutputError, TrainingError
@@ -46,10 +46,14 @@ from mdpo.output_checks import Output, check_not_input, check_output_folder, che
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
 from mdpo.run_lock import RunLock
-from mdpo.settings import ADAPTER, dtype_name, idle_settings
+from mdpo.settings import ADAPTER, BETA, check_range, dtype_name, idle_settings, is_text, shown_text
+from mdpo.shown import Formatter, redacted, say, shown
+from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.folder import begin, hold_folder
 from mdpo.trainer.preflight import check_rows, check_settings
+from mdpo.trainer.resume import checkpoint_to_resume
+from mdpo.trainer.signals import Stopped, name_of, signals
 
 _WRITTEN = ("output", "picture", "cache", "destination", "reference")  # options that name results
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
@@ -57,27 +61,49 @@ _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under py
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
-    a run that cannot go on in one line and code 1."""
+    a run that cannot go on in one line and code 1, a signal in one line and 128 + its number."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for word in words:
+        if not is_text(word):
+            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
     options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides = rest
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    options.overrides, options.words = rest, words
+    _log_to_terminal()
     for package in ("mdpo", "mdpo_kernels"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        if options.run in (train, run_plan):
-            _check_config_first(options.config, words)
-        if hasattr(options, "dtype"):
-            options.dtype = dtype_name(options.dtype)
-        _check_outputs(options)
-        options.run(options)
+        with signals():
+            if options.run in (train, run_plan):
+                _check_config_first(options.config, words)
+            if hasattr(options, "dtype"):
+                options.dtype = dtype_name(options.dtype)
+            _check_outputs(options)
+            return options.run(options) or 0
     except (InputError, OutputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not getattr(error, "said", False):
+            print(f"error: {shown(redacted(str(error)))}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    return 0
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        if is_main_process():
+            print(f"stopped by {name_of(number)}{shown(what_is_kept(options))}", file=sys.stderr)
+        return 128 + number
+
+
+def _log_to_terminal() -> None:
+    """Logs go to stderr spelled out, also those of other libraries, which quote file names and configs of strangers."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(Formatter("%(message)s"))
+        root.addHandler(handler)
+        root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
@@ -119,8 +145,15 @@ def _paths(value: Any) -> list[Path]:
     return [path for path in (value if isinstance(value, list) else [value]) if isinstance(path, Path)]
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown_text(message, 400))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mdpo",
         description=sys.modules["mdpo"].__doc__,
         epilog="Results are written whole or not at all, and never over something else: a report, picture or result of the "
@@ -183,7 +216,7 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
 
 
-def train(options: argparse.Namespace) -> None:
+def train(options: argparse.Namespace) -> int:
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)
     lora_expression(run.lora_target_modules)
@@ -197,11 +230,15 @@ def train(options: argparse.Namespace) -> None:
     with hold_folder(args, args) or nullcontext() as lock:
         inputs = {name: getattr(run, name) for name in ("model_name_or_path", "adapter_name_or_path", "train_data", "eval_data")}
         begin(args, _resume_from(args.resume_from_checkpoint), inputs)
-        _train(run, args, lock)
+        return _train(run, args, lock, options.words)
 
 
-def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None) -> None:
-    """The run, in a folder that is its own. lock: on it, on the main process."""
+def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequence[str]) -> int:
+    """The run, in a folder that is its own; returns the exit code.
+
+    lock: on the folder, on the main process. words: the command as it was typed.
+    """
+    resume = checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint))
     rows, eval_rows = _training_rows(run, args)
     processor = load_processor(run.model_name_or_path)
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
@@ -230,26 +267,35 @@ def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None) -> None:
         text=DataOptions.of(args).text.values(),
     )
     trainer.run_folder.at_first_step(record)
-    trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
-    step, stopped = trainer.state.global_step, trainer.stop_on_signal.received
-    if not stopped:
-        trainer.save_model()
-        trainer.save_state()
-    # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
-    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=resume)
+    stop = trainer.stop_on_signal
+    try:
+        if not stop.stopped:
+            trainer.save_model()
+            trainer.save_state()
+        if main_process:
+            say(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
+        # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
+        trainer.accelerator.wait_for_everyone()
+    except RuntimeError as error:
+        if trainer.misses_a_process(error):
+            raise TrainingError(trainer.without_a_process()) from error
+        raise
     trainer.accelerator.end_training()
-    if main_process and stopped:
-        print(f"stopped by SIGTERM after step {step}; {_way_on(args)}")
-    elif main_process:
-        print(f"saved to {args.output_dir}")
+    return 128 + (stop.received or 0) if stop.stopped else 0
 
 
-def _way_on(args: MDPOConfig) -> str:
-    """What to do with a run that was stopped."""
+def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:
+    """What became of a run that was stopped, and what to do with it."""
+    args, line = trainer.args, f"stopped by {name_of(trainer.stop_on_signal.received or 0)}"
+    if not trainer.has_trained:
+        return f"{line} before the first step; nothing was trained"
+    line = f"{line} after step {trainer.state.global_step}"
     if args.save_only_model or args.deepspeed_plugin is not None:
         reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
-        return f"its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
-    return "go on with --resume_from_checkpoint true"
+        return f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+    launcher = ", under the same launcher," if args.world_size > 1 else ""
+    return f"{line}; go on{launcher} with: {resumed_command(words)}"
 
 
 def _resume_from(value: str | bool | None) -> str | bool | None:
@@ -257,7 +303,7 @@ def _resume_from(value: str | bool | None) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
-def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow], list[PreferenceRow] | None]:
+def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[Rows, Rows | None]:
     read = partial(
         read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
     )
@@ -272,8 +318,8 @@ def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[list[PreferenceRow
             f"eval_fraction: {run.eval_fraction} of {len(rows)} rows is {held_out}, which leaves nothing to "
             f"{'train' if held_out else 'evaluate'} on; choose another share"
         )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    return [rows[index] for index in order[held_out:]], [rows[index] for index in order[:held_out]]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed)).numpy()
+    return rows.select(order[held_out:]), rows.select(order[:held_out])
 
 
 def _check_lora_settings(run: RunConfig) -> None:
@@ -306,14 +352,14 @@ def _freeze(model: transformers.PreTrainedModel, run: RunConfig) -> None:
 
 
 def run_score(options: argparse.Namespace) -> None:
-    if not 0 < options.beta < math.inf:
-        raise InputError(f"--beta {options.beta}: expected a number above 0")
+    check_range("--beta", options.beta, "(0, inf)")
+    check_range("--beta", options.beta, BETA)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: expected a number from 0 on")
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )
-    images = any(row.images for row in rows)
+    images = rows.first_with_images() is not None
     if not images:
         _log.warning("no row of %s has an image: image_rejected is null in every record", options.data)
     data = DataOptions(
@@ -348,12 +394,12 @@ def run_convert(options: argparse.Namespace) -> None:
         folder = convert_bunny(options.source, options.destination)
     else:
         folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
-    print(f"wrote {folder}")
+    say(f"wrote {folder}")
 
 
 def _write(path: Path, records: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    print(f"wrote {path}")
+    say(f"wrote {path}")
 
 
 if __name__ == "__main__":

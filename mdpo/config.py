@@ -16,9 +16,12 @@ from transformers.trainer_utils import IntervalStrategy
 from mdpo.errors import InputError
 from mdpo.settings import (
     ALWAYS_REFUSED,
+    ANCHOR,
+    BETA,
     REFUSED,
     check_adapter,
     check_arguments,
+    check_numbers,
     check_objective,
     check_range,
     coerce,
@@ -101,6 +104,9 @@ class MDPOConfig(TrainingArguments):
     check_start: bool = field(
         default=True, metadata={"help": "Compare with the model's own forward before the first step, on the first rows."}
     )
+    eval_skip_not_finite: bool = field(
+        default=False, metadata={"help": "Evaluate without rows whose loss is not finite; false: they end the run."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
     resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
@@ -124,6 +130,9 @@ class MDPOConfig(TrainingArguments):
             check_range(name, getattr(self, name), "(0, inf)")
         check_range("checkpoint_layers", self.checkpoint_layers, "[0, inf)")
         check_arguments(self)
+        check_range("beta", self.beta, BETA)
+        for anchor in self.anchor if isinstance(self.anchor, list) else [self.anchor]:
+            check_range("anchor", anchor, ANCHOR)
         self._read_eval_strategy()
         try:
             super().__post_init__()
@@ -202,8 +211,10 @@ class RunConfig:
         self.given = given(self, RunConfig.__annotations__)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
-        for name in ("lora_r", "lora_alpha"):
+        for name in ("lora_r", "lora_alpha", "plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max"):
             check_range(name, getattr(self, name), "(0, inf)")
+        check_numbers(self)
+        check_range("lora_r", self.lora_r, "[1, 16384]")  # beyond any layer's width it is a mistyped number
         self.dtype = dtype_name(self.dtype)
         if self.eval_data is not None and self.eval_fraction:
             raise InputError("eval_fraction: eval_data is given too; keep one of them")

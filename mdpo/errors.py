@@ -6,7 +6,12 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on. The message names the step, the examples and where the last good state is."""
+    """A run that cannot go on. The message names the step, the examples and where the last good state is.
+
+    said: whether another process of the run says so.
+    """
+
+    said = False
 
 
 class OutputError(RuntimeError):

@@ -3,6 +3,7 @@ on that a stopped run names is taken."""
 
 import ast
 import re
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,9 +87,11 @@ SAID_BY = {
     "mdpo/reports/write.py": ["report"],
     "mdpo/run_folder.py": ["train"],
     "mdpo/run_lock.py": ["train"],
+    "mdpo/stops.py": ["train"],
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
     "mdpo/trainer/preflight.py": ["train"],
+    "mdpo/trainer/stoppable.py": ["train"],
 }
 
 
@@ -179,11 +182,11 @@ def test_the_way_on_that_a_stopped_run_names_leads_to_the_end(world, tmp_path, c
     name = "adapter_model.safetensors" if use_lora else "model.safetensors"
     cli.main(["train", str(path), "--output_dir", str(tmp_path / "whole")])
     stop_after.append(2)
-    cli.main(["train", str(path)])
-    said = re.search(r"go on with (.*)", capsys.readouterr().out)
+    assert cli.main(["train", str(path)]) == 128 + signal.SIGTERM
+    said = re.search(r"go on with: mdpo (.*)", capsys.readouterr().out)
     assert said and not (tmp_path / "out" / name).exists()
     stop_after.clear()
-    assert cli.main(["train", str(path), *said[1].split()]) == 0
+    assert cli.main(shlex.split(said[1])) == 0
     whole, resumed = (load_file(tmp_path / folder / name) for folder in ("whole", "out"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
 

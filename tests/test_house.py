@@ -9,15 +9,20 @@ ROOT = Path(__file__).parents[1]
 OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
-EVERYBODYS = {"mdpo.errors", "mdpo.outputs", "mdpo.output_checks", "mdpo.run_folder", "mdpo.run_lock"}
+EVERYBODYS = {
+    "mdpo.errors", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
+}  # fmt: skip
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),
+    "mdpo.reading": set(),
     "mdpo.run_folder": set(),
     "mdpo.run_lock": set(),
+    "mdpo.shown": set(),
+    "mdpo.stops": set(),
     "mdpo.config": {"mdpo.settings"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing"},
@@ -31,7 +36,7 @@ ALLOWED = {
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.cli": {
         "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
-        "mdpo.memory", "mdpo.settings",
+        "mdpo.memory", "mdpo.settings", "mdpo.stops",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

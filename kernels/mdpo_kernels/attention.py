@@ -55,6 +55,10 @@ def choose_backend(device_type: str, dtype: torch.dtype, head_dim: int) -> Backe
     if dtype not in attention_flash.DTYPES or head_dim > attention_flash.MAX_HEAD_DIM:
         _log.warning("%s: segmentwise, because FlashAttention takes bfloat16 and float16 up to head_dim 256", kind)
         return "segmentwise"
+    # Without a GPU there is a CUDA device only to fake tensors, which take any path.
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        _log.warning("%s: segmentwise, because FlashAttention needs an Ampere GPU or a newer one", kind)
+        return "segmentwise"
     package, reason = _flash_attn()
     if package is not None:
         _log.info("%s: flash-attn", kind)

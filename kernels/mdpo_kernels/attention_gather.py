@@ -55,14 +55,10 @@ def _sum_copies_triton(gathered: torch.Tensor, copies: torch.Tensor) -> torch.Te
     if out.numel() == 0:
         return out
     block = min(triton.next_power_of_2(width), 1024)
-    sum_copies_fwd_kernel[(rows, triton.cdiv(width, block))](
-        gathered,
-        copies.contiguous(),
-        out,
-        width,
-        COPIES=max_copies,
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(gathered):
+        sum_copies_fwd_kernel[(rows, triton.cdiv(width, block))](
+            gathered, copies.contiguous(), out, width, COPIES=max_copies, BLOCK=block
+        )
     return out
 
 

@@ -9,7 +9,7 @@ TRITON_INTERPRET counts when this module is imported, because that is when `trit
 
 import logging
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         def __getattr__(cls, name: str) -> Any: ...
 
     class tl(metaclass=_Language):
-        constexpr: TypeAlias = Any
+        class constexpr(int): ...
 
     triton: Any
     INTERPRETED: bool
@@ -40,7 +40,8 @@ else:
         INTERPRETED = bool(triton.knobs.runtime.interpret)
         _why_not = ""
     except ImportError as error:
-        triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=None)
+        triton = SimpleNamespace(jit=lambda function=None, **options: function or (lambda kernel: kernel))
+        tl = SimpleNamespace(constexpr=lambda value: value)
         INTERPRETED = False
         _why_not = f"Triton cannot be imported ({error})"
 

@@ -53,7 +53,7 @@ def _term(terms, position, argument, used):
     return value, tl.where(used, -rest, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def mdpo_loss_fwd_kernel(
     logps,  # (N,) float32
     cu_seqlens,  # (3B + 1,)
@@ -112,7 +112,7 @@ def mdpo_loss_fwd_kernel(
     tl.store(slopes + image_rejected, beta * slope_i)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def mdpo_loss_bwd_kernel(
     grad_losses,  # (B,) float32
     slopes,  # (3, B) float32
@@ -145,10 +145,11 @@ def _forward(
     """→ losses (B,), rewards (3, B), terms (5, B), slopes (3, B), all float32; anchored and offsets are by branch."""
     losses, rewards, terms, slopes = _allocate_outputs(reference)
     if losses.shape[0]:
-        mdpo_loss_fwd_kernel[losses.shape](
-            logps, cu_seqlens, reference, losses, rewards, terms, slopes, losses.shape[0], beta, *offsets,
-            conditional, *anchored, BLOCK=256,
-        )  # fmt: skip
+        with torch.cuda.device_of(logps):
+            mdpo_loss_fwd_kernel[losses.shape](
+                logps, cu_seqlens, reference, losses, rewards, terms, slopes, losses.shape[0], beta, *offsets,
+                conditional, *anchored, BLOCK=256,
+            )  # fmt: skip
     return losses, rewards, terms, slopes
 
 
@@ -169,9 +170,10 @@ def _backward(grad_losses: Tensor, slopes: Tensor, cu_seqlens: Tensor, rows: int
     """→ the log-probs' gradient (N,) float32."""
     grad_logps = torch.empty(rows, dtype=torch.float32, device=slopes.device)
     if slopes.numel():
-        mdpo_loss_bwd_kernel[(slopes.numel(),)](
-            grad_losses.contiguous(), slopes, cu_seqlens, grad_logps, slopes.shape[1], BLOCK=256
-        )
+        with torch.cuda.device_of(slopes):
+            mdpo_loss_bwd_kernel[(slopes.numel(),)](
+                grad_losses.contiguous(), slopes, cu_seqlens, grad_logps, slopes.shape[1], BLOCK=256
+            )
     return grad_logps
 
 

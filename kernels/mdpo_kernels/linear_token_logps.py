@@ -26,28 +26,29 @@ from .backend import tl, triton, use_triton
 from .checks import check_linear_arguments
 from .derivatives import differentiable_once, refuse_forward_mode
 from .linear_token_logps_backward import trainable_head_backward
-from .online_softmax import add_lanes, empty_lanes, log_prob, reduce_lanes, scale_and_cap
-from .tiling import Tiling, float32_product, launch_options, plan_tiles
+from .online_softmax import add_lanes, add_totals, empty_lanes, log_prob, others_of, reduce_lanes, scale_and_cap
+from .tiling import ALIGNED, Tiling, float32_product, launch_options, padded, plan_tiles
 
 # With a frozen head the vocabulary stays whole, which leaves nothing to add up, until fewer rows than this fit.
 WHOLE_ROWS = 512
 TILED_ROWS = 1024
 
 
-@triton.jit
+# Numbers that differ from micro-batch to micro-batch and only count or address: to specialise on them is to compile anew.
+@triton.jit(do_not_specialize=["rows", "columns", "first_column"])
 def linear_token_logps_fwd_kernel(
     logits,  # (R, T) float32, rows row_stride apart
-    bias,  # (T,)
+    bias,  # (T,) and zeros up to a multiple of ALIGNMENT
     targets,  # (R,)
     state,  # (4, R) float32, in and out: m, S, z_y, slope_y over the tiles so far
     rescale,  # (R,) float32, out: what A so far is to be multiplied by
     coefficients,  # (R, T) in the weight's dtype, rows row_stride apart, out: e_v·slope_v, 0 for the target
     row_stride,
     rows,
+    columns,
     first_column,
     scale,
     softcap,
-    COLUMNS: tl.constexpr,
     FIRST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -56,28 +57,26 @@ def linear_token_logps_fwd_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row) - first_column
+    row_logits = logits + row * row_stride
+    # A buffer's rows go on to a multiple of ALIGNMENT: with a mask that ends there, loads and stores are vectors.
+    padded_columns = (columns + ALIGNED - 1) // ALIGNED * ALIGNED
     lane_maximum, lane_total = empty_lanes(BLOCK)
-    for first in range(0, COLUMNS, BLOCK):
+    for first in range(0, columns, BLOCK):
         column = first + tl.arange(0, BLOCK)
-        x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0)
+        x = tl.load(row_logits + column, mask=column < padded_columns, other=0.0)
         if HAS_BIAS:
-            x += tl.load(bias + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+            x += tl.load(bias + column, mask=column < padded_columns, other=0.0).to(tl.float32)
         z, _ = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-        z = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
-        lane_maximum, lane_total = add_lanes(lane_maximum, lane_total, z)
+        lane_maximum, lane_total = add_lanes(lane_maximum, lane_total, others_of(z, column, target, columns))
     maximum, total = reduce_lanes(lane_maximum, lane_total)
     if not FIRST:
-        old_maximum = tl.load(state + row)
-        old_total = tl.load(state + rows + row)
-        tile_maximum = maximum
-        maximum = tl.maximum(old_maximum, tile_maximum)
-        total = old_total * tl.exp(old_maximum - maximum) + total * tl.exp(tile_maximum - maximum)
-        tl.store(rescale + row, tl.exp(old_maximum - maximum))
+        maximum, total, factor = add_totals(tl.load(state + row), tl.load(state + rows + row), maximum, total)
+        tl.store(rescale + row, factor)
     tl.store(state + row, maximum)
     tl.store(state + rows + row, total)
 
-    inside = (target >= 0) & (target < COLUMNS)
-    target_x = tl.load(logits + row * row_stride + target, mask=inside, other=0.0)
+    inside = (target >= 0) & (target < columns)
+    target_x = tl.load(row_logits + target, mask=inside, other=0.0)
     if HAS_BIAS:
         target_x += tl.load(bias + target, mask=inside, other=0.0).to(tl.float32)
     target_logit, target_slope = scale_and_cap(target_x, scale, softcap, HAS_SOFTCAP)
@@ -86,17 +85,19 @@ def linear_token_logps_fwd_kernel(
     tl.store(state + 3 * rows + row, target_slope, mask=inside | FIRST)
 
     if WITH_COEFFICIENTS:
-        for first in range(0, COLUMNS, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0)
+        # From the end to the beginning: what the first pass read last is still in the L2 cache.
+        last = (columns - 1) // BLOCK * BLOCK
+        for done in range(0, columns, BLOCK):
+            column = last - done + tl.arange(0, BLOCK)
+            x = tl.load(row_logits + column, mask=column < padded_columns, other=0.0)
             if HAS_BIAS:
-                x += tl.load(bias + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+                x += tl.load(bias + column, mask=column < padded_columns, other=0.0).to(tl.float32)
             z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-            z = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
-            tl.store(coefficients + row * row_stride + column, tl.exp(z - maximum) * slope, mask=column < COLUMNS)
+            power = tl.exp(others_of(z, column, target, columns) - maximum)
+            tl.store(coefficients + row * row_stride + column, power * slope, mask=column < padded_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tile_rows", "rows", "ignore_index"])
 def linear_token_logps_finish_kernel(
     state,  # (4, R) float32: m, S, z_y, slope_y over all tiles
     targets,  # (R,)
@@ -165,6 +166,7 @@ def _forward(
         return logps, unit, stats
     # The same tiles with a gradient and without: policy and reference of equal weights get bit-equal log-probs.
     bytes_per_entry = 4 + weight.itemsize
+    bias = padded(bias)
     tiling = plan_tiles(
         rows,
         weight.shape[0],
@@ -177,7 +179,8 @@ def _forward(
     weighted = (
         torch.empty((tiling.rows, hidden_size), dtype=torch.float32, device=hidden.device) if with_unit else logits
     )
-    with torch.autocast(hidden.device.type, enabled=False):
+    # Triton launches on the current GPU, whichever one the tensors are on.
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         for first_row in range(0, rows, tiling.rows):
             chunk = slice(first_row, first_row + tiling.rows)
             state = _forward_rows(
@@ -227,9 +230,9 @@ def _forward_rows(
         float32_product(hidden, weight_tile.T, out=logits[:rows, :columns])
         linear_token_logps_fwd_kernel[(rows,)](
             logits, None if bias is None else bias[first:], targets, state, rescale, coefficients,
-            tiling.row_stride, rows, first, scale, softcap or 1.0,
-            COLUMNS=columns, FIRST=first == 0, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
-            WITH_COEFFICIENTS=with_unit, **launch_options(columns),
+            tiling.row_stride, rows, columns, first, scale, softcap or 1.0,
+            FIRST=first == 0, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
+            WITH_COEFFICIENTS=with_unit, **launch_options(vocabulary),
         )  # fmt: skip
         if with_unit and first == 0:
             float32_product(coefficients[:rows, :columns], weight_tile, out=weighted[:rows])

@@ -10,27 +10,27 @@ import torch
 from torch import Tensor
 
 from .backend import tl, triton
-from .online_softmax import scale_and_cap
-from .tiling import float32_product, launch_options, plan_tiles
+from .online_softmax import logit_gradient, others_of, scale_and_cap
+from .tiling import ALIGNED, float32_product, launch_options, padded, plan_tiles
 
 # More rows at a time than in the forward: each chunk of rows adds a float32 product to a tile of dW.
 TILED_ROWS = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "first_column"])
 def linear_token_logps_bwd_kernel(
     grad_logps,  # (R,) float32
     logits,  # (R, T) float32, rows row_stride apart
-    bias,  # (T,)
+    bias,  # (T,) and zeros up to a multiple of ALIGNMENT
     targets,  # (R,)
     stats,  # (3, R) of (3, N) float32, from the forward
     coefficients,  # (R, T) in the weight's dtype, rows row_stride apart, out: the logits' gradient
     row_stride,
     rows,
+    columns,
     first_column,
     scale,
     softcap,
-    COLUMNS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -42,14 +42,14 @@ def linear_token_logps_bwd_kernel(
     rest = tl.load(stats + rows + row)
     factor = tl.load(stats + 2 * rows + row)
     grad = tl.load(grad_logps + row) * scale
-    x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0)
+    padded_columns = (columns + ALIGNED - 1) // ALIGNED * ALIGNED
+    x = tl.load(logits + row * row_stride + column, mask=column < padded_columns, other=0.0)
     if HAS_BIAS:
-        x += tl.load(bias + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+        x += tl.load(bias + column, mask=column < padded_columns, other=0.0).to(tl.float32)
     z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-    others = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
-    gradient = grad * slope * tl.where(column == target, rest, -factor * tl.exp(others - maximum))
-    gradient = tl.where(rest == 0.0, 0.0, gradient)  # p = 1, or a row that is not scored, whose logits may be NaN
-    tl.store(coefficients + row * row_stride + column, gradient, mask=column < COLUMNS)
+    others = others_of(z, column, target, columns)
+    gradient = logit_gradient(others, slope, column == target, maximum, rest, factor, grad)
+    tl.store(coefficients + row * row_stride + column, gradient, mask=column < padded_columns)
 
 
 @torch.library.custom_op("mdpo_kernels::linear_token_logps_backward", mutates_args=())
@@ -84,8 +84,9 @@ def trainable_head_backward(
         return hidden_sum.to(hidden.dtype), grad_weight, bias_sum if bias is None else bias_sum.to(bias.dtype)
     max_entries = max_workspace_bytes // (4 + weight.itemsize)
     tiling = plan_tiles(rows, vocabulary, max_entries, whole_rows=rows, tiled_rows=TILED_ROWS)
+    options, padded_bias = launch_options(vocabulary), padded(bias)
     logits, coefficients = (tiling.buffer(dtype, hidden.device) for dtype in (torch.float32, weight.dtype))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         for first in range(0, vocabulary, tiling.columns):
             tile = slice(first, min(first + tiling.columns, vocabulary))
             # A single chunk of rows leaves nothing to add up: the product itself rounds once.
@@ -95,7 +96,8 @@ def trainable_head_backward(
                 chunk = slice(first_row, min(first_row + tiling.rows, rows))
                 gradient = _logits_gradient(
                     grad_logps[chunk], hidden[chunk], weight[tile], targets[chunk],
-                    None if bias is None else bias[tile], stats[:, chunk], first, softcap, scale, logits, coefficients,
+                    None if padded_bias is None else padded_bias[first:], stats[:, chunk], first, softcap, scale,
+                    logits, coefficients, options,
                 )  # fmt: skip
                 if needs_hidden:
                     hidden_sum[chunk] += float32_product(gradient, weight[tile])
@@ -136,14 +138,14 @@ def _logits_gradient(
     scale: float,
     logits: Tensor,
     coefficients: Tensor,
+    options: dict[str, int],
 ) -> Tensor:
     """The logits' gradient of one tile, (R, T) in the weight's dtype, in the buffer `coefficients`."""
     rows, columns = hidden.shape[0], weight.shape[0]
     float32_product(hidden, weight.T, out=logits[:rows, :columns])
-    options = launch_options(columns)
     linear_token_logps_bwd_kernel[(rows, triton.cdiv(columns, options["BLOCK"]))](
         grad_logps, logits, bias, targets, stats, coefficients,
-        logits.stride(0), stats.stride(0), first_column, scale, softcap or 1.0,
-        COLUMNS=columns, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None, **options,
+        logits.stride(0), stats.stride(0), columns, first_column, scale, softcap or 1.0,
+        HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None, **options,
     )  # fmt: skip
     return coefficients[:rows, :columns]

@@ -38,6 +38,12 @@ def scale_and_cap(x, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def others_of(z, column, target, columns):
+    """z with −inf for the target and for what lies behind the row's last column."""
+    return tl.where((column < columns) & (column != target), z, float("-inf"))
+
+
+@triton.jit
 def empty_lanes(BLOCK: tl.constexpr):
     """The running maximum and sum of BLOCK lanes before the first logit; finite, since −inf − −inf is NaN.
 
@@ -59,6 +65,14 @@ def reduce_lanes(lane_maximum, lane_total):
     """The lanes' maxima and sums → the row's m and S."""
     maximum = tl.max(lane_maximum, 0)
     return maximum, tl.sum(lane_total * tl.exp(lane_maximum - maximum), 0)
+
+
+@triton.jit
+def add_totals(maximum, total, more_maximum, more_total):
+    """m and S of two parts of a row → those of both, and what the first part's S was multiplied by."""
+    both = tl.maximum(maximum, more_maximum)
+    rescale = tl.exp(maximum - both)
+    return both, total * rescale + more_total * tl.exp(more_maximum - both), rescale
 
 
 @triton.jit
@@ -89,3 +103,10 @@ def log_prob(target_logit, maximum, total, scored):
     log_probability, rest = log_sigmoid(tl.where(scored, margin, 0.0))
     rest = tl.where(scored, rest, 0.0)
     return tl.where(scored, log_probability, 0.0), rest, rest / tl.where(others, total, 1.0)
+
+
+@triton.jit
+def logit_gradient(z, slope, is_target, maximum, rest, factor, grad):
+    """The gradient of `grad`·logp with respect to the logits of one block, from the statistics that log_prob left."""
+    gradient = grad * slope * tl.where(is_target, rest, -factor * tl.exp(z - maximum))
+    return tl.where(rest == 0.0, 0.0, gradient)  # p = 1, or a row that is not scored, whose logits may be NaN

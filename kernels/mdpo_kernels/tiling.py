@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import triton
+from .backend import tl, triton
 
 # Rows of a buffer start at multiples of 16 entries: the products want 16 bytes, and Triton specialises on 16 entries.
 ALIGNMENT = 16
+ALIGNED = tl.constexpr(ALIGNMENT)  # the same number for a kernel, which reads no other globals
 # A chunk of rows is made a multiple of this where it can be, the products' own tile being at least as high.
 ROW_MULTIPLE = 64
 
@@ -34,13 +35,19 @@ def plan_tiles(rows: int, columns: int, max_entries: int, *, whole_rows: int, ti
     The vocabulary stays whole as long as `whole_rows` rows (or all there are) fit; else at most `tiled_rows` rows are
     taken, and as many columns as fit. Chunks of rows are made equal, so that the last is not a small and slow one.
     """
-    padded = _round_up(columns, ALIGNMENT)
-    whole = max_entries // padded >= min(rows, whole_rows)
-    most = min(rows, max_entries // padded if whole else min(tiled_rows, max_entries // ALIGNMENT))
+    row = _round_up(columns, ALIGNMENT)
+    whole = max_entries // row >= min(rows, whole_rows)
+    most = max_entries // row if whole else min(tiled_rows, max_entries // ALIGNMENT)
+    most = min(rows, most if most < ROW_MULTIPLE else most // ROW_MULTIPLE * ROW_MULTIPLE)
     chunks = -(-rows // most)
     tile_rows = min(most, _round_up(-(-rows // chunks), ROW_MULTIPLE))
-    row_stride = min(padded, max_entries // tile_rows // ALIGNMENT * ALIGNMENT)
+    row_stride = min(row, max_entries // tile_rows // ALIGNMENT * ALIGNMENT)
     return Tiling(tile_rows, min(columns, row_stride), row_stride)
+
+
+def padded(bias: Tensor | None) -> Tensor | None:
+    """The bias with zeros up to a multiple of ALIGNMENT, so that it can be read as a buffer's rows are."""
+    return None if bias is None else torch.nn.functional.pad(bias, (0, -len(bias) % ALIGNMENT))
 
 
 def float32_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -53,7 +60,10 @@ def float32_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def launch_options(columns: int) -> dict[str, int]:
-    """The block of columns that a program holds at a time, and the warps to do it with."""
+    """The block of columns that a program holds at a time, and the warps to do it with.
+
+    columns: of the whole vocabulary, or hidden size: what a model has once, since every block size is a kernel of its own.
+    """
     block = min(triton.next_power_of_2(columns), 4096)
     return {"BLOCK": block, "num_warps": 8 if block >= 2048 else 4}
 

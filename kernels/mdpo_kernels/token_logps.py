@@ -15,10 +15,41 @@ from . import reference
 from .backend import tl, triton, use_triton
 from .checks import check_logits_arguments
 from .derivatives import differentiable_once, refuse_forward_mode
-from .online_softmax import add_lanes, empty_lanes, log_prob, reduce_lanes, scale_and_cap
+from .online_softmax import (
+    add_lanes,
+    add_totals,
+    empty_lanes,
+    log_prob,
+    logit_gradient,
+    others_of,
+    reduce_lanes,
+    scale_and_cap,
+)
+from .tiling import ALIGNED, ALIGNMENT, launch_options
+
+# Where V is not a multiple of ALIGNMENT, rows begin anywhere. Vectors are read from the row's first multiple of it to its
+# last one; the entries before and behind, fewer than EDGES together, are read one by one.
+EDGES = tl.constexpr(2 * ALIGNMENT)
 
 
 @triton.jit
+def aligned_part(start, columns):
+    """Where a row from `start` on has its first multiple of ALIGNMENT, how many columns lie before it, and how many
+    follow up to the last one."""
+    first = (start + (ALIGNED - 1)) // ALIGNED * ALIGNED
+    head = (first - start).to(tl.int32)
+    return first, head, tl.maximum(columns - head, 0) // ALIGNED * ALIGNED
+
+
+@triton.jit
+def edges(head, length, columns):
+    """The columns before and behind the aligned part, (EDGES,); `columns` for a lane that has none."""
+    lane = tl.arange(0, EDGES)
+    column = tl.where(lane < ALIGNED, lane, head + length + lane - ALIGNED)
+    return tl.where((column < columns) & ((lane >= ALIGNED) | (lane < head)), column, columns)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "ignore_index"])
 def token_logps_fwd_kernel(
     logits,  # (N, V), rows row_stride apart
     targets,  # (N,)
@@ -26,26 +57,34 @@ def token_logps_fwd_kernel(
     stats,  # (3, N) float32, out: m, 1 − p, (1 − p)/S
     row_stride,
     rows,
+    columns,
     ignore_index,
     scale,
     softcap,
-    COLUMNS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     scored = target != ignore_index
+    start = row * row_stride
+    first, head, length = aligned_part(start, columns)
     lane_maximum, lane_total = empty_lanes(BLOCK)
-    for first in range(0, COLUMNS, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+    for done in range(0, length, BLOCK):
+        lane = done + tl.arange(0, BLOCK)
+        x = tl.load(logits + first + lane, mask=lane < length, other=0.0).to(tl.float32)
         z, _ = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-        z = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
-        lane_maximum, lane_total = add_lanes(lane_maximum, lane_total, z)
+        lane_maximum, lane_total = add_lanes(lane_maximum, lane_total, others_of(z, lane, target - head, length))
     maximum, total = reduce_lanes(lane_maximum, lane_total)
+    column = edges(head, length, columns)
+    edge_x = tl.load(logits + start + column, mask=column < columns, other=0.0).to(tl.float32)
+    edge_z, _ = scale_and_cap(edge_x, scale, softcap, HAS_SOFTCAP)
+    edge_maximum, edge_total = empty_lanes(EDGES)
+    edge_maximum, edge_total = add_lanes(edge_maximum, edge_total, others_of(edge_z, column, target, columns))
+    edge_maximum, edge_total = reduce_lanes(edge_maximum, edge_total)
+    maximum, total, _ = add_totals(maximum, total, edge_maximum, edge_total)
 
-    target_x = tl.load(logits + row * row_stride + target, mask=scored, other=0.0).to(tl.float32)
+    target_x = tl.load(logits + start + target, mask=scored, other=0.0).to(tl.float32)
     target_logit, _ = scale_and_cap(target_x, scale, softcap, HAS_SOFTCAP)
     log_probability, rest, factor = log_prob(target_logit, maximum, total, scored)
     tl.store(logps + row, log_probability)
@@ -54,7 +93,7 @@ def token_logps_fwd_kernel(
     tl.store(stats + 2 * rows + row, factor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def token_logps_bwd_kernel(
     grad_logps,  # (N,) float32
     logits,  # (N, V), rows row_stride apart
@@ -64,25 +103,37 @@ def token_logps_bwd_kernel(
     row_stride,
     grad_row_stride,
     rows,
+    columns,
     scale,
     softcap,
-    COLUMNS: tl.constexpr,
+    SAME_STRIDE: tl.constexpr,  # of logits and grad_logits: then both are vectors at the same places
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     maximum = tl.load(stats + row)
     rest = tl.load(stats + rows + row)
     factor = tl.load(stats + 2 * rows + row)
     grad = tl.load(grad_logps + row) * scale
-    x = tl.load(logits + row * row_stride + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+    start = row * grad_row_stride
+    first, head, length = aligned_part(start, columns)
+    read = first
+    if not SAME_STRIDE:
+        read = row * row_stride + head
+    lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + read + lane, mask=lane < length, other=0.0).to(tl.float32)
     z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-    others = tl.where((column < COLUMNS) & (column != target), z, float("-inf"))
-    gradient = grad * slope * tl.where(column == target, rest, -factor * tl.exp(others - maximum))
-    gradient = tl.where(rest == 0.0, 0.0, gradient)  # p = 1, or a row that is not scored, whose logits may be NaN
-    tl.store(grad_logits + row * grad_row_stride + column, gradient, mask=column < COLUMNS)
+    others = others_of(z, lane, target - head, length)
+    gradient = logit_gradient(others, slope, lane == target - head, maximum, rest, factor, grad)
+    tl.store(grad_logits + first + lane, gradient, mask=lane < length)
+    if tl.program_id(1) == 0:
+        column = edges(head, length, columns)
+        edge_x = tl.load(logits + row * row_stride + column, mask=column < columns, other=0.0).to(tl.float32)
+        edge_z, edge_slope = scale_and_cap(edge_x, scale, softcap, HAS_SOFTCAP)
+        edge_others = others_of(edge_z, column, target, columns)
+        edge_gradient = logit_gradient(edge_others, edge_slope, column == target, maximum, rest, factor, grad)
+        tl.store(grad_logits + start + column, edge_gradient, mask=column < columns)
 
 
 @torch.library.custom_op("mdpo_kernels::token_logps", mutates_args=())
@@ -93,22 +144,11 @@ def _forward(
     rows, columns = logits.shape
     logps, stats = (torch.empty(shape, dtype=torch.float32, device=logits.device) for shape in ((rows,), (3, rows)))
     if rows:
-        block = min(triton.next_power_of_2(columns), 4096)
-        token_logps_fwd_kernel[(rows,)](
-            logits,
-            targets,
-            logps,
-            stats,
-            logits.stride(0),
-            rows,
-            ignore_index,
-            scale,
-            softcap or 1.0,
-            COLUMNS=columns,
-            HAS_SOFTCAP=softcap is not None,
-            BLOCK=block,
-            num_warps=8 if block >= 2048 else 4,
-        )
+        with torch.cuda.device_of(logits):
+            token_logps_fwd_kernel[(rows,)](
+                logits, targets, logps, stats, logits.stride(0), rows, columns, ignore_index, scale, softcap or 1.0,
+                HAS_SOFTCAP=softcap is not None, **launch_options(columns),
+            )  # fmt: skip
     return logps, stats
 
 
@@ -130,23 +170,13 @@ def _launch_backward(
     rows, columns = logits.shape
     if rows == 0:
         return
-    block = min(triton.next_power_of_2(columns), 4096)
-    token_logps_bwd_kernel[(rows, triton.cdiv(columns, block))](
-        grad_logps.contiguous(),
-        logits,
-        targets,
-        stats,
-        grad_logits,
-        logits.stride(0),
-        grad_logits.stride(0),
-        rows,
-        scale,
-        softcap or 1.0,
-        COLUMNS=columns,
-        HAS_SOFTCAP=softcap is not None,
-        BLOCK=block,
-        num_warps=8 if block >= 2048 else 4,
-    )
+    options = launch_options(columns)
+    with torch.cuda.device_of(logits):
+        token_logps_bwd_kernel[(rows, triton.cdiv(columns, options["BLOCK"]))](
+            grad_logps.contiguous(), logits, targets, stats, grad_logits,
+            logits.stride(0), grad_logits.stride(0), rows, columns, scale, softcap or 1.0,
+            SAME_STRIDE=logits.stride(0) == grad_logits.stride(0), HAS_SOFTCAP=softcap is not None, **options,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("mdpo_kernels::token_logps_backward", mutates_args=())

@@ -2,7 +2,9 @@
 
 from .dataset import DataOptions, PreferenceDataset
 from .negatives import NEGATIVES
-from .rows import PreferenceRow, PromptRow, parse_rows, read_rows
+from .read import parse_rows, read_rows
+from .row import PreferenceRow, PromptRow
+from .row_store import Rows
 from .sources import data_files
 from .text_options import TextOptions
 
@@ -12,6 +14,7 @@ __all__ = [
     "PreferenceDataset",
     "PreferenceRow",
     "PromptRow",
+    "Rows",
     "TextOptions",
     "data_files",
     "parse_rows",

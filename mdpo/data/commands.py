@@ -8,13 +8,14 @@ from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 from mdpo.output_checks import PICTURE_MARK, Output
+from mdpo.shown import say
 
 from .check import check_file
 from .check_report import report_lines, write_histogram
 from .image_sources import ImageRoot
 from .negatives import NEGATIVES
 from .preview import check_picture_name, contact_sheet, write_picture
-from .rows import read_rows, source_root
+from .read import read_rows, source_root
 from .sample import sample_file, sample_files
 from .text_options import TextOptions, add_text_options, text_options
 
@@ -105,10 +106,11 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
         show_row=options.show,
     )
     for line in report_lines(report, str(options.data)):
-        print(line)
+        say(line)
     if options.picture is not None and report.usable:
         write_histogram(report, options.picture)
-        print(f"\nwrote {options.picture}")
+        say("")
+        say(f"wrote {options.picture}")
     if report.errors:
         broken = len({error.where for error in report.errors})
         raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; fix or drop those listed above")
@@ -129,7 +131,7 @@ def run_preview(options: argparse.Namespace) -> None:
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )
     write_picture(contact_sheet(rows, options.rows, options.negative, options.seed), options.output)
-    print(f"wrote {options.output}")
+    say(f"wrote {options.output}")
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -141,4 +143,4 @@ def run_sample(options: argparse.Namespace) -> None:
         seed=options.seed,
         ignore_columns=options.ignore_columns,
     )
-    print(f"wrote {record['rows']} rows to {options.output}, seed {record['seed']}")
+    say(f"wrote {record['rows']} rows to {options.output}, seed {record['seed']}")

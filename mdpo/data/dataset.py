@@ -1,31 +1,35 @@
 """Checked preference rows, tokenised ahead and with their images read when they are needed."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import EncodedRow, Encoder
+from .image_facts import look_at_images
 from .image_tokens import ImageTokens, image_settings
-from .images import CHUNK, check_images, open_image
-from .messages import without_images
+from .images import open_image
 from .negatives import parse_negative
 from .problem import RowError
 from .rejected_images import RejectedImages
-from .rows import PreferenceRow
+from .row import PreferenceRow
+from .row_store import Rows
 from .text_options import TextOptions
-from .token_store import TokenStore
+from .tokenise import tokenise
 
 logger = logging.getLogger(__name__)
+
+_LONG, _FAR = 16_384, 10.0  # packed tokens, and times as many as other rows, from which a row is worth a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +74,33 @@ class PreferenceDataset(Dataset):
     prompt and response tokenised. Raises InputError that names row and field, or says that the third branch is wanted
     and no row has an image. How many rows have none, and how many responses ``max_length`` cut, is logged.
 
-    ``lengths``: packed tokens of each example, what the planner needs. ``dataset[index]`` reads the images; with
+    rows: a long list of them is better given as ``read_rows`` returns it, which is not in memory; what was tokenised is
+    then kept beside the data file for the next start.
+
+    ``lengths``: (N,) int64, packed tokens of each example, what the planner needs. ``dataset[index]`` reads the images; with
     ``dataset[index, epoch]`` the negative is that epoch's.
     """
 
     def __init__(self, rows: Sequence[PreferenceRow], processor: ProcessorMixin, options: DataOptions) -> None:
         self.processor: Any = processor
         self.options = options
-        self.rows = [_without_images(row) for row in rows] if options.drop_images else list(rows)
+        stored = Rows.of(rows)
+        self.rows = stored.without_images() if options.drop_images else stored
         negative = parse_negative(options.negative)
         if options.image_rejected and not options.drop_images:
             _check_images_there(self.rows)
-        facts = check_images(self.rows, own=options.image_rejected and "own" in negative.names)
+        self._facts = look_at_images(self.rows, own=options.image_rejected and "own" in negative.names)
         self._rejected_images = (
-            RejectedImages(self.rows, facts, negative, options.seed) if options.image_rejected else None
+            RejectedImages(self.rows, self._facts, negative, options.seed) if options.image_rejected else None
         )
-        self._sizes = [tuple((image.height, image.width) for image in images) for images in facts]
         self._image_tokens = ImageTokens(processor)
         self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
-        self._prompts, self._chosen, self._rejected = TokenStore(), TokenStore(), TokenStore()
-        self.lengths: list[int] = []
-        self._cut = 0
         encoder = Encoder(processor, options.text, drop_images=options.drop_images)
-        for start in tqdm(range(0, len(self.rows), CHUNK), "tokenising", leave=False, disable=None):
-            chunk = self.rows[start : start + CHUNK]
-            for index, encoded in enumerate(encoder.rows(chunk), start=start):
-                self._add(index, self.rows[index], encoded)
-        if self._cut:
-            limit, responses = options.max_length, 2 * len(self.rows)
-            logger.warning("max_length %d cuts %d of %d responses, which lose their end", limit, self._cut, responses)
+        self._tokens = tokenise(self.rows, encoder, options.text)
+        self._parts = self._kept_parts()
+        prompt, chosen, rejected = self._parts.T
+        self.lengths = (prompt + chosen) * (1 + self._have_negative()) + rejected
+        self._say_longest()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,45 +110,96 @@ class PreferenceDataset(Dataset):
         row = self.rows[index]
         images = [open_image(image, row.where) for image in row.images]
         rejected = [] if self._rejected_images is None else self._rejected_images.make(index, images, epoch)
+        prompt_ids, *answers = self._tokens[index]
+        sizes = [(image.height, image.width) for image in self._facts[index]]
+        chosen_ids, rejected_ids = (
+            ids[:length].tolist() for ids, length in zip(answers, self._parts[index, 1:], strict=True)
+        )
         return PreferenceTokens(
             row.id,
-            self._image_tokens.expand(self._prompts[index], self._sizes[index]).tolist(),
-            self._chosen[index].tolist(),
-            self._rejected[index].tolist(),
+            self._image_tokens.expand(prompt_ids, sizes).tolist(),
+            chosen_ids,
+            rejected_ids,
             self._process(images),
             self._process(rejected),
         )
 
     def longest_branch(self) -> tuple[int, int]:
         """Tokens of the longest branch, a prompt and one response, and the index of its row; (0, 0) without rows."""
-        longest = (0, 0)
-        for index, row in enumerate(self.rows):
-            chosen, rejected = self._chosen.length(index), self._rejected.length(index)
-            prompt = (self.lengths[index] - rejected) // (1 + self._has_negative(row)) - chosen
-            longest = max(longest, (prompt + max(chosen, rejected), index))
-        return longest
+        if not len(self):
+            return 0, 0
+        branches = self._parts[:, 0] + self._parts[:, 1:].max(axis=1)
+        index = int(branches.argmax())
+        return int(branches[index]), index
 
     def largest_token_id(self) -> tuple[int, int]:
         """The largest token id of all prompts and responses, and the index of a row that has it."""
-        return max(store.largest() for store in (self._prompts, self._chosen, self._rejected))
+        return self._tokens.largest()
+
+    def digest(self) -> str:
+        """Names the rows by their ids, and how long they are as packed examples, in their order."""
+        found = hashlib.blake2b(self.rows.id_digests().tobytes(), digest_size=6)
+        found.update(self.lengths.tobytes())
+        return found.hexdigest()
 
     def _process(self, images: list[Image.Image]) -> Mapping[str, Tensor] | None:
         return dict(self.processor.image_processor(images=images, **self._image_settings)) if images else None
 
-    def _has_negative(self, row: PreferenceRow) -> bool:
-        return self.options.image_rejected and bool(row.images)
+    def _have_negative(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.options.image_rejected & (self.rows.images.counts() > 0)
 
-    def _add(self, index: int, row: PreferenceRow, encoded: EncodedRow | RowError) -> None:
-        if isinstance(encoded, RowError):
-            raise encoded
-        prompt = prompt_length(row, encoded, self._sizes[index], self._image_tokens)
-        room = response_room(row, prompt, self.options.max_length)
-        chosen, rejected = encoded.chosen_ids[:room], encoded.rejected_ids[:room]
-        self._cut += (len(chosen) < len(encoded.chosen_ids)) + (len(rejected) < len(encoded.rejected_ids))
-        self._prompts.append(encoded.prompt_ids)
-        self._chosen.append(chosen)
-        self._rejected.append(rejected)
-        self.lengths.append((prompt + len(chosen)) * (1 + self._has_negative(row)) + len(rejected))
+    def _kept_parts(self) -> np.ndarray:
+        """(N, 3) tokens of each row's prompt, its images expanded, and of its answers, cut at ``max_length``.
+
+        Raises RowError where the image processor refuses a size, or ``max_length`` leaves nothing of the answers.
+        """
+        parts = self._tokens.lengths()
+        parts[:, 0] += self._added_by_images()
+        limit = self.options.max_length
+        if limit is None:
+            return parts
+        room = limit - parts[:, 0]
+        if (room <= 0).any():
+            index = int(np.flatnonzero(room <= 0)[0])
+            response_room(self.rows[index], int(parts[index, 0]), limit)
+        cut = int((parts[:, 1:] > room[:, None]).sum())
+        if cut:
+            logger.warning(
+                "max_length %d cuts %d of %d responses, which lose their end", limit, cut, 2 * len(parts)
+            )
+        parts[:, 1:] = np.minimum(parts[:, 1:], room[:, None])
+        return parts
+
+    def _added_by_images(self) -> np.ndarray:
+        """(N,) tokens that a row's images take beyond their placeholders."""
+        images = self.rows.images
+        sizes, first, which = np.unique(self._facts.sizes[images.numbers], axis=0, return_index=True, return_inverse=True)
+        added, refused = np.zeros(len(sizes), np.int64), {}
+        for at, size in enumerate(sizes.tolist()):
+            try:
+                added[at] = len(self._image_tokens(*size)) - 1
+            except ValueError as error:
+                refused[int(first[at])] = error
+        if refused:
+            place, error = min(refused.items(), key=lambda item: item[0])
+            where = self.rows[int(np.searchsorted(images.ends, place, side="right"))].where
+            raise refused_size(where, error) from error
+        total = np.concatenate([[0], np.cumsum(added[which.reshape(-1)])])
+        return total[images.ends] - total[images.ends - images.counts()]
+
+    def _say_longest(self) -> None:
+        """One row that is far longer than all others makes its step as much slower."""
+        if len(self) < 2:
+            return
+        index, usual = int(self.lengths.argmax()), float(np.quantile(self.lengths, 0.99))
+        longest = int(self.lengths[index])
+        if longest > max(_FAR * usual, _LONG):
+            logger.warning(
+                "%s: %d tokens as a packed row, where 99%% of the rows have at most %.0f: the step with it will take much "
+                "longer than others; set max_length, or shorten or drop the row",
+                self.rows[index].where, longest, usual,
+            )  # fmt: skip
 
 
 def prompt_length(
@@ -156,7 +209,11 @@ def prompt_length(
     try:
         return len(encoded.prompt_ids) + sum(len(image_tokens(*size)) - 1 for size in sizes)
     except ValueError as error:
-        raise RowError.at(row.where, "images", f"the image processor refuses the size: {error}", "crop it") from error
+        raise refused_size(row.where, error) from error
+
+
+def refused_size(where: str, error: ValueError) -> RowError:
+    return RowError.at(where, "images", f"the image processor refuses the size: {error}", "crop it")
 
 
 def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> int | None:
@@ -169,8 +226,8 @@ def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> in
     return max_length - prompt
 
 
-def _check_images_there(rows: Sequence[PreferenceRow]) -> None:
-    without = sum(not row.images for row in rows)
+def _check_images_there(rows: Rows) -> None:
+    without = int((rows.images.counts() == 0).sum())
     if without == len(rows):
         raise InputError(
             f"none of the {without} rows has an image (the first is {rows[0].where}), and conditional: true, or "
@@ -179,8 +236,3 @@ def _check_images_there(rows: Sequence[PreferenceRow]) -> None:
         )
     if without:
         logger.warning("%d of %d rows have no image: they train without the image preference", without, len(rows))
-
-
-def _without_images(row: PreferenceRow) -> PreferenceRow:
-    """``plain`` stays: what of it stands for an image is the template's, which the encoder knows."""
-    return replace(row, images=(), rejected_images=(), prompt=without_images(row.prompt))

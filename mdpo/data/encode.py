@@ -54,9 +54,11 @@ class Encoder:
         if self.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no EOS token, which ends every response; set tokenizer.eos_token")
         self.image_token_id: int = self.processor.image_token_id
+        self.drop_images = drop_images
         self._prompts = Prompts(processor, options or TextOptions(), drop_images=drop_images)
         self.template = self._prompts.template
         self.tokens = self._prompts.tokens
+        self._ends: dict[str, str] = {}  # what ends a turn, by what the template puts after an answer
         self._around: dict[str, tuple[str, str]] = {}  # what the template puts before an answer and after it
 
     def row(self, row: PreferenceRow) -> EncodedRow:
@@ -137,7 +139,9 @@ class Encoder:
         if not text.strip():
             raise RowError.at(row.where, name, "is empty", "a response needs at least one word")
         before, middle, after = self._separated(row, name, asked, text, whole)
-        end = end_of_turn(after, self.tokens)
+        if after not in self._ends:
+            self._ends[after] = end_of_turn(after, self.tokens)
+        end = self._ends[after]
         return _Response((before if asked.between is None else asked.between), middle + end, not end)
 
     def _separated(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> tuple[str, str, str]:
@@ -146,7 +150,8 @@ class Encoder:
             problem = "the chat template changes the prompt when an answer follows it"
             raise RowError.at(row.where, name, problem, "training needs a template that only adds the answer")
         rest = whole[len(asked.text) :]
-        key = repr((asked.conversation.tools, asked.conversation.kwargs))
+        tools, kwargs = asked.conversation.tools, asked.conversation.kwargs
+        key = repr((tools, kwargs)) if tools or kwargs else ""
         if key not in self._around or _middle(rest, text, *self._around[key]) is None:
             standin = self.template.text_of(asked.conversation.answered(_STANDIN, name), prompt=False)
             before, _, after = standin[len(asked.text) :].partition(_STANDIN)

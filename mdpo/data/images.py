@@ -1,7 +1,8 @@
 """Opening images: RGB, upright, whole and within bounds, or an error that names the row.
 
 An image file is somebody else's bytes. Only raster formats that Pillow decodes itself are opened (its EPS plugin, for
-one, starts Ghostscript), and the size in the header is checked before a pixel is decoded.
+one, starts Ghostscript), and what decoding will take is told from the header before a pixel is decoded, and bounded: for
+one image, and for all that are being decoded at once in the threads of a process.
 
 Pixels of more than 8 bits are brought to 8 by scaling, never by clipping, with a scale that the image alone decides:
 
@@ -16,24 +17,34 @@ NaN and −∞ count as the smallest value, ∞ as the largest.
 import hashlib
 import io
 import os
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from .picture_files import BecameLink, open_picture
+from .picture_memory import MAX_MEMORY, ROOM, decoding_bytes, webp_size
 from .problem import RowError, clipped
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 2**26  # 8192 × 8192: 192 MiB as RGB, in every worker that holds one
+MAX_PIXELS = 2**26  # 8192 × 8192: 256 MiB as RGB, in every worker that holds one
 MAX_BYTES = 2**26  # of the file
+
+# What EXIF's orientation asks for; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 CHUNK = 256  # rows whose images are handed to the threads at a time
 
@@ -62,41 +73,64 @@ def open_image(source: ImageSource, where: str, field: str = "images") -> Image.
 
     Transparency is left out as Pillow's ``convert`` and transformers' ``load_image`` do: the colour below it shows.
 
-    Raises RowError where it is missing, damaged, truncated, larger than MAX_PIXELS or MAX_BYTES, or of a format that
-    is not in FORMATS.
+    Raises RowError where it is missing, damaged, truncated, larger than MAX_PIXELS or MAX_BYTES, takes more than
+    MAX_MEMORY to decode, or is of a format that is not in FORMATS.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "in memory", where, field)
+        if source.format == "EPS" and hasattr(source, "tile"):  # decoding it would start Ghostscript
+            raise _unreadable("in memory", UnidentifiedImageError(), where, field)
+        _check_size(source.size, "in memory", where, field)
+        size = decoding_bytes(source, 0)
+        _check_memory(size, "in memory", where, field)
+        with ROOM.taken(size):
+            return _turned(*_decode(source, "in memory", where, field))
+    name, file, size = _opened(source, where, field)
+    with file, ExitStack() as room:
+        if size > MAX_BYTES:
+            problem = f"image {name} has {size / 2**20:.0f} MiB, above the limit of {MAX_BYTES / 2**20:.0f}"
+            raise RowError.at(where, field, problem, "shrink it")
+        claimed = webp_size(file.read(30))  # before Pillow opens it, which allocates as much as it claims
+        file.seek(0)
+        if claimed is not None:
+            _take(room, _Header(claimed), size, name, where, field)
+        return _turned(*_decode_file(file, size, room, claimed is not None, name, where, field))
+
+
+class _Header(NamedTuple):
+    """What a WebP claims to be, as far as its cost depends on it."""
+
+    size: tuple[int, int]
+    mode: str = "RGBA"
+    format: str = "WEBP"
+    info: Mapping = MappingProxyType({})
+
+
+def _opened(source: Path | StoredImage, where: str, field: str) -> tuple[str, BinaryIO, int]:
+    """A name for messages, the encoded bytes to read, and their number."""
     if isinstance(source, Path):
-        name, file, size = clipped(str(source)), source, _file_size(source, where, field)
-    else:
-        name, data = clipped(source.name), _read(source, where, field)
-        file, size = io.BytesIO(data), len(data)
-    if size > MAX_BYTES:
-        problem = f"image {name} has {size / 2**20:.0f} MiB, above the limit of {MAX_BYTES / 2**20:.0f}"
-        raise RowError.at(where, field, problem, "shrink it")
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to
-        raise _unreadable(name, error, where, field) from error
-    with image:
-        return _decode(image, name, where, field)
+        name = clipped(str(source))
+        file = _open_file(source, name, where, field)
+        return name, file, os.fstat(file.fileno()).st_size
+    data = _read(source, where, field)
+    return clipped(source.name), io.BytesIO(data), len(data)
 
 
-def _file_size(path: Path, where: str, field: str) -> int:
-    name = clipped(str(path))
+def _open_file(path: Path, name: str, where: str, field: str) -> BinaryIO:
+    remedy = "check the row and image_dir"
     try:
-        status = path.stat()
-    except OSError as error:  # missing, no permission, a name that is too long
+        return open_picture(path)
+    except BecameLink as error:
+        problem, remedy = f"image {name} leads through a symbolic link", "give the path that it leads to"
+        raise RowError.at(where, field, problem, remedy) from error
+    except (OSError, ValueError) as error:  # missing, no permission, a name that is too long, a NUL
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        problem = f"image {name} {'does not exist' if missing else f'cannot be read: {error.strerror}'}"
-        remedy = "check the row and image_dir"
+        reason = getattr(error, "strerror", None)
+        problem = f"image {name} {'does not exist' if missing else f'cannot be read: {reason}'}"
+        if not missing and reason is None:  # a pipe or a device, which would never end
+            problem = f"image {name} is not a file"
         if "\\" in path.name and os.sep == "/":
             problem, remedy = f"{problem}: its path is written with backslashes, as on Windows", "write / instead"
         raise RowError.at(where, field, problem, remedy) from error
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
-        raise RowError.at(where, field, f"image {name} is not a file", "check the row and image_dir")
-    return status.st_size
 
 
 def _read(source: StoredImage, where: str, field: str) -> bytes:
@@ -107,22 +141,59 @@ def _read(source: StoredImage, where: str, field: str) -> bytes:
         raise RowError.at(where, field, problem, "check where the data set keeps its images") from error
 
 
-def _decode(image: Image.Image, name: str, where: str, field: str) -> Image.Image:
-    width, height = image.size
+def _take(room: ExitStack, image: Any, file_bytes: int, name: str, where: str, field: str) -> None:
+    """Takes what decoding the image costs, for as long as ``room`` is open. image: a Pillow image, or what it claims."""
+    _check_size(image.size, name, where, field)
+    size = decoding_bytes(image, file_bytes)
+    _check_memory(size, name, where, field)
+    room.enter_context(ROOM.taken(size))
+
+
+def _check_size(size: tuple[int, int], name: str, where: str, field: str) -> None:
+    width, height = size
     if width * height > MAX_PIXELS:
         problem = f"image {name} has {width} × {height} pixels, above the limit of {MAX_PIXELS}"
         raise RowError.at(where, field, problem, "shrink it")
     if not width * height:
         raise RowError.at(where, field, f"image {name} has no pixels", "replace it or drop the row")
+
+
+def _check_memory(size: int, name: str, where: str, field: str) -> None:
+    if size > MAX_MEMORY:
+        limit = f"above the limit of {MAX_MEMORY / 2**20:.0f}"
+        raise RowError.at(where, field, f"image {name} takes {size / 2**20:.0f} MiB to decode, {limit}", "shrink it")
+
+
+def _decode_file(
+    file: BinaryIO, size: int, room: ExitStack, counted: bool, name: str, where: str, field: str
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """As ``_decode``. counted: whether its cost has been taken from the room already."""
     try:
-        image = ImageOps.exif_transpose(image)
+        image = Image.open(file, formats=FORMATS)
+    except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to
+        raise _unreadable(name, error, where, field) from error
+    with image:
+        if not counted:
+            _take(room, image, size, name, where, field)
+        return _decode(image, name, where, field)
+
+
+def _decode(image: Image.Image, name: str, where: str, field: str) -> tuple[Image.Image, Image.Transpose | None]:
+    """The image as RGB, and how it has to be turned: by the caller, once the original's pixels are gone."""
+    try:
+        image.load()
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if image.mode == "F" or image.mode.startswith("I"):  # convert alone would clip to black and white
             image = Image.fromarray(_eight_bits(np.asarray(image)))
         elif image.mode in ("La", "RGBa"):  # Pillow converts these to their own kind alone
             image = image.convert(image.mode.upper())
-        return image.convert("RGB")
+        return image.convert("RGB"), turn
     except Exception as error:  # as above
         raise _unreadable(name, error, where, field) from error
+
+
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mdpo.errors import InputError
+from mdpo.shown import shown
 
 _LONGEST = 600  # characters of a part of a message: whatever slips in unshortened ends here
 
@@ -42,7 +43,7 @@ def names(columns: Iterable[Any], most: int = 12, separator: str = ", ") -> str:
 
 def spelled_out(text: str) -> str:
     """A text for the terminal: control characters as escapes, a line break as ``\\n``."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown(text)
 
 
 class RowError(InputError):

@@ -67,6 +67,8 @@ class Prompts:
             self.tokens.add_control(self.turns.texts())
             self._forms = self.turns.forms(self.tokens)
             self._marks = self.turns.marks(self._forms[0], self.tokens)
+        forms = [mark for form in (*self._forms, *KNOWN) for mark in (form.user, form.assistant)]
+        self._signs = sorted({mark for mark in (*forms, *self._marks) if mark})
 
     def asked(self, rows: Sequence[PromptRow]) -> list[Asked | RowError]:
         """Every row's prompt, or a RowError if the template refuses it or drops a turn."""
@@ -125,6 +127,8 @@ class Prompts:
             problem = "prompt_is_rendered is set, but the prompt is a list of messages"
             raise RowError.at(row.where, "prompt", problem, "give it as text, or leave the setting out")
         if row.plain is None or setting is False:
+            return False, None
+        if not setting and not any(map(row.plain.__contains__, self._signs)):  # in which every form has one
             return False, None
         known = Known.of(self.tokens)
         fits = {form: form.fits(row.plain, known) for form in self._forms}

@@ -1,5 +1,6 @@
 """The rejected images of a list of rows: which negative, from which seed, drawing on which other rows."""
 
+import functools
 from collections.abc import Sequence
 
 from PIL import Image
@@ -7,7 +8,7 @@ from PIL import Image
 from .images import ImageFacts, open_image
 from .negatives import Mixture, generator
 from .problem import RowError
-from .rows import PreferenceRow
+from .row import PreferenceRow
 
 
 class RejectedImages:
@@ -22,8 +23,7 @@ class RejectedImages:
     def __init__(
         self, rows: Sequence[PreferenceRow], facts: Sequence[tuple[ImageFacts, ...]], negative: Mixture, seed: int
     ) -> None:
-        self.rows, self.negative, self.seed = rows, negative, seed
-        self._donors = _Donors(rows, facts)
+        self.rows, self.facts, self.negative, self.seed = rows, facts, negative, seed
         # A negative that somebody adds may draw on either too; it meets the same errors when it does.
         if "own" in negative.names:
             for row in rows:
@@ -31,22 +31,26 @@ class RejectedImages:
         if "random_image" in negative.names:
             self._donors.check()
 
+    @functools.cached_property
+    def _donors(self) -> "_Donors":
+        return _Donors(self.rows, self.facts)  # asks every row, which few negatives need
+
     def make(self, index: int, images: Sequence[Image.Image], epoch: int | None = None) -> list[Image.Image]:
         """One negative for each of ``images``, which are those of row ``index``. epoch None: the same in all epochs."""
         rng = generator(self.seed, self.rows[index].id, epoch)
         return [
-            self.negative(image, rng, _Sources(self.rows, self._donors, index, at)) for at, image in enumerate(images)
+            self.negative(image, rng, _Sources(self, index, at)) for at, image in enumerate(images)
         ]
 
 
 class _Sources:
     """What the negative of one image may draw on, see ``negatives.Sources``."""
 
-    def __init__(self, rows: Sequence[PreferenceRow], donors: "_Donors", index: int, position: int) -> None:
-        self.rows, self.donors, self.index, self.position = rows, donors, index, position
+    def __init__(self, made: RejectedImages, index: int, position: int) -> None:
+        self.made, self.rows, self.index, self.position = made, made.rows, index, position
 
     def other(self, number: int) -> Image.Image:
-        row = self.rows[self.donors.choose(self.index, number)]
+        row = self.rows[self.made._donors.choose(self.index, number)]
         return open_image(row.images[0], row.where)
 
     def own(self) -> Image.Image:

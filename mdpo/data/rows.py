@@ -1,62 +1,26 @@
-"""Preference rows from a file, a dataset or any iterable of dicts, checked, in one canonical form."""
+"""Records of any format, checked, in one canonical form."""
 
-import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-from mdpo.errors import InputError
+from typing import Any, NamedTuple
 
 from .columns import missing
 from .conversations import check_messages
-from .formats import PROMPT_INSIDE, to_canonical
+from .formats import to_canonical
 from .image_sources import ImageRoot, image_root, image_source
 from .images import ImageSource
+from .limits import check_images, check_size
 from .messages import Message, parse_response, row_text
 from .part_images import take_images
 from .problem import Dropped, RowError, shortened
-from .sources import Record, default_image_dir, open_source, records_of
+from .row import PreferenceRow, PromptRow, Row
+from .seen import FirstSeen
+from .tables import Record
 
-logger = logging.getLogger(__name__)
+__all__ = ["Checked", "PreferenceRow", "PromptRow", "Row", "check_rows", "image_root", "same_id"]
 
 _MEDIA_TAGS = ("<video>", "<audio>")
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRow:
-    """A checked question about images.
-
-    id: the row's own ``id`` column, else its position. where: file and row, for messages.
-    images: resolved paths, stored images or PIL images, in the order of the prompt's image parts.
-    prompt: chat messages whose content is a list of ``{"type": "image"}`` and ``{"type": "text", "text": …}`` parts.
-    plain: the prompt's text where the row gives it as text, which may be rendered already; see ``Encoder``.
-    tools, template_kwargs: for the chat template, from the columns ``tools`` and ``chat_template_kwargs``.
-    """
-
-    id: str
-    where: str
-    images: tuple[ImageSource, ...]
-    prompt: list[Message]
-    plain: str | None = field(default=None, kw_only=True)
-    tools: list[dict[str, Any]] | None = field(default=None, kw_only=True)
-    template_kwargs: dict[str, Any] | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceRow(PromptRow):
-    """A checked preference: the prompt, and the two responses' text.
-
-    rejected_images: the row's own negatives, one per image; empty where it brings none.
-    """
-
-    chosen: str
-    rejected: str
-    rejected_images: tuple[ImageSource, ...] = ()
-
-
-Row = TypeVar("Row", bound=PromptRow)
+_REMEMBERED = 2**15  # image paths
 
 
 class Checked(NamedTuple):
@@ -66,100 +30,44 @@ class Checked(NamedTuple):
     format: str
 
 
-def read_rows(
-    path: str | Path | Iterable[Mapping],
-    image_dir: str | Path | None = None,
-    *,
-    kind: type[Row] = PreferenceRow,
-    allow_outside: bool = False,
-    ignore_columns: Sequence[str] = (),
-) -> list[Row]:
-    """The rows of a data file, folder or hub dataset (see ``open_source``), of any format in ``FORMATS``.
-
-    path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
-
-    image_dir: image paths are taken below it; without it, below the data file's folder.
-    kind: ``PreferenceRow``, or ``PromptRow`` where the responses are not needed.
-    allow_outside: see ``ImageRoot``.
-    ignore_columns: columns that the rows are read without; any other that is not known is an error.
-
-    Raises InputError that names file, row and field at the first row that is broken. How many rows were dropped
-    because they hold no preference is logged.
-    """
-    if not isinstance(path, (str, Path)):
-        where = Path.cwd() if image_dir is None else image_dir
-        return parse_rows(path, where, kind=kind, allow_outside=allow_outside, ignore_columns=ignore_columns)
-    root = source_root(path, image_dir, allow_outside)
-    return _collect(check_rows(open_source(path), root, kind, ignore_columns), str(path))
-
-
-def parse_rows(
-    records: Iterable[Mapping | PromptRow],
-    image_dir: str | Path,
-    *,
-    source: str = "dataset",
-    kind: type[Row] = PreferenceRow,
-    allow_outside: bool = False,
-    ignore_columns: Sequence[str] = (),
-) -> list[Row]:
-    """Checks dicts of any format and brings them into canonical form. Raises InputError as ``read_rows``.
-
-    records: dicts, or rows that are checked already; a ``datasets.Dataset`` keeps its images encoded until they are
-    read. source: what the rows are called in messages.
-    """
-    root = image_root(image_dir, allow_outside)
-    return _collect(check_rows(records_of(records, source), root, kind, ignore_columns), source)
-
-
-def source_root(path: str | Path, image_dir: str | Path | None, allow_outside: bool = False) -> ImageRoot:
-    """Where the image paths of a data file lead. Raises InputError where ``image_dir`` is given and no folder."""
-    if image_dir is not None:
-        return image_root(image_dir, allow_outside)
-    return ImageRoot(default_image_dir(path).resolve(), allow_outside)  # of a hub name there is no folder
-
-
 def check_rows(
-    records: Iterable[Record], root: ImageRoot, kind: type[Row], ignore_columns: Sequence[str] = ()
+    records: Iterable[Record],
+    root: ImageRoot,
+    kind: type[Row],
+    ignore_columns: Sequence[str] = (),
+    *,
+    start: int = 0,
+    unique: bool = True,
 ) -> Iterator[Checked | Dropped | RowError]:
-    """Yields for every record its row, why it was dropped, or what is wrong with it."""
-    seen: dict[str, str] = {}
-    for index, (where, record) in enumerate(records):
+    """Yields for every record its row, why it was dropped, or what is wrong with it.
+
+    start: the first record's position, which is its id where it has none. unique: whether an id that comes again is an
+    error; False where the caller finds that out.
+    """
+    seen = FirstSeen() if unique else None
+    images = Images(root)
+    for index, (where, record) in enumerate(records, start):
         if isinstance(record, kind):  # checked before, when it got its id
             yield Checked(record, "checked")
             continue
         try:
-            checked = _check(record, index, where, root, kind, ignore_columns)
-            if isinstance(checked, Checked):
-                _check_id(checked.row, seen)
+            checked = _check(record, index, where, images, kind, ignore_columns)
+            if seen is not None and isinstance(checked, Checked):
+                first = seen.add(checked.row.id, where)
+                if first is not None:
+                    raise same_id(checked.row, first)
             yield checked
         except RowError as error:
             yield error
 
 
-def _collect(found: Iterable[Checked | Dropped | RowError], source: str) -> list:
-    rows, dropped, inside = [], Counter(), 0
-    for item in found:
-        if isinstance(item, RowError):
-            raise item
-        if isinstance(item, Dropped):
-            dropped[item.reason] += 1
-        else:
-            rows.append(item.row)
-            inside += item.format == PROMPT_INSIDE
-    if inside:
-        logger.warning("%s: %d rows have no prompt; it is what chosen and rejected both start with", source, inside)
-    for reason, count in dropped.items():
-        logger.warning("%s: %d rows dropped: %s", source, count, reason)
-    if not rows:
-        raise InputError(f"{source} holds no rows" + (" that can be used" if dropped else "") + "; give at least one")
-    return rows
-
-
 def _check(
-    record: Any, index: int, where: str, root: ImageRoot, kind: type[Row], ignore_columns: Sequence[str]
+    record: Any, index: int, where: str, sources: "Images", kind: type[Row], ignore_columns: Sequence[str]
 ) -> Checked | Dropped:
     if isinstance(record, RowError):
         raise record
+    if isinstance(record, Mapping):
+        check_size(record, where)
     responses = ("chosen", "rejected") if kind is PreferenceRow else ()
     name, columns = to_canonical(record, where, ignore=ignore_columns, answers=bool(responses))
     if isinstance(columns, Dropped):
@@ -169,10 +77,10 @@ def _check(
             raise missing(column, record, ("prompt", *responses), where)
         check_messages(columns[column], where, column)
     question, values = take_images(columns["prompt"], columns["images"], where)
-    images = tuple(image_source(value, root, where, "images") for value in values)
+    images = sources.of(values, where, "images")
     fields: dict[str, Any] = {column: parse_response(columns[column], column, where) for column in responses}
     if kind is PreferenceRow:
-        fields["rejected_images"] = _rejected_images(columns["rejected_images"], len(images), root, where)
+        fields["rejected_images"] = _rejected_images(columns["rejected_images"], len(images), sources, where)
     fields |= row_text({**columns, "prompt": question}, len(images), where)
     _check_media_tags(fields["prompt"], where)
     return Checked(kind(id=_id(columns, index, where), where=where, images=images, **fields), name)
@@ -191,18 +99,17 @@ def _id(columns: Mapping, index: int, where: str) -> str:
     return str(value)
 
 
-def _check_id(row: PromptRow, seen: dict[str, str]) -> None:
-    if row.id in seen:
-        problem = f"id {shortened(row.id)} is also that of {seen[row.id]}"
-        raise RowError.at(row.where, "id", problem, "ids name examples: give each row its own, or none")
-    seen[row.id] = row.where
+def same_id(row: PromptRow, first: str) -> RowError:
+    """The error of a row whose id an earlier one has. first: where that one is."""
+    problem = f"id {shortened(row.id)} is also that of {first}"
+    return RowError.at(row.where, "id", problem, "ids name examples: give each row its own, or none")
 
 
-def _rejected_images(values: list, images: int, root: ImageRoot, where: str) -> tuple[ImageSource, ...]:
+def _rejected_images(values: list, images: int, sources: "Images", where: str) -> tuple[ImageSource, ...]:
     if values and len(values) != images:
         problem = f"{len(values)} for {images} images"
         raise RowError.at(where, "rejected_images", problem, "give one per image, or none")
-    return tuple(image_source(value, root, where, "rejected_images") for value in values)
+    return sources.of(values, where, "rejected_images")
 
 
 def _check_media_tags(prompt: list[Message], where: str) -> None:
@@ -215,3 +122,30 @@ def _check_media_tags(prompt: list[Message], where: str) -> None:
                 raise RowError.at(
                     where, "prompt", problem, "drop the row; where its letters are meant, spell it otherwise"
                 )
+
+
+class Images:
+    """The sources of rows' images; a path that comes again is looked up once."""
+
+    def __init__(self, root: ImageRoot) -> None:
+        self.root = root
+        self._known: dict[str, ImageSource] = {}
+
+    def of(self, values: list, where: str, field: str) -> tuple[ImageSource, ...]:
+        """Raises RowError as ``image_source``, and for more images than a row may have."""
+        if not values:
+            return ()
+        check_images(values, where, field)
+        return tuple([self._one(value, where, field) for value in values])
+
+    def _one(self, value: Any, where: str, field: str) -> ImageSource:
+        if not isinstance(value, str):
+            return image_source(value, self.root, where, field)
+        found = self._known.get(value)
+        if found is None:
+            found = image_source(value, self.root, where, field)
+            if isinstance(found, Path):
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
+                self._known[value] = found
+        return found

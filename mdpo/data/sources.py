@@ -7,7 +7,6 @@ dataset's own code is run, and the network is used for a hub name alone.
 
 import glob
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .problem import RowError, clipped
+from .json_lines import json_lines, loads
+from .problem import clipped
 from .tables import Record, choose_split, hub_dataset, parquet, saved_dataset, stream_rows, table_rows
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -76,6 +76,16 @@ def records_of(given: Any, name: str) -> Iterator[Record]:
     return ((f"{name}, row {index}", record) for index, record in enumerate(given))
 
 
+def line_files(path: str | Path) -> list[Path]:
+    """The local files that ``open_source`` reads for ``path``, where all of them are JSONL; else none."""
+    where, split = _parse(path)
+    if _kind(where) == "folder" and any((where / name).is_file() for name in _SAVED) or _kind(where) and split:
+        files = []
+    else:
+        files = data_files(path)
+    return files if {file.suffix for file in files} == {".jsonl"} else []
+
+
 def data_files(path: str | Path) -> list[Path]:
     """The local files that ``open_source`` reads for ``path``; none where it would ask the hub, or find nothing."""
     path, split = _parse(path)
@@ -92,21 +102,6 @@ def default_image_dir(path: str | Path) -> Path:
     """The folder that image paths are taken from where none is given: the data file's own."""
     path, _ = _parse(path)
     return path if _kind(path) == "folder" else path.parent
-
-
-def loads(text: str | bytes) -> Any:
-    """JSON from text or UTF-8 bytes, with or without a byte order mark. Raises ValueError that says what is wrong."""
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("not usable JSON: nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and an integer of too many digits
-        raise ValueError(f"not JSON: {error}") from error
 
 
 def _parse(path: str | Path) -> tuple[Path, str | None]:
@@ -158,7 +153,7 @@ def _shards(files: Sequence[Path], name: str) -> Iterator[Record]:
         return table_rows(parquet(files, str(files[0]) if len(files) == 1 else name), name)
     if len(kinds) > 1:
         raise InputError(f"{name}: files of several kinds, {', '.join(sorted(kinds))}; give those of one")
-    read = _json_rows if kinds == {".json"} else _json_lines
+    read = _json_rows if kinds == {".json"} else json_lines
     return itertools.chain.from_iterable(map(read, files))
 
 
@@ -173,28 +168,3 @@ def _json_rows(path: Path) -> Iterable[Record]:
     if not isinstance(records, list):
         raise InputError(f"{path}: expected a list of rows, found a {type(records).__name__}; wrap the rows in [ ]")
     return ((f"{path.name}, row {index}", record) for index, record in enumerate(records))
-
-
-def _json_lines(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        index = 0
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}, row {index} (line {number})"
-            try:
-                record = loads(line)
-            except ValueError as error:
-                record = RowError.at(where, "line", str(error), "fix or delete the line")
-            if not index and _begins_a_list(line, record):
-                raise InputError(f"{path}: a JSON list, not a row a line; name the file .json")
-            index += 1
-            yield where, record
-
-
-def _begins_a_list(line: bytes, record: Any) -> bool:
-    """Whether the first line is the whole, or the beginning, of a JSON list of rows."""
-    if isinstance(record, list):
-        return bool(record) and all(isinstance(row, Mapping) for row in record)
-    start = line.removeprefix(b"\xef\xbb\xbf").strip()
-    return isinstance(record, RowError) and (start == b"[" or start[:1] == b"[" and start[1:].lstrip()[:1] == b"{")

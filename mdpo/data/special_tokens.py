@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from .words import Words, splits_words
+
 # Noncharacters: Unicode reserves them for a program's own use inside a text.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -38,7 +40,7 @@ class SpecialTokens:
         written = {token for text in texts for token in self.find(text)}
         self.control |= written - {self.image_token}
         self.special |= self.control
-        for name in ("_any", "_in_answers", "_in_prompts", "_pieces"):
+        for name in ("_any", "_in_answers", "_in_prompts", "_pieces", "_first_characters"):
             self.__dict__.pop(name, None)
 
     def find(self, text: str) -> list[str]:
@@ -48,6 +50,10 @@ class SpecialTokens:
     @functools.cached_property
     def _any(self) -> re.Pattern:
         return _any_of(self.special | self._added.keys())
+
+    @functools.cached_property
+    def _first_characters(self) -> list[str]:
+        return sorted({token[0] for token in self.special | self.control | {_OPEN, _CLOSE}})
 
     @functools.cached_property
     def _in_answers(self) -> re.Pattern:
@@ -61,6 +67,8 @@ class SpecialTokens:
         """Returns ``text`` with its quoted tokens marked: all special tokens if an assistant says it (``answer``), and
         only ``control`` otherwise, because questions may use the others, as in grounding."""
         pattern = self._in_answers if answer else self._in_prompts
+        if not any(map(text.__contains__, self._first_characters)):
+            return text
         return pattern.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", text)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -68,13 +76,22 @@ class SpecialTokens:
         marked = [at for at, text in enumerate(texts) if _OPEN in text or _CLOSE in text]
         slow = {at: self._spelled(texts[at]) for at in marked}
         plain = [text for at, text in enumerate(texts) if at not in slow]
-        fast = iter(self._plain(plain) if plain else [])
+        fast = iter(self._many(plain) if plain else [])
         result = [slow[at] if at in slow else next(fast) for at in range(len(texts))]
         if self._prefix:
             for at, text in enumerate(texts):
                 if not text.lstrip().startswith(self._prefix_text):
                     result[at] = [*self._prefix, *result[at]]
         return result
+
+    def _many(self, texts: list[str]) -> list[list[int]]:
+        return self._plain(texts) if self._words is None else self._words.ids(texts)
+
+    @functools.cached_property
+    def _words(self) -> Words | None:
+        """For tokenizers that split text into words: many texts by the words that came before."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return Words(self._plain) if backend is not None and splits_words(backend) else None
 
     def behind(self, text: str) -> list[int]:
         """Tokenises a text that continues another one, whose tokens do not change."""

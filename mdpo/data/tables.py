@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from mdpo.errors import InputError
+from mdpo.reading import open_regular
 
 from .images import StoredImage, open_image
 from .problem import names
@@ -122,9 +123,8 @@ def _read_cell(table: Any, index: int, column: str, position: int | None) -> byt
 
 
 def _read_file(path: str) -> bytes:
-    if not Path(path).is_file():  # a pipe or a device would never end
-        raise FileNotFoundError(f"{path} is not a file")
-    return Path(path).read_bytes()
+    with open(open_regular(path), "rb") as file:
+        return file.read()
 
 
 def _datasets() -> Any:

@@ -1,5 +1,6 @@
 """Conversations → text, through the chat template. A turn that the template drops is an error that names it."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,14 @@ from mdpo.errors import InputError
 
 from .messages import Message
 from .problem import RowError
+from .template_frames import Frame, Frames, shape_of, texts_of
 from .text_options import TextOptions, check_kwargs, resolve_template
 
 # Parts of a message, beside its content, that the model has to read: a template that ignores them is refused.
 _READ = ("tool_calls", "reasoning_content", "thinking")
 # A template that expects text and gets parts prints them as Python does.
 _PRINTED_PARTS = ("'type': 'text'", "'type': 'image'")
+_SHAPES = 10_000  # of conversations, whose frames are remembered
 Item = TypeVar("Item")
 _FAILURES = (TemplateError, TypeError, KeyError, IndexError, ValueError, AttributeError)
 
@@ -51,6 +54,7 @@ class ChatTemplate:
         if problem := check_kwargs(processor, self.text, self.kwargs):
             raise InputError(f"chat_template_kwargs: {problem}; leave it out, or set another chat_template")
         self._forms: dict[bytes, str | RowError] = {}  # by the shape of a conversation: how its content is given
+        self._frames: dict[tuple, Frame | None] = {}  # by its shape, and whether a prompt is rendered
 
     def render(self, conversations: Sequence[Conversation], *, prompt: bool) -> list[str | RowError]:
         """Renders conversations. prompt: add the generation prompt, which asks the model for an answer.
@@ -60,6 +64,10 @@ class ChatTemplate:
         result: dict[int, str | RowError] = {}
         shaped: dict[int, Conversation] = {}
         for at, conversation in enumerate(conversations):
+            known = self._framed(conversation, prompt) if len(conversations) > 1 else None
+            if known is not None:
+                result[at] = known
+                continue
             form = self._shaped(conversation)
             if isinstance(form, RowError):
                 result[at] = form
@@ -74,6 +82,30 @@ class ChatTemplate:
             result |= dict(zip(together, texts, strict=False))
         result |= {at: self._single(c, prompt) for at, c in shaped.items() if at not in result}
         return [result[at] for at in range(len(conversations))]
+
+    def _framed(self, conversation: Conversation, prompt: bool) -> str | None:
+        """What the template writes, where that is known without asking it."""
+        shape = None if conversation.tools or conversation.kwargs else shape_of(conversation.messages)
+        if shape is None:
+            return None
+        key = (prompt, shape)
+        if key not in self._frames:
+            if len(self._frames) >= _SHAPES:
+                return None
+            self._frames[key] = self._find_frame(conversation, prompt)
+        frame = self._frames[key]
+        return None if frame is None else frame.fill(texts_of(conversation.messages))
+
+    def _find_frame(self, conversation: Conversation, prompt: bool) -> Frame | None:
+        """Only for contents that the template reads as parts; what it drops or refuses is told by the longer way."""
+        if self._shaped(conversation) is not conversation:
+            return None
+        return self._finder.find(conversation.messages, prompt)
+
+    @functools.cached_property
+    def _finder(self) -> Frames:
+        variables = {**self.processor.tokenizer.special_tokens_map, **self.kwargs}
+        return Frames(self.text, variables, lambda messages, prompt: self._apply([messages], prompt, None, {})[0], _FAILURES)
 
     def text_of(self, conversation: Conversation, *, prompt: bool) -> str:
         """``render`` for one conversation; raises its RowError."""

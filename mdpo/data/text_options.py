@@ -92,6 +92,8 @@ def read_template(setting: str) -> str:
         return setting
     path = Path(setting).expanduser()
     try:
+        if not path.is_file():  # reading a named pipe would wait for ever
+            raise FileNotFoundError
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         problem = f"{setting[:80]!r} is neither a Jinja template nor a file that can be read"
@@ -153,5 +155,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+EXTENSIONS = [_Generation, "jinja2.ext.loopcontrols"]  # of Jinja, which chat templates may use
+
+
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    return jinja2.Environment(extensions=EXTENSIONS)

@@ -18,6 +18,7 @@ from mdpo.errors import InputError
 from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
 from mdpo.output_checks import Output
+from mdpo.shown import say
 
 from . import language, mmhal, objects
 from .answering import Settings, answer_all, fingerprint, read_settings, settings_path
@@ -108,7 +109,7 @@ def run_generate(options: argparse.Namespace) -> None:
     answers = answer_all(rows, answerer, settings, _journal(options), options.output)
     if options.benchmark is not None:
         write_answers(options.output, options.benchmark, options.data, answers)
-    print(f"wrote {options.output}: {len(answers)} answers")
+    say(f"wrote {options.output}: {len(answers)} answers")
 
 
 def _journal(options: argparse.Namespace) -> Path:
@@ -149,7 +150,7 @@ def _data_fingerprint(path: Path) -> str:
     return f"{path.name}@{hashlib.blake2b(' '.join(prints).encode(), digest_size=8).hexdigest()}"
 
 
-def _questions(options: argparse.Namespace) -> list[PromptRow]:
+def _questions(options: argparse.Namespace) -> Sequence[PromptRow]:
     if options.benchmark is None:
         return read_rows(
             options.data,
@@ -326,7 +327,7 @@ def run_sheet(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     key = write_sheet(options.output, sheet)
-    print(f"wrote {options.output} for the raters, and {key}, which they must not see")
+    say(f"wrote {options.output} for the raters, and {key}, which they must not see")
 
 
 def run_tally(options: argparse.Namespace) -> None:
@@ -341,4 +342,4 @@ def _print_and_write(result: Result, output: Path | None) -> None:
     print(result.table())
     if output is not None:
         result.write(output)
-        print(f"wrote {output}")
+        say(f"wrote {output}")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,10 @@ from typing import Any
 
 from mdpo.errors import InputError
 from mdpo.outputs import raise_unwritten, write_text
+from mdpo.reading import parse_json, read_bytes
+
+_log = logging.getLogger(__name__)
+MAX_BYTES = 2**32  # COCO's annotations have hundreds of MiB
 
 if sys.platform != "win32":
     import fcntl
@@ -20,10 +25,10 @@ if sys.platform != "win32":
 def read_text(path: str | Path) -> str:
     """The file's text, line ends as "\\n". Raises InputError where it is missing or not UTF-8."""
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, MAX_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
@@ -34,6 +39,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # an integer of too many digits; nested too deeply
+        raise InputError(f"{path}: not usable JSON: {_said(error)}") from error
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -57,6 +64,12 @@ def _parse_line(line: str, path: str | Path, number: int) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, line {number}: not usable JSON: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:
@@ -104,12 +117,12 @@ class Journal:
     """An append-only JSONL file: what was written stays written, whatever happens to the run.
 
     Opening it reads what is there. A last line that an interruption tore is dropped; any other line that is not an
-    object is an InputError, as is a file that another run holds open. Where the disk is full or refuses, opening and
-    appending raise OutputError, and the file ends with the last whole line.
+    object is an InputError, as is a file that another run holds open. lenient: such lines are passed over too, and said.
+    Where the disk is full or refuses, opening and appending raise OutputError, and the file ends with the last whole line.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | Path, *, lenient: bool = False) -> None:
+        self.path, self._lenient = Path(path).expanduser(), lenient
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Without a buffer, which would be written a second time, and could fail again, when the file is closed.
@@ -136,11 +149,14 @@ class Journal:
         self._file.seek(0)
         content = self._file.readall()
         whole, newline, last = content.rpartition(b"\n")
-        records = [
-            _object(self._line(line, number), f"{self.path}, line {number}")
-            for number, line in enumerate(whole.split(b"\n"), start=1)
-            if line.strip()
-        ]
+        records = []
+        for number, line in enumerate(whole.split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            if self._lenient and _torn(line) is None:
+                _log.warning("%s, line %d: not a whole record, passed over", self.path, number)
+                continue
+            records.append(_object(self._line(line, number), f"{self.path}, line {number}"))
         if last:
             torn = _torn(last)
             if torn is None:
@@ -153,7 +169,7 @@ class Journal:
 
     def _line(self, line: bytes, number: int) -> Any:
         try:
-            return json.loads(line)
+            return parse_json(line)
         except ValueError as error:
             raise InputError(
                 f"{self.path}, line {number}: not JSON ({error}); only a last line can be torn by an interruption. "
@@ -162,7 +178,8 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line, on the disk before this returns. Raises OutputError, with the file as it was, where it cannot."""
-        self._write(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n")
+        # backslashreplace: half a surrogate pair becomes the escape that JSON has for it
+        self._write(json.dumps(dict(record), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self.records.append(dict(record))
 
     def _write(self, line: bytes) -> None:
@@ -191,7 +208,7 @@ class Journal:
 
 def _torn(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -1,7 +1,9 @@
 """Answers to questions about images, in batches: greedy by default, by beams where asked, never sampled."""
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,18 @@ from mdpo.data.encode import Encoder
 from mdpo.data.image_tokens import ImageTokens, image_settings
 from mdpo.data.images import open_image
 from mdpo.data.problem import RowError
+from mdpo.errors import InputError
+from mdpo.models.folder import short
+
+# Ways of generating other than one token after the other, some of which are code on the hub; limits of time and length;
+# and what would make the result anything but ids.
+_UNSET = (
+    "penalty_alpha", "dola_layers", "constraints", "force_words_ids", "num_beam_groups", "diversity_penalty",
+    "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type", "assistant_ensemble_weight",
+    "cache_implementation", "cache_config", "compile_config", "guidance_scale", "watermarking_config", "stop_strings",
+    "max_time", "max_length", "min_length", "return_dict_in_generate", "output_attentions", "output_hidden_states",
+    "output_scores", "output_logits", "token_healing",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -31,29 +45,42 @@ def generate(
     """Yields the model's answer to each row, in order. model: bare or PEFT, on its device.
 
     The model reads the very prompt ids that training has, and an answer ends with what ends a turn there, or with what
-    the model's generation config stops at. Deterministic: what that config says of sampling and penalties is overruled.
+    the model's generation config stops at. Deterministic: what that config says of sampling, penalties and other ways of
+    generating is overruled.
     Rows of a batch are padded to one length, which changes an answer only where two tokens are equal to within rounding.
 
     text: how rows become text, as in training.
 
-    Raises RowError as ``Encoder``.
+    Raises RowError as ``Encoder``, and InputError where the model or its processor fails on the rows.
     """
-    prompts = _Prompts(model, processor, text)
+    with _named("the processor does not fit the model"):
+        prompts = _Prompts(model, processor, text)
     writer: Any = model
     device = next(model.parameters()).device
     model.eval()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for batch in tqdm(batches, "generating", leave=False, disable=None):
         inputs = {name: tensor.to(device) for name, tensor in prompts(batch).items()}
-        tokens = writer.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=num_beams,
-            repetition_penalty=1.0,
-            **prompts.stopping,
-        )
+        with _named("the model does not generate", batch), prompts.own_settings():
+            tokens = writer.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams,
+                repetition_penalty=1.0, num_return_sequences=1, **prompts.stopping,
+            )  # fmt: skip
         yield from map(prompts.answer, tokens[:, inputs["input_ids"].shape[1] :].tolist())
+
+
+@contextmanager
+def _named(what: str, rows: Sequence[PromptRow] = ()) -> Iterator[None]:
+    """Makes an InputError of whatever a foreign config or processor leads transformers to."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        at = f"{rows[0].where}: " if rows else ""
+        raise InputError(
+            f"{at}{what}: {short(error)}; its config.json or processor_config.json is not the one that belongs to it"
+        ) from error
 
 
 class _Prompts:
@@ -69,6 +96,7 @@ class _Prompts:
         self.image_tokens = ImageTokens(processor)
         self.settings = image_settings(processor) | {"return_tensors": "pt"}
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.base = base
         # Newer models tell images from text by a mask of their own; Gemma 3 calls it by another name.
         self.known = inspect.signature(base.forward).parameters
         names = ("mm_token_type_ids", *(["token_type_ids"] if base.config.model_type == "gemma3" else []))
@@ -76,6 +104,8 @@ class _Prompts:
         self.end, token = self.encoder.end_of_turn()
         stops = base.generation_config.eos_token_id
         self.stops = [stops] if isinstance(stops, int) else list(stops or [])
+        if not all(isinstance(stop, int) and stop >= 0 for stop in self.stops):
+            raise InputError(f"generation_config.json: eos_token_id is {str(stops)[:80]!r}; expected ids of tokens")
         self.stopping: dict[str, Any] = {}
         if token is None:  # a turn that ends with ordinary text, such as "###"
             self.stopping = {"stop_strings": [self.end], "tokenizer": self.tokenizer}
@@ -84,6 +114,18 @@ class _Prompts:
         pad = self.tokenizer.pad_token_id
         self.pad: int = self.tokenizer.eos_token_id if pad is None else pad
         self.stopping |= {"eos_token_id": self.stops or None, "pad_token_id": self.pad}
+
+    @contextmanager
+    def own_settings(self) -> Iterator[None]:
+        """The model with what its generation config says of other ways to generate, and of what comes back, unset."""
+        before = self.base.generation_config
+        self.base.generation_config = copy.deepcopy(before)
+        for name in _UNSET:
+            setattr(self.base.generation_config, name, None)
+        try:
+            yield
+        finally:
+            self.base.generation_config = before
 
     def __call__(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
         """input_ids and attention_mask, (B, S) int64, padded on the left, and what the image processor makes of the
@@ -110,7 +152,8 @@ class _Prompts:
             inputs[self.mask] = ((ids == self.encoder.image_token_id) & attention.bool()).long()
         given = [own for own in images if own]
         if given:  # a list per row, by which Idefics3 and SmolVLM tell whose they are; others read one after the other
-            made = self.processor.image_processor(images=given, **self.settings)
+            with _named("the image processor fails", rows):
+                made = self.processor.image_processor(images=given, **self.settings)
             inputs |= {name: value for name, value in made.items() if name in self.known}
         return inputs
 

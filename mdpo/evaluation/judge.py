@@ -21,6 +21,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mdpo.errors import InputError
+from mdpo.models.folder import short
+from mdpo.reading import parse_json
+from mdpo.shown import redacted
 
 from .files import Journal
 
@@ -31,6 +34,7 @@ _TRANSIENT = frozenset({408, 409, 425, 429})
 # What is wrong with every request of the run, so that the rest need not be sent.
 _HOPELESS = frozenset({401, 402, 403, 404})
 _CHARACTERS_PER_TOKEN = 4  # of English, roughly
+_SHORTEST_KEY = 8  # characters: shorter ones, such as "none" for an endpoint without keys, occur in any text
 _UNSENT = "not sent, because the endpoint refuses every request"
 
 
@@ -109,7 +113,7 @@ class Judge:
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """What ``ask`` would send. Reads the cache, sends nothing and needs no key."""
-        with Journal(self.options.cache) as journal:
+        with Journal(self.options.cache, lenient=True) as journal:
             known = _replies(journal)
         keys = {self.key(request): request for request in requests}
         missing = [request for key, request in keys.items() if key not in known]
@@ -121,7 +125,7 @@ class Judge:
 
         Raises InputError, after everything that could be answered is in the cache, where requests stayed unanswered.
         """
-        with Journal(self.options.cache) as journal:
+        with Journal(self.options.cache, lenient=True) as journal:
             known = _replies(journal)
             missing = {self.key(request): request for request in requests}
             missing = {key: request for key, request in missing.items() if key not in known}
@@ -196,9 +200,9 @@ class Judge:
                 LOGGER.info("judge: %s; again in %.1f s", problem, wait)
                 self._stop.wait(wait)
                 continue
-            record = {"key": key, "text": reply.text, "model": reply.model, "raw": reply.raw}
+            record = {"text": reply.text, "model": reply.model, "raw": reply.raw}
             with self._lock:
-                journal.append(json.loads(self._redact(json.dumps(record))))
+                journal.append({"key": key} | self._redact(record))
             return
         raise _Failure(problem)
 
@@ -208,7 +212,7 @@ class Judge:
         assert self._client is not None
         try:
             response = self._client.chat.completions.with_raw_response.create(**self._body(request))
-            raw = json.loads(response.content)
+            content = response.content
         except openai.APIStatusError as error:
             raise self._status_failure(error) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
@@ -216,21 +220,26 @@ class Judge:
                 "no reply in time" if isinstance(error, openai.APITimeoutError) else f"no connection: {error.__cause__}"
             )
             raise _Failure(self._redact(reason), transient=True) from error
+        try:
+            raw = parse_json(content)
         except ValueError as error:
-            raise _Failure(f"the reply is not JSON: {error}", transient=True) from error
+            text = content.decode("utf-8", "replace")
+            if text.lstrip()[:1] != "{" or '"choices"' not in text:  # some gateway's page
+                raise _Failure(f"the reply is not JSON: {short(error)}", transient=True) from error
+            return Reply("", "", {"unparsed": text})  # paid for all the same
         choices = raw.get("choices") if isinstance(raw, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        if not isinstance(choices, list) or not choices:
             # Some gateways report an overload with status 200.
             raise _Failure(self._redact(f"a reply without choices: {json.dumps(raw):.200}"), transient=True)
-        message = choices[0].get("message")
-        content = message.get("content") if isinstance(message, dict) else None
-        return Reply(content if isinstance(content, str) else "", str(raw.get("model")), raw)
+        message = choices[0].get("message") if isinstance(choices[0], dict) else None
+        text = message.get("content") if isinstance(message, dict) else None
+        return Reply(_unicode(text), _unicode(raw.get("model")), raw)
 
     def _status_failure(self, error: Any) -> "_Failure":
         status = error.status_code
-        quota = error.code == "insufficient_quota"  # a 429 that no waiting mends
+        quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting mends
         return _Failure(
-            self._redact(f"HTTP {status}: {error.message:.300}"),
+            self._redact(f"HTTP {status}: {str(error.message):.300}"),
             transient=not quota and (status in _TRANSIENT or status >= 500),
             hopeless=quota or status in _HOPELESS,
             retry_after_s=_seconds(error.response.headers.get("retry-after")),
@@ -255,8 +264,13 @@ class Judge:
             max_retries=0,
         )
 
-    def _redact(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+    def _redact(self, value: Any) -> Any:
+        """The value with the key, and the login of an address, taken out of every text in it."""
+        if isinstance(value, str):
+            return redacted(value.replace(self._key, "[key]") if len(self._key) >= _SHORTEST_KEY else value)
+        if isinstance(value, Mapping):
+            return {self._redact(name): self._redact(entry) for name, entry in value.items()}
+        return [self._redact(entry) for entry in value] if isinstance(value, list) else value
 
 
 class _Failure(Exception):
@@ -272,10 +286,21 @@ class _Failure(Exception):
 
 
 def _replies(journal: Journal) -> dict[str, Reply]:
-    try:
-        return {record["key"]: Reply(record["text"], record["model"], record["raw"]) for record in journal.records}
-    except KeyError as error:
-        raise InputError(f"{journal.path} is not a judge's cache: a line has no {error}; give another file") from error
+    replies = {}
+    for record in journal.records:
+        missing = {"key", "text", "model", "raw"} - record.keys()
+        if missing or not isinstance(record["key"], str):
+            raise InputError(
+                f"{journal.path} is not a judge's cache: a line has no {repr(min(missing, default='key'))}; give another file"
+            )
+        raw = record["raw"] if isinstance(record["raw"], Mapping) else {}
+        replies[record["key"]] = Reply(_unicode(record["text"]), _unicode(record["model"]), raw)
+    return replies
+
+
+def _unicode(text: Any) -> str:
+    """A text of a reply that can be written: half a surrogate pair becomes "?", anything but text becomes ""."""
+    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
 
 
 def _seconds(header: str | None) -> float:
@@ -296,6 +321,6 @@ def describe(options: JudgeOptions, replies: Sequence[Reply]) -> dict[str, Any]:
         usage = reply.raw.get("usage")
         for name in tokens:
             value = usage.get(name) if isinstance(usage, Mapping) else None
-            tokens[name] += value if isinstance(value, int) else 0
+            tokens[name] += value if isinstance(value, int) and 0 <= value < 2**53 else 0
     asked = dataclasses.asdict(options)
-    return {"asked_for": asked["model"], "base_url": asked["base_url"], "returned": names, **tokens}
+    return {"asked_for": asked["model"], "base_url": redacted(asked["base_url"]), "returned": names, **tokens}

@@ -82,7 +82,8 @@ def messages(record: Mapping[str, Any], template: str) -> list[dict[str, str]]:
                 f"an MMHal-Bench record needs {', '.join(FIELDS)}; {field} is missing from one with the keys "
                 f"{', '.join(map(str, record)) or 'none'}. Is this another benchmark's file?"
             )
-    if not isinstance(record["image_content"], (list, tuple)):
+    content = record["image_content"]
+    if not isinstance(content, (list, tuple)) or not all(isinstance(name, str) for name in content):
         raise InputError(f"image_content is a list of names, found {record['image_content']!r:.80}")
     check_template(template)
     contents = ", ".join(record["image_content"])

@@ -7,13 +7,13 @@ program takes it from a fenced block. Each name is parsed as "a <name>": double 
 else its runs of nouns, are the objects; each is kept once a response. Malformed replies are asked for anew.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.reading import parse_json
 
 from .chair import Lexicon
 from .files import read_literal
@@ -23,6 +23,7 @@ Tagger = Callable[[str], list[tuple[str, str]]]
 
 _NOUN_TAGS = ("NN", "NNS", "NNP", "NNPS")
 _SHORT = 3  # words
+_LONGEST = 2**13  # characters in which a fence is looked for: several times the reply that is asked for
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n\s*```", re.DOTALL)
 
 
@@ -47,10 +48,10 @@ def parse(text: str) -> list[str] | None:
     text = text.strip()
     if text == "()":
         return []
-    fence = _FENCE.search(text)
+    fence = _FENCE.search(text[:_LONGEST])
     for candidate in (text, fence.group(1) if fence else "", text.rpartition("\n")[2]):
         try:
-            names = json.loads(candidate)
+            names = parse_json(candidate)
         except ValueError:
             continue
         if isinstance(names, list) and all(isinstance(name, str) for name in names):

@@ -28,7 +28,7 @@ _SUFFIXES = ("", ".jpg", ".jpeg", ".png")
 
 def read_questions(
     path: str | Path, benchmark: str, image_dir: str | Path | None = None, *, allow_outside: bool = False
-) -> list[PromptRow]:
+) -> Sequence[PromptRow]:
     """The rows of an official question file; a row's id is AMBER's ``id``, or the position, which is what MMHal-Bench
     and Object HalBench go by.
 
@@ -88,6 +88,13 @@ def _field(record: Mapping[str, Any], names: Sequence[str], path: str | Path, in
     )
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, a NUL
+        return False
+
+
 def _image(record: Mapping[str, Any], folder: Path, where: str) -> bytes | str:
     """A path below ``folder``, or the image file itself where the record holds it in base64."""
     value = record.get("image")
@@ -97,7 +104,7 @@ def _image(record: Mapping[str, Any], folder: Path, where: str) -> bytes | str:
         names += [PurePosixPath(str(record["image_src"])).name, str(record.get("image_id"))]
     for name in names:
         for suffix in _SUFFIXES:
-            if (folder / (name + suffix)).is_file():
+            if _is_file(folder / (name + suffix)):
                 return name + suffix
     if isinstance(value, str) and len(value) >= 256:
         try:

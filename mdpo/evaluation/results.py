@@ -5,12 +5,14 @@ Every metric is a ratio of two sums over responses, so that a reader can draw re
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.shown import shown
 
 from .files import as_json, read_json, write_json
 
@@ -89,7 +91,7 @@ class Result:
             lines.append(f"  {metric.name:<24}{value:>9}   {metric.better} is better; {metric.definition}")
             if metric.interval is not None:
                 lines.append("  {:<24}{:>9}   95% interval {:.1f} to {:.1f}".format("", "", *metric.interval))
-        return "\n".join([*lines, *(f"  note: {warning}" for warning in self.warnings)])
+        return "\n".join(map(shown, [*lines, *(f"  note: {warning}" for warning in self.warnings)]))
 
 
 def result_mark(benchmark: str) -> bytes:
@@ -109,8 +111,45 @@ def read_result(path: str | Path) -> Result:
         raise InputError(f"{path} is not a result of mdpo evaluate")
     content = {name: value for name, value in content.items() if name != "schema"}
     try:
-        content["metrics"] = [Metric(**metric) for metric in content["metrics"]]
-        content["responses"] = [Response(**response) for response in content["responses"]]
-        return Result(**content)
-    except (KeyError, TypeError) as error:
+        content["metrics"] = [_typed(Metric(**metric)) for metric in content["metrics"]]
+        content["responses"] = [_typed(Response(**response)) for response in content["responses"]]
+        result = _typed(Result(**content))
+        _check_metrics(result)
+        return result
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is a damaged result: {error}; evaluate again") from error
+
+
+def _typed(record: Any) -> Any:
+    """The dataclass instance. Raises TypeError where a field of it is not what its annotation says."""
+    for name, kind in typing.get_type_hints(type(record)).items():
+        if not _is(getattr(record, name), kind):
+            raise TypeError(f"{name} of a {type(record).__name__.lower()} is not {kind}")
+    return record
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(_is(entry, inner[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is(entry, inner[1]) for entry in value.values())
+    if inner:  # X | None
+        return any(_is(value, one) for one in inner)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _check_metrics(result: Result) -> None:
+    """Raises ValueError where a figure cannot be shown, or its sums cannot be made."""
+    if not result.metrics:
+        raise ValueError("it has no metrics")
+    for metric in result.metrics:
+        if metric.better not in ("lower", "higher") or metric.interval is not None and len(metric.interval) != 2:
+            raise ValueError(f"the metric {metric.name!r} is not whole")
+        lacking = [r.id for r in result.responses if metric.interval is None and not {metric.top, metric.bottom} <= r.numbers.keys()]
+        if lacking:
+            raise ValueError(f"the response {lacking[0]!r} has no {metric.top} or no {metric.bottom}")

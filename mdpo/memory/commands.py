@@ -110,7 +110,7 @@ def _examples(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
             run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
         )
         dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args))
-        return from_lengths(dataset.lengths, images=images, image_tokens=shape.image_tokens)
+        return from_lengths(dataset.lengths.tolist(), images=images, image_tokens=shape.image_tokens)
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]
     if missing:

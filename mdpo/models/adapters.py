@@ -1,35 +1,39 @@
 """An adapter from a folder onto its base model, whole and on the right base, or an error."""
 
-import json
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
+from mdpo.shown import shown
 
 from .base_digest import weights_digest
+from .folder import read_object, short, tensor_shapes
 from .model_card import RECORD_NAME
+from .patterns import check_patterns, texts_of
 
 CONFIG_NAME = "adapter_config.json"
+
+
+# Values of these keys may exceed every size that the adapter's weights have: they scale, seed and count steps.
+_NO_SIZE = re.compile(r"alpha|seed|key|step|delta|scal|ind(ex|ic)|layer|_t$|^t|version|bits", re.IGNORECASE)
+_SMALL = 128
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
     """What the adapter's config says. Raises InputError where the folder holds no adapter, or a damaged one."""
     path = Path(folder).expanduser() / CONFIG_NAME
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"adapter {folder} has no {CONFIG_NAME}: not a PEFT adapter; give the folder that save_pretrained wrote")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected an object, found a {type(config).__name__}")
-    return config
+    return read_object(path)
 
 
 def load_adapter(
@@ -41,27 +45,85 @@ def load_adapter(
         base: the folder that the model came from, to hold it against the base that the adapter was trained on.
         trainable: whether the adapter is to be trained further.
 
-    Raises InputError where the folder holds no adapter, it was trained on another base, or not every one of its weights
-    finds its place.
+    Raises InputError where the folder holds no adapter or a damaged one, it was trained on another base, or not every one
+    of its weights finds its place.
     """
     folder = Path(folder).expanduser()
-    adapter_config(folder)
+    _check_config(folder, [name for name, _ in model.named_modules() if name])
     if base is not None:
         check_base(folder, base)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")  # it knows which are only tied to others
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, local_files_only=True)
         result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise InputError(f"adapter {folder} does not fit the model: {_one_line(error)}; give it its own base") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # peft raises whatever a foreign config leads it to
+        raise InputError(
+            f"adapter {folder} does not fit the model: {short(error, 300)}; give it its own base, or copy "
+            f"{CONFIG_NAME} and the weights again"
+        ) from error
     # peft passes over weights that have no place, and with them the adapter.
     if result.unexpected_keys and not adapted.peft_config["default"].is_prompt_learning:
         raise InputError(
-            f"adapter {folder} has {result.unexpected_keys[0]}, for which the model has no place "
+            f"adapter {folder} has {shown(result.unexpected_keys[0])}, for which the model has no place "
             f"({len(result.unexpected_keys)} such): it was trained on another model; give it its own base"
         )
+    here = base or getattr(model, "name_or_path", None)
+    if here:  # saving looks there for the base's config: not on the hub under whatever name the adapter brought
+        adapted.peft_config["default"].base_model_name_or_path = str(here)
     return adapted
+
+
+def _check_config(folder: Path, names: list[str]) -> None:
+    """Whether the adapter's files may be handed to peft.
+
+    names: of the model's modules.
+
+    Raises InputError where the config leads elsewhere, asks for sizes that the weights do not have, or has a regular
+    expression that does not end; and where the weights are damaged or missing.
+    """
+    config, path = adapter_config(folder), folder / CONFIG_NAME
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise InputError(f"{path}: peft_type is {short(ValueError(repr(kind)), 60)}, which peft does not know; is it another adapter's?")
+    leads = [key for key in ("tokenizer_kwargs", "prompt_tuning_init_state_dict_path") if config.get(key)]
+    leads += ["prompt_tuning_init"] if config.get("prompt_tuning_init") == "TEXT" else []
+    if kind == "XLORA" or leads:
+        raise InputError(
+            f"{path}: {leads[0] if leads else 'peft_type XLORA'} leads to files that are not in the folder; use another adapter"
+        )
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists() and (folder / "adapter_model.bin").is_file():
+        sizes = None  # read restricted, as a checkpoint's pickles are; what it holds is not known before
+    else:
+        sizes = [size for shape in tensor_shapes(weights).values() for size in shape]
+    largest = max([_SMALL, *(sizes or [])])
+    for key, value in _numbers(config):
+        if not _NO_SIZE.search(key) and (value > largest or value < -1):
+            raise InputError(
+                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, which is no size of the adapter's weights; give the "
+                f"{CONFIG_NAME} that belongs to them"
+            )
+    patterns = {
+        f"{path}: {key}": text
+        for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+        for text in texts_of(config.get(key))
+    }
+    check_patterns(patterns, names, "correct it, or use another adapter")
+
+
+def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in a config, with its key."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _numbers(value, f"{name}.{key}" if name else key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, name)
+    elif isinstance(content, int) and not isinstance(content, bool):
+        yield name, content
 
 
 def check_base(adapter: Path, base: str | Path) -> None:
@@ -84,16 +146,5 @@ def run_record(adapter: Path) -> dict[str, Any]:
     for path in (adapter / RECORD_NAME, adapter.parent / RECORD_NAME):
         if not path.is_file() or (path.parent != adapter and not adapter.name.startswith("checkpoint-")):
             continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}; delete it to take the adapter as it is") from error
-        return record if isinstance(record, dict) else {}
+        return read_object(path)
     return {}
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"
-
-

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from mdpo.errors import InputError
 
+from .folder import short
+
 _ROWS = 8  # of each tensor, spread evenly: enough to tell two trainings apart, in milliseconds a file
 _COLUMNS = 256
 
@@ -29,8 +31,8 @@ def weights_digest(folder: str | Path) -> str | None:
         try:
             with safe_open(path, "pt") as file:
                 samples |= {_sample(file.get_slice(name)) for name in file.keys()}
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {error}; copy it again") from error
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {short(error)}; copy it again") from error
     if not samples:
         return None
     return hashlib.blake2b(b"".join(sorted(samples)), digest_size=16).hexdigest()

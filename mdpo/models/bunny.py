@@ -13,6 +13,7 @@ from .official import (
     build,
     build_processor,
     check_destination,
+    converting,
     image_token_id,
     read_config,
     read_tokenizer,
@@ -50,8 +51,10 @@ def convert_bunny(source: str | Path, destination: str | Path) -> Path:
     """
     source, destination = Path(source), Path(destination)
     check_destination(destination)
-    model = _build(read_config(source, ("bunny-phi",)), read_weights(source))
-    return save(destination, model, _processor(source, model.config))
+    with converting(source):
+        model = _build(read_config(source, ("bunny-phi",)), read_weights(source))
+        processor = _processor(source, model.config)
+    return save(destination, model, processor)
 
 
 def _build(official: dict, weights: dict[str, Tensor]) -> LlavaForConditionalGeneration:

@@ -5,7 +5,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mdpo.errors import InputError
@@ -18,6 +25,7 @@ from .official import (
     build,
     build_processor,
     check_destination,
+    converting,
     image_token_id,
     read_config,
     read_tokenizer,
@@ -45,6 +53,7 @@ _LLAMA_KEYS = (
 # The rest of a CLIP, beside its tower.
 _CLIP_TEXT = r"^(text_model|text_projection|visual_projection|logit_scale)\b"
 _STRATEGIES: dict[str, Any] = {"patch": "default", "cls_patch": "full"}
+_MOST_ROWS = 2**16
 _ROWS = 64  # the vocabulary grows to a multiple of this, as in transformers' own conversions
 
 
@@ -65,6 +74,14 @@ def convert_llava(source: str | Path, destination: str | Path, *, vision_tower: 
     """
     source, destination = Path(source), Path(destination)
     check_destination(destination)
+    with converting(source):
+        model, processor = _convert(source, vision_tower)
+    return save(destination, model, processor)
+
+
+def _convert(
+    source: Path, vision_tower: str | Path | None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | None]:
     official = _read_config(source)
     weights = read_weights(source)
     vision = _add_tower(official, weights, vision_tower)
@@ -76,7 +93,7 @@ def convert_llava(source: str | Path, destination: str | Path, *, vision_tower: 
     if tokenizer is not None:
         pad = official.get("image_aspect_ratio") == "pad"
         processor = build_processor(tokenizer, model.config, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD, pad=pad)
-    return save(destination, model, processor)
+    return model, processor
 
 
 def _read_config(source: Path) -> dict:
@@ -127,6 +144,8 @@ def _make_room(weights: dict[str, Tensor], image_id: int) -> None:
     have = len(weights[EMBEDDINGS])
     if image_id < have:
         return
+    if image_id >= have + _MOST_ROWS:
+        raise InputError(f"the tokenizer's image token has id {image_id}, far beyond the {have} embeddings; give the tokenizer of this checkpoint")
     more = -(-(image_id + 1) // _ROWS) * _ROWS - have
     for name in (EMBEDDINGS, HEAD):
         if name in weights:

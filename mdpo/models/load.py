@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from mdpo.errors import InputError
 
-from .folder import check_json_files, check_not_quantized, check_weight_files, read_object, short, some
+from .folder import check_beside, check_json_files, check_not_quantized, check_weight_files, read_object, short, some
+from .proportion import LOCAL, called, check_proportion, model_config
 from .quantize import check_quantized, keep_training_layout, nf4_config
-
-# Spelled out in every call: without the first, transformers asks on a terminal whether to run the folder's code.
-LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
 # A tower's pooling head comes after the features that a vision-language model reads; in LLaVA, which reads a hidden
 # state, so does the norm behind the last layer.
@@ -35,8 +34,8 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
     weights are damaged, incomplete, quantised by another tool, or do not fit its config.
     """
     folder = _existing(path)
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
             raise InputError(
                 f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter, or to train "
                 "it further as adapter_name_or_path"
@@ -62,7 +61,8 @@ def read_strictly(kind: Any, folder: Path, *, unread: str | None = None, **optio
     Raises InputError where the weights are damaged, where the model has a weight that the files lack, where they have
     one that it does not know, and where shapes differ. transformers would draw the first at random and drop the others.
     """
-    check_weight_files(folder)
+    check_beside(folder)
+    check_proportion(kind, folder, check_weight_files(folder))
     try:
         with _without_tables():
             model, found = kind.from_pretrained(
@@ -71,8 +71,7 @@ def read_strictly(kind: Any, folder: Path, *, unread: str | None = None, **optio
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers raises whatever a foreign config leads it to
-        name = "an image-text model" if kind is AutoModelForImageTextToText else kind.__name__
-        raise InputError(f"{folder} does not load as {name}: {short(error)}") from error
+        raise InputError(f"{folder} does not load as {called(kind)}: {short(error)}") from error
     _refuse_unfit(folder, model, found, re.compile(unread or "(?!)"))
     return model
 
@@ -120,15 +119,6 @@ def _dtype(folder: Path, name: str) -> torch.dtype:
     return torch_dtype(found) if isinstance(found, str) else found
 
 
-def model_config(folder: Path) -> Any:
-    """The config of the model at ``folder``. Raises InputError where it is torn, or of no model that transformers has."""
-    read_object(folder / "config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, **LOCAL)
-    except Exception as error:  # transformers raises whatever a foreign file leads it to
-        raise InputError(f"{folder / 'config.json'} is not a model's config: {short(error)}") from error
-
-
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of that name. Raises InputError where torch has none."""
     dtype = getattr(torch, name, None)
@@ -155,7 +145,24 @@ def load_processor(path: str | Path) -> ProcessorMixin:
         raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
     if (folder / "config.json").is_file():  # not beside an adapter
         check_processor(model_config(folder), processor, str(folder))
+    _try(folder, processor)
     return processor
+
+
+def _try(folder: Path, processor: Any) -> None:
+    """Raises InputError where the processor fails on the first picture and the first text that it is given."""
+    picture, token = Image.new("RGB", (64, 64), (200, 100, 50)), getattr(processor, "image_token", None)
+    try:
+        processor.tokenizer.decode(processor.tokenizer.encode("a picture"))
+        if isinstance(token, str):
+            processor(text=[token], images=[picture], return_tensors="pt")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # as above
+        raise InputError(
+            f"{folder}: its processor fails on a picture: {short(error)}; copy processor_config.json, preprocessor_config.json "
+            "and the tokenizer's files again"
+        ) from error
 
 
 def check_processor(config: Any, processor: Any, where: str) -> None:

@@ -15,6 +15,7 @@ from mdpo.errors import InputError
 
 from .folder import short
 from .layers import LANGUAGE_LINEAR
+from .patterns import check_patterns, texts_of
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,12 @@ def adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         config = copy.copy(config)
         config.target_modules = LANGUAGE_LINEAR
         _log.warning("peft_config: target_modules is not set; every linear layer of the language model is adapted")
+    patterns = {
+        f"peft_config: {name}": text
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+        for text in texts_of(getattr(config, name, None))
+    }
+    check_patterns(patterns, [name for name, _ in model.named_modules() if name], "correct it")
     try:
         return cast(PeftModel, get_peft_model(model, config))
     except (ValueError, TypeError, ImportError) as error:
@@ -70,6 +77,8 @@ def check_lora_targets(model: nn.Module, targets: str | Sequence[str] | None) ->
     if not expressions:
         expressions = {str(targets or "all-linear"): lora_expression(targets)}
     for target, expression in expressions.items():
+        if names is None:
+            check_patterns({"lora_target_modules": expression}, list(modules), "name the layers, or correct it")
         found = [name for name in modules if re.fullmatch(expression, name)]
         odd = [name for name in found if not isinstance(modules[name], _ADAPTABLE)]
         if odd:

@@ -10,8 +10,10 @@ from peft import PeftModel
 from mdpo.errors import InputError
 from mdpo.outputs import whole_folder
 from mdpo.packing import PreferenceTokens
+from mdpo.shown import say
 
 from .adapters import adapter_config, load_adapter
+from .folder import short
 from .generation_config import repair_generation_config
 from .load import load, load_processor
 from .logps import check_adapter_kinds, unwrap
@@ -36,9 +38,10 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     adapter, destination = Path(adapter).expanduser(), Path(destination).expanduser()
     config = adapter_config(adapter)
     check_destination(destination)
-    base = Path(base or config.get("base_model_name_or_path") or "")
+    named = config.get("base_model_name_or_path")
+    base = Path(base or (named if isinstance(named, str) else ""))
     if not (base / "config.json").is_file():
-        raise InputError(f"the base model {str(base)!r} that the adapter names is not here; give its folder with --base")
+        raise InputError(f"the base model {str(base)[:200]!r} that the adapter names is not here; give its folder with --base")
     loaded = load(base)
     repair_generation_config(loaded)  # one that is read is not always one that can be written
     model = load_adapter(loaded, adapter, base=base)
@@ -64,7 +67,7 @@ def _merged(model: PeftModel, adapter: Path) -> Any:
         merged = tuner.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
         kind = model.peft_config[model.active_adapters[0]].peft_type
-        raise InputError(f"{adapter}: this adapter ({kind}) cannot be merged: {error}; use it as an adapter") from error
+        raise InputError(f"{adapter}: this adapter ({kind}) cannot be merged: {short(error)}; use it as an adapter") from error
     got = [plain_token_logps(merged, example, branch) for branch in branches(example)]
     off = float((torch.cat(got) - torch.cat(expected)).abs().mean())
     if not off <= rounding or _comes_apart(merged):
@@ -95,4 +98,4 @@ def _text(model: PeftModel) -> PreferenceTokens:
 
 def run_merge(options: argparse.Namespace) -> None:
     """``mdpo merge``."""
-    print(f"wrote {merge(options.adapter, options.destination, options.base)}")
+    say(f"wrote {merge(options.adapter, options.destination, options.base)}")

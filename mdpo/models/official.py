@@ -1,6 +1,7 @@
 """What the converters share: reading an official LLaVA-like checkpoint, and writing it as transformers' LLaVA."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from mdpo.errors import InputError
 from mdpo.output_checks import check_output_folder
 from mdpo.outputs import whole_folder
 
-from .folder import check_safetensors, read_object, weight_names
+from .folder import check_json_files, check_layers, check_safetensors, read_object, short, weight_names
 
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -69,10 +70,25 @@ def read_config(source: Path, model_types: tuple[str, ...]) -> dict:
         raise InputError(f"{path} is in transformers' layout already: use the folder as it is")
     if official.get("model_type") not in model_types:
         known = " and ".join(map(repr, model_types))
-        raise InputError(f"{path}: model_type is {official.get('model_type')!r}, only {known} is converted")
+        raise InputError(f"{path}: model_type is {_shown(official.get('model_type'))}, only {known} is converted")
     if official.get("mm_projector_type") != "mlp2x_gelu":
-        raise InputError(f"{path}: mm_projector_type {official.get('mm_projector_type')!r} is not 'mlp2x_gelu'")
+        raise InputError(f"{path}: mm_projector_type {_shown(official.get('mm_projector_type'))} is not 'mlp2x_gelu'")
     return official
+
+
+def _shown(value: object) -> str:
+    return short(ValueError(repr(value)), 60)
+
+
+@contextmanager
+def converting(source: Path) -> Iterator[None]:
+    """Makes an InputError that names the source of whatever a foreign config leads transformers and torch to."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{source / 'config.json'} does not convert: {short(error)}; is the checkpoint whole?") from error
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
@@ -88,6 +104,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         check_safetensors(path)
         with safe_open(path, "pt") as shard:
             weights.update((name, shard.get_tensor(name)) for name in shard.keys())
+    check_layers(source / "config.json", len(weights))
     if EMBEDDINGS not in weights:
         raise InputError(f"{source} has no {EMBEDDINGS}: not a whole checkpoint; merge an adapter into its base first")
     return weights
@@ -149,10 +166,11 @@ def read_tokenizer(source: Path) -> PreTrainedTokenizerBase | None:
     """The source's tokenizer with an image token, which takes the next free id; None where the source has none."""
     if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
+    check_json_files(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source} has no tokenizer that loads: {error}") from error
+    except Exception as error:  # transformers raises whatever a foreign file leads it to
+        raise InputError(f"{source} has no tokenizer that loads: {short(error)}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
     tokenizer.image_token = _IMAGE
     return tokenizer

@@ -7,7 +7,7 @@ what is shared: token ids are never compared, so the prompt of the cropped image
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -60,12 +60,13 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "PackedBatch":
-        return self._map(Tensor.pin_memory)
+        return self.map_tensors(Tensor.pin_memory)
 
-    def _map(self, function) -> "PackedBatch":
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        """The batch with every tensor of it replaced."""
         changed = {}
         for field in fields(self):
             value = getattr(self, field.name)

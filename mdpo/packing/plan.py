@@ -12,7 +12,7 @@ fail. All arithmetic is on integers, so a plan is the same everywhere.
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from operator import index
@@ -22,7 +22,7 @@ import numpy as np
 
 from mdpo.errors import InputError
 
-__all__ = ["plan"]
+__all__ = ["plan", "plan_steps"]
 
 Bins = list[list[int]]  # a bin holds positions within the step (0 … its number of examples − 1)
 
@@ -60,6 +60,25 @@ def plan(
     Raises:
         InputError: an example is longer than `token_budget`, or an argument is not in its range; the message names it.
     """
+    return list(
+        plan_steps(
+            lengths, token_budget, examples_per_step=examples_per_step, seed=seed, epoch=epoch, rank=rank,
+            world_size=world_size,
+        )
+    )  # fmt: skip
+
+
+def plan_steps(
+    lengths: Iterable[SupportsIndex],
+    token_budget: int,
+    *,
+    examples_per_step: int,
+    seed: int = 0,
+    epoch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[list[list[int]]]:
+    """The steps of ``plan``, each made when it is asked for. Raises as ``plan`` does, at once."""
     token_budget = _integer("token_budget", token_budget, at_least=1)
     examples_per_step = _integer("examples_per_step", examples_per_step, at_least=1)
     world_size = _integer("world_size", world_size, at_least=1)
@@ -67,14 +86,19 @@ def plan(
     if rank >= world_size:
         raise InputError(f"rank is {rank}, expected less than world_size={world_size} (ranks are counted from 0)")
     sizes = _checked_lengths(lengths, token_budget)
-    order = _epoch_order(len(sizes), _integer("seed", seed), _integer("epoch", epoch))
-    steps = []
+    drawn = (_integer("seed", seed), _integer("epoch", epoch))
+    return _steps(sizes, drawn, token_budget, examples_per_step, rank, world_size)
+
+
+def _steps(
+    sizes: np.ndarray, drawn: tuple[int, int], token_budget: int, examples_per_step: int, rank: int, world_size: int
+) -> Iterator[list[list[int]]]:
+    order = _epoch_order(len(sizes), *drawn)
     for start in range(0, len(order), examples_per_step):
-        examples = order[start : start + examples_per_step]
-        step_sizes = [sizes[example] for example in examples]
+        examples = order[start : start + examples_per_step].tolist()
+        step_sizes = sizes[examples].tolist()
         mine = _deal(step_sizes, _pack(step_sizes, token_budget, world_size), world_size)[rank]
-        steps.append([[examples[item] for item in members] for members in mine])
-    return steps
+        yield [[examples[item] for item in members] for members in mine]
 
 
 def _integer(name: str, value: SupportsIndex, at_least: int | None = None) -> int:
@@ -84,11 +108,16 @@ def _integer(name: str, value: SupportsIndex, at_least: int | None = None) -> in
     raise InputError(f"{name} is {value!r}, expected an integer" + ("" if at_least is None else f" >= {at_least}"))
 
 
-def _checked_lengths(lengths: Iterable[SupportsIndex], token_budget: int) -> list[int]:
-    sizes = [_integer(f"lengths[{example}]", length, at_least=1) for example, length in enumerate(lengths)]
-    too_long = [example for example, size in enumerate(sizes) if size > token_budget]
-    if too_long:
-        first, longest = too_long[0], max(too_long, key=sizes.__getitem__)
+def _checked_lengths(lengths: Iterable[SupportsIndex], token_budget: int) -> np.ndarray:
+    if not (isinstance(lengths, np.ndarray) and np.issubdtype(lengths.dtype, np.integer)):
+        lengths = [_integer(f"lengths[{example}]", length, at_least=1) for example, length in enumerate(lengths)]
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if (sizes < 1).any():
+        example = int(np.flatnonzero(sizes < 1)[0])
+        _integer(f"lengths[{example}]", int(sizes[example]), at_least=1)
+    too_long = np.flatnonzero(sizes > token_budget)
+    if len(too_long):
+        first, longest = int(too_long[0]), int(too_long[sizes[too_long].argmax()])
         raise InputError(
             f"example {first} has {sizes[first]} packed tokens, more than token_budget={token_budget}; "
             f"{len(too_long)} of {len(sizes)} examples do, the longest is example {longest} with {sizes[longest]}: "
@@ -97,12 +126,14 @@ def _checked_lengths(lengths: Iterable[SupportsIndex], token_budget: int) -> lis
     return sizes
 
 
-def _epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
+def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     # A hash an example, because no numpy or standard-library shuffle promises the same order in its next version.
-    def key(example: int) -> bytes:
-        return blake2b(f"plan {seed} {epoch} {example}".encode(), digest_size=16).digest()
-
-    return sorted(range(num_examples), key=key)
+    digests = bytearray(16 * num_examples)
+    for example in range(num_examples):
+        key = f"plan {seed} {epoch} {example}".encode()
+        digests[16 * example : 16 * example + 16] = blake2b(key, digest_size=16).digest()
+    halves = np.frombuffer(digests, dtype=">u8").reshape(num_examples, 2)
+    return np.lexsort((halves[:, 1], halves[:, 0]))  # as the bytes compare
 
 
 def _pack(sizes: list[int], token_budget: int, world_size: int) -> Bins:

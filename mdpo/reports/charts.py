@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.shown import shown
 
 from .compare import Comparison, by_group
 from .runs import Run
@@ -88,7 +89,7 @@ def group_bars(comparison: Comparison) -> Draw | None:
                 rows, values, thickness * 0.92, xerr=[below, above], color=COLOURS[index % len(COLOURS)],
                 error_kw={"lw": 0.9, "ecolor": "#333", "capsize": 2},
             )  # fmt: skip
-        axes.set_yticks(range(len(groups)), groups)
+        axes.set_yticks(range(len(groups)), [_label(group) for group in groups])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
 
@@ -110,13 +111,18 @@ def metric_dots(comparison: Comparison) -> Draw:
                     axes.plot(cell.interval, [y, y], color=colour, lw=1.6)
                 axes.plot([cell.value], [y], color=colour, marker=MARKERS[index % len(MARKERS)], ms=6)
         arrow = {"lower": "← better", "higher": "better →"}
-        axes.set_yticks(range(len(rows)), [f"{row.metric.name}\n{arrow[row.metric.better]}" for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{_label(row.metric.name)}\n{arrow[row.metric.better]}" for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.set_xlabel("%" if rows[0].metric.unit == "%" else "")
         axes.grid(axis="x", color="#e4e6e9", lw=0.8)
 
     return draw
+
+
+def _label(text: str) -> str:
+    """Somebody's text as matplotlib draws it unchanged: "$" would begin a formula, "_" hide a name from the legend."""
+    return shown(text).replace("$", r"\$").replace("_", "\u200b_", 1 if text.startswith("_") else 0)
 
 
 def svg(draw: Draw, *, height: float = _HEIGHT) -> str:
@@ -137,12 +143,12 @@ def png(panels: Sequence[tuple[str, Draw]], names: Sequence[str], path: Any) -> 
     figure, axes = _figure(columns * 5.2, lines * 3.6 + 0.5, lines, columns)
     for (title, draw), place in zip(panels, axes, strict=False):
         draw(place)
-        place.set_title(title, fontsize=10, loc="left")
+        place.set_title(_label(title), fontsize=10, loc="left")
     for place in axes[len(panels) :]:
         place.set_visible(False)
     handles = [
         importlib.import_module("matplotlib.lines").Line2D(
-            [], [], color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=name
+            [], [], color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=_label(name)
         )
         for index, name in enumerate(names)
     ]

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mdpo.errors import InputError
+from mdpo.shown import say
 
 from .runs import load_run
 from .write import report_files, write_report
@@ -30,4 +31,4 @@ def run_report(options: argparse.Namespace) -> None:
         raise InputError(f"--names gives {len(names)} names to {len(options.runs)} runs")
     runs = [load_run(path, name) for path, name in zip(options.runs, names, strict=True)]
     for path in write_report(runs, options.output, title=options.title):
-        print(f"wrote {path}")
+        say(f"wrote {path}")

@@ -1,11 +1,11 @@
 """Answers worth reading: where a run changed most against the first, for better and for worse."""
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mdpo.evaluation.results import Response
+from mdpo.shown import html_text
 
 from .compare import Comparison
 
@@ -62,12 +62,12 @@ def marked_html(response: Response) -> str:
     text = response.text if len(response.text) <= _LONGEST else response.text[:_LONGEST].rstrip() + " …"
     pattern = _pattern(response.marked)
     if pattern is None:
-        return html.escape(text)
+        return html_text(text)
     pieces, end = [], 0
     for match in pattern.finditer(text):
-        pieces += [html.escape(text[end : match.start()]), f"<mark>{html.escape(match.group())}</mark>"]
+        pieces += [html_text(text[end : match.start()]), f"<mark>{html_text(match.group())}</mark>"]
         end = match.end()
-    return "".join([*pieces, html.escape(text[end:])])
+    return "".join([*pieces, html_text(text[end:])])
 
 
 def unmarked(response: Response) -> list[str]:

@@ -1,6 +1,9 @@
 """The same report as Markdown: for a README, an issue, or a terminal."""
 
 from collections.abc import Sequence
+from urllib.parse import quote
+
+from mdpo.shown import markdown as escaped
 
 from .compare import Cell, Comparison, Row
 from .runs import Run
@@ -10,9 +13,9 @@ MARKDOWN_MARK = "<!-- mdpo report -->"
 
 def markdown(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str, picture: str | None) -> str:
     """The document. picture: a path to the PNG, to be shown at the top."""
-    lines = [f"# {_plain(title)}", "", MARKDOWN_MARK, ""]
+    lines = [f"# {escaped(title)}", "", MARKDOWN_MARK, ""]
     if picture is not None:
-        lines += [f"![{_plain(title)}](<{picture}>)", ""]
+        lines += [f"![{escaped(title)}](<{quote(picture)}>)", ""]
     for comparison in comparisons:
         lines += _section(comparison)
     trained = [run for run in runs if run.history]
@@ -23,9 +26,9 @@ def markdown(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str,
 
 
 def _section(comparison: Comparison) -> list[str]:
-    heads = [f"{_plain(name)}" for name in comparison.runs]
+    heads = [escaped(name) for name in comparison.runs]
     lines = [
-        f"## {_plain(comparison.title)}",
+        f"## {escaped(comparison.title)}",
         "",
         f"| metric | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",
@@ -35,20 +38,20 @@ def _section(comparison: Comparison) -> list[str]:
         "",
     ]
     if comparison.notes:
-        lines += [*(f"- {_plain(note)}" for note in comparison.notes), ""]
+        lines += [*(f"- {escaped(note)}" for note in comparison.notes), ""]
     return lines
 
 
 def _line(row: Row) -> str:
     arrow = "↓" if row.metric.better == "lower" else "↑"
-    return f"| {_plain(row.metric.name)} {arrow} | {' | '.join(_cell(cell, row) for cell in row.cells)} |"
+    return f"| {escaped(row.metric.name)} {arrow} | {' | '.join(_cell(cell, row) for cell in row.cells)} |"
 
 
 def _cell(cell: Cell, row: Row) -> str:
     if cell.value is None:
         return "–"
     digits = row.digits
-    text = f"**{cell.value:.{digits}f}{row.metric.unit}**"
+    text = f"**{cell.value:.{digits}f}{escaped(row.metric.unit)}**"
     if cell.interval:
         text += f" [{cell.interval.low:.{digits}f}, {cell.interval.high:.{digits}f}]"
     if cell.change:
@@ -60,12 +63,5 @@ def _cell(cell: Cell, row: Row) -> str:
 def _training_line(run: Run) -> str:
     steps, losses = run.curve("loss")
     if not steps:
-        return f"| {_plain(run.name)} | – | – | – |"
-    return f"| {_plain(run.name)} | {steps[-1]:.0f} | {losses[0]:.4f} | {losses[-1]:.4f} |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is, and that stays in its table cell."""
-    for character in "\\`*_|<>[]":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+        return f"| {escaped(run.name)} | – | – | – |"
+    return f"| {escaped(run.name)} | {steps[-1]:.0f} | {losses[0]:.4f} | {losses[-1]:.4f} |"

@@ -1,8 +1,9 @@
 """The HTML page: one file, no script, nothing fetched, readable on a phone."""
 
-import html
 import json
 from collections.abc import Sequence
+
+from mdpo.shown import html_text, redacted
 
 from .charts import COLOURS, SIGNS, curves, group_bars, metric_dots, svg
 from .compare import Cell, Comparison, Row
@@ -26,12 +27,12 @@ def page(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str) -> 
 {PAGE_MARK}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{html.escape(title)}</title>
+<title>{html_text(title)}</title>
 <style>{CSS}</style>
 </head>
 <body>
 <header>
-<h1>{html.escape(title)}</h1>
+<h1>{html_text(title)}</h1>
 {_legend([run.name for run in runs])}
 </header>
 <main>
@@ -44,7 +45,7 @@ def page(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str) -> 
 
 def _legend(names: Sequence[str]) -> str:
     items = "".join(
-        f'<li><span class="sign" style="color:{COLOURS[index % len(COLOURS)]}">{SIGNS[index % len(SIGNS)]}</span>{html.escape(name)}'
+        f'<li><span class="sign" style="color:{COLOURS[index % len(COLOURS)]}">{SIGNS[index % len(SIGNS)]}</span>{html_text(name)}'
         f"{' <small>(compared against)</small>' if index == 0 and len(names) > 1 else ''}</li>"
         for index, name in enumerate(names)
     )
@@ -53,7 +54,7 @@ def _legend(names: Sequence[str]) -> str:
 
 def _benchmark(comparison: Comparison) -> str:
     bars = group_bars(comparison)
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
+    notes = "".join(f"<li>{html_text(note)}</li>" for note in comparison.notes)
     some = "The percentages" if any(row.metric.unit != "%" for row in comparison.rows) else "The figures"
     overview = _figure(f"{some} with 95% intervals", svg(metric_dots(comparison)))
     types = ""
@@ -62,8 +63,8 @@ def _benchmark(comparison: Comparison) -> str:
         grouped = next(result.grouped for result in comparison.results if result)
         types = _figure(f"{grouped} by question type, with 95% intervals", svg(bars, height=height))
     return f"""<section>
-<h2>{html.escape(comparison.benchmark)}</h2>
-<p class="variant">{html.escape(comparison.variant)}</p>
+<h2>{html_text(comparison.benchmark)}</h2>
+<p class="variant">{html_text(comparison.variant)}</p>
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 <div class="overview"><div>{_table(comparison)}{types}</div><div>{overview}</div></div>
 {_examples(choose(comparison))}
@@ -72,7 +73,7 @@ def _benchmark(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in comparison.runs)
+    heads = "".join(f'<th scope="col">{html_text(name)}</th>' for name in comparison.runs)
     rows = "".join(_table_row(row, comparison.runs) for row in comparison.rows)
     wide = " wide" if len(comparison.runs) > 2 else ""
     return f"""<div class="scroll"><table class="figures{wide}">
@@ -88,18 +89,18 @@ def _table_row(row: Row, names: Sequence[str]) -> str:
     metric = row.metric
     cells = "".join(_cell(cell, row, name) for cell, name in zip(row.cells, names, strict=True))
     head = (
-        f'<th scope="row">{html.escape(metric.name)} <span title="{metric.better} is better">{_ARROWS[metric.better]}</span>'
-        f"<small>{html.escape(metric.definition)}</small></th>"
+        f'<th scope="row">{html_text(metric.name)} <span title="{html_text(metric.better)} is better">{_ARROWS[metric.better]}</span>'
+        f"<small>{html_text(metric.definition)}</small></th>"
     )
     return f"<tr>{head}{cells}</tr>"
 
 
 def _cell(cell: Cell, row: Row, name: str) -> str:
     # The run's name again: on a phone, where a table of many runs is a list, it stands before the figure.
-    start = f'<td data-run="{html.escape(name)}">'
+    start = f'<td data-run="{html_text(name)}">'
     if cell.value is None:
         return f"{start}–</td>"
-    digits, unit = row.digits, row.metric.unit
+    digits, unit = row.digits, html_text(row.metric.unit)
     parts = [f"<b>{cell.value:.{digits}f}{unit}</b>"]
     if cell.interval:
         parts.append(f"<small>{cell.interval.low:.{digits}f} to {cell.interval.high:.{digits}f}</small>")
@@ -114,7 +115,7 @@ def _cell(cell: Cell, row: Row, name: str) -> str:
 
 
 def _figure(caption: str, source: str) -> str:
-    return f'<figure><img src="{source}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    return f'<figure><img src="{source}" alt="{html_text(caption)}"><figcaption>{html_text(caption)}</figcaption></figure>'
 
 
 def _examples(examples: Sequence[Example]) -> str:
@@ -130,10 +131,10 @@ def _examples(examples: Sequence[Example]) -> str:
 
 def _example(example: Example) -> str:
     sides = "".join(_side(name, response) for name, response in (example.before, example.after))
-    question = f"<p><b>{html.escape(example.question)}</b></p>" if example.question else ""
+    question = f"<p><b>{html_text(example.question)}</b></p>" if example.question else ""
     verdict = ("good", "better") if example.gain > 0 else ("bad", "worse")
     return (
-        f'<article class="example"><p class="quiet">question {html.escape(example.id)} '
+        f'<article class="example"><p class="quiet">question {html_text(example.id)} '
         f'<span class="change {verdict[0]}">{verdict[1]}</span></p>{question}<div class="pair">{sides}</div></article>'
     )
 
@@ -148,13 +149,13 @@ def _side(name: str, response) -> str:
     if missing:
         facts.append(f"counted too: {', '.join(missing)}")
     note = (
-        f"<details><summary>the judge's words</summary><p>{html.escape(response.note)}</p></details>"
+        f"<details><summary>the judge's words</summary><p>{html_text(response.note)}</p></details>"
         if response.note
         else ""
     )
     return (
-        f"<div><h4>{html.escape(name)}</h4><p class='answer'>{marked_html(response)}</p>"
-        f'<p class="quiet">{html.escape("; ".join(facts))}</p>{note}</div>'
+        f"<div><h4>{html_text(name)}</h4><p class='answer'>{marked_html(response)}</p>"
+        f'<p class="quiet">{html_text("; ".join(facts))}</p>{note}</div>'
     )
 
 
@@ -176,9 +177,9 @@ def _origin(comparisons: Sequence[Comparison]) -> str:
             if result is None:
                 continue
             content = {"counts": result.counts, "generation": result.settings, "judge": result.judge}
-            text = json.dumps({key: value for key, value in content.items() if value}, indent=2, ensure_ascii=False)
+            text = json.dumps(redacted({key: value for key, value in content.items() if value}), indent=2, ensure_ascii=False)
             entries.append(
-                f"<details><summary>{html.escape(comparison.title)}: {html.escape(name)}</summary>"
-                f"<pre>{html.escape(text)}</pre></details>"
+                f"<details><summary>{html_text(comparison.title)}: {html_text(name)}</summary>"
+                f"<pre>{html_text(text)}</pre></details>"
             )
     return f"<section><h2>How the figures came about</h2>{''.join(entries)}</section>" if entries else ""

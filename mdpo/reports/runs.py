@@ -1,6 +1,5 @@
 """A run's folder: the Trainer's log, and the results of ``mdpo evaluate`` that lie in it."""
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,13 @@ class Run:
         points = [
             (entry["step"], entry[metric])
             for entry in self.history
-            if isinstance(entry.get(metric), (int, float)) and math.isfinite(entry[metric])
+            if _is_number(entry.get(metric)) and _is_number(entry.get("step"))
         ]
         return [float(step) for step, _ in points], [float(value) for _, value in points]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # also of integers that no float holds, and of NaN
 
 
 def load_run(path: str | Path, name: str | None = None) -> Run:

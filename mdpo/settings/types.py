@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.shown import shown as spelled_out
 
 from .yaml_text import Written, plain, read_yaml
 
@@ -173,11 +174,20 @@ def shown(value: Any) -> str:
     """A value in a message: as it was written, shortened, without characters that move a terminal's cursor."""
     value = getattr(value, "value", value) if isinstance(value, Enum) else value
     text = value.text or "nothing" if isinstance(value, Written) else repr(plain(value))
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shown_text(text, 80)
+
+
+def shown_text(text: str, length: int) -> str:
+    """At most ``length`` characters of a text, in one line, with those that move a terminal's cursor spelled out."""
+    text = spelled_out(text)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def shortened(error: object) -> str:
     """Another library's message as one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else f"{text[:397]}..."
+    return shown_text(" ".join(str(error).split()), 400)
+
+
+def is_text(text: str) -> bool:
+    """Whether a file, a path and a log can all hold it: no NUL, and no half of a character (bytes that are no UTF-8)."""
+    return re.search(r"[\x00\ud800-\udfff]", text) is None

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from mdpo.errors import InputError
 
-from .types import shortened, shown
+from .types import is_text, shortened, shown
 
 # The numbers that make sense; transformers checks few of them.
 _RANGES = {
@@ -26,9 +26,12 @@ _RANGES = {
     "adam_beta2": "[0, 1)", "adam_epsilon": "[0, inf)", "num_train_epochs": "(0, inf)", "warmup_steps": "[0, inf)",
     "logging_steps": "[0, inf)", "save_steps": "(0, inf)", "eval_steps": "(0, inf)", "eval_delay": "[0, inf)",
     "save_total_limit": "(0, inf)", "seed": "[0, 4294967295]", "data_seed": "[0, 9223372036854775807]",
-    "dataloader_num_workers": "[0, inf)", "dataloader_prefetch_factor": "(0, inf)", "ddp_timeout": "(0, inf)",
+    "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "(0, inf)", "ddp_timeout": "(0, inf)",
     "ddp_bucket_cap_mb": "(0, inf)", "torch_empty_cache_steps": "(0, inf)",
 }  # fmt: skip
+_LARGEST = 2**63 - 1
+# What the loss computes with, in float32.
+BETA, ANCHOR = "[1e-30, 1e30]", "[-1e30, 1e30]"
 # Mappings that may also be the name of a JSON file; the others only as JSON text.
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 _MAPPINGS = (*_FILES, "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
@@ -38,8 +41,7 @@ _LAYERWISE = "it steps inside the backward, and here a step has several of them,
 
 def check_values(args: Any) -> None:
     """Raises InputError for the first value that cannot be used. args: as given, before transformers reads them."""
-    for field in fields(args):
-        _check_finite(field.name, getattr(args, field.name))
+    check_numbers(args)
     for name, interval in _RANGES.items():
         check_range(name, getattr(args, name, None), interval)
     _check_choices(args)
@@ -57,11 +59,21 @@ def check_values(args: Any) -> None:
         raise InputError("deepspeed: the package is not installed; pip install deepspeed, or leave it out")
 
 
-def _check_finite(name: str, value: Any) -> None:
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    for number in values:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise InputError(f"{name}: expected a finite number, got {number}")
+def check_numbers(config: Any) -> None:
+    """Raises InputError for a number that is infinite, is none, or has more digits than a computer's integers; and for
+    text with a character that no file, path or log takes. Looks at every field of ``config``, and into lists."""
+    for field in fields(config):
+        value = getattr(config, field.name, None)
+        for entry in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(entry, float) and not math.isfinite(entry):
+                raise InputError(f"{field.name}: expected a finite number, got {entry}")
+            if isinstance(entry, int) and abs(entry) > _LARGEST:
+                raise InputError(f"{field.name}: expected a number of at most {_LARGEST}, got {shown(entry)}")
+            if isinstance(entry, str) and not is_text(entry):
+                raise InputError(
+                    f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not UTF-8); "
+                    "take it out"
+                )
 
 
 def check_range(name: str, value: Any, interval: str) -> None:

@@ -15,6 +15,7 @@ from mdpo.errors import InputError
 
 # Enough for any configuration; a few hundred aliases, each of which repeats the one before, fill a machine's memory.
 MAX_ALIASES = 16
+MAX_CHARACTERS = 2**18
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
 
 
@@ -30,8 +31,10 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: dicts, lists, strings, and ``Written`` for every other scalar.
 
     where: the file or option, for messages. Raises InputError, one line, for text that is not YAML, a key that stands
-    twice, a value that contains itself, and more than ``MAX_ALIASES`` aliases.
+    twice, a value that contains itself, and more than ``MAX_ALIASES`` aliases or ``MAX_CHARACTERS`` characters.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{where} has {len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read: is it a settings file?")
     try:
         loader = yaml.SafeLoader(text)
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))

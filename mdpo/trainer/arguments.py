@@ -12,7 +12,7 @@ from transformers.training_args import ParallelMode
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
-from mdpo.settings import OBJECTIVE, idle_arguments, idle_settings
+from mdpo.settings import OBJECTIVE, idle_arguments, idle_settings, shortened
 
 from .metrics import METRICS
 
@@ -123,6 +123,12 @@ def _check_optimizer_arguments(args: MDPOConfig) -> None:
             read = True
         if not read:
             raise InputError(f"optim_args: {optimizer} reads no {name!r}; leave it out")
+    if args.optim_args:
+        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args)
+        try:  # its own checks of the values, which would come after the model is loaded
+            kind([torch.zeros(1, requires_grad=True)], **keywords)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"optim_args: {optimizer} does not take {args.optim_args}: {shortened(error)}") from error
 
 
 def _optimizer_keywords(args: MDPOConfig, optim_args: str) -> Any:

@@ -1,173 +1,132 @@
-"""What makes a checkpoint safe to come back to: that it is whole, and that it is this run's."""
+"""Checkpoints as folders: which there are, which are whole, and how one comes to its name, or goes.
 
-import hashlib
-import json
+``checkpoint-N`` is a folder's name only while everything is in it. What is being written, replaced or removed is below
+``.saving``, beside the checkpoints, so that a rename makes it one or none, at whatever moment the process ends.
+"""
+
 import logging
+import os
 import re
-import signal
-import zipfile
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from peft import PeftModel
-from torch import nn
-from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mdpo.config import MDPOConfig
-from mdpo.data import DataOptions, PreferenceDataset
-from mdpo.errors import InputError
-from mdpo.models.folder import check_weight_files, read_object
+from mdpo.outputs import sync_folder
 
-from .weights import check_adapters
+from .manifest import SETTINGS_NAME, Unfit, check_signed
+
+__all__ = [
+    "SETTINGS_NAME", "STAGING", "checkpoint_folder", "checkpoint_step", "checkpoints_newest_first", "last_whole_checkpoint",
+    "put_in_place", "recover", "remove", "rotate",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
-SETTINGS_NAME = "mdpo_settings.json"
-# What the trained weights depend on. The token budget is not among them: a step's gradient does not depend on its cut.
-_SETTINGS = (
-    "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "examples_per_step",
-    "beta", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
-    "disable_dropout",
-)  # fmt: skip
-_ADAPTER = (
-    "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "rank_pattern",
-    "alpha_pattern",
-)  # fmt: skip
+STAGING = ".saving"
+_REPLACED = "replaced"
+_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(0|[1-9][0-9]{{0,17}})")
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint below ``output_dir`` that was written to its end; torn ones are passed over, by name."""
-    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        if is_whole(folder):
+def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    return Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def checkpoint_step(folder: str | Path) -> int | None:
+    """The step in a checkpoint's name, None for another name."""
+    found = _NAME.fullmatch(Path(folder).name)
+    return int(found[1]) if found else None
+
+
+def checkpoints_newest_first(output_dir: str | Path) -> list[Path]:
+    """The folders below ``output_dir`` with a checkpoint's name, by their step; also one that was being replaced when
+    its process was killed, which has its place back at the run's next start."""
+    found = [path for path in _folders(Path(output_dir)) if checkpoint_step(path) is not None]
+    there = {path.name for path in found}
+    found += [path for path in _folders(Path(output_dir, STAGING, _REPLACED)) if path.name not in there]
+    return sorted(found, key=lambda path: checkpoint_step(path) or 0, reverse=True)
+
+
+def last_whole_checkpoint(output_dir: str | Path, *, digests: bool = True) -> Path | None:
+    """The newest checkpoint below ``output_dir`` that is as it was written; others are passed over, by name and reason.
+
+    digests: whether its files are read and compared with their digests, or only their sizes.
+    """
+    for folder in checkpoints_newest_first(output_dir):
+        try:
+            check_signed(folder, digests=digests)
+        except Unfit as problem:
+            _log.warning("%s %s: passed over", folder, problem)
+        else:
             return folder
-        _log.warning("%s was not written to its end: passed over", folder)
     return None
 
 
-def is_whole(folder: Path) -> bool:
-    """transformers writes the trainer's state last, so a state that can be read stands for all the rest."""
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def put_in_place(staged: Path, folder: Path) -> None:
+    """Gives a checkpoint that is written to its end its name. A checkpoint that has the name is whole until then.
 
-
-def check_complete(folder: Path, model: nn.Module, *, sharded: bool = False, scaler: bool = False) -> None:
-    """Raises InputError, naming the file, where the checkpoint lacks something that a run needs to go on as if it had
-    not stopped: transformers starts what is missing afresh, without a word.
-
-    sharded: whether the run is one of FSDP, which keeps weights and optimizer in folders of their own. scaler: whether
-        it scales its loss (fp16).
+    staged: below STAGING, beside ``folder``. Raises OSError.
     """
-    names = {path.name for path in folder.iterdir()}
-    optimizer = {"optimizer.pt", "optimizer.bin"} & names or {name for name in names if name.startswith("optimizer_")}
-    random_states = {name for name in names if name.startswith("rng_state") and name.endswith(".pth")}
-    if not optimizer and "scheduler.pt" not in names and not random_states:
-        raise InputError(
-            f"cannot resume from {folder}: it was saved with save_only_model, without the optimizer, the schedule and the "
-            "random state that a run goes on with; take another checkpoint, or start a new run from its weights"
-        )
-    needed = {"optimizer.pt": optimizer, "scheduler.pt": "scheduler.pt" in names, "rng_state.pth": random_states}
-    if scaler:
-        needed["scaler.pt"] = "scaler.pt" in names
-    # A run may go on with more or fewer processes; of those that there were, each has left its state.
-    ranks = [int(found[1]) for found in map(re.compile(r"rng_state_(\d+)\.pth").fullmatch, random_states) if found]
-    needed |= {f"rng_state_{rank}.pth": rank in ranks for rank in range(max(ranks, default=-1) + 1)}
-    missing = [name for name, there in needed.items() if not there]
-    if missing:
-        raise InputError(f"cannot resume from {folder}: {', '.join(missing)} is missing; take another checkpoint")
-    torn = [path.name for path in sorted(folder.glob("*.pt*")) if path.is_file() and not zipfile.is_zipfile(path)]
-    if torn:  # what torch.save writes is a zip file, whose table of contents comes last
-        raise InputError(f"cannot resume from {folder}: {torn[0]} was not written to its end; take another checkpoint")
-    if sharded:
-        if not any(name.startswith("pytorch_model_fsdp") for name in names):
-            raise InputError(f"cannot resume from {folder}: FSDP's weights are missing; take another checkpoint")
-    elif isinstance(model, PeftModel):
-        check_adapters(model, folder)
-    elif any(name.startswith("adapter_") for name in names):
-        raise InputError(f"cannot resume from {folder}: it holds an adapter, and this run trains the model itself (use_lora)")
-    else:
-        check_weight_files(folder)
+    sync_folder(staged)
+    old = staged.parent / _REPLACED / folder.name
+    if folder.exists():
+        old.parent.mkdir(exist_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    staged.rename(folder)
+    _sync_names(folder.parent)
+    _clear(staged.parent)
 
 
-def check_best(folder: Path) -> None:
-    """Raises InputError where the best checkpoint so far, which the run would end with, is not there any more."""
-    best = read_object(folder / TRAINER_STATE_NAME).get("best_model_checkpoint")
-    if best is not None and not Path(best).is_dir():
-        raise InputError(
-            f"cannot resume from {folder}: the best checkpoint so far, {best}, is not there any more, and "
-            "load_best_model_at_end would need it; put it back, or set load_best_model_at_end: false"
-        )
+def recover(output_dir: str | Path) -> None:
+    """Clears what a killed process left behind; a checkpoint that it was about to replace has its place again.
+
+    For the one process that writes to ``output_dir``.
+    """
+    staging = Path(output_dir, STAGING)
+    for old in _folders(staging / _REPLACED):
+        if checkpoint_step(old) is not None and not Path(output_dir, old.name).exists():
+            old.rename(Path(output_dir, old.name))
+    _clear(staging)
 
 
-def run_settings(
-    args: MDPOConfig, model: nn.Module, dataset: PreferenceDataset | None, reference: str
-) -> dict[str, Any]:
-    """What this run's weights depend on, as JSON can hold it. reference: ``reference_weights``, of the run's start."""
-    settings: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS}
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    settings |= {"weights.dtype": base.dtype, "weights.quantization": getattr(base, "quantization_method", None)}
-    if isinstance(model, PeftModel):
-        adapter = model.peft_config[model.active_adapters[0]]
-        settings |= {f"adapter.{name}": getattr(adapter, name, None) for name in _ADAPTER}
-    trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    by = "use_lora, lora_target_modules, freeze_vision_tower, freeze_multi_modal_projector"
-    settings[f"trained parameters ({by})"] = f"{len(trained)} ({_digest(trained)})"
-    settings["weights of the reference (base model, adapter to go on from)"] = reference
-    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
-    if dataset is not None:
-        rows = [f"{row.id}\t{length}" for row, length in zip(dataset.rows, dataset.lengths, strict=True)]
-        settings["rows"] = f"{len(dataset)} ({_digest(rows)})"
-    return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+def rotate(output_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
+    """Removes the oldest checkpoints, by their step, until ``limit`` are left; those in ``keep`` stay."""
+    if limit is None or limit < 1:
+        return
+    kept = {path.resolve() for path in keep}
+    found = [path for path in checkpoints_newest_first(output_dir) if path.parent == output_dir]
+    others = [path for path in found if path.resolve() not in kept]
+    for path in others[max(limit - (len(found) - len(others)), 0) :]:
+        remove(path)
 
 
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=6).hexdigest()
+def remove(folder: Path) -> None:
+    """A checkpoint goes at once: one whose removal was begun has no checkpoint's name any more."""
+    going = folder.parent / STAGING / f"removed-{folder.name}"
+    going.parent.mkdir(exist_ok=True)
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    _clear(going.parent)
 
 
-def check_same_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises InputError that names the first difference between the checkpoint's settings and this run's."""
-    path = folder / SETTINGS_NAME
-    if not path.is_file():
-        raise InputError(f"{folder} has no {SETTINGS_NAME}: it was not written by this trainer")
-    theirs = read_object(path)
-    for name, value in settings.items():
-        if theirs.get(name) != value:
-            raise InputError(
-                f"cannot resume from {folder}: {name} was {theirs.get(name)!r} and is {value!r} now; set it back, or give "
-                "another output_dir for a run of its own"
-            )
+def _clear(staging: Path) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
 
 
-class StopOnSignal(TrainerCallback):
-    """SIGTERM (a preempted job): finish the step, write a checkpoint, end the training loop."""
+def _folders(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path for path in folder.iterdir() if path.is_dir()]
+    return []
 
-    def __init__(self) -> None:
-        self.received = False
-        self._previous: Any = None
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.received = False
+def _sync_names(folder: Path) -> None:
+    """Brings the names in a folder to the disk, without the files below it."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            self._previous = signal.signal(signal.SIGTERM, self._remember)
-        except ValueError:  # not the main thread, where Python allows no handlers
-            _log.warning("training runs outside the main thread: SIGTERM will not write a checkpoint")
-
-    def _remember(self, number: int, frame: Any) -> None:
-        self.received = True
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.received:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+            os.fsync(handle)
+        finally:
+            os.close(handle)

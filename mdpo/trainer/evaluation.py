@@ -1,6 +1,8 @@
 """What an evaluation keeps: means over rows, and on request every row's own numbers."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +11,10 @@ from torch import Tensor
 from mdpo.models.policy import PolicyOutput
 from mdpo.packing import PackedBatch
 
+from .finite import printable
 from .metrics import Metrics
+
+_log = logging.getLogger(__name__)
 
 NAMES = ("policy_logps", "reference_logps", "rewards")
 
@@ -21,27 +26,67 @@ class Evaluation:
     """
 
     def __init__(self, *, keep_rows: bool) -> None:
-        self.metrics = Metrics()
+        self._metrics = Metrics()
         self._keep_rows = keep_rows
         self._rows: list[tuple[Sequence[int], Tensor]] = []
-        self._losses: list[tuple[tuple[str, ...], Tensor]] = []
+        self._broken: list[tuple[tuple[str, ...], Tensor]] = []
 
     def add(self, packed: PackedBatch, examples: Sequence[int], output: PolicyOutput) -> None:
         """examples: the indices of the micro-batch's rows in their data set."""
-        self.metrics.add(output)
-        self._losses.append((packed.ids, output.loss.loss.detach()))
+        broken = _broken(packed, output)
+        self._broken.append((packed.ids, broken))
+        self._metrics.add(_without(output, broken))
         if self._keep_rows:
             numbers = torch.stack([output.policy.detach().float(), output.reference.float(), output.loss.rewards.float()])
             self._rows.append((examples, numbers.permute(2, 0, 1).cpu()))
 
     def not_finite(self) -> list[str]:
-        """The ids of the micro-batches whose loss is not a finite number."""
-        return [id for ids, loss in self._losses if not loss.isfinite() for id in ids]
+        """The ids of the rows whose loss, or a log-prob of it, is not a finite number."""
+        return [
+            id for ids, broken in self._broken for id, is_broken in zip(ids, broken.tolist(), strict=True) if is_broken
+        ]
+
+    def means(
+        self, reduce: Callable[[Tensor], Tensor], bad: list[str], rows: int, *, skip: bool, says: bool
+    ) -> tuple[dict[str, float], tuple[str, ...]]:
+        """The metrics, and the rows that they are NaN for, over all ranks.
+
+        reduce: as in ``Metrics.means``. bad: ``not_finite`` of all ranks. rows: how many there are in all. skip: whether
+            the means are over the other rows, as long as there are any. says: whether this process warns of them.
+        """
+        means = self._metrics.means(reduce)
+        if not bad:
+            return means, ()
+        skip = skip and len(bad) < rows
+        if says:
+            left_out = f": {len(bad)} of {rows} rows are left out of the means" if skip else ""
+            _log.warning("evaluation: the loss is not finite, with examples %s%s", printable(bad), left_out)
+        if skip:
+            return means, ()
+        return dict.fromkeys(["loss", *means], float("nan")), tuple(bad)
 
     def rows(self) -> list[tuple[int, list]]:
         """For each row its index and, by NAMES, its three branches."""
         pairs = ((examples, numbers.tolist()) for examples, numbers in self._rows)
         return [pair for examples, numbers in pairs for pair in zip(examples, numbers, strict=True)]
+
+
+def _broken(packed: PackedBatch, output: PolicyOutput) -> Tensor:
+    """(B,) whether a row's loss is not finite, or a log-prob of a branch that it has."""
+    present = (packed.cu_seqlens.diff() > 0).view(3, -1).to(output.policy.device)
+    logps = output.policy.isfinite() & output.reference.isfinite()
+    return (present & ~logps).any(0) | ~output.loss.losses.isfinite()
+
+
+def _without(output: PolicyOutput, broken: Tensor) -> PolicyOutput:
+    """The output with NaN for all that a broken row has, which is left out of every mean."""
+    nan = output.policy.new_tensor(torch.nan)
+    loss = replace(
+        output.loss,
+        losses=output.loss.losses.where(~broken, nan),
+        rewards=output.loss.rewards.where(~broken, nan),
+    )
+    return PolicyOutput(loss, output.policy.where(~broken, nan), output.reference)
 
 
 def predictions(rows: Sequence[tuple[int, list]]) -> dict[str, np.ndarray]:

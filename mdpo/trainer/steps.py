@@ -7,10 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from torch.utils.data import BatchSampler, Dataset
+from torch import Tensor
+from torch.utils.data import BatchSampler, Dataset, get_worker_info
 
 from mdpo.data import PreferenceDataset
-from mdpo.packing import Family, PackedBatch, pack, plan
+from mdpo.errors import InputError
+from mdpo.packing import Family, PackedBatch, pack
+from mdpo.packing.plan import plan_steps
+
+from .workers import Unread, memory_bound
 
 
 class MicroBatch(NamedTuple):
@@ -69,8 +74,8 @@ class StepSampler(BatchSampler):
         self.epoch = 0
         self._plan()  # an example longer than the budget is an error now, not in the first epoch
 
-    def _plan(self) -> list[list[list[int]]]:
-        return plan(self.lengths, self.token_budget, epoch=self.epoch, **self.settings)
+    def _plan(self) -> Iterator[list[list[int]]]:
+        return plan_steps(self.lengths, self.token_budget, epoch=self.epoch, **self.settings)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -96,12 +101,23 @@ class MicroBatches(Dataset):
         self.dataset = dataset
         self.family = family
 
-    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, PackedBatch]:
-        examples = [self.dataset[index, micro_batch.epoch] for index in micro_batch.examples]
-        return micro_batch, pack(examples, self.family)
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, PackedBatch | Unread]:
+        try:
+            with memory_bound():
+                examples = [self.dataset[index, micro_batch.epoch] for index in micro_batch.examples]
+                return micro_batch, pack(examples, self.family)
+        except InputError as error:  # an image that was there when the run began; torch would hand over a traceback
+            return micro_batch, Unread(str(error))
 
 
-def collate(items: list[tuple[MicroBatch, PackedBatch]]) -> Step:
+def collate(items: list[tuple[MicroBatch, PackedBatch | Unread]]) -> Step | Unread:
     """The micro-batches of one step."""
-    planned = [micro_batch for micro_batch, _ in items]
-    return Step([packed for _, packed in items], planned[0].num_examples, [each.weight for each in planned])
+    planned, packed = [micro_batch for micro_batch, _ in items], []
+    for _, item in items:
+        if isinstance(item, Unread):
+            return item
+        packed.append(item)
+    if get_worker_info() is not None:  # as they are sent, but where running out of memory can be told
+        with memory_bound():
+            packed = [each.map_tensors(Tensor.share_memory_) for each in packed]
+    return Step(packed, planned[0].num_examples, [each.weight for each in planned])

@@ -4,32 +4,28 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
-import itertools
-import json
 import logging
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache
 from peft import PeftConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.data.text_options import read_template
-from mdpo.errors import InputError, TrainingError
+from mdpo.errors import InputError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint, reference_weights
-from mdpo.models.folder import short
 from mdpo.models.load import check_processor
 from mdpo.models.lora_targets import adapted
 from mdpo.models.policy import PolicyOutput
@@ -38,25 +34,18 @@ from mdpo.models.start_check import first_examples
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
 from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
-from .checkpoints import (
-    SETTINGS_NAME,
-    StopOnSignal,
-    check_best,
-    check_complete,
-    check_same_run,
-    is_whole,
-    last_whole_checkpoint,
-    run_settings,
-)
+from .checkpoints import recover
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
-from .keeps_weights import KeepsWeights
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .resume import check_for_model, checkpoint_to_resume, saved_settings
+from .run_settings import check_same_run, run_settings
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
-from .weights import save_weights_alone
+from .stops import StopsWhereNotFinite, losses_not_finite
+from .workers import begin_worker
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +53,7 @@ Rows = Iterable[PreferenceRow] | Iterable[Mapping]
 EvalRows = Rows | dict[str, Rows]
 
 
-class MDPOTrainer(KeepsWeights):
+class MDPOTrainer(StopsWhereNotFinite):
     """Trains a vision-language model on preference pairs.
 
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
@@ -135,9 +124,8 @@ class MDPOTrainer(KeepsWeights):
             check_saving(model, processing_class, args.output_dir)
         self.run_folder = RunFolder(args, self.model.name_or_path)
         self.add_callback(self.run_folder)
-        self.stop_on_signal = StopOnSignal()
-        self.add_callback(self.stop_on_signal)
         self.add_callback(CheckpointLayers(model))
+        self._may_stop()
         switch_dropout_off(model, args)
         reference = establish_reference(
             model,
@@ -162,6 +150,7 @@ class MDPOTrainer(KeepsWeights):
         self._reference_weights = reference_weights(self._reference_model, reference)
         self._cache = self._open_cache()
         self._start_is_checked = False
+        self._run_settings: dict[str, Any] | None = None
 
     # Data: one batch is one optimizer step
 
@@ -202,6 +191,8 @@ class MDPOTrainer(KeepsWeights):
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # so that neither a new epoch nor an evaluation draws from what dropout draws from
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
@@ -273,11 +264,11 @@ class MDPOTrainer(KeepsWeights):
         Raises InputError for a torn checkpoint, or one of another run, with the difference named, and where output_dir
         holds a run that this one does not go on with.
         """
-        if resume_from_checkpoint and self.is_deepspeed_enabled:
-            raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
         with self.run_folder.held(resume_from_checkpoint):
             if resume_from_checkpoint:
                 resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            elif self.args.should_save:
+                recover(self.args.output_dir)
             self._check_start()
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self._cache is not None:
@@ -309,45 +300,23 @@ class MDPOTrainer(KeepsWeights):
             return self._forward(self.policy, packed)
 
     def _checkpoint_to_resume(self, requested: str | bool) -> str:
-        folder = last_whole_checkpoint(self.args.output_dir) if requested is True else Path(requested)
-        if folder is None:
-            raise InputError(f"resume_from_checkpoint: {self.args.output_dir} holds no whole checkpoint")
-        if not is_whole(folder):
-            raise InputError(f"resume_from_checkpoint: {folder} does not exist or was not written to its end; take another")
-        check_same_run(folder, run_settings(self.args, self.model, self.train_dataset, self._reference_weights))
-        scaler = getattr(self.accelerator, "scaler", None) is not None
-        check_complete(folder, self.model, sharded=self.is_fsdp_enabled, scaler=scaler)
-        if self.args.load_best_model_at_end:
-            check_best(folder)
+        if self.train_dataset is None:
+            raise InputError("train_dataset is missing")
+        folder = Path(checkpoint_to_resume(self.args, requested))
+        check_same_run(folder, saved_settings(folder), self.settings_of_checkpoints())
+        steps_per_epoch = -(-len(self.train_dataset) // self.args.examples_per_step)
+        max_steps = self.args.max_steps
+        if max_steps <= 0:
+            max_steps = math.ceil(self.args.num_train_epochs * steps_per_epoch)
+        check_for_model(
+            folder, self.model, sharded=self.is_fsdp_enabled, max_steps=max_steps, steps_per_epoch=steps_per_epoch
+        )
         return str(folder)
 
-    def _save_checkpoint(self, model: nn.Module, trial: dict | None) -> None:
-        """As the base class, with the run's settings; a checkpoint that can't be written leaves the one before."""
-        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        try:
-            if self.args.should_save:
-                folder.mkdir(parents=True, exist_ok=True)
-                settings = run_settings(self.args, self.model, self.train_dataset, self._reference_weights)
-                (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            kept = last_whole_checkpoint(self.args.output_dir)
-            state = "no earlier one is there" if kept is None else f"the last good state is {kept}"
-            # torch and safetensors wrap a full disk in their own; anything else is a file beside the weights.
-            beside = not isinstance(error, (OSError, RuntimeError, SafetensorError))
-            if beside and self.args.should_save and not self.is_fsdp_enabled:
-                path = save_weights_alone(self.model, folder.with_name(f"weights-{self.state.global_step}"))
-                state = f"the step's weights are in {path}, and {state}"
-            raise TrainingError(
-                f"the checkpoint of step {self.state.global_step} could not be written: {short(error)}; {state}"
-            ) from error
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
-    ) -> tuple[list[Step], None]:
-        # The base class counts labels here to scale the loss; a step already knows its number of examples.
-        return list(itertools.islice(epoch_iterator, num_batches)), None
+    def settings_of_checkpoints(self) -> dict[str, Any]:
+        if self._run_settings is None:
+            self._run_settings = run_settings(self.args, self.model, self.train_dataset, self._reference_weights)
+        return self._run_settings
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of every micro-batch. Returns the step's loss, its mean over examples."""
@@ -357,7 +326,8 @@ class MDPOTrainer(KeepsWeights):
 
     def _run_step(self, model: nn.Module, inputs: Step) -> Tensor:
         model.train()
-        step = inputs.padded(self._over_ranks(len(inputs.micro_batches), "max"))
+        step = inputs
+        self._examples = tuple(id for packed in inputs.micro_batches for id in packed.ids)
         outputs = []
         for number, (packed, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
             last = number == len(step.micro_batches) - 1
@@ -372,7 +342,8 @@ class MDPOTrainer(KeepsWeights):
             outputs.append(output)
         losses = torch.stack([w * output.loss.loss.detach() for w, output in zip(step.weights, outputs, strict=True)])
         if not self._over_ranks(int(losses.isfinite().all()), "min"):
-            self._stop_at_bad_loss(model, step, losses)
+            bad = losses_not_finite([packed.ids for packed in step.micro_batches], losses)
+            self.stop_at(f"the loss of step {self.state.global_step + 1} is not finite", bad, model)
         self._keep_references(step, outputs)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
@@ -398,26 +369,6 @@ class MDPOTrainer(KeepsWeights):
         records = [record for packed, output in pairs for record in self._cache.new_records(packed, output.reference)]
         self._cache.keep(self._from_all_ranks(records))  # the next epoch deals the examples to other ranks
 
-    def _over_ranks(self, value: int, reduction: str) -> int:
-        """The largest ("max") or smallest ("min") of the ranks' values."""
-        if self.args.world_size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.args.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.MIN)
-        return int(tensor)
-
-    def _stop_at_bad_loss(self, model: nn.Module, step: Step, losses: Tensor) -> None:
-        """The optimizer has not stepped yet: the weights are the last good ones."""
-        bad = [packed.ids for packed, good in zip(step.micro_batches, losses.isfinite().tolist(), strict=True) if not good]
-        names = ", ".join(id for ids in bad for id in ids)
-        kept = "nothing was trained yet"
-        if self.state.global_step > 0 and self.args.should_save:
-            self._save_checkpoint(model, trial=None)
-            kept = f"the state before it is kept in {self.args.output_dir}/checkpoint-{self.state.global_step}"
-        raise TrainingError(
-            f"the loss of step {self.state.global_step + 1} is not finite, with examples {names}; {kept}. "
-            "Lower the learning rate, or look at those rows"
-        )
 
     def floating_point_ops(self, inputs: Step) -> int:
         """6 × parameters × tokens, as transformers counts a training step."""
@@ -455,40 +406,35 @@ class MDPOTrainer(KeepsWeights):
     ) -> EvalLoopOutput:
         """The loss and the rewards' means over a data set; in ``predict`` also every row's numbers, see ``predictions``.
 
-        A loss that is not finite is NaN in the metrics, with a warning that names its rows: it is never the best one.
+        Where a row's loss is not finite, so is every metric, see ``evaluate``; with eval_skip_not_finite the metrics are
+        those of the other rows. A warning names the rows.
         """
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
         found = Evaluation(keep_rows=not loss_only)
-        for step, planned in zip(dataloader, dataloader.batch_sampler, strict=True):
-            step = step.padded(self._over_ranks(len(step.micro_batches), "max"))
-            outputs = [self._forward(model, packed) for packed in step.micro_batches]
+        for step, planned in self._evaluated_steps(dataloader):
+            outputs = []
+            for packed in step.micro_batches:
+                self._leave_if_told()
+                outputs.append(self._forward(model, packed))
             # What pads a step stands behind what was planned for it.
             for packed, micro_batch, output in zip(step.micro_batches, planned, outputs, strict=False):
                 if micro_batch.weight:
                     found.add(packed, micro_batch.examples, output)
             self._keep_references(step, outputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        means = found.metrics.means(self._sum_over_ranks)
+        rows = self.num_examples(dataloader)
         bad = self._from_all_ranks(found.not_finite())
-        if bad:
-            means["loss"] = float("nan")
-        if bad and self.is_world_process_zero():
-            _log.warning("evaluation: the loss is not finite, with examples %s", ", ".join(bad))
+        means, self._bad_rows = found.means(
+            self._sum_over_ranks, bad, rows, skip=self.args.eval_skip_not_finite, says=self.is_world_process_zero()
+        )
         return EvalLoopOutput(
             predictions=None if loss_only else predictions(self._from_all_ranks(found.rows())),
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
-            num_samples=self.num_examples(dataloader),
+            num_samples=rows,
         )
-
-    def _from_all_ranks(self, entries: list) -> list:
-        if self.args.world_size == 1:
-            return entries
-        gathered: list = [None] * self.args.world_size
-        dist.all_gather_object(gathered, entries)
-        return [entry for part in gathered for entry in part]
 
 
 class _SetEpoch(TrainerCallback):
@@ -518,7 +464,7 @@ def _dataset(
     checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
     options = DataOptions.of(args)
     # A few held-out rows may all be without an image where those that train are not.
-    if options.image_rejected and name != "train_dataset" and not any(row.images for row in checked):
+    if options.image_rejected and name != "train_dataset" and checked.first_with_images() is None:
         _log.warning("%s: no row has an image, so its loss is without the image preference", name)
         options = replace(options, image_rejected=False)
     return PreferenceDataset(checked, processor, options)

@@ -14,7 +14,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows
 from mdpo.data.image_tokens import ImageTokens
-from mdpo.data.token_store import TokenStore
+from mdpo.data.token_store import TokenWriter
 from mdpo.errors import InputError
 from mdpo.models import sequence_logps
 from mdpo.packing import pack
@@ -234,12 +234,16 @@ def test_a_size_that_the_image_processor_refuses_names_its_row():
         PreferenceDataset(mixed(), processor, DataOptions())
 
 
-def test_a_token_store_gives_back_what_it_took():
-    store = TokenStore()
-    lists = [[1, 2, 3], [], [2**31 - 1], [4]]
-    for ids in lists:
-        store.append(ids)
-    assert [store[index].tolist() for index in range(len(store))] == lists
-    assert store[-1].tolist() == [4]
+@pytest.mark.parametrize("largest", [400, 2**31 - 1])
+def test_tokens_come_back_as_they_were_written(largest):
+    writer = TokenWriter(largest)
+    rows = [([1, 2, 3], [], [largest]), ([4], [5, 6], [7])]
+    for row in rows:
+        writer.add(*row)
+    tokens = writer.finish()
+    assert [tuple(part.tolist() for part in tokens[index]) for index in range(2)] == rows
+    assert [part.tolist() for part in tokens[-1]] == [[4], [5, 6], [7]]
+    assert tokens.lengths().tolist() == [[3, 0, 1], [1, 2, 1]]
+    assert tokens.largest() == (largest, 0)
     with pytest.raises(IndexError):
-        store[4]
+        tokens[2]

@@ -206,3 +206,56 @@ def test_bad_settings_are_named(judge, tmp_path, monkeypatch):
     (tmp_path / "cache.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(InputError, match="not a judge's cache"):
         judge().plan(asking("a"))
+
+
+ODD_REPLIES = {
+    "half a surrogate pair": b'{"choices": [{"message": {"content": "a \\ud83d b"}}], "model": "m\\udc00"}',
+    "nothing in it": b'{"choices": [null], "model": null}',
+    "numbers for text": b'{"choices": [{"message": {"content": 7}}], "model": 7, "usage": {"prompt_tokens": 1e999}}',
+    "NaN": b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": NaN}, "x": Infinity}',
+    "torn": b'{"choices": [{"message": {"content": "the answ',
+    "not UTF-8": b'{"choices": [{"message": {"content": "caf\xe9"}}]}',
+    "deep": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "many digits": b'{"choices": [{"message": {"content": "a"}}], "x": ' + b"9" * 10_000 + b"}",
+    "10 MB": json.dumps({"choices": [{"message": {"content": "x" * 10_000_000}}]}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", ODD_REPLIES)
+def test_a_reply_is_kept_whatever_it_holds_and_not_paid_for_again(name, endpoint, judge, tmp_path):
+    endpoint.faults = [faults.body(ODD_REPLIES[name])]
+    first = judge().ask(asking("a"))
+    again = judge().ask(asking("a"))
+    assert len(endpoint.bodies) == 1 and [reply.text for reply in first] == [reply.text for reply in again]
+    json.dumps([again[0].text, again[0].model]).encode()
+    (tmp_path / "written.txt").write_text(again[0].text + again[0].model, encoding="utf-8")
+    assert json.dumps(describe(judge().options, again), allow_nan=False)
+
+
+@pytest.mark.parametrize("key", ["null", "a", '"', "1", "true"])
+def test_a_key_that_occurs_in_any_json_harms_no_reply(key, endpoint, judge, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert judge().ask(asking("a"))[0].text == "reply to a"
+    assert judge().ask(asking("a"))[0].text == "reply to a" and len(endpoint.bodies) == 1
+
+
+def test_credentials_in_the_endpoints_address_are_nowhere(endpoint, judge, tmp_path):
+    address = endpoint.url.replace("http://", "http://someone:pass-0123@")
+    options = {"base_url": address, "attempts": 1}
+    endpoint.reply = lambda body: f"seen at {address}?api_key=k-0123456"
+    replies = judge(**options).ask(asking("a"))
+    said = json.dumps(describe(judge(**options).options, replies)) + (tmp_path / "cache.jsonl").read_text()
+    endpoint.faults = [faults.status(401, error={"message": f"no {address}"})]
+    with pytest.raises(InputError) as refused:
+        judge(**options).ask(asking("b"))
+    assert "pass-0123" not in said + str(refused.value) and "k-0123456" not in said and "someone" not in said
+
+
+def test_a_torn_line_in_the_cache_is_asked_again_and_the_others_are_not(endpoint, judge, tmp_path):
+    judge(concurrency=1).ask(asking(*"abc"))
+    cache = tmp_path / "cache.jsonl"
+    lines = cache.read_bytes().split(b"\n")
+    lines[1] = lines[1][:40]
+    cache.write_bytes(b"\n".join(lines))
+    assert [reply.text for reply in judge().ask(asking(*"abc"))] == [f"reply to {q}" for q in "abc"]
+    assert endpoint.answered == 4

@@ -1,6 +1,7 @@
 """The packed attention against the oracle in float64: every backend that is here, forward and every gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -365,6 +366,15 @@ def test_the_choice_of_backend_is_said_once(caplog: pytest.LogCaptureFixture) ->
         assert choose_backend("cuda", torch.float32, 64) == "segmentwise"
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "because FlashAttention takes" in caplog.records[1].getMessage()
+    choose_backend.cache_clear()
+
+
+def test_a_gpu_too_old_for_flash_attention_is_said(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    choose_backend.cache_clear()
+    assert choose_backend("cuda", torch.float16, 64) == "segmentwise"
+    assert "needs an Ampere GPU" in caplog.text
     choose_backend.cache_clear()
 
 

@@ -103,9 +103,9 @@ from triton.compiler import ASTSource
 
 FLAGS = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WITH_COEFFICIENTS": True, "FIRST": False, "WITH_UNIT": True,
          "CONDITIONAL": True, "ANCHOR_CHOSEN": True, "ANCHOR_REJECTED": True, "ANCHOR_IMAGE_REJECTED": True,
-         "COLUMNS": 5000, "HIDDEN_SIZE": 300, "COPIES": 3, "BLOCK": 256}
-INTEGERS = {"row_stride", "grad_row_stride", "rows", "tile_rows", "ignore_index", "first_column", "weight_row_stride",
-            "weight_column_stride", "examples", "width"}
+         "SAME_STRIDE": False, "HIDDEN_SIZE": 300, "COPIES": 3, "BLOCK": 256}
+INTEGERS = {"row_stride", "grad_row_stride", "rows", "columns", "tile_rows", "ignore_index", "first_column",
+            "weight_row_stride", "weight_column_stride", "examples", "width"}
 NUMBERS = {"scale", "softcap", "beta", "offset_chosen", "offset_rejected", "offset_image_rejected"}
 HALF = {"weight", "bias", "unit", "coefficients", "grad_logits", "gathered_ptr", "out_ptr"}
 

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdpo import InputError, MDPOConfig
-from mdpo.config import RunConfig, load_config, parse_overrides
+from mdpo.cli import main
+from mdpo.config import RunConfig, build_config, load_config, parse_overrides
 
 ODD = [
     "nan", ".nan", "inf", "-.inf", "1e999", "-1", "0", "1", "0.5", "1e-4", "1" + "0" * 400, "9" * 5000, "true", "no", "~", "none",
@@ -65,3 +66,34 @@ def test_any_words_on_the_command_line(words):
         parse_overrides(words)
     except InputError as error:
         one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("save_total_limit", 10**30, "expected a number of at most 9223372036854775807"),
+        ("lora_alpha", 10**30, "expected a number of at most 9223372036854775807"),
+        ("beta", 1e300, "expected a number in [1e-30, 1e30]"),
+        ("anchor", [-1e300], "expected a number in [-1e30, 1e30]"),
+        ("lora_r", 2**31, "expected a number in [1, 16384]"),
+        ("dataloader_num_workers", 100_000, "expected a number in [0, 1024]"),
+        ("system_prompt", "a\x00b", "holds a character that is no text"),
+        ("train_data", "caf\udce9", "holds a character that is no text"),
+        ("ignore_columns", ["a", "b\ud800"], "holds a character that is no text"),
+    ],
+)
+def test_what_no_run_can_use_is_refused_by_its_kind(tmp_path, name, value, message):
+    values = {"model_name_or_path": "m", "train_data": "d", "output_dir": str(tmp_path), "use_cpu": True, name: value}
+    with pytest.raises(InputError) as error:
+        build_config(values, source="run.yaml")
+    assert str(error.value).startswith(f"run.yaml: {name}: ") and message in str(error.value)
+    one_line(error.value)
+
+
+@pytest.mark.parametrize("words", [["data", "check", "a\x00b"], ["data", "check", "caf\udce9"], ["\x1b[2J"], ["score", "x" * 10**5]])
+def test_an_argument_is_repeated_in_one_line_that_leaves_the_terminal_alone(words, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(line) < 500 and line.isprintable()

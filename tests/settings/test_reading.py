@@ -277,3 +277,18 @@ def test_the_help_lists_every_setting_of_our_own():
     assert any(line.split()[:2] == ["token_budget", "16384"] for line in lines)
     assert any(line.split()[:2] == ["train_data", "required"] for line in lines)
     assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_yaml_of_strangers_is_bounded():
+    from mdpo.settings.yaml_text import MAX_CHARACTERS
+
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    for text, message in (
+        (bomb, "72 YAML aliases"),
+        ("[" * 100_000, "nested too deeply|is not YAML"),
+        ("a: " + "x" * MAX_CHARACTERS, "characters of YAML; at most 262,144 are read"),
+        ("- " * 50_000, "nested too deeply|is not YAML"),
+    ):
+        with pytest.raises(InputError, match=message) as refused:
+            read_yaml(text, "config x.yaml")
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 600

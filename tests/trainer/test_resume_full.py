@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli
 from tests import tiny
+from tests.trainer.resigned import resign
 from tests.trainer.test_training import lora, trainer
 
 FAMILIES = {
@@ -89,6 +90,7 @@ def test_sharded_weights_and_bf16_ones(changed, tmp_path):
     whole = full(model(), tmp_path)
     whole.train()
     changed(tmp_path / "checkpoint-2")
+    resign(tmp_path / "checkpoint-2")
     resumed = full(model(), tmp_path)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same(resumed.model.state_dict(), whole.model.state_dict())
@@ -147,7 +149,6 @@ def other_tower(folder: Path) -> None:
         (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt was not written to its end"),
         (lambda folder: cut(folder / "scheduler.pt"), "scheduler.pt was not written to its end"),
         (lambda folder: cut(folder / "rng_state.pth"), "rng_state.pth was not written to its end"),
-        (lambda folder: cut(folder / "mdpo_settings.json"), "mdpo_settings.json is damaged"),
         (
             lambda folder: [(folder / name).unlink() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")],
             "saved with save_only_model",
@@ -158,6 +159,7 @@ def test_what_a_checkpoint_lacks_is_named(full_run, tmp_path, damage, message):
     folder = tmp_path / "checkpoint-2"
     shutil.copytree(full_run / "checkpoint-2", folder)
     damage(folder)
+    resign(folder)
     with pytest.raises(InputError, match=message):
         full(frozen_tower(tiny.llava()), tmp_path).train(resume_from_checkpoint=str(folder))
 
@@ -182,9 +184,11 @@ def test_an_adapter_that_lacks_a_tensor_is_named(tmp_path):
     weights = load_file(path)
     name = sorted(weights)[0]
     save_file({key: tensor for key, tensor in weights.items() if key != name}, path, {"format": "pt"})
+    resign(path.parent)
     with pytest.raises(InputError, match=f"lacks 1 tensors: {name}"):
         trainer(world, tmp_path / "out", max_steps=1).train(resume_from_checkpoint=True)
     save_file({**weights, name: torch.zeros(1, 3)}, path, {"format": "pt"})
+    resign(path.parent)
     with pytest.raises(InputError, match=r"has the shape \(1, 3\) instead of"):
         trainer(world, tmp_path / "out", max_steps=1).train(resume_from_checkpoint=True)
 
@@ -237,20 +241,23 @@ def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
     full(tiny.llava(), tmp_path, **BEST).train()
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     shutil.rmtree(state["best_model_checkpoint"])
-    with pytest.raises(InputError, match="best checkpoint so far, .* is not there any more"):
+    with pytest.raises(InputError, match=r"best checkpoint so far, checkpoint-\d, which is not there any more"):
         full(tiny.llava(), tmp_path, **BEST).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
-def test_a_best_checkpoint_that_is_damaged_does_not_lose_the_run(tmp_path):
+@pytest.mark.parametrize(("signed", "reason"), [(True, "lacks 1"), (False, "model.safetensors has")])
+def test_a_best_checkpoint_that_is_damaged_does_not_lose_the_run(tmp_path, signed, reason):
     run = full(tiny.llava(), tmp_path, **BEST)
     load = run._load_best_model
 
     def damaged():
         drop(Path(run.state.best_model_checkpoint), "layers.1.mlp.up_proj")
+        if signed:
+            resign(Path(run.state.best_model_checkpoint))
         load()
 
     run._load_best_model = damaged
-    with pytest.raises(TrainingError, match="best checkpoint cannot be loaded: .*lacks 1.*last weights are in .*checkpoint-6"):
+    with pytest.raises(TrainingError, match=f"best checkpoint cannot be loaded: .*{reason}.*last weights are in .*checkpoint-6"):
         run.train()
 
 

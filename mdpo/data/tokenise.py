@@ -1,0 +1,104 @@
+"""All rows' token ids: by several processes where there are many rows, and kept beside the data."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from tqdm.auto import tqdm
+
+from .blob import Blob
+from .cache import code_digest, digest
+from .encode import Encoder
+from .images import CHUNK
+from .problem import RowError
+from .row_files import append_file
+from .row_store import Rows
+from .text_options import TextOptions
+from .token_store import Tokens, TokenWriter
+from .workers import processes, read_json, share, write_json
+
+MANY = 20_000  # rows, below which another process is not worth starting
+
+
+def tokenise(rows: Rows, encoder: Encoder, options: TextOptions) -> Tokens:
+    """Every row's prompt and answers, the prompt's images not expanded and the answers whole.
+
+    Raises the RowError of the first row that the template refuses.
+    """
+    largest = max(encoder.tokenizer.get_vocab().values(), default=0)
+    if len(rows) < MANY:
+        writer = TokenWriter(largest)
+        _write(rows, encoder, range(len(rows)), writer)
+        return writer.finish()
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    key = digest(
+        code_digest(), transformers.__version__, tokenizers.__version__, rows.digest(), options.values(),
+        encoder.template.text, encoder.image_token_id, encoder.drop_images, type(encoder.tokenizer).__name__,
+        encoder.tokenizer.special_tokens_map, backend and backend.to_str(),
+    )  # fmt: skip
+
+    def make(folder: Path) -> None:
+        _make(folder, rows, encoder, largest)
+
+    return rows.cache.entry("tokens", key, make, lambda folder: _load(folder, len(rows)), keep=backend is not None)
+
+
+def _write(rows: Rows, encoder: Encoder, part: range, writer: TokenWriter) -> None:
+    for start in tqdm(range(part.start, part.stop, CHUNK), "tokenising", leave=False, disable=None):
+        for encoded in encoder.rows(rows.chunk(start, min(start + CHUNK, part.stop))):
+            if isinstance(encoded, RowError):
+                raise encoded
+            writer.add(encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids)
+
+
+def _make(folder: Path, rows: Rows, encoder: Encoder, largest: int) -> None:
+    count = processes()
+    cuts = [len(rows) * number // count for number in range(count + 1)]
+    parts = [folder / f"part-{number}" for number in range(count)]
+
+    def work(number: int) -> None:
+        parts[number].mkdir()
+        writer = TokenWriter(largest, parts[number])
+        try:
+            _write(rows, encoder, range(cuts[number], cuts[number + 1]), writer)
+        except RowError as error:
+            if not number:  # nothing that the others find comes before it
+                raise
+            write_json(parts[number] / "error.json", [error.where, error.field, error.problem, error.remedy])
+            return
+        _save(writer.finish(), parts[number])
+
+    share(work, count)
+    _merge(parts, folder)
+
+
+def _save(tokens: Tokens, folder: Path) -> None:
+    np.save(folder / "ends.npy", tokens.ends)
+    write_json(folder / "tokens.json", {"dtype": tokens.dtype.str})
+
+
+def _load(folder: Path, rows: int) -> Tokens:
+    ends = np.load(folder / "ends.npy", allow_pickle=False)
+    tokens = Tokens(Blob(folder / "tokens"), ends, np.dtype(read_json(folder / "tokens.json")["dtype"]))
+    if len(tokens) != rows or (np.diff(ends, prepend=0) < 0).any():
+        raise ValueError("another number of rows")
+    return tokens
+
+
+def _merge(parts: Sequence[Path], folder: Path) -> None:
+    ends: list[np.ndarray] = []
+    dtype: Any = None
+    for part in parts:
+        if (part / "error.json").exists():
+            raise RowError.at(*json.loads((part / "error.json").read_bytes()))
+        own, dtype = np.load(part / "ends.npy", allow_pickle=False), np.dtype(read_json(part / "tokens.json")["dtype"])
+        ends.append(own + (ends[-1][-1] if ends and len(ends[-1]) else 0))
+        append_file(part / "tokens", folder / "tokens")
+        for path in part.iterdir():
+            path.unlink()
+        part.rmdir()
+    _save(Tokens(Blob(b""), np.concatenate(ends), dtype), folder)

@@ -1,0 +1,228 @@
+"""SIGINT, SIGTERM and SIGHUP: what has begun is finished first; a second one ends the process at once.
+
+Three things can be interrupted. A command that has nothing to finish is left by an exception (``Stopped``). A training
+``holds``: the signal is only remembered until the step and its checkpoint are done. And where a training waits for its
+data, it waits for ten more seconds.
+
+The handlers that Python runs come only between two of the main thread's bytecodes, so a second thread reads the signals as
+they arrive: it ends the process at the second one and interrupts waits that take too long, whatever the main thread does.
+"""
+
+import multiprocessing
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from torch.utils.data._utils import signal_handling
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+PATIENCE = 10.0  # seconds after a signal: for data that a training waits for, or for a start-up blocked outside of Python
+_SAME = 2.0  # seconds in which one Ctrl-C may reach a process twice, from the terminal and from its launcher
+_POLL = 0.5
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came and there is nothing to finish, or it has been waited for long enough. number: the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name_of(number))
+        self.number = number
+
+
+def name_of(number: int) -> str:
+    """SIGTERM, for 15."""
+    return signal.Signals(number).name
+
+
+class Signals:
+    """The handlers of the three signals, within a ``with`` block in the main thread; those before are put back.
+
+    A signal that is ignored, as nohup does with SIGHUP, stays ignored.
+
+    Attributes:
+        received: The number of the first signal, None before it.
+        holding: Whether a signal is only remembered. False at first: then it raises ``Stopped``.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.holding = False
+        self._launched = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or 1) > 1
+        self._before: dict[int, Any] = {}
+        self._child_handler: Any = None
+        self._wakeup = -1
+        self._pipe = (-1, -1)
+        self._first: float | None = None  # when the first one came, and which
+        self._number = 0
+        self._seen = False  # whether the main thread knows of it
+        self._waiting: float | None = None  # since when the main thread waits for data
+        self._own = 0  # signals that the watching thread has sent itself
+        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+
+    def __enter__(self) -> "Signals":
+        global _active
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN and before is not None:  # None: not set from Python, cannot be put back
+                self._before[number] = before
+                signal.signal(number, self._handle)
+        _active = self
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _active
+        _active = None
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if self._child_handler is not None:
+            signal.signal(signal.SIGCHLD, self._child_handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._pipe[1], b"\0")
+        self._watcher.join()
+        for end in self._pipe:
+            os.close(end)
+
+    def hold(self) -> None:
+        """From here on a signal is only remembered: what is begun has to be finished."""
+        self.holding = True
+        self._keep_workers_deaths_out()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the block waits for data, ``Stopped`` is raised ``PATIENCE`` seconds after a signal."""
+        self._waiting = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting = None
+
+    def _keep_workers_deaths_out(self) -> None:
+        # torch's handler raises wherever the main thread is when a worker dies, in the middle of an optimizer's step too.
+        # Without it torch finds out where it waits for the worker. It is set once in a process: now, to be taken away.
+        signal_handling._set_SIGCHLD_handler()
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "") == signal_handling.__name__:
+            self._child_handler = handler
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self._seen = not self._seen, True
+        if first:
+            self.received = number
+        if number == signal.SIGHUP:
+            _let_go_of_a_dead_terminal()
+        if self._overdue if self.holding else first:
+            raise Stopped(self.received or number)
+
+    @property
+    def _overdue(self) -> bool:
+        if self._first is None or self._waiting is None:
+            return False
+        return time.monotonic() - max(self._first, self._waiting) >= PATIENCE
+
+    # The watching thread
+
+    def _watch(self) -> None:
+        while True:
+            if select.select([self._pipe[0]], [], [], _POLL)[0]:
+                for number in os.read(self._pipe[0], 4096):
+                    if number == 0:
+                        return
+                    if number in self._before:
+                        self._came(number)
+            if self._overdue:
+                self._interrupt()
+            elif self._first is not None and not self._seen and not self.holding:
+                if time.monotonic() - self._first >= PATIENCE:
+                    self._leave(self._number)  # blocked outside of Python, where no exception reaches it
+
+    def _came(self, number: int) -> None:
+        now = time.monotonic()
+        if self._own:
+            self._own -= 1
+        elif self._first is None:
+            self._first, self._number = now, number
+        elif now - self._first >= _SAME or not (self._launched or number == self._number == signal.SIGHUP):
+            self._leave(number)  # (a shell and the terminal behind it both say that they hang up)
+
+    def _interrupt(self) -> None:
+        """Has the main thread's handler run, and what blocks it in the system interrupted."""
+        self._own += 1
+        signal.pthread_kill(threading.main_thread().ident or 0, self._number)
+        time.sleep(5 * _POLL)
+
+    def _leave(self, number: int) -> None:
+        for child in multiprocessing.active_children():  # a stopped one would outlive this process
+            if child.daemon:
+                child.kill()
+        with suppress(OSError):
+            os.write(2, f"ended at once by {name_of(number)}\n".encode())
+        os._exit(128 + number)
+
+
+_active: Signals | None = None
+
+
+def active() -> Signals | None:
+    """The handlers that are set now."""
+    return _active
+
+
+@contextmanager
+def signals() -> Iterator[Signals | None]:
+    """The handlers that are set now, or new ones for the block; None outside of the main thread, which alone has them."""
+    if _active is not None or threading.current_thread() is not threading.main_thread():
+        yield _active
+    else:
+        with Signals() as new:
+            yield new
+
+
+def _let_go_of_a_dead_terminal() -> None:
+    """Output to a terminal that is gone raises; it goes nowhere instead. A terminal that lives is kept."""
+    for handle in (1, 2):
+        poll = select.poll()
+        poll.register(handle, 0)
+        if poll.poll(_POLL * 1000 if os.isatty(handle) else 0):  # the shell may say so a moment before the terminal goes
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, handle)
+            os.close(nowhere)
+
+
+# A child must neither write into this process's pipe nor take its signals for its own: a terminal's Ctrl-C goes to all.
+
+
+def _before_fork() -> None:
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _in_parent() -> None:
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _in_child() -> None:
+    global _active
+    if _active is None:
+        return
+    signal.set_wakeup_fd(-1)
+    for number in _active._before:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    _active = None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+with suppress(AttributeError):  # where there is no fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
