@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.shown import shown as spelled_out
 
 from .yaml_text import Written, plain, read_yaml
 
@@ -177,8 +178,8 @@ def shown(value: Any) -> str:
 
 
 def shown_text(text: str, length: int) -> str:
-    """At most ``length`` characters of a text, in one line, without those that move a terminal's cursor."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
+    """At most ``length`` characters of a text, in one line, with those that move a terminal's cursor spelled out."""
+    text = spelled_out(text)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
