@@ -129,7 +129,7 @@ def _check_config_first(config: Path, words: Sequence[str]) -> None:
 def _check_outputs(options: argparse.Namespace) -> None:
     """Whether a command's results can be written where they are asked for, and destroy nothing, before it begins."""
     inputs = {name: _paths(value) for name, value in vars(options).items() if name not in _WRITTEN and _paths(value)}
-    if "data" in inputs:
+    if "data" in inputs and hasattr(options, "image_dir"):  # rows; AMBER's --data is a folder of its own
         inputs["data"] += data_files(options.data)
     if hasattr(options, "results"):
         check_outputs(options.results(options), inputs)

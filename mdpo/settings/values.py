@@ -26,7 +26,7 @@ _RANGES = {
     "adam_beta2": "[0, 1)", "adam_epsilon": "[0, inf)", "num_train_epochs": "(0, inf)", "warmup_steps": "[0, inf)",
     "logging_steps": "[0, inf)", "save_steps": "(0, inf)", "eval_steps": "(0, inf)", "eval_delay": "[0, inf)",
     "save_total_limit": "(0, inf)", "seed": "[0, 4294967295]", "data_seed": "[0, 9223372036854775807]",
-    "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "(0, inf)", "ddp_timeout": "(0, inf)",
+    "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "(0, 10000]", "ddp_timeout": "(0, inf)",
     "ddp_bucket_cap_mb": "(0, inf)", "torch_empty_cache_steps": "(0, inf)",
 }  # fmt: skip
 _LARGEST = 2**63 - 1
@@ -160,10 +160,9 @@ def _check_optimizer(args: Any) -> None:
 
 
 def _check_schedule(args: Any) -> None:
-    """Builds the schedule on a toy optimizer, so that its keywords are tried before the model is loaded."""
-    keywords = args.lr_scheduler_kwargs
-    if not keywords:
-        return
+    """Builds the schedule on a toy optimizer, so that its keywords, and those that it lacks, are tried before the model is
+    loaded."""
+    keywords = args.lr_scheduler_kwargs or {}
     keywords = json.loads(keywords) if isinstance(keywords, str) else dict(keywords)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
@@ -177,6 +176,8 @@ def _check_schedule(args: Any) -> None:
                 schedule.step()
     except Exception as error:  # whatever a schedule does with a keyword that it cannot use
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        if not keywords:
+            raise InputError(f"lr_scheduler_type: {shown(name)} does not work without lr_scheduler_kwargs: {shortened(error)}") from error
         raise InputError(f"lr_scheduler_kwargs: {name} does not take {shown(keywords)}: {shortened(error)}") from error
 
 

@@ -345,6 +345,12 @@ def test_templates_and_settings_that_do_not_work_are_named(template, options, me
         Encoder(processor, options)
 
 
+@pytest.mark.parametrize("template", ["{{ 1/0 }}", "{{ range(10**9) }}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"])
+def test_a_template_that_fails_refuses_the_row(template):
+    with pytest.raises(RowError, match="the chat template refuses it: "):
+        Encoder(templates.processor("chatml"), TextOptions(chat_template=template)).row(row())
+
+
 def test_generation_templates_parse():
     template = templates.TEMPLATES["llava-hf"].replace(
         "{{ c['text'] }}", "{% generation %}{{ c['text'] }}{% endgeneration %}"

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from mdpo import InputError
+from mdpo.cli import main
 from mdpo.evaluation import commands
 from mdpo.evaluation.results import read_result
 from tests.evaluation.endpoint import Endpoint
@@ -72,6 +73,12 @@ def test_amber(amber, words, capsys):
     assert "no response to 1 (2) generative questions: not comparable" in out
     run("evaluate", "amber", responses, "--data", amber, "--corrected")
     assert "corrected algorithm" in capsys.readouterr().out
+
+
+def test_ambers_folder_is_no_data_to_train_on(amber, words):
+    responses = write(amber / "r.json", [{"id": 1, "response": "dog cat"}])
+    assert main(["evaluate", "amber", str(responses), "--data", str(amber), "--output", str(amber / "out.json")]) == 0
+    assert read_result(amber / "out.json").counts["responses"] == 1
 
 
 @pytest.mark.parametrize(

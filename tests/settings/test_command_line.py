@@ -64,6 +64,7 @@ def test_a_flag_without_a_value(config, tmp_path):
         (["--eval_data", "x.jsonl", "--metric_for_best_model", "acc"], "metric_for_best_model: 'acc' is not measured"),
         (["--optim", "sgd", "--optim_args", "momentumm=1"], "optim_args: sgd reads no 'momentumm'"),
         (["--optim", "sgd", "--optim_args", "momentum=-1"], "optim_args: sgd does not take momentum=-1: Invalid momentum value"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "lr_scheduler_type: 'cosine_with_min_lr' does not work without"),
         (["--lora_target_modules", "(q"], "lora_target_modules: '(q' is neither"),
         (["--per_device_train_batch_size", "8"], "per_device_train_batch_size: micro-batches are counted in tokens"),
     ],

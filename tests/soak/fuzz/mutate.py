@@ -38,7 +38,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "metric_for_best_model": ("loss", "eval_loss", "rewards/margins", "x"), "anchors": ("chosen", "rejected", "chosen,rejected", "x"),
     "lora_target_modules": ("all-linear", "q_proj", ".*", "(", "(a+)+$"), "chat_template": ("{{", "{% for %}", "{{ 1/0 }}", "x"),
     "fsdp": ("full_shard", "full_shard auto_wrap", "x"), "resume_from_checkpoint": ("true", "false", "folder", "checkpoint-1"),
-    "include_num_input_tokens_seen": ("all", "non_padding"), "dataloader_multiprocessing_context": ("fork", "spawn", "x"),
+    "include_num_input_tokens_seen": ("all", "non_padding"), "dataloader_multiprocessing_context": ("fork", "x"),
     "optim_args": ("momentum=0.9", "lr=x", "betas=1", "momentum=nan", "weight_decay=-1", "foreach=2"),
 }  # fmt: skip
 
