@@ -20,7 +20,6 @@ from mdpo.data.problem import RowError
 from mdpo.errors import InputError
 from mdpo.models.folder import short
 
-
 # Ways of generating other than one token after the other, some of which are code on the hub; limits of time and length;
 # and what would make the result anything but ids.
 _UNSET = (
