@@ -106,8 +106,8 @@ def _read_signed(folder: Path) -> dict[str, Any]:
     content = read_json(folder / SETTINGS_NAME)
     if "files" not in content and "digest" not in content:
         raise Unfit(
-            "was written by a version of mdpo that did not note its files' digests; resume it with that version, or start "
-            "a new run from its weights"
+            "was written by an older version, which did not note its files' digests; resume it with that version, or "
+            "start a new run from its weights"
         )
     changed = Unfit(f"was changed after it was written ({SETTINGS_NAME} has another digest)")
     try:
