@@ -1,6 +1,5 @@
 """A look at a whole data file before any GPU is touched: what is broken, what is odd, how long the branches are."""
 
-import hashlib
 import json
 from array import array
 from collections import Counter
@@ -20,6 +19,7 @@ from .image_tokens import ImageTokens
 from .images import CHUNK, ImageFacts, Inspector, image_uses
 from .problem import Dropped, RowError
 from .rows import Checked, PreferenceRow, check_rows
+from .seen import FirstSeen
 from .show import Shown, show
 from .sources import open_source
 from .text_options import TextOptions
@@ -94,7 +94,7 @@ def check_records(
     """``check_file`` for rows that are already parsed, as ``check_rows`` yields them."""
     report = Report("characters" if processor is None else "tokens")
     measure = _Characters() if processor is None else _Tokens(processor, max_length, text)
-    seen: dict[bytes, str] = {}
+    seen = FirstSeen()
     found = iter(found)
     with Inspector() as inspector:
         while chunk := list(islice(found, CHUNK)):
@@ -150,15 +150,15 @@ def _readable(rows: Iterable[PreferenceRow], inspector: Inspector, report: Repor
             yield row, [image for image in images if isinstance(image, ImageFacts)]
 
 
-def _oddities(row: PreferenceRow, images: list[ImageFacts], seen: dict[bytes, str]) -> Iterator[Note]:
+def _oddities(row: PreferenceRow, images: list[ImageFacts], seen: FirstSeen) -> Iterator[Note]:
     if row.chosen.strip() == row.rejected.strip():
         yield Note(row.where, "rejected", "chosen = rejected", "teaches nothing about the responses")
     for image in images:
         if min(image.height, image.width) < TINY:
             yield Note(row.where, "images", "tiny image", f"{image.width} × {image.height} pixels")
     content = json.dumps([[repr(image.key) for image in images], row.prompt, row.chosen, row.rejected])
-    first = seen.setdefault(hashlib.blake2b(content.encode(), digest_size=16).digest(), row.where)
-    if first is not row.where:
+    first = seen.add(content, row.where)
+    if first is not None:
         yield Note(row.where, "row", "duplicate", f"the same as {first}")
 
 

@@ -1,6 +1,7 @@
 """A contact sheet: a row of pictures per data row, its image and what each negative makes of it."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -24,11 +25,10 @@ def contact_sheet(rows: Sequence[PreferenceRow], count: int, negatives: Sequence
 
     Raises InputError where no row has an image or a negative can't be made.
     """
-    rows = [row for row in rows if row.images]
+    # Rows beyond those shown lend random_image theirs.
+    rows = list(islice((row for row in rows if row.images), max(4 * count, 16)))
     if not rows:
         raise InputError("no row has an image, so there is nothing to preview")
-    # Rows beyond those shown lend random_image theirs.
-    rows = rows[: max(4 * count, 16)]
     facts = check_images(rows)
     if not negatives:
         several = len({images[0].key for images in facts}) > 1
