@@ -153,7 +153,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mdpo", description=sys.modules["mdpo"].__doc__)
+    parser = _Parser(
+        prog="mdpo",
+        description=sys.modules["mdpo"].__doc__,
+        epilog="Results are written whole or not at all, and never over something else: a report, picture or result of the "
+        "same command is replaced, answers are added to, any other file that is there is refused.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(

@@ -249,6 +249,17 @@ def _clear(target: Path) -> None:
                 _remove(path)
 
 
+def clear_parts(folder: Path) -> None:
+    """Removes all that killed processes left behind of writes to a folder, whatever it was to become."""
+    here = f".{socket.gethostname()}-"
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.name.startswith(".") and path.name.endswith(_SUFFIX):
+                at = path.name.find(here)
+                if _is_left(path, path.name[: at + 1] if at > 0 else "."):
+                    _remove(path)
+
+
 def _is_left(part: Path, start: str) -> bool:
     host, process, number = ("", "", "")
     with suppress(ValueError):
@@ -291,7 +302,11 @@ def make_folder(folder: Path) -> list[Path]:
     while not above.exists() and above != above.parent:
         missing.append(above)
         above = above.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(missing[::-1])
+        raise
     return missing[::-1]
 
 

@@ -15,6 +15,7 @@ _BESIDE = (
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+_STAGING = ".saving"  # where checkpoints are written, and wait while they are replaced
 _OF_TRAINING = ("training_args.bin", "trainer_state.json", "mdpo_run.json")  # and of nothing else
 
 
@@ -59,7 +60,9 @@ def is_inside(path: str | Path, folder: Path) -> bool:
 
 def held_run(folder: Path) -> str | None:
     """What there is of a run in a folder: a checkpoint, or the weights at its end. None where a run left less, or none."""
-    checkpoints = [path.name for path in _checkpoints(folder) if _is_json(path / "trainer_state.json")]
+    # One that was being replaced when its process was killed has its place back at the run's next start.
+    there = _checkpoints(folder) + _checkpoints(folder / _STAGING / "replaced")
+    checkpoints = [path.name for path in there if _is_json(path / "trainer_state.json")]
     if checkpoints:
         return max(checkpoints, key=lambda name: int(name.rpartition("-")[2]))
     for weights in _WEIGHTS:
@@ -70,14 +73,15 @@ def held_run(folder: Path) -> str | None:
 
 
 def _is_trained(folder: Path) -> bool:
-    return bool(_checkpoints(folder)) or any((folder / name).is_file() for name in _OF_TRAINING)
+    return bool(_checkpoints(folder)) or (folder / _STAGING).is_dir() or any((folder / name).is_file() for name in _OF_TRAINING)
 
 
 def run_files(folder: Path) -> list[Path]:
     """What training wrote into ``folder``: nothing of anybody else's, and not the reference cache, which is no run's."""
     named = [folder / name for name in (*_WEIGHTS, *_BESIDE, *_OF_TRAINING)]
     files = [path for path in (*named, *folder.glob("model-*-of-*.safetensors")) if path.is_file()]
-    return [*_checkpoints(folder), *_numbered(folder, "weights"), *files]
+    staging = [folder / _STAGING] if (folder / _STAGING).is_dir() else []
+    return [*_checkpoints(folder), *_numbered(folder, "weights"), *files, *staging]
 
 
 def remove_run(folder: str | Path) -> None:

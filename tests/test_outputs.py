@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from mdpo.errors import OutputError
-from mdpo.outputs import scratch_folder, unwritten, whole_contents, whole_file, whole_files, whole_folder, write_text
+from mdpo.outputs import (
+    clear_parts,
+    scratch_folder,
+    unwritten,
+    whole_contents,
+    whole_file,
+    whole_files,
+    whole_folder,
+    write_text,
+)
 
 SLOW_WRITER = """
 import sys, time
@@ -214,6 +223,16 @@ def test_contents_that_do_not_fit_change_nothing(tmp_path, monkeypatch):
             (part / "config.json").write_text("new")
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["config.json"]
     assert (tmp_path / "out" / "config.json").read_text() == "old"
+
+
+def test_all_leftovers_of_a_folder_go_and_nothing_else(tmp_path):
+    here = socket.gethostname()
+    left = [f".checkpoint-4.{here}-{2**22 + 1}-0.part", f".a.b.{here}-{2**22 + 1}-7.part"]
+    kept = [f".c.{here}-{os.getppid()}-0.part", ".d.elsewhere-1-0.part", ".mine.part", "e.part", ".part"]
+    for name in left + kept:
+        (tmp_path / name).mkdir()
+    clear_parts(tmp_path)
+    assert names(tmp_path) == sorted(kept)
 
 
 def test_a_scratch_folder_and_what_a_killed_one_left_are_gone(tmp_path):

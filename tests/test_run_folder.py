@@ -119,6 +119,18 @@ def test_one_owner_may_hold_twice_and_frees_with_the_last(tmp_path):
     assert not (tmp_path / "out").exists()  # made for the lock alone
 
 
+def test_a_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("mdpo.run_lock.TOUCH_EVERY_S", 0.01)
+    lock = hold(tmp_path, "me")
+    assert lock is not None
+    os.utime(tmp_path / LOCK_NAME, (0, 0))
+    deadline = time.monotonic() + 30
+    while (tmp_path / LOCK_NAME).stat().st_mtime < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert time.time() - (tmp_path / LOCK_NAME).stat().st_mtime < 60
+    lock.release()
+
+
 def test_a_folder_that_was_taken_over_is_noticed(tmp_path):
     lock = hold(tmp_path, "me")
     assert lock is not None

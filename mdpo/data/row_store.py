@@ -21,6 +21,7 @@ from .images import ImageSource, StoredImage
 from .messages import without_images
 from .row import PreferenceRow, PromptRow
 
+_REMEMBERED = 2**15  # paths, which take half a KiB each
 _CHUNK = 256  # rows that an iteration reads at a time
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -68,6 +69,7 @@ class Rows(Sequence):
         self._blobs, self._ends, self.table, self._ids = (text, pictures), ends, table, ids
         self.images, self.rejected = images, rejected
         self._objects = objects or {}
+        self._paths: dict[int, Path] = {}
         self.cache = cache or Cache(None)
         self._order: np.ndarray | None = None
         self._blind = False
@@ -165,7 +167,12 @@ class Rows(Sequence):
         """The image with this number in the table."""
         entry = self.table[number]
         if isinstance(entry, str):
-            return Path(entry)
+            path = self._paths.get(number)
+            if path is None:
+                if len(self._paths) >= _REMEMBERED:
+                    self._paths.clear()
+                path = self._paths[number] = Path(entry)
+            return path
         if isinstance(entry, tuple):
             return StoredImage(entry[0], partial(self._blobs[1].read, *entry[1:]))
         return entry

@@ -1,5 +1,6 @@
 """Work shared among processes: forked ones, so that nothing has to be loaded twice."""
 
+import gc
 import json
 import os
 import sys
@@ -24,8 +25,10 @@ def share(work: Callable[[int], object], count: int) -> None:
 
     What they find they write into files: nothing else comes back. Raises TrainingError where a process was killed.
     """
-    children = [_fork(work, number) for number in range(1, count)]
+    gc.freeze()  # what is there stays: collecting would look through all of it, again and again, and copy it in each
+    children = []
     try:
+        children += [_fork(work, number) for number in range(1, count)]
         work(0)
         for child in children[:]:
             _, status = os.waitpid(child, 0)
@@ -35,6 +38,7 @@ def share(work: Callable[[int], object], count: int) -> None:
                 how = f"was killed by signal {-code}, most often for want of memory" if code < 0 else "failed, as said above"
                 raise TrainingError(f"a process that prepared a part of the data {how}; run the same command again")
     finally:
+        gc.unfreeze()
         for child in children:  # only after an error
             os.kill(child, 9)
             os.waitpid(child, 0)

@@ -1,6 +1,5 @@
 """The trainer's output_dir: one run's at a time, and an older run's until the first step."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,10 +9,9 @@ from transformers import TrainerCallback
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError, TrainingError
+from mdpo.outputs import clear_parts
 from mdpo.run_folder import check_free, is_inside, remove_run
 from mdpo.run_lock import RunLock, hold
-
-_log = logging.getLogger(__name__)
 
 
 class RunFolder(TrainerCallback):
@@ -81,6 +79,7 @@ class RunFolder(TrainerCallback):
             return
         if args.overwrite_output_dir and not self._goes_on:
             remove_run(self.folder)
+        clear_parts(self.folder)
         for action in self._at_first_step:
             action()
 

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_callback import ExportableState, TrainerState
 
 from mdpo.errors import InputError, TrainingError
-from mdpo.models.folder import short, some
+from mdpo.models.folder import some
 
 from .checkpoints import last_whole_checkpoint
 from .finite import weights_not_finite
 from .keeps_checkpoints import KeepsCheckpoints
 from .manifest import Unfit, check_signed
 from .resume import best_folder
-from .saved_state import read_pickle, read_state
+from .saved_state import read_pickle, read_state, reason
 
 # Of a schedule's saved values, those that other versions of torch have.
 _OTHER_VERSIONS = {"verbose", "_is_initial", "_get_lr_called_within_step"}
@@ -48,6 +49,11 @@ class GoesOn(KeepsCheckpoints):
             best = read_state(folder, self.state.global_step)["best_model_checkpoint"]
             best = None if best is None else best_folder(folder, best, self.args)
             self.state.best_model_checkpoint = None if best is None else str(best)
+            # The base class writes the states of this run's callbacks over those of the checkpoint's, by name, and fails
+            # for a callback that is new.
+            callbacks = [*self.callback_handler.callbacks, self.control]
+            mine = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+            self.state.stateful_callbacks = TrainerState(stateful_callbacks=mine).stateful_callbacks
         # What a checkpoint's state says of these is what its own run was set to.
         self.state.compute_steps(self.args, max_steps)
         return started
@@ -116,7 +122,7 @@ def _refusing(folder: str, what: str) -> Iterator[None]:
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InputError(f"cannot resume from {folder}: {what} does not fit ({short(error)}); take another checkpoint") from error
+        raise InputError(f"cannot resume from {folder}: {what} does not fit ({reason(error)}); take another checkpoint") from error
 
 
 def _check_same_kind(saved: Any, fresh: dict[str, Any]) -> None:

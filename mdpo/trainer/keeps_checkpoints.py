@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mdpo.config import MDPOConfig
 from mdpo.errors import TrainingError
 from mdpo.models.folder import short
+from mdpo.outputs import unwritten
 
 from .checkpoints import STAGING, checkpoint_folder, last_whole_checkpoint, put_in_place, recover, rotate
 from .finite import check_weights_finite
@@ -104,18 +105,19 @@ class KeepsCheckpoints(KeepsWeights):
             saving.error = saving.error or error
 
     def _raise_if_failed(self, saving: _Saving, folder: Path) -> None:
-        reasons = from_all_ranks(self.args, [short(saving.error)] if saving.error else [])
+        error = saving.error
+        reasons = from_all_ranks(self.args, [unwritten(error) or short(error)] if error else [])
         if not reasons:
             return
         state = ""
         if self.args.should_save:
             recover(folder.parent)
-            state = self._rescued(saving.error, folder)
+            state = self._rescued(error, folder)
         kept = last_whole_checkpoint(self.args.output_dir, digests=False)
         state += "no earlier one is there" if kept is None else f"the last good state is {kept}"
         raise TrainingError(
             f"the checkpoint of step {self.state.global_step} could not be written: {reasons[0]}; {state}"
-        ) from saving.error
+        ) from error
 
     def _rescued(self, error: Exception | None, folder: Path) -> str:
         """The weights alone, where a file beside them could not be written; torch and safetensors wrap a full disk in

@@ -19,7 +19,7 @@ from mdpo.errors import InputError, OutputError, TrainingError
 from mdpo.models.folder import short
 from mdpo.outputs import unwritten, whole_contents, whole_file
 
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import checkpoints_newest_first, last_whole_checkpoint, remove
 from .weights import check_adapters, load_weights, save_weights_alone
 
 if TYPE_CHECKING:
@@ -109,14 +109,14 @@ class KeepsWeights(Trainer):
         newest, limit = last_whole_checkpoint(self.args.output_dir), self.args.save_total_limit
         if not limit or newest is None or "the disk is full" not in str(error):
             return False
-        older = [path for path in newest.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+        older = [path for path in checkpoints_newest_first(self.args.output_dir) if path.parent == newest.parent]
         best = self.state.best_model_checkpoint
         older = [path for path in older if path.name != newest.name and (best is None or path.name != Path(best).name)]
         if not older or newest.stat().st_dev != folder.stat().st_dev:
             return False
-        oldest = min(older, key=lambda path: int(path.name.split("-")[-1]))
+        oldest = older[-1]
         _log.warning("%s: the disk is full; %s goes, as save_total_limit allows, to make room", folder, oldest)
-        shutil.rmtree(oldest)
+        remove(oldest)
         return True
 
     def _unsaved(self, folder: Path, error: BaseException) -> TrainingError:

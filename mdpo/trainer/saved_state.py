@@ -122,7 +122,7 @@ def check_random_states(folder: Path) -> None:
             np.random.RandomState().set_state(state["numpy"])
             torch.Generator().set_state(state["cpu"])
         except Exception as error:  # whatever is in the place of a state
-            raise Unfit(f"is damaged ({path.name} holds no random state: {short(error, 120)})") from error
+            raise Unfit(f"is damaged ({path.name} holds no random state: {reason(error)})") from error
 
 
 def read_pickle(path: Path) -> Any:
@@ -132,7 +132,14 @@ def read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise Unfit(f"is damaged ({path.name} cannot be read: {short(error, 120)})") from error
+        raise Unfit(f"is damaged ({path.name} cannot be read: {reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in one printable line; torch's own advice is to switch the protection off."""
+    found = re.search(r"WeightsUnpickler error: (.+?)(?: was not an allowed| by default|\n|$)", str(error))
+    text = f"not plain tensors and values ({found[1]})" if found else short(error, 120)
+    return "".join(char if char.isprintable() else "?" for char in text[:160])
 
 
 def _wrong(name: str, value: Any, expected: str) -> Unfit:

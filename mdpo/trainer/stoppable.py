@@ -160,9 +160,11 @@ class Stoppable(GoesOn):
         return from_all_ranks(self.args, entries)
 
     def misses_a_process(self, error: RuntimeError) -> bool:
-        """Whether it is what a collective operation raises when another rank is gone."""
-        if self.args.world_size == 1 or isinstance(error, TrainingError):
+        """Whether it is what a collective operation raises when another rank is gone, or comes of it."""
+        if self.args.world_size == 1:
             return False
+        if isinstance(error.__cause__, RuntimeError):  # of a checkpoint that was being written
+            error = error.__cause__
         words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
         return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 

@@ -13,6 +13,8 @@ from mdpo.reports import load_run, write_report
 
 EVIL = '<script>alert(1)</script>"\'><img src=x onerror=y>\x1b[31m\u202e # heading | [a](javascript:b) `c` $x^{$ \n# own line'
 
+BARE = re.compile(r"(?<!\\)<(script|img)")
+
 
 def evil_result() -> Result:
     metric = Metric(EVIL, 40.0, EVIL, "lower", "top", "bottom", 100.0, EVIL)
@@ -23,7 +25,7 @@ def evil_result() -> Result:
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.filterwarnings("ignore")
 def test_no_field_of_a_result_is_markup(tmp_path):
     first, second = tmp_path / "one", tmp_path / "two"
     for folder in (first, second):
@@ -41,7 +43,7 @@ def test_no_field_of_a_result_is_markup(tmp_path):
     assert "<script" not in page and "onerror=y>" not in page.replace("&gt;", "").replace("onerror=y&gt;", "")
     assert not re.search(r"<img(?! src=\"data:image/svg)", page)
     lines = markdown.read_text(encoding="utf-8").splitlines()
-    assert not any("<script" in line or line.startswith("# own") for line in lines)
+    assert not any(BARE.search(line) or line.startswith("# own") for line in lines)
     assert sum(line.startswith("# ") for line in lines) == 1
     assert "\x1b" not in evil_result().table() and evil_result().table().count("\n") == 2
 
@@ -96,7 +98,7 @@ def test_a_card_shows_a_data_sets_name_as_text_and_no_credentials(tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps({"target_modules": EVIL, "r": [EVIL]}))
     card = model_card(adapter, tmp_path / f"base{EVIL[:20]}")
     assert "p4ssw0rd" not in card + (adapter / "mdpo_run.json").read_text() and "t0ken" not in card
-    assert "<script" not in card and "\x1b" not in card and "\u202e" not in card
+    assert not BARE.search(card) and "\x1b" not in card and "\u202e" not in card
     assert card.count("\n---\n") == 1 and sum(line.startswith("# ") for line in card.splitlines()) == 1
     body = card.split("\n## ", 1)[1]
     assert all(line.startswith(("| ", "|-", "#")) or not line or line.istitle() or line == "Not recorded." for line in body.splitlines())

@@ -101,7 +101,7 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_names_the_one_before(tmp_pat
     owner = keeps_checkpoints.KeepsWeights
     real = getattr(owner, part)
     monkeypatch.setattr(owner, part, full)
-    with pytest.raises(TrainingError, match=r"step 2 could not be written: .*No space left.*last good state is .*checkpoint-1"):
+    with pytest.raises(TrainingError, match=r"step 2 could not be written: the disk is full; the last good state is .*checkpoint-1"):
         start(tmp_path).train()
     assert names(tmp_path) == ["checkpoint-1"]
 

@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig
 from transformers.trainer_utils import IntervalStrategy
 
-from mdpo import InputError, MDPOConfig, MDPOTrainer
+from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
 from mdpo.data import read_rows
 from mdpo.evaluation import row_logps, score
 from mdpo.trainer.arguments import check_fsdp, check_run, check_weights
+from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
 
 
@@ -156,6 +157,45 @@ def test_a_loss_that_is_not_finite_is_nan_and_never_the_best(tmp_path, rows, cap
     assert "row0" in line and "row2" in line
     run.args.metric_for_best_model = "loss"
     assert not run._determine_best_metric(metrics, None)
+
+
+def broken(run, row: str):
+    """The run, whose evaluation has no log-prob of a row's chosen answer."""
+    forward = run._forward
+
+    def breaks(model, packed, num_examples=None):
+        output = forward(model, packed, num_examples)
+        if model.training or row not in packed.ids:
+            return output
+        policy = output.policy.clone()
+        policy[0, packed.ids.index(row)] = torch.nan
+        return output._replace(policy=policy)
+
+    run._forward = breaks
+    return run
+
+
+def test_a_row_that_is_not_finite_ends_the_run_with_a_checkpoint(tmp_path, rows):
+    run = broken(trainer(tmp_path, rows[:6], rows[6:], eval_steps=1, check_start=False), "row8")
+    with pytest.raises(TrainingError, match=r"after step 1: the loss is not finite, with examples row8; .*checkpoint-1\. Look"):
+        run.train()
+    assert math.isnan(run.state.log_history[-1]["eval_loss"]) and run.state.best_metric is None
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    again = trainer(
+        tmp_path, rows[:6], rows[6:], eval_steps=1, check_start=False, eval_skip_not_finite=True
+    )
+    broken(again, "row8").train(resume_from_checkpoint=True)
+    assert again.state.global_step == again.state.max_steps
+
+
+def test_rows_that_are_not_finite_are_left_out_by_name(tmp_path, rows, caplog):
+    run = broken(trainer(tmp_path, rows, eval_skip_not_finite=True), "row1")
+    metrics = run.evaluate(rows[:3])
+    others = run.evaluate([rows[0], rows[2]])
+    assert "with examples row1: 1 of 3 rows are left out of the means" in caplog.text
+    for name in ("eval_loss", "eval_rewards/chosen", "eval_logps/imageless_chosen"):
+        assert metrics[name] == pytest.approx(others[name], abs=1e-5)
+    assert math.isnan(broken(run, "row0").evaluate(rows[:2])["eval_loss"]), "no row is left"
 
 
 def test_evaluation_steps_and_training_samples_are_counted_as_they_are(tmp_path, rows, monkeypatch):

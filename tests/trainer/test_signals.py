@@ -1,0 +1,295 @@
+"""SIGINT, SIGTERM and SIGHUP in every phase of a run; evaluations that are made up for; images and workers that are gone."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from mdpo import MDPOTrainer, cli
+from mdpo.stops import resumed_command
+from mdpo.trainer import signals as handlers
+from mdpo.trainer.checkpoints import last_whole_checkpoint
+from tests import tiny
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny.world(tmp_path_factory.mktemp("world"), count=10)
+
+
+@pytest.fixture(autouse=True)
+def the_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (*NUMBERS, signal.SIGCHLD)]
+    yield
+    assert [signal.getsignal(number) for number in (*NUMBERS, signal.SIGCHLD)] == before
+    assert handlers.active() is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
+    assert not multiprocessing.active_children()
+
+
+def config(world, folder, **changes):
+    settings = {
+        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(folder / "out"),
+        "examples_per_step": 4, "num_train_epochs": 2, "lora_r": 2, "lora_dropout": 0.1, "use_cpu": True,
+        "learning_rate": 1e-3, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1,
+        "check_start": False, **changes,
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """send("method", step, number): that signal comes when the trainer's method is called after so many steps."""
+
+    def arm(name: str, step: int, number: int, after: bool = False) -> list:
+        original, sent = getattr(MDPOTrainer, name), []
+
+        def method(self, *arguments, **keywords):
+            result = original(self, *arguments, **keywords) if after else None
+            if self.state.global_step == step and not sent:
+                sent.append(number)
+                signal.raise_signal(number)
+            return result if after else original(self, *arguments, **keywords)
+
+        monkeypatch.setattr(MDPOTrainer, name, method)
+        return sent
+
+    return arm
+
+
+def weights(folder, name="adapter_model.safetensors"):
+    return load_file(folder / name)
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def go_on(path, capsys, whole) -> None:
+    """The resumed run of a stopped one ends as the run that was never stopped."""
+    capsys.readouterr()
+    assert cli.main(["train", str(path), "--resume_from_checkpoint", "true"]) == 0
+    out = path.parent / "out"
+    assert same(weights(out), weights(whole))
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.main(["train", str(config(world, folder))]) == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_step_is_finished_a_checkpoint_written_and_the_run_goes_on(world, whole, tmp_path, capsys, send, number):
+    send("training_step", 2, number)
+    path = config(world, tmp_path)
+    assert cli.main(["train", str(path), "--seed", "42"]) == 128 + number
+    said = capsys.readouterr().out.splitlines()[-1]
+    name = signal.Signals(number).name
+    assert said == f"stopped by {name} after step 3; go on with: mdpo train {path} --seed 42 --resume_from_checkpoint true"
+    assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-3"
+    go_on(path, capsys, whole)
+
+
+def test_workers_and_an_epochs_end(world, whole, tmp_path, capsys, send):
+    send("training_step", 1, signal.SIGTERM)
+    path = config(world, tmp_path, dataloader_num_workers=1, save_strategy="epoch")
+    assert cli.main(["train", str(path)]) == 143
+    go_on(path, capsys, whole)
+
+
+def test_during_a_checkpoint_it_is_finished_and_no_further_step_made(world, whole, tmp_path, capsys, send):
+    send("_save_optimizer_and_scheduler", 2, signal.SIGINT)
+    path = config(world, tmp_path, save_strategy="steps", save_steps=2)
+    assert cli.main(["train", str(path)]) == 130
+    assert "after step 2;" in capsys.readouterr().out
+    go_on(path, capsys, whole)
+
+
+@pytest.mark.parametrize("method", ["training_step", "save_model"])
+def test_a_run_that_is_complete_is_saved_and_ends_well(world, whole, tmp_path, capsys, send, method):
+    sent = send(method, 5 if method == "training_step" else 6, signal.SIGTERM)
+    assert cli.main(["train", str(config(world, tmp_path))]) == 0
+    assert sent and "saved to" in capsys.readouterr().out.splitlines()[-1]
+    assert same(weights(tmp_path / "out"), weights(whole))
+
+
+EVALUATED = {
+    "eval_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+    "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True, "save_total_limit": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_an_evaluation_is_left_and_made_up_for(world, tmp_path, capsys, send, step, strategy):
+    """The best is the first, since the loss falls: the stop keeps it, and the resumed run's end loads it."""
+    (tmp_path / "other").mkdir()
+    changes = EVALUATED | {"eval_strategy": strategy, "save_strategy": strategy}
+    found = []
+    for folder, stops in ((tmp_path / "other", False), (tmp_path, True)):
+        path = config(world, folder, **changes)
+        if stops:
+            sent = send("_forward", step, signal.SIGTERM)  # the first micro-batch after the step is an evaluation's
+            assert cli.main(["train", str(path)]) == 143 and sent
+            assert last_whole_checkpoint(folder / "out").name == f"checkpoint-{step}"
+            go_on(path, capsys, tmp_path / "other" / "out")
+        else:
+            assert cli.main(["train", str(path)]) == 0
+        state = yaml.safe_load((folder / "out" / "trainer_state.json").read_text())
+        found.append(
+            [(entry["step"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
+            + [state["best_global_step"], os.path.basename(state["best_model_checkpoint"])]
+        )
+    assert found[0] == found[1]
+
+
+def test_before_the_first_step_there_is_nothing_to_keep(world, tmp_path, capsys, send, monkeypatch):
+    send("get_train_dataloader", 0, signal.SIGINT)
+    assert cli.main(["train", str(config(world, tmp_path))]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "stopped by SIGINT before the first step; nothing was trained"
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_another_command_says_what_to_do(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "read_rows", lambda *arguments, **keywords: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(["score", str(world[0]), str(world[1]), "--output", str(tmp_path / "scores.jsonl")]) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGTERM; the same command begins again"
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handlers.Signals() as current:
+            signal.raise_signal(signal.SIGHUP)
+            assert current.received is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_ends_the_process_whatever_it_does():
+    read, write = os.pipe()
+    process = os.fork()
+    if process == 0:
+        handlers._active = None
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_DFL)
+        with handlers.Signals() as current:
+            current.hold()
+            os.write(write, b".")
+            lock = threading.Lock()
+            with lock:
+                lock.acquire(timeout=60)
+        os._exit(0)
+    os.read(read, 1)
+    began = time.monotonic()
+    for _ in range(2):
+        os.kill(process, signal.SIGTERM)
+        time.sleep(0.2)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_that_hang_are_not_waited_for_for_ever(world, whole, tmp_path, capsys, monkeypatch, workers):
+    monkeypatch.setattr(handlers, "PATIENCE", 0.3)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    original, calls = MDPOTrainer.get_batch_samples, []
+
+    def get_batch_samples(self, iterator, *arguments):
+        calls.append(self.state.global_step)
+        if self.state.global_step == 3:  # an epoch's first batch
+            monkeypatch.setattr("mdpo.data.dataset.open_image", lambda *arguments: open(fifo))
+            if workers:
+                for worker in iterator._workers:
+                    os.kill(worker.pid, signal.SIGSTOP)
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, iterator, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MDPOTrainer, "get_batch_samples", get_batch_samples)
+        path = config(world, tmp_path, dataloader_num_workers=workers)
+        assert cli.main(["train", str(path)]) == 143
+    monkeypatch.undo()
+    assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-3"
+    go_on(path, capsys, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_gone_is_named(tmp_path, capsys, send, workers):
+    world = tiny.world(tmp_path / "world", count=10)
+    path = config(world, tmp_path, dataloader_num_workers=workers, num_train_epochs=3)
+
+    class Remove(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            (tmp_path / "world" / "7.png").rename(tmp_path / "7.png")
+
+    original = MDPOTrainer._may_stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MDPOTrainer, "_may_stop", lambda self: (original(self), self.add_callback(Remove())))
+        assert cli.main(["train", str(path)]) == 1
+    said = capsys.readouterr().err
+    last = said.splitlines()[-1]
+    assert "row 7" in last and "7.png does not exist" in last and "checkpoint-" in last and "Traceback" not in said
+    (tmp_path / "7.png").rename(tmp_path / "world" / "7.png")
+    assert cli.main(["train", str(path), "--resume_from_checkpoint", "true"]) == 0
+
+
+def test_a_worker_that_was_killed_is_told_and_nothing_lost(world, whole, tmp_path, capsys):
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                multiprocessing.active_children()[0].kill()
+
+    original = MDPOTrainer._may_stop
+    path = config(world, tmp_path, dataloader_num_workers=1, dataloader_prefetch_factor=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MDPOTrainer, "_may_stop", lambda self: (original(self), self.add_callback(Kill())))
+        assert cli.main(["train", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "a dataloader worker was killed (out of memory?)" in said.splitlines()[-1] and "Traceback" not in said
+    go_on(path, capsys, whole)
+
+
+def test_outside_of_the_main_thread_training_warns_and_trains(world, tmp_path, caplog):
+    from tests.trainer.test_training import trainer
+
+    run = trainer(world, tmp_path, max_steps=1, save_strategy="no")
+    thread = threading.Thread(target=run.train)
+    thread.start()
+    thread.join()
+    assert run.state.global_step == 1
+    assert caplog.text.count("outside the main thread") == 1
+
+
+def test_the_command_that_goes_on_is_the_one_typed():
+    typed = ["train", "my config.yaml", "--resume-from-checkpoint", "out/checkpoint-2", "--learning_rate", "1e-4"]
+    assert resumed_command(typed) == "mdpo train 'my config.yaml' --learning_rate 1e-4 --resume_from_checkpoint true"
+    typed = ["train", "c.yaml", "--resume_from_checkpoint=x", "--overwrite_output_dir", "true", "--beta=0.2"]
+    assert resumed_command(typed) == "mdpo train c.yaml --beta=0.2 --resume_from_checkpoint true"
+
+
+def test_a_trainer_without_the_command_line(world, tmp_path, send):
+    from tests.trainer.test_training import trainer
+
+    send("training_step", 2, signal.SIGINT)
+    run = trainer(world, tmp_path, save_strategy="no")
+    run.train()
+    assert run.stop_on_signal.received == signal.SIGINT and run.stop_on_signal.stopped
+    assert run.state.global_step == 3 and last_whole_checkpoint(tmp_path).name == "checkpoint-3"
+
+
