@@ -117,6 +117,10 @@ def tally(key_file: str | Path, answer_paths: Sequence[str | Path]) -> Result:
     key = read_json(key_file)
     if not isinstance(key, dict) or key.get("schema") != KEY_SCHEMA:
         raise InputError(f"{key_file} is not the key of a sheet")
+    kinds = {"sheet": str, "first": str, "second": str, "swapped": dict, "questions": dict}
+    broken = [name for name, kind in kinds.items() if not isinstance(key.get(name), kind)]
+    if broken:
+        raise InputError(f"{key_file} is not the key of a sheet: its {broken[0]} cannot be read; make the sheet again")
     votes: dict[str, list[str]] = {id: [] for id in key["swapped"]}
     for path in answer_paths:
         for id, choice in _read_votes(path, key).items():

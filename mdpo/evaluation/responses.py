@@ -86,13 +86,20 @@ def _image_id(value: Any, where: str) -> int:
 
 
 def read_coco(paths: Sequence[str | Path], *keys: str) -> list[Mapping[str, Any]]:
-    """Parsed COCO files. Raises InputError where one lacks one of the keys."""
+    """Parsed COCO files. Raises InputError where one lacks one of the keys, or an entry what is read of it."""
+    read = {"annotations": {"image_id": int, **({"category_id": int} if "categories" in keys else {"caption": str})},
+            "categories": {"id": int, "name": str}}  # fmt: skip
     files = []
     for path in paths:
         content = read_json(path)
         missing = [key for key in keys if not isinstance(content, dict) or key not in content]
         if missing:
             raise InputError(f"{path} is not a COCO file of this kind: it has no {' and no '.join(missing)}")
+        for key in keys:
+            entries = content[key] if isinstance(content[key], list) else [None]
+            for at, entry in enumerate(entries):
+                if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in read[key].items()):
+                    raise InputError(f"{path} is not a COCO file of this kind: {key} {at} has no usable {', '.join(read[key])}")
         files.append(content)
     return files
 

@@ -75,10 +75,10 @@ def test_amber(amber, words, capsys):
     assert "corrected algorithm" in capsys.readouterr().out
 
 
-def test_ambers_folder_is_no_data_to_train_on(amber, words):
-    responses = write(amber / "r.json", [{"id": 1, "response": "dog cat"}])
-    assert main(["evaluate", "amber", str(responses), "--data", str(amber), "--output", str(amber / "out.json")]) == 0
-    assert read_result(amber / "out.json").counts["responses"] == 1
+def test_ambers_folder_is_no_data_to_train_on(amber, words, tmp_path_factory):
+    responses, output = write(amber / "r.json", [{"id": 1, "response": "dog cat"}]), tmp_path_factory.mktemp("out") / "a.json"
+    assert main(["evaluate", "amber", str(responses), "--data", str(amber), "--output", str(output)]) == 0
+    assert read_result(output).counts["responses"] == 1
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,13 @@ def test_object_halbench_by_judge(tmp_path, words, chair, judge, capsys):
 def test_object_halbenchs_bad_responses_are_named(tmp_path, words, chair, line, message):
     with pytest.raises(InputError, match=message):
         run("evaluate", "object-halbench", write(tmp_path / "r.jsonl", line), *chair)
+
+
+@pytest.mark.parametrize("annotations", [{"a": 1}, ["x"], [{"image_id": []}], [{"image_id": 4}]])
+def test_a_coco_file_of_other_entries_is_named(tmp_path, words, chair, annotations):
+    write(tmp_path / "captions.json", {"annotations": annotations})
+    with pytest.raises(InputError, match="captions.json is not a COCO file of this kind: annotations 0 has no usable"):
+        run("evaluate", "object-halbench", tmp_path / "r.jsonl", *chair)
 
 
 def test_image_ids_by_position(tmp_path, words, chair):
