@@ -39,7 +39,7 @@ def write_rows(folder: Path, rows: int, images: int) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
             asked, *answers = (" ".join(rng.choices(WORDS, k=rng.randint(*span))) for span in ((8, 16), (12, 24), (12, 24)))
-            row = {"id": f"row-{number}", "prompt": f"{asked}?", "chosen": f"{answers[0]}.", "rejected": f"{answers[1]}."}
+            row: dict[str, object] = {"id": f"row-{number}", "prompt": f"{asked}?", "chosen": f"{answers[0]}.", "rejected": f"{answers[1]}."}
             if images:
                 row["images"] = [f"images/{rng.randrange(images):05d}.jpg"]
             file.write(json.dumps(row) + "\n")

@@ -58,7 +58,7 @@ class _Text(str):
     def _looked(self, *arguments: Any) -> Any:
         raise _Looked
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __len__ = __iter__ = __getitem__ = _looked
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __len__ = __iter__ = __getitem__ = _looked  # type: ignore[assignment]
     __add__ = __radd__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __format__ = __hash__ = _looked  # type: ignore[assignment]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
@@ -94,12 +94,10 @@ def _check_config(folder: Path, names: list[str]) -> None:
         raise InputError(
             f"{path}: {leads[0] if leads else 'peft_type XLORA'} leads to files that are not in the folder; use another adapter"
         )
-    weights = folder / "adapter_model.safetensors"
-    if not weights.exists() and (folder / "adapter_model.bin").is_file():
-        sizes = None  # read restricted, as a checkpoint's pickles are; what it holds is not known before
-    else:
-        sizes = [size for shape in tensor_shapes(weights).values() for size in shape]
-    largest = max([_SMALL, *(sizes or [])])
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights.exists() and (folder / WEIGHTS_NAME).exists():
+        raise InputError(f"{folder / WEIGHTS_NAME} is a pickle, which is not read: save the adapter again as safetensors")
+    largest = max([_SMALL, *(size for shape in tensor_shapes(weights).values() for size in shape)])
     for key, value in _numbers(config):
         if not _NO_SIZE.search(key) and (value > largest or value < -1):
             raise InputError(

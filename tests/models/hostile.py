@@ -91,6 +91,10 @@ def adapter_without_weights(folder: Path, marker: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
 
 
+def adapter_of_a_pickle(folder: Path, marker: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
 def adapter_of_another_base(folder: Path, marker: Path) -> None:
     update(folder / "adapter_config.json", base_model_name_or_path="evil/repository", revision="main")
 
@@ -108,5 +112,7 @@ def adapter_with_a_tokenizer(folder: Path, marker: Path) -> None:
 
 ADAPTERS = {
     make.__name__: make
-    for make in (adapter_without_weights, adapter_of_another_base, adapter_of_adapters, adapter_with_a_tokenizer)
-}
+    for make in (
+        adapter_without_weights, adapter_of_a_pickle, adapter_of_another_base, adapter_of_adapters, adapter_with_a_tokenizer,
+    )
+}  # fmt: skip
