@@ -43,11 +43,11 @@ def together(args: MDPOConfig, action: Callable[[], _T]) -> _T:
         result = action()
     except (InputError, OutputError, TrainingError) as met:
         error = met
-    met_by = from_all_ranks(args, [] if error is None else [(args.process_index, str(error))])
+    met_by = from_all_ranks(args, [] if error is None else [(args.process_index, type(error), str(error))])
     if not met_by:
         return result  # pyright: ignore[reportReturnType]
-    first, message = met_by[0]
-    error = error or TrainingError(message)
+    first, kind, message = met_by[0]
+    error = error or kind(message)
     error.said = first != args.process_index
     raise error
 
