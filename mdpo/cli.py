@@ -1,10 +1,13 @@
 """The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | report``."""
 
 import argparse
+import atexit
+import gc
 import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -15,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides, settings_help, takes_value
 from mdpo.data import DataOptions, PreferenceDataset, Rows, data_files, read_rows
@@ -52,16 +55,19 @@ from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.folder import begin, hold_folder
 from mdpo.trainer.preflight import check_rows, check_settings
+from mdpo.trainer.ranks import meet, misses_a_rank, together, without_a_rank
 from mdpo.trainer.resume import checkpoint_to_resume
-from mdpo.trainer.signals import Stopped, name_of, signals
+from mdpo.trainer.signals import Stopped, active, name_of, signals
 
 _WRITTEN = ("output", "picture", "cache", "destination", "reference")  # options that name results
+_LAUNCHERS_TURN = 3.0  # seconds in which a launcher notices that a process has failed, and ends the others
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
     a run that cannot go on in one line and code 1, a signal in one line and 128 + its number."""
+    atexit.register(gc.freeze)  # the collection at a process's end frees nothing, and takes seconds with torch loaded
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     for word in words:
@@ -83,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_outputs(options)
             return options.run(options) or 0
     except (InputError, OutputError, TrainingError) as error:
-        if not getattr(error, "said", False):
+        if not _is_said(error):
             print(f"error: {shown(redacted(str(error)))}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as error:
@@ -91,6 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_main_process():
             print(f"stopped by {name_of(number)}{shown(what_is_kept(options))}", file=sys.stderr)
         return 128 + number
+
+
+def _is_said(error: InputError | OutputError | TrainingError) -> bool:
+    """Whether another process of the run says so. Who is still there when the main process has failed, and its launcher
+    has ended the others for it, has met something of its own."""
+    if error.said is not None or is_main_process():
+        return bool(error.said)
+    try:
+        with signals():
+            time.sleep(_LAUNCHERS_TURN)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _log_to_terminal() -> None:
@@ -227,10 +246,16 @@ def train(options: argparse.Namespace) -> int:
     check_settings(args)
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
-    with hold_folder(args, args) or nullcontext() as lock:
-        inputs = {name: getattr(run, name) for name in ("model_name_or_path", "adapter_name_or_path", "train_data", "eval_data")}
-        begin(args, _resume_from(args.resume_from_checkpoint), inputs)
-        return _train(run, args, lock, options.words)
+    inputs = {name: getattr(run, name) for name in ("model_name_or_path", "adapter_name_or_path", "train_data", "eval_data")}
+    try:
+        meet(args)
+        with together(args, partial(hold_folder, args, args)) or nullcontext() as lock:
+            together(args, partial(begin, args, _resume_from(args.resume_from_checkpoint), inputs))
+            return _train(run, args, lock, options.words)
+    except RuntimeError as error:
+        if misses_a_rank(args, error):
+            raise without_a_rank(args) from error
+        raise
 
 
 def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequence[str]) -> int:
@@ -238,17 +263,9 @@ def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequen
 
     lock: on the folder, on the main process. words: the command as it was typed.
     """
-    resume = checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint))
-    rows, eval_rows = _training_rows(run, args)
-    processor = load_processor(run.model_name_or_path)
-    model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
-    if not run.use_lora:
-        _freeze(model, run)
-    elif run.adapter_name_or_path is None:
-        check_lora_targets(model, run.lora_target_modules)
-    if run.adapter_name_or_path is not None:
-        _check_lora_settings(run)
-        model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
+    resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
+    rows, eval_rows = together(args, lambda: _training_rows(run, args))
+    processor, model = together(args, lambda: _model(run))
     trainer = MDPOTrainer(
         model=model,
         args=args,
@@ -269,20 +286,31 @@ def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequen
     trainer.run_folder.at_first_step(record)
     trainer.train(resume_from_checkpoint=resume)
     stop = trainer.stop_on_signal
-    try:
-        if not stop.stopped:
-            trainer.save_model()
-            trainer.save_state()
-        if main_process:
-            say(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
-        # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
-        trainer.accelerator.wait_for_everyone()
-    except RuntimeError as error:
-        if trainer.misses_a_process(error):
-            raise TrainingError(trainer.without_a_process()) from error
-        raise
+    if not stop.stopped:
+        together(args, trainer.save_model)
+        together(args, trainer.save_state)
+    if main_process:
+        say(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
+    # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
+    trainer.accelerator.wait_for_everyone()
+    current = active()
+    if current is not None:
+        current.over = True
     trainer.accelerator.end_training()
     return 128 + (stop.received or 0) if stop.stopped else 0
+
+
+def _model(run: RunConfig) -> tuple[transformers.ProcessorMixin, transformers.PreTrainedModel | PeftModel]:
+    processor = load_processor(run.model_name_or_path)
+    model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
+    if not run.use_lora:
+        _freeze(model, run)
+    elif run.adapter_name_or_path is None:
+        check_lora_targets(model, run.lora_target_modules)
+    if run.adapter_name_or_path is not None:
+        _check_lora_settings(run)
+        model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
+    return processor, model
 
 
 def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:

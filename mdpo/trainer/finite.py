@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mdpo.config import MDPOConfig
-from mdpo.errors import TrainingError
 from mdpo.models.folder import some
 
 from .checkpoints import last_whole_checkpoint
-from .ranks import from_all_ranks
+from .ranks import from_all_ranks, raised_by_all
 
 # GradScaler halves its scale from 65536 on with each step whose gradients are not finite: after thirty in a row it
 # trains on nothing.
@@ -43,9 +42,10 @@ def check_weights_finite(model: nn.Module, args: MDPOConfig, what: str, *, shard
         return
     last = last_whole_checkpoint(str(args.output_dir), digests=False)
     kept = "there is no earlier checkpoint" if last is None else f"the last good state is {last}"
-    raise TrainingError(
+    raise raised_by_all(  # also where they are not sharded, and so the same on all
+        args,
         f"{what} is not written: {len(bad)} of the trained weights are not finite ({some(bad)}); {kept}. Lower the learning "
-        "rate, or look at the rows of the steps since then"
+        "rate, or look at the rows of the steps since then",
     )
 
 

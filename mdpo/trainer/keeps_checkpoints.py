@@ -21,7 +21,7 @@ from .checkpoints import STAGING, checkpoint_folder, last_whole_checkpoint, put_
 from .finite import check_weights_finite
 from .keeps_weights import KeepsWeights
 from .manifest import sign
-from .ranks import from_all_ranks
+from .ranks import from_all_ranks, raised_by_all
 from .weights import save_weights_alone
 
 
@@ -115,8 +115,8 @@ class KeepsCheckpoints(KeepsWeights):
             state = self._rescued(error, folder)
         kept = last_whole_checkpoint(self.args.output_dir, digests=False)
         state += "no earlier one is there" if kept is None else f"the last good state is {kept}"
-        raise TrainingError(
-            f"the checkpoint of step {self.state.global_step} could not be written: {reasons[0]}; {state}"
+        raise raised_by_all(
+            self.args, f"the checkpoint of step {self.state.global_step} could not be written: {reasons[0]}; {state}"
         ) from error
 
     def _rescued(self, error: Exception | None, folder: Path) -> str:

@@ -6,12 +6,16 @@ data, it waits for ten more seconds.
 
 The handlers that Python runs come only between two of the main thread's bytecodes, so a second thread reads the signals as
 they arrive: it ends the process at the second one and interrupts waits that take too long, whatever the main thread does.
+It also tells the other processes of the run, which may wait for data that never comes and for nothing else.
 """
 
 import multiprocessing
 import os
+import secrets
 import select
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -48,16 +52,20 @@ class Signals:
     Attributes:
         received: The number of the first signal, None before it.
         holding: Whether a signal is only remembered. False at first: then it raises ``Stopped``.
+        over: Whether the last word is said, and signals are of no more interest.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.holding = False
+        self.holding = self.over = False
         self._launched = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or 1) > 1
         self._before: dict[int, Any] = {}
         self._child_handler: Any = None
         self._wakeup = -1
         self._pipe = (-1, -1)
+        self._door: socket.socket | None = None  # where other processes of the run knock, and the word they must know
+        self._word = secrets.token_bytes(16)
+        self._others: list[tuple[bytes, bytes]] = []
         self._first: float | None = None  # when the first one came, and which
         self._number = 0
         self._seen = False  # whether the main thread knows of it
@@ -70,6 +78,10 @@ class Signals:
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, False)
+        if self._launched and sys.platform == "linux":  # which alone gives such a socket a name by itself
+            self._door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._door.setblocking(False)
+            self._door.bind("")
         self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in SIGNALS:
             before = signal.getsignal(number)
@@ -92,6 +104,19 @@ class Signals:
         self._watcher.join()
         for end in self._pipe:
             os.close(end)
+        if self._door is not None:
+            self._door.close()
+
+    @property
+    def door(self) -> list[tuple[bytes, bytes]]:
+        """Where this process can be told of a signal, for ``meet``: no entry where it cannot be."""
+        return [] if self._door is None else [(self._door.getsockname(), self._word)]
+
+    def meet(self, doors: list[tuple[bytes, bytes]]) -> None:
+        """doors: of the run's processes. From now on those on this machine are told of the signals that come here."""
+        self._others = [door for door in doors if door[1] != self._word]
+        if self._first is not None:
+            self._tell(self._number)
 
     def hold(self) -> None:
         """From here on a signal is only remembered: what is begun has to be finished."""
@@ -117,6 +142,8 @@ class Signals:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.over:
+            return
         first, self._seen = not self._seen, True
         if first:
             self.received = number
@@ -134,8 +161,12 @@ class Signals:
     # The watching thread
 
     def _watch(self) -> None:
+        ends = [self._pipe[0]] if self._door is None else [self._pipe[0], self._door]
         while True:
-            if select.select([self._pipe[0]], [], [], _POLL)[0]:
+            ready = select.select(ends, [], [], _POLL)[0]
+            if self._door in ready:
+                self._told()
+            if self._pipe[0] in ready:
                 for number in os.read(self._pipe[0], 4096):
                     if number == 0:
                         return
@@ -151,18 +182,43 @@ class Signals:
         now = time.monotonic()
         if self._own:
             self._own -= 1
+        elif self.over:
+            return
         elif self._first is None:
             self._first, self._number = now, number
+            self._tell(number)
         elif now - self._first >= _SAME or not (self._launched or number == self._number == signal.SIGHUP):
             self._leave(number)  # (a shell and the terminal behind it both say that they hang up)
 
-    def _interrupt(self) -> None:
+    def _tell(self, number: int, leaves: bool = False) -> None:
+        """Another process of the run may be on another machine, or gone: then its launcher knows."""
+        for address, word in self._others:
+            if self._door is not None:
+                with suppress(OSError):
+                    self._door.sendto(word + bytes((number, leaves)), address)
+
+    def _told(self) -> None:
+        """Not by a signal, which could not be told from a second one."""
+        message = b"" if self._door is None else self._door.recv(64)
+        if message[:-2] != self._word or message[-2] not in self._before or self.over:
+            return
+        if message[-1]:
+            self._leave(message[-2])
+        elif self._first is None:
+            self._first, self._number = time.monotonic(), message[-2]
+            self._wake()
+
+    def _wake(self) -> None:
         """Has the main thread's handler run, and what blocks it in the system interrupted."""
         self._own += 1
         signal.pthread_kill(threading.main_thread().ident or 0, self._number)
+
+    def _interrupt(self) -> None:
+        self._wake()
         time.sleep(5 * _POLL)
 
     def _leave(self, number: int) -> None:
+        self._tell(number, leaves=True)
         for child in multiprocessing.active_children():  # a stopped one would outlive this process
             if child.daemon:
                 child.kill()
@@ -218,6 +274,8 @@ def _in_child() -> None:
     if _active is None:
         return
     signal.set_wakeup_fd(-1)
+    if _active._door is not None:
+        _active._door.close()
     for number in _active._before:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     _active = None

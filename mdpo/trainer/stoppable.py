@@ -19,11 +19,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import DefaultFlowCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from mdpo.errors import TrainingError
-
-from .checkpoints import last_whole_checkpoint
 from .goes_on import GoesOn
-from .ranks import from_all_ranks
+from .ranks import from_all_ranks, meet, misses_a_rank, raised_by_all, without_a_rank
 from .signals import Stopped, active, signals
 from .steps import MicroBatch, Step
 from .workers import Unread, how_one_died, kill_workers, workers_of
@@ -126,11 +123,12 @@ class Stoppable(GoesOn):
             if folder.parent == Path(self.args.output_dir).resolve():
                 self._saved_step = int(folder.name.rpartition("-")[2])
         with signals():
+            meet(self.args)
             try:
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             except RuntimeError as error:
-                if self.misses_a_process(error):
-                    raise TrainingError(self.without_a_process()) from error
+                if misses_a_rank(self.args, error):
+                    raise without_a_rank(self.args) from error
                 raise
             finally:
                 kill_workers(self._workers)
@@ -158,21 +156,6 @@ class Stoppable(GoesOn):
 
     def _from_all_ranks(self, entries: list) -> list:
         return from_all_ranks(self.args, entries)
-
-    def misses_a_process(self, error: RuntimeError) -> bool:
-        """Whether it is what a collective operation raises when another rank is gone, or comes of it."""
-        if self.args.world_size == 1:
-            return False
-        if isinstance(error.__cause__, RuntimeError):  # of a checkpoint that was being written
-            error = error.__cause__
-        words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
-
-    def without_a_process(self) -> str:
-        """For a TrainingError: what is left where another rank is gone."""
-        kept = last_whole_checkpoint(self.args.output_dir)
-        state = "there is no whole checkpoint" if kept is None else f"the last whole checkpoint is {kept}"
-        return f"another process of the run is gone, after step {self.state.global_step}; {state}"
 
     @property
     def has_trained(self) -> bool:
@@ -241,9 +224,7 @@ class Stoppable(GoesOn):
         if step == self._saved_step:
             folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
             kept = f"the state after step {step} is kept in {folder}: go on with --resume_from_checkpoint true"
-        error = TrainingError(f"{problem}; {kept}")
-        error.said = not self.is_world_process_zero()
-        raise error
+        raise raised_by_all(self.args, f"{problem}; {kept}")
 
     # Evaluation
 

@@ -7,10 +7,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from mdpo.errors import TrainingError
-
 from .finite import SMALLEST_SCALE, is_finite, printable
-from .ranks import from_all_ranks
+from .ranks import from_all_ranks, raised_by_all
 from .stoppable import Stoppable
 
 
@@ -43,8 +41,9 @@ class StopsWhereNotFinite(Stoppable):
     def stop_at(self, fault: str, ids: list[str], model: nn.Module) -> NoReturn:
         """ids: of this rank's rows with the fault. Called by all ranks; the weights are the last good ones."""
         names = printable(from_all_ranks(self.args, ids))
-        raise TrainingError(
-            f"{fault}, with examples {names}; {self.keep_state(model)}. Lower the learning rate, or look at those rows"
+        raise raised_by_all(
+            self.args,
+            f"{fault}, with examples {names}; {self.keep_state(model)}. Lower the learning rate, or look at those rows",
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -55,9 +54,10 @@ class StopsWhereNotFinite(Stoppable):
         metrics = super().evaluate(*args, **kwargs)
         if self._bad_rows and self.is_in_train:
             rows, step = printable(self._bad_rows), self.state.global_step
-            raise TrainingError(
+            raise raised_by_all(
+                self.args,
                 f"evaluation after step {step}: the loss is not finite, with examples {rows}; "
-                f"{self.keep_state(self.model_wrapped)}. Look at those rows, or set eval_skip_not_finite: true to leave them out"
+                f"{self.keep_state(self.model_wrapped)}. Look at those rows, or set eval_skip_not_finite: true to leave them out",
             )
         return metrics
 

@@ -269,6 +269,8 @@ class MDPOTrainer(StopsWhereNotFinite):
                 resume_from_checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             elif self.args.should_save:
                 recover(self.args.output_dir)
+            if self.args.should_save:
+                self.settings_of_checkpoints()  # by its first checkpoint, some of its files may be gone
             self._check_start()
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self._cache is not None:

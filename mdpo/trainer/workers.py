@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch.utils.data import get_worker_info
 
+_GONE = 5.0  # seconds that the system may take to end a process
 _ADVICE = "take fewer dataloader_num_workers, smaller images or a smaller token_budget"
 
 
@@ -52,9 +53,14 @@ def workers_of(iterator: object) -> Sequence[BaseProcess]:
 
 
 def kill_workers(workers: Sequence[BaseProcess]) -> None:
-    """Ends them whatever they hang on: at its exit Python would wait for a stopped one for ever."""
+    """Ends them whatever they hang on: at its exit Python would wait for a stopped one for ever.
+
+    They are gone afterwards: torch's own handler, once it is back, takes one that ends then for a failure.
+    """
     for worker in workers:
         worker.kill()
+    for worker in workers:
+        worker.join(_GONE)
 
 
 def how_one_died(workers: Sequence[BaseProcess]) -> str | None:

@@ -118,7 +118,7 @@ def test_during_a_checkpoint_it_is_finished_and_no_further_step_made(world, whol
     go_on(path, capsys, whole)
 
 
-@pytest.mark.parametrize("method", ["training_step", "save_model"])
+@pytest.mark.parametrize("method", [pytest.param("training_step", marks=pytest.mark.slow), "save_model"])
 def test_a_run_that_is_complete_is_saved_and_ends_well(world, whole, tmp_path, capsys, send, method):
     sent = send(method, 5 if method == "training_step" else 6, signal.SIGTERM)
     assert cli.main(["train", str(config(world, tmp_path))]) == 0
@@ -133,8 +133,10 @@ EVALUATED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("step", [2, 4])
-@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+@pytest.mark.parametrize(
+    ("strategy", "step"),
+    [("steps", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)])],
+)
 def test_an_evaluation_is_left_and_made_up_for(world, tmp_path, capsys, send, step, strategy):
     """The best is the first, since the loss falls: the stop keeps it, and the resumed run's end loads it."""
     (tmp_path / "other").mkdir()
@@ -204,7 +206,7 @@ def test_a_second_signal_ends_the_process_whatever_it_does():
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_rows_that_hang_are_not_waited_for_for_ever(world, whole, tmp_path, capsys, monkeypatch, workers):
     monkeypatch.setattr(handlers, "PATIENCE", 0.3)
     fifo = tmp_path / "fifo"
