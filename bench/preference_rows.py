@@ -4,6 +4,7 @@ log-normal with median 120; or all of one length."""
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from bench.models import Shape
@@ -66,10 +67,13 @@ class TokenPairs(PreferenceDataset):
 
     def __init__(self, examples: Sequence[PreferenceTokens]) -> None:
         self.examples = self.rows = list(examples)
-        self.lengths = [example.packed_length for example in examples]
+        self.lengths = np.array([example.packed_length for example in examples])
 
     def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
         return self.examples[item[0] if isinstance(item, tuple) else item]
+
+    def first_with_images(self) -> int | None:
+        return next((index for index, example in enumerate(self.examples) if example.images), None)
 
     def longest_branch(self) -> tuple[int, int]:
         return max(

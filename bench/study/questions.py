@@ -142,7 +142,7 @@ def question_turn(seed: int, index: int) -> Turn:
 def tune_questions(folder: Path, *, steps: int) -> Path:
     """Teach the demo's model all types of questions and write it to ``folder``; some minutes on one core."""
     processor = build_processor(QUESTION_WORDS)  # the demo's words keep their numbers
-    model = LlavaForConditionalGeneration.from_pretrained(MODEL)
+    model = LlavaForConditionalGeneration.from_pretrained(MODEL, local_files_only=True)
     torch.manual_seed(0)
     model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     tune(model, processor, question_turn, steps=steps, batch_size=64, learning_rate=1e-3, seed=1)  # scenes of its own

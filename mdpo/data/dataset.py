@@ -124,6 +124,10 @@ class PreferenceDataset(Dataset):
             self._process(rejected),
         )
 
+    def first_with_images(self) -> int | None:
+        """The index of the first row that has an image."""
+        return self.rows.first_with_images()
+
     def longest_branch(self) -> tuple[int, int]:
         """Tokens of the longest branch, a prompt and one response, and the index of its row; (0, 0) without rows."""
         if not len(self):

@@ -16,6 +16,7 @@ from mdpo.errors import InputError
 # Enough for any configuration; a few hundred aliases, each of which repeats the one before, fill a machine's memory.
 MAX_ALIASES = 16
 MAX_CHARACTERS = 2**18
+MAX_DEPTH = 100
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+")
 
 
@@ -31,15 +32,14 @@ def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: dicts, lists, strings, and ``Written`` for every other scalar.
 
     where: the file or option, for messages. Raises InputError, one line, for text that is not YAML, a key that stands
-    twice, a value that contains itself, and more than ``MAX_ALIASES`` aliases or ``MAX_CHARACTERS`` characters.
+    twice, a value that contains itself, and more than ``MAX_ALIASES`` aliases, ``MAX_CHARACTERS`` characters or
+    ``MAX_DEPTH`` levels.
     """
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{where} has {len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read: is it a settings file?")
     try:
         loader = yaml.SafeLoader(text)
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > MAX_ALIASES:
-            raise InputError(f"{where}: {aliases} YAML aliases (*name); at most {MAX_ALIASES} are read: write the values out")
+        _check_bounds(text, where)
         node = loader.get_single_node()
         return None if node is None else _Builder(loader, where).build(node)
     except InputError:
@@ -47,6 +47,19 @@ def read_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, OverflowError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:400]
         raise InputError(f"{where} is not YAML: {reason}") from error
+
+
+def _check_bounds(text: str, where: str) -> None:
+    """Raises InputError for too many aliases, or values nested too deeply, before anything is built of them."""
+    aliases = depth = 0
+    # Event by event, since the time that PyYAML takes for one grows with the depth.
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InputError(f"{where} is not YAML: it is nested too deeply (more than {MAX_DEPTH} levels)")
+    if aliases > MAX_ALIASES:
+        raise InputError(f"{where}: {aliases} YAML aliases (*name); at most {MAX_ALIASES} are read: write the values out")
 
 
 def plain(value: Any) -> Any:

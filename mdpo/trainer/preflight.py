@@ -130,7 +130,7 @@ def check_rows(model: nn.Module, processor: Any, dataset: PreferenceDataset | No
         return
     _check_vocabulary(model, processor, dataset)
     _check_branches(model, dataset)
-    index = dataset.rows.first_with_images()
+    index = dataset.first_with_images()
     if index is not None:
         _check_images(model, dataset, index)
 

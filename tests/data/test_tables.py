@@ -98,7 +98,7 @@ def test_images_that_a_data_set_holds_by_path_are_read_from_there(tmp_path):
         assert pictures(parse_rows(given, elsewhere)) == [[picture(1)]]
     rows = parse_rows(data, elsewhere)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(InputError, match="row 0: images: image .*a.png cannot be read: .*a.png is not a file"):
+    with pytest.raises(InputError, match="row 0: images: image .*a.png cannot be read: No such file"):
         PreferenceDataset(rows, tiny.processor(), DataOptions())
 
 

@@ -46,7 +46,7 @@ def test_lora_targets_by_name(config, tmp_path, capsys):
     assert main(["train", str(config), "--lora_target_modules", "[q_proj, v_proj]", "--max_steps", "1"]) == 0
     names = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert names and all("language_model" in name and (".q_proj." in name or ".v_proj." in name) for name in names)
-    assert main(["train", str(config), "--lora_target_modules", "q_proj,query"]) == 2
+    assert main(["train", str(config), "--lora_target_modules", "q_proj,query", "--output_dir", str(tmp_path / "other")]) == 2
     assert "lora_target_modules: 'query' matches no layer; the language model has down_proj" in error(capsys)
 
 
