@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from mdpo import MDPOConfig, MDPOTrainer
@@ -224,6 +227,22 @@ def test_nothing_is_removed_before_every_check_has_passed(config, tmp_path, caps
     assert names(tmp_path / "out").keys() == before.keys()
 
 
+def test_an_older_run_stays_where_the_first_step_is_not_finite(config, world, tmp_path, capsys):
+    assert main(["train", str(config)]) == 0
+    before = names(tmp_path / "out")
+    weights = load_file(world[0] / "model.safetensors")
+    next(value for name, value in weights.items() if "q_proj" in name)[0, 0] = float("nan")
+    shutil.copytree(world[0], tmp_path / "nan")
+    save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+    over = ["train", str(config), "--overwrite_output_dir", "true", "--model_name_or_path", str(tmp_path / "nan")]
+    capsys.readouterr()
+    assert main([*over, "--check_start", "true"]) == 2
+    assert "the model's own forward gives NaN" in capsys.readouterr().err.splitlines()[-1]
+    assert main(over) == 1
+    assert "the loss of step 1 is not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert names(tmp_path / "out").keys() == before.keys()
+
+
 def test_a_run_that_failed_before_its_first_step_is_no_obstacle(config, world, tmp_path, monkeypatch):
     class Full(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -235,6 +254,18 @@ def test_a_run_that_failed_before_its_first_step_is_no_obstacle(config, world, t
         run.train()
     (tmp_path / "out" / "mdpo_run.json").write_text("{}")
     assert main(["train", str(config)]) == 0
+
+
+def test_what_a_trainer_trains_a_second_time_can_be_resumed(world, tmp_path):
+    run = trainer(world, tmp_path / "out", max_steps=2, save_steps=1)
+    run.train()
+    run.train()
+    assert run.model is not None
+    ended = {name: value.clone() for name, value in run.model.state_dict().items()}
+    again = trainer(world, tmp_path / "out", max_steps=2, save_steps=1)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert again.model is not None
+    assert all(torch.equal(value, ended[name]) for name, value in again.model.state_dict().items())
 
 
 def test_a_checkpoint_of_another_run_may_go_on_in_a_fresh_folder_only(world, tmp_path):

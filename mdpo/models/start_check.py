@@ -113,6 +113,7 @@ def check_packed(
     packed = pack(examples, model).to(next(model.parameters()).device)
     with in_mode(model, training=False), _uncompiled():
         theirs = [plain_token_logps(model, *reading) for reading in _readings(examples)]
+    _check_are_numbers(examples, theirs)
     ours = _packed_token_logps(model, packed, training)
     check = _compare(examples, ours, theirs, rounding)
     if not check.agrees:
@@ -120,6 +121,15 @@ def check_packed(
     if isinstance(model, PeftModel):
         _check_adapter_is_seen(model, examples, packed, theirs, rounding, training)
     return check
+
+
+def _check_are_numbers(examples: Sequence[PreferenceTokens], theirs: Sequence[Tensor]) -> None:
+    for (example, branch), logps in zip(_readings(examples), theirs, strict=True):
+        if logps.isnan().any():
+            raise InputError(
+                f"check_start: example {example.id!r}, {branch.name}: the model's own forward gives NaN; a weight is not a "
+                "number, or values overflow in this dtype (dtype: float32)"
+            )
 
 
 def check_equal_start(ids: Sequence[str], policy: Tensor, reference: Tensor, lengths: Tensor, rounding: float) -> float:
@@ -184,7 +194,7 @@ def _compare(
     for (example, branch), mine, other in zip(_readings(examples), pieces, theirs, strict=True):
         off = (mine - other).abs()
         # Where both say −inf they agree, though their difference is NaN.
-        off = off.masked_fill((mine == other) | (mine.isnan() & other.isnan()), 0.0)
+        off = off.masked_fill(mine == other, 0.0)
         differences.append(
             Difference(example.id, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
         )

@@ -72,12 +72,24 @@ class RunFolder(TrainerCallback):
                 self._lock = before
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._replaces:
+            self._begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begin()  # an older run stays until the first step's loss and gradients have shown to be finite
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether an older run in the folder goes."""
+        return self._args.overwrite_output_dir and not self._goes_on
+
+    def _begin(self) -> None:
         if self._begun:
             return
         self._begun = True
-        if not args.should_save:
+        if not self._args.should_save:
             return
-        if args.overwrite_output_dir and not self._goes_on:
+        if self._replaces:
             remove_run(self.folder)
         clear_parts(self.folder)
         for action in self._at_first_step:

@@ -122,6 +122,7 @@ class MDPOTrainer(StopsWhereNotFinite):
                 check_rows(model, processing_class, part)
         if args.should_save:
             check_saving(model, processing_class, args.output_dir)
+        self._makes_optimizer = self.optimizer is None
         self.run_folder = RunFolder(args, self.model.name_or_path)
         self.add_callback(self.run_folder)
         self.add_callback(CheckpointLayers(model))
@@ -272,6 +273,9 @@ class MDPOTrainer(StopsWhereNotFinite):
             if self.args.should_save:
                 self.settings_of_checkpoints()  # by its first checkpoint, some of its files may be gone
             self._check_start()
+            if self._makes_optimizer and self.state.global_step:
+                # An earlier training's has made more steps than a checkpoint of this one could go on from.
+                self.optimizer = self.lr_scheduler = None
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self._cache is not None:
             counts = torch.tensor([self._cache.found, self._cache.computed], device=self.args.device)

@@ -241,8 +241,8 @@ def test_the_digest_of_a_base_outlives_sharding_dtype_and_names(tmp_path):
 
 def test_a_damaged_adapter_is_one_line(world, sft, tmp_path):
     for name, content, message in (
-        ("adapter_config.json", b"{", "adapter_config.json cannot be read"),
-        ("adapter_model.safetensors", b"\x10" * 40, "does not fit the model"),
+        ("adapter_config.json", b"{", "adapter_config.json is damaged"),
+        ("adapter_model.safetensors", b"\x10" * 40, "is damaged or was not copied to its end"),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -331,4 +331,5 @@ def test_evaluation_rows_without_images_are_said(world, tmp_path, caplog):
 @pytest.mark.parametrize("option", [["--beta", "0"], ["--beta", "-1"], ["--beta", "inf"], ["--seed", "-1"]])
 def test_scores_of_a_beta_that_is_none_are_refused(world, tmp_path, capsys, option):
     assert main(["score", *map(str, world), "--output", str(tmp_path / "s.jsonl"), *option]) == 2
-    assert f"{option[0]} {option[1]}".rstrip("0") in capsys.readouterr().err.replace(".0", "")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {option[0]}") and option[1] in line and "expected a number" in line
