@@ -78,7 +78,8 @@ def _state(path: str) -> tuple:
         status = os.stat(path)
     except OSError:
         return (path, None)
-    return (path, status.st_size, status.st_mtime_ns)
+    # A copy may bring its size and time along, but not when the file was put in place, and as which.
+    return (path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def _inspected(rows: Rows, uses: Sequence[tuple[int, int, str]], keys: dict[int, object]) -> np.ndarray:

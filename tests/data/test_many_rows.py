@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mdpo.data import DataOptions, PreferenceDataset, TextOptions, cache, json_lines, limits, read, read_rows, tokenise
 from mdpo.data.encode import Encoder
+from mdpo.data.image_facts import look_at_images
 from mdpo.data.read import parse_rows
 from mdpo.data.seen import FirstSeen
 from mdpo.errors import InputError
@@ -214,3 +217,16 @@ def test_what_came_first_is_found_among_many():
     seen = FirstSeen()
     assert [seen.add(f"id {index}", f"row {index}") for index in range(5000)] == [None] * 5000
     assert [seen.add(f"id {index}", "again") for index in (0, 2500, 4999)] == ["row 0", "row 2500", "row 4999"]
+
+
+def test_an_image_is_looked_at_again_whatever_its_copy_says_of_its_age(tmp_path, many, monkeypatch):
+    monkeypatch.setattr("mdpo.data.image_facts._MANY", 0)
+    write(tmp_path / "rows.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b", "images": ["x.bmp"]}])
+    sizes = []
+    for size in ((40, 60), (60, 40)):
+        Image.new("RGB", size).save(tmp_path / "new.bmp")
+        os.utime(tmp_path / "new.bmp", (1e9, 1e9))
+        (tmp_path / "new.bmp").replace(tmp_path / "x.bmp")
+        (fact,) = look_at_images(read_rows(tmp_path / "rows.jsonl"), own=False)[0]
+        sizes.append((fact.width, fact.height))
+    assert sizes == [(40, 60), (60, 40)]
