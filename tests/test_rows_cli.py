@@ -52,7 +52,7 @@ def test_training_on_text_alone_has_to_be_asked_for(world, config, tmp_path, cap
     assert main(["train", str(config), "--train_data", str(data)]) == 2
     assert "none of the 6 rows has an image (the first is changed.jsonl, row 0" in error_of(capsys)
     for asked in (["--conditional", "false"], ["--conditional", "false", "--drop_images", "true"]):
-        assert main(["train", str(config), "--train_data", str(data), *asked]) == 0
+        assert main(["train", str(config), "--train_data", str(data), "--overwrite_output_dir", "true", *asked]) == 0
 
 
 def test_a_misnamed_image_column_stops_every_command(world, config, tmp_path, capsys):

@@ -44,7 +44,7 @@ from .trained_text import say_other_text
 PRESETS = {"greedy": 1, "rlhfv": 3}
 
 
-def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``generate`` and ``evaluate``; each parser's ``run`` takes the parsed options."""
     _add_generate(subparsers)
     evaluate = subparsers.add_parser(

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mdpo.errors import InputError
 from mdpo.shown import say
@@ -10,7 +11,7 @@ from .runs import load_run
 from .write import report_files, write_report
 
 
-def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``report``; its ``run`` takes the parsed options."""
     command = subparsers.add_parser(
         "report",

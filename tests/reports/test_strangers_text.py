@@ -35,7 +35,7 @@ def test_no_field_of_a_result_is_markup(tmp_path):
     better = dataclasses.replace(better, responses=[dataclasses.replace(r, text=r.text + " b") for r in better.responses])
     better.write(second / "result.json")
     runs = [load_run(first, f"one{EVIL}"), load_run(second, f"two{EVIL}")]
-    html, _, markdown = write_report(runs, tmp_path / "report.html", title=EVIL)
+    html, markdown, _ = write_report(runs, tmp_path / "report.html", title=EVIL)
     for path in (html, markdown):
         text = path.read_text(encoding="utf-8")
         assert "\x1b" not in text and "\u202e" not in text and "p4ssw0rd" not in text, path.name

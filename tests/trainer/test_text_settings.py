@@ -58,6 +58,7 @@ def test_what_was_trained_is_scored_alike_and_its_template_is_saved(world, confi
     before = records(cache)
     assert main([*score, *text]) == 0
     assert records(cache) == before, "the numbers of training are found, every one"
+    (tmp_path / "scores.jsonl").unlink()
     assert main(score) == 0
     assert len(records(cache)) == 2 * len(before), "another text is another key"
 
