@@ -39,12 +39,12 @@ from .evaluation import Evaluation, predictions
 from .folder import RunFolder
 from .layers import CheckpointLayers, prepare_layers
 from .metrics import Metrics
+from .not_finite import StopsWhereNotFinite, losses_not_finite
 from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
 from .run_settings import check_same_run, run_settings
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
-from .stops import StopsWhereNotFinite, losses_not_finite
 from .workers import begin_worker
 
 _log = logging.getLogger(__name__)
