@@ -16,7 +16,7 @@ study: $(VENV)/.installed
 	$(RUN) -m bench.study $(STUDY_ARGS)
 
 # Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
-BESIDE := tests/data tests/settings tests/models
+BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory
 
 test: $(VENV)/.installed
 	@mkdir -p build

@@ -334,9 +334,9 @@ def source(where: Any) -> str:
     if isinstance(where, str):
         return inspect.getsource(__import__(where, fromlist=["_"]))
     if where.__qualname__.startswith("Trainer."):
-        own = getattr(MDPOTrainer, where.__name__)
-    calls = own is where or f"super().{where.__name__}(" in inspect.getsource(own)
-    assert calls, "overridden without a call of it: the setting may be read no more"
+        ours = getattr(MDPOTrainer, where.__name__)
+        calls = ours is where or f"super().{where.__name__}(" in inspect.getsource(ours)
+        assert calls, "overridden without a call of it: the setting may be read no more"
     return inspect.getsource(where)
 
 
