@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench.models import Shape
-from mdpo.data import PreferenceDataset
+from mdpo.data import PreferenceDataset, Rows
 from mdpo.packing import PreferenceTokens
 
 TEXT_TOKENS, RESPONSE_MEDIAN, SPREAD, LONGEST = 60, 120, 0.6, 400  # σ of the logarithm; tokens of a response at most
@@ -66,11 +66,18 @@ class TokenPairs(PreferenceDataset):
     """Examples that are token ids already, where the trainer expects to find its dataset."""
 
     def __init__(self, examples: Sequence[PreferenceTokens]) -> None:
-        self.examples = self.rows = list(examples)
+        self.examples = list(examples)
+        self.rows = Rows.of([])  # of which a run compares the images with a checkpoint's
         self.lengths = np.array([example.packed_length for example in examples])
 
     def __getitem__(self, item: int | tuple[int, int | None]) -> PreferenceTokens:
         return self.examples[item[0] if isinstance(item, tuple) else item]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def digest(self) -> str:
+        return f"{len(self.examples)} random examples"
 
     def first_with_images(self) -> int | None:
         return next((index for index, example in enumerate(self.examples) if example.images), None)
