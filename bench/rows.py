@@ -3,7 +3,7 @@
     python -m bench.rows [--rows 1000000] [--images 8] [--folder DIR] [--output bench/results/host/rows.json]
 
 Writes JSONL rows of some 50 words and a tiny random model below DIR, then runs ``mdpo train`` with ``max_steps: 1`` twice.
-Time is from the process's start to the line of its first step; CPU time and the peak of resident memory, summed over its
+Time is of the whole process, one step and the final save included; CPU time and the peak of resident memory, summed over its
 processes every 50 ms, are given beside it, since another program may share the processors.
 """
 

@@ -67,9 +67,9 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     try:
-        if isinstance(value, Mapping):
-            return all(map(is_empty, value.values()))
-        return isinstance(value, (list, tuple)) and all(map(is_empty, value))
+        if isinstance(value, (list, tuple)):
+            return all(map(is_empty, value))
+        return isinstance(value, Mapping) and all(map(is_empty, value.values()))
     except RecursionError:  # nested about as deep as JSON can be read
         return False
 

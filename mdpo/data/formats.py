@@ -7,7 +7,7 @@ to the chat template. To read another format, write one function and put it into
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -39,8 +39,9 @@ class Format:
     convert: Convert
     reads: frozenset[str]
 
-    def fits(self, columns: Mapping[str, Any]) -> bool:
-        return all(not is_empty(columns.get(name)) for name in self.has) and self.lacks not in columns
+    def fits(self, columns: Mapping[str, Any], filled: Set[str]) -> bool:
+        """filled: of the columns, those that say something."""
+        return filled.issuperset(self.has) and self.lacks not in columns
 
 
 def to_canonical(
@@ -61,7 +62,8 @@ def to_canonical(
         raise RowError.at(where, "row", problem, "give a JSON object a row")
     columns = {str(name): value for name, value in record.items() if value is not None}
     columns = without(columns, ignore)
-    found = next(format for format in FORMATS if format.fits(columns))
+    filled = {name for name, value in columns.items() if not is_empty(value)}
+    found = next(format for format in FORMATS if format.fits(columns, filled))
     canonical = found.convert(dict(columns), where)
     if isinstance(canonical, Dropped):
         if answers:

@@ -28,9 +28,15 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def the_handlers_are_put_back():
+    came_with = [signal.getsignal(number) for number in NUMBERS]
+    for number in NUMBERS:  # a program that was started in the background ignores Ctrl-C, and keeps to it
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     before = [signal.getsignal(number) for number in NUMBERS]
     yield
-    assert [signal.getsignal(number) for number in NUMBERS] == before
+    found = [signal.getsignal(number) for number in NUMBERS]
+    for number, handler in zip(NUMBERS, came_with, strict=True):
+        signal.signal(number, handler)
+    assert found == before
     assert handlers.active() is None
     assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
     assert not multiprocessing.active_children()
