@@ -7,7 +7,7 @@ to the chat template. To read another format, write one function and put it into
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
@@ -39,7 +39,7 @@ class Format:
     convert: Convert
     reads: frozenset[str]
 
-    def fits(self, columns: Mapping[str, Any], filled: Set[str]) -> bool:
+    def fits(self, columns: Mapping[str, Any], filled: set[str]) -> bool:
         """filled: of the columns, those that say something."""
         return filled.issuperset(self.has) and self.lacks not in columns
 

@@ -61,6 +61,7 @@ class Signals:
         self._launched = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or 1) > 1
         self._before: dict[int, Any] = {}
         self._child_handler: Any = None
+        self._unraisable: Any = None
         self._wakeup = -1
         self._pipe = (-1, -1)
         self._door: socket.socket | None = None  # where other processes of the run knock, and the word they must know
@@ -88,6 +89,7 @@ class Signals:
             if before is not signal.SIG_IGN and before is not None:  # None: not set from Python, cannot be put back
                 self._before[number] = before
                 signal.signal(number, self._handle)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._unraised
         _active = self
         self._watcher.start()
         return self
@@ -95,6 +97,7 @@ class Signals:
     def __exit__(self, *exception: object) -> None:
         global _active
         _active = None
+        sys.unraisablehook = self._unraisable
         for number, before in self._before.items():
             signal.signal(number, before)
         if self._child_handler is not None:
@@ -151,6 +154,11 @@ class Signals:
             _let_go_of_a_dead_terminal()
         if self._overdue if self.holding else first:
             raise Stopped(self.received or number)
+
+    def _unraised(self, unraisable: Any) -> None:
+        # It came in the middle of a callback whose errors Python only prints: it is remembered, and a training looks.
+        if not isinstance(unraisable.exc_value, Stopped):
+            self._unraisable(unraisable)
 
     @property
     def _overdue(self) -> bool:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -302,3 +303,15 @@ def test_a_trainer_without_the_command_line(world, tmp_path, send):
     assert run.state.global_step == 3 and last_whole_checkpoint(tmp_path).name == "checkpoint-3"
 
 
+def test_one_in_the_middle_of_a_callback_is_remembered_without_a_traceback(monkeypatch):
+    class Leaves:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with handlers.signals() as found:
+        leaves = Leaves()
+        del leaves
+        assert found is not None and found.received == signal.SIGTERM
+    assert not printed
