@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for word in words:
         if not is_text(word):
             parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
+        if word.endswith("=--"):  # which argparse takes for no value at all
+            parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
     options, rest = parser.parse_known_args(_with_dashes(words))
     if rest and options.run not in (train, run_plan):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.run(options) or 0
     except (InputError, OutputError, TrainingError) as error:
         if not _is_said(error):
-            print(f"error: {shown(redacted(str(error)))}", file=sys.stderr)
+            print(f"error: {shown_text(redacted(str(error)), 4000)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
