@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import errno
 import gc
 import json
 import logging
@@ -92,8 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.run(options) or 0
     except (InputError, OutputError, TrainingError) as error:
         if not _is_said(error):
-            print(f"error: {shown_text(redacted(str(error)), 4000)}", file=sys.stderr)
+            print(f"error: {shown_text(redacted(str(error)), 2000)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {shown_text(str(error.filename), 80)} is too long for the name of a file; give another", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         if is_main_process():

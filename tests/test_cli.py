@@ -178,3 +178,25 @@ def test_settings_that_do_nothing_are_said_once(config, tmp_path, caplog):
     assert main(["train", str(config), "--max_steps", "1", *arguments]) == 0
     for line in ("lora_r: no effect, use_lora is false", "negative: no effect, there is no rejected image"):
         assert caplog.text.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "x" * 5000, "--output", "a.html"],
+        ["merge", "run", "merged", "--base", "x" * 5000],
+        ["score", "x" * 5000, "rows.jsonl", "--output", "a.jsonl"],
+        ["train", "x" * 5000],
+        ["data", "check", "x" * 5000],
+    ],
+)
+def test_a_name_too_long_for_a_file_is_one_short_line(arguments, capsys):
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(line) < 2100
+
+
+def test_no_value_written_as_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "run", "--output=--"])
+    assert "argument --output: '--' is no value" in capsys.readouterr().err

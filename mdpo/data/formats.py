@@ -183,7 +183,7 @@ def _rating(annotations: Any) -> float | None:
         return None
     try:
         ratings = [float(annotation["Rating"]) for annotation in annotations.values()]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return None
     return mean(ratings) if all(map(math.isfinite, ratings)) else None
 

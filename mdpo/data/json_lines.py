@@ -1,11 +1,11 @@
 """JSON, and files with a row of it a line: read with a bound, whole or a stretch at a time."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mdpo.errors import InputError
+from mdpo.reading import parse_json
 
 from .limits import MAX_LINE, check_line
 from .problem import RowError
@@ -28,21 +28,6 @@ class Stretch(NamedTuple):
     position: int = 0
 
 
-def loads(text: str | bytes) -> Any:
-    """JSON from text or UTF-8 bytes, with or without a byte order mark. Raises ValueError that says what is wrong."""
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("not usable JSON: nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and an integer of too many digits
-        raise ValueError(f"not JSON: {error}") from error
-
-
 def json_lines(path: Path) -> Iterator[Record]:
     """``(where, record)`` for every row of a file."""
     return rows_of_stretch(Stretch(path))
@@ -60,7 +45,7 @@ def rows_of_stretch(stretch: Stretch) -> Iterator[Record]:
                 problem = f"has more than {MAX_LINE:,} bytes, the limit of a row"
                 raise RowError.at(where, "line", problem, "keep its images as files, shorten the row, or drop it")
             check_line(line, where)
-            record = loads(line)
+            record = parse_json(line)
         except RowError as error:
             record = error
         except ValueError as error:

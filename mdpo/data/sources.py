@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.reading import parse_json
 
-from .json_lines import json_lines, loads
+from .json_lines import json_lines
 from .problem import clipped
 from .tables import Record, choose_split, hub_dataset, parquet, saved_dataset, stream_rows, table_rows
 
@@ -159,7 +160,7 @@ def _shards(files: Sequence[Path], name: str) -> Iterator[Record]:
 
 def _json_rows(path: Path) -> Iterable[Record]:
     try:
-        records = loads(path.read_bytes())
+        records = parse_json(path.read_bytes())
     except ValueError as error:
         remedy = "fix the file, or save it as JSONL, one row a line"
         if "Extra data: line 2" in str(error):

@@ -9,9 +9,9 @@ from typing import Any
 from mdpo.errors import InputError
 
 from . import amber, chair, mmhal, objects
-from .files import read_json, read_text
+from .files import read_text
 from .judge import Judge, Plan, Reply, Request, describe
-from .responses import read_amber, read_coco, read_mmhal, some
+from .responses import read_amber, read_amber_rules, read_coco, read_mmhal, some
 from .results import Metric, Response, Result
 
 AMBER_FILES = ("annotations.json", "relation.json", "safe_words.txt")
@@ -29,7 +29,7 @@ def run_amber(
     compat: bool = True,
 ) -> Result:
     """AMBER's generative part. data: the folder of the official files. Raises InputError naming file and id."""
-    annotations, relation = read_json(data / AMBER_FILES[0]), read_json(data / AMBER_FILES[1])
+    annotations, relation = read_amber_rules(data / AMBER_FILES[0], data / AMBER_FILES[1])
     safe_words = read_text(data / AMBER_FILES[2]).split("\n")
     given, missing = read_amber(responses, annotations)
     score = amber.score(

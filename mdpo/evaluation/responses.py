@@ -18,6 +18,22 @@ def some(values: Sequence[Any]) -> str:
     return f"{len(values)} ({shown}{', …' if len(values) > _SHOWN else ''})"
 
 
+def read_amber_rules(annotations: str | Path, relation: str | Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """AMBER's ``annotations.json`` and ``relation.json``. Raises InputError naming the file, and what of it is not read."""
+    entries, words = read_json(annotations), read_json(relation)
+    for at, entry in enumerate(entries if isinstance(entries, list) else [None]):
+        sound = isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("type"), str)
+        if not sound or entry["type"] == "generative" and not all(map(_are_words, (entry.get("truth"), entry.get("hallu")))):
+            raise InputError(f"{annotations} is not AMBER's file: entry {at} has no usable id, type, truth and hallu")
+    if not isinstance(words, dict) or not all(map(_are_words, words.values())):
+        raise InputError(f"{relation} is not AMBER's file: expected lists of words by word")
+    return entries, words
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
 def read_amber(path: str | Path, annotations: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
     """AMBER's responses, and the ids of generative questions that none answers.
 
@@ -79,7 +95,7 @@ def read_captions(path: str | Path, questions: str | Path | None = None) -> list
 def _image_id(value: Any, where: str) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{where}: image_id is a COCO image's number, found {value!r}; give the question file with --questions"
         ) from error

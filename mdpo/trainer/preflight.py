@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
@@ -49,6 +49,9 @@ def check_settings(args: MDPOConfig, *, optimizer: bool = False) -> None:
 def _check_trackers(args: MDPOConfig) -> None:
     """Trackers are made as Trainer makes them, which asks for a package that is not installed."""
     for name in args.report_to or []:
+        if name == "mlflow" and name not in get_available_reporting_integrations():
+            # Asked itself, transformers' class leaves an object behind whose end prints a traceback.
+            raise InputError(f"report_to: {name!r} cannot be used (it is not installed); install it, or set report_to: none")
         try:
             for tracker in get_reporting_integration_callbacks([name]):
                 tracker()

@@ -59,6 +59,23 @@ def amber(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("annotations.json", {"a": 1}),
+        ("annotations.json", ["text"]),
+        ("annotations.json", [{"id": 1, "type": "generative", "truth": "dog", "hallu": []}]),
+        ("relation.json", ["dog"]),
+        ("relation.json", {"dog": "cat"}),
+    ],
+)
+def test_files_that_are_not_ambers_are_named(amber, words, capsys, name, content):
+    responses = write(amber / "r.json", [{"id": 1, "response": "dog cat"}])
+    write(amber / name, content)
+    assert main([*map(str, ("evaluate", "amber", responses, "--data", amber))]) == 2
+    assert f"{name} is not AMBER's file" in capsys.readouterr().err
+
+
 def test_amber(amber, words, capsys):
     responses = write(amber / "r.json", [{"id": 1, "response": "dog cat"}])
     write(amber / "r.json.settings.json", {"settings": {"num_beams": 1}})
@@ -154,6 +171,8 @@ def test_object_halbench_by_judge(tmp_path, words, chair, judge, capsys):
     [
         ('{"id": 1, "response": "x"}', "row 0 has no text, answer or caption, only id, response"),
         ('{"prompt": "", "text": "x"}', "image_id is a COCO image's number, found None.*--questions"),
+        ('{"image_id": Infinity, "text": "x"}', "image_id is a COCO image's number, found inf"),
+        ('{"image_id": 1e999, "text": "x"}', "image_id is a COCO image's number, found inf"),
         ('{"image_id": 77, "text": "x"}', r"no COCO file describes: 1 \(77\)"),
         ('{"image_id": 4, "text": "x"}\n{"image_id": 4, "text": "y"}', "row 1 answers image 4 again, as row 0"),
     ],
