@@ -13,6 +13,8 @@ from mdpo.outputs import clear_parts
 from mdpo.run_folder import check_free, is_inside, remove_run
 from mdpo.run_lock import RunLock, hold
 
+from .ranks import together
+
 
 class RunFolder(TrainerCallback):
     """Holds ``output_dir`` while its trainer trains or saves, and removes an older run from it where that is asked for.
@@ -87,6 +89,9 @@ class RunFolder(TrainerCallback):
         if self._begun:
             return
         self._begun = True
+        together(self._args, self._prepare)
+
+    def _prepare(self) -> None:
         if not self._args.should_save:
             return
         if self._replaces:

@@ -154,6 +154,18 @@ def test_an_error_that_all_meet_is_said_once(world, tmp_path):
     assert len(ranks.lines(*SAID)) == 1 and "the checkpoint of step 2 could not be written" in ranks.lines(*SAID)[0]
 
 
+def test_a_disk_that_is_full_when_the_run_begins_is_said_once(world, tmp_path):
+    def before(rank: int) -> None:
+        def full(*arguments, **named):
+            raise cli.OutputError("mdpo_run.json could not be written: the disk is full")
+
+        cli.write_run_record = full
+
+    ranks = Ranks(["train", settings(world, tmp_path)], tmp_path, before)
+    assert ranks.codes() == [1, 1]
+    assert ranks.lines(*SAID) == ["error: mdpo_run.json could not be written: the disk is full"]
+
+
 def test_what_one_meets_before_training_ends_all_and_is_said_once(world, tmp_path):
     def before(rank: int) -> None:
         def rows(*arguments):
