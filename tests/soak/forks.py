@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from .events import BEGUN, COUNTED, HELD, Gate
 
@@ -74,10 +75,7 @@ class Member:
         except BaseException:
             traceback.print_exc()
         finally:
-            with suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            leave(code)
 
     def watch(self) -> None:
         """In the parent, once everybody who writes is forked."""
@@ -129,6 +127,14 @@ class Member:
         self.drain()
         os.close(self._read)
         self.gate.close()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a forked process as an interpreter ends, without what its parent registered to be done at the end."""
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def defaults(*, die_in_write: bool = False) -> None:

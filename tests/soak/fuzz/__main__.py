@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from ..forks import alone, cli, defaults  # first: it sets the environment that the libraries read
+from ..forks import alone, cli, defaults, leave  # first: it sets the environment that the libraries read
 from .cases import FUZZERS, Case
 from .scene import build, stand_in
 
@@ -158,10 +158,7 @@ def _child(case: Case, folder: Path, output: Path) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        leave(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def judge(code: int | None, text: str) -> str | None:
