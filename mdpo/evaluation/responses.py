@@ -22,12 +22,17 @@ def read_amber_rules(annotations: str | Path, relation: str | Path) -> tuple[lis
     """AMBER's ``annotations.json`` and ``relation.json``. Raises InputError naming the file, and what of it is not read."""
     entries, words = read_json(annotations), read_json(relation)
     for at, entry in enumerate(entries if isinstance(entries, list) else [None]):
-        sound = isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("type"), str)
-        if not sound or entry["type"] == "generative" and not all(map(_are_words, (entry.get("truth"), entry.get("hallu")))):
+        if not _is_annotation(entry):
             raise InputError(f"{annotations} is not AMBER's file: entry {at} has no usable id, type, truth and hallu")
     if not isinstance(words, dict) or not all(map(_are_words, words.values())):
         raise InputError(f"{relation} is not AMBER's file: expected lists of words by word")
     return entries, words
+
+
+def _is_annotation(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or not isinstance(entry.get("type"), str):
+        return False
+    return entry["type"] != "generative" or _are_words(entry.get("truth")) and _are_words(entry.get("hallu"))
 
 
 def _are_words(value: Any) -> bool:
