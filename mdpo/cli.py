@@ -1,5 +1,10 @@
 """The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | report``."""
 
+from mdpo.stops import ctrl_c_ends, is_main_process, resumed_command, what_is_kept
+
+if __name__ == "__main__":
+    ctrl_c_ends()
+
 import argparse
 import atexit
 import errno
@@ -52,7 +57,6 @@ from mdpo.reports import commands as report_commands
 from mdpo.run_lock import RunLock
 from mdpo.settings import ADAPTER, BETA, check_range, dtype_name, idle_settings, is_text, shown_text
 from mdpo.shown import Formatter, redacted, say, shown
-from mdpo.stops import is_main_process, resumed_command, what_is_kept
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.folder import begin, hold_folder
 from mdpo.trainer.preflight import check_rows, check_settings
@@ -69,28 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Bad input ends in one line on stderr and code 2,
     a run that cannot go on in one line and code 1, a signal in one line and 128 + its number."""
     atexit.register(gc.freeze)  # the collection at a process's end frees nothing, and takes seconds with torch loaded
-    parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for word in words:
-        if not is_text(word):
-            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
-        if word.endswith("=--"):  # which argparse takes for no value at all
-            parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
-    options, rest = parser.parse_known_args(_with_dashes(words))
-    if rest and options.run not in (train, run_plan):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides, options.words = rest, words
-    _log_to_terminal()
-    for package in ("mdpo", "mdpo_kernels"):
-        logging.getLogger(package).setLevel(logging.INFO)
     try:
         with signals():
-            if options.run in (train, run_plan):
-                _check_config_first(options.config, words)
-            if hasattr(options, "dtype"):
-                options.dtype = dtype_name(options.dtype)
-            _check_outputs(options)
-            return options.run(options) or 0
+            return _run(words)
     except (InputError, OutputError, TrainingError) as error:
         if not _is_said(error):
             print(f"error: {shown_text(redacted(str(error)), 2000)}", file=sys.stderr)
@@ -100,11 +86,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {shown_text(str(error.filename), 80)} is too long for the name of a file; give another", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # in the moment before the handlers are set, or after they are put back
+        return 128 + signal.SIGINT
+
+
+def _run(words: list[str]) -> int:
+    options = argparse.Namespace(words=words)
+    try:
+        _parse(words, options)
+        _log_to_terminal()
+        for package in ("mdpo", "mdpo_kernels"):
+            logging.getLogger(package).setLevel(logging.INFO)
+        if options.run in (train, run_plan):
+            _check_config_first(options.config, words)
+        if hasattr(options, "dtype"):
+            options.dtype = dtype_name(options.dtype)
+        _check_outputs(options)
+        return options.run(options) or 0
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        if is_main_process():
-            print(f"stopped by {name_of(number)}{shown(what_is_kept(options))}", file=sys.stderr)
-        return 128 + number
+        return _left(error.number if isinstance(error, Stopped) else signal.SIGINT, options)
+    except Exception:
+        handlers = active()
+        if handlers is None or handlers.received is None or handlers.holding:
+            raise
+        # A library written in C may answer an exception of Python's that it does not expect, as that of a signal, by one
+        # of its own.
+        return _left(handlers.received, options)
+
+
+def _left(number: int, options: argparse.Namespace) -> int:
+    if is_main_process():
+        print(f"stopped by {name_of(number)}{shown(what_is_kept(options))}", file=sys.stderr, flush=True)
+    return 128 + number
+
+
+def _parse(words: list[str], options: argparse.Namespace) -> None:
+    """Puts what the words say into ``options``; leaves the program, as argparse does, where they say nothing."""
+    parser = _parser()
+    for word in words:
+        if not is_text(word):
+            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
+        if word.endswith("=--"):  # which argparse takes for no value at all
+            parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
+    _, options.overrides = parser.parse_known_args(_with_dashes(words), options)
+    if options.overrides and options.run not in (train, run_plan):
+        parser.error(f"unrecognized arguments: {' '.join(options.overrides)}")
 
 
 def _is_said(error: InputError | OutputError | TrainingError) -> bool:

@@ -3,9 +3,17 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+
+def ctrl_c_ends() -> None:
+    """Until a command sets handlers of its own, Ctrl-C ends the process at once, as it does a program in C: importing
+    torch and transformers takes seconds, and would end in a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # one that is ignored stays so
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_main_process() -> bool:
@@ -18,7 +26,8 @@ def resumed_command(words: Sequence[str]) -> str:
 
     words: the command and its arguments, as they were typed after ``mdpo``.
     """
-    program = ["python", "-m", "mdpo.cli"] if Path(sys.argv[0]).name == "cli.py" else ["mdpo"]
+    module = {"mdpo/__main__.py": "mdpo", "mdpo/cli.py": "mdpo.cli"}.get("/".join(Path(sys.argv[0]).parts[-2:]))
+    program = ["mdpo"] if module is None else ["python", "-m", module]
     kept, skip = [], False
     for word in words:
         name, equals, _ = word.partition("=")
@@ -36,6 +45,8 @@ def what_is_kept(options: argparse.Namespace) -> str:
 
     options: of the command line. ``words``: what was typed.
     """
+    if not hasattr(options, "run"):  # it was not even read
+        return "; nothing had begun"
     command = options.words[0]
     if command == "train":
         return " before the first step; nothing was trained"

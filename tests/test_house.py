@@ -34,6 +34,7 @@ ALLOWED = {
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
     "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing"},
     "mdpo": {"mdpo.config", "mdpo.trainer"},
+    "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
     "mdpo.cli": {
         "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
         "mdpo.memory", "mdpo.settings", "mdpo.stops",

@@ -104,8 +104,9 @@ def final(out: Path, whole: Undisturbed, limit: int | None) -> list[str]:
 
 
 def _of_a_stop(out: Path) -> set[str]:
-    """The files of checkpoints, which a stop may write where the undisturbed run writes none."""
-    return {name for name in shape_of(out) if name.partition("/")[0] == "checkpoint-N" and "/." not in name}
+    """The files of checkpoints, which a stop may write where the undisturbed run writes none; and weights that a line
+    has named because a full disk had no room for more: they are the user's."""
+    return {name for name in shape_of(out) if re.match(r"(checkpoint-N|weights-\d+)(/(?!\.)|$)", name)}
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor] | None:

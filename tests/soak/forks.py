@@ -138,9 +138,8 @@ def leave(code: int) -> NoReturn:
 
 
 def defaults(*, die_in_write: bool = False) -> None:
-    """The signals as a shell leaves them to what it starts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    """The signals as the program finds them: a shell leaves them so, and Ctrl-C is made to end it (``ctrl_c_ends``)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if die_in_write else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -182,9 +182,11 @@ class Disturbed:
         allowed = {128 + self.what.signal, 0}
         if len(codes) > 1:  # the launcher ends the others by SIGTERM; without their peer they may also give up
             allowed |= {128 + signal.SIGTERM}
-        if self.what.moment.what == "clock" and self.what.moment.number < 0.05:  # before Python could take the signal
-            allowed |= {-self.what.signal}
-        problems = [f"process {rank} ended with {code}" for rank, code in enumerate(codes) if code not in allowed]
+        problems = [
+            f"process {rank} ended with {code}"
+            for rank, code in enumerate(codes)
+            if code not in allowed and not (code == -self.what.signal and self._was_out_of_reach(rank))
+        ]
         stopped = all(code not in (0, None) for code in codes)
         if self.what.times == 1 and self.steps_before and stopped:
             if not checks.checkpoints(self.out):
@@ -192,6 +194,12 @@ class Disturbed:
             if not checks.ways_on([member.text for member in self.run.members]):
                 problems.append("stopped by one signal, and no line says how to go on")
         return problems
+
+    def _was_out_of_reach(self, rank: int) -> bool:
+        """Whether a process may have been struck before it set its handlers, or by a second signal after it put them
+        back: then the signal ends it, as it does any program."""
+        said = self.run.members[rank].text
+        return not said or (self.what.times == 2 and (rank > 0 or "stopped by" in said))
 
     def _after_disk(self, codes: list[int | None]) -> list[str]:
         if not self.happened:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from mdpo import MDPOTrainer, cli
+from mdpo import InputError, MDPOTrainer, cli
 from mdpo.stops import resumed_command
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
@@ -108,6 +109,44 @@ def test_the_step_is_finished_a_checkpoint_written_and_the_run_goes_on(world, wh
     assert said == f"stopped by {name} after step 3; go on with: mdpo train {path} --seed 42 --resume_from_checkpoint true"
     assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-3"
     go_on(path, capsys, whole)
+
+
+def test_before_the_command_line_is_read(world, tmp_path, capsys, monkeypatch):
+    def come(text):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    monkeypatch.setattr("mdpo.cli.is_text", come)
+    assert cli.main(["train", str(config(world, tmp_path))]) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM; nothing had begun\n"
+
+
+def test_a_library_that_answers_the_signals_exception_by_its_own(world, tmp_path, capsys, monkeypatch):
+    def answer(folder):  # as torch.asarray does, where the signal comes while it asks a storage for its length
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise InputError(f"{folder} is damaged; copy it again") from None
+
+    monkeypatch.setattr("mdpo.cli.load", lambda *args, **kwargs: answer(args[0]))
+    assert cli.main(["train", str(config(world, tmp_path))]) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGTERM before the first step; nothing was trained"
+
+
+@pytest.mark.parametrize("module", ["mdpo", "mdpo.cli"])
+def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback(module):
+    code = (  # the first of transformers' or torch's modules that is looked for sends it
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"runpy.run_module({module!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGINT and ended.stderr == "" and ended.stdout == ""
 
 
 def test_workers_and_an_epochs_end(world, whole, tmp_path, capsys, send):
