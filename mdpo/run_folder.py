@@ -44,9 +44,10 @@ def check_free(folder: str | Path, resume: str | bool | None, *, overwrite: bool
             f"output_dir: {folder} holds a model that no training here has written ({found}); give another --output_dir"
         )
     if not overwrite:
+        goes_on = "" if found in _WEIGHTS else "go on with it by --resume_from_checkpoint true, "
         raise InputError(
-            f"output_dir: {folder} holds a run already ({found}); go on with it by --resume_from_checkpoint true, give "
-            "another --output_dir, or remove it with --overwrite_output_dir true"
+            f"output_dir: {folder} holds a run already ({found}); {goes_on}give another --output_dir, or remove it with "
+            "--overwrite_output_dir true"
         )
     for name, path in inputs.items():
         if path and any(is_inside(path, part) for part in run_files(folder)):
@@ -70,6 +71,13 @@ def held_run(folder: Path) -> str | None:
         if (folder / weights).is_file() and (folder / config).is_file():
             return weights
     return None
+
+
+def way_anew(folder: str | Path) -> str:
+    """How to begin a run for this folder, said where there is nothing to resume from."""
+    if held_run(Path(folder).expanduser()) is None:
+        return "leave it out to start the run anew"
+    return "leave it out, and start anew in another --output_dir, or here with --overwrite_output_dir true"
 
 
 def _is_trained(folder: Path) -> bool:

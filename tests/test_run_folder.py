@@ -277,6 +277,18 @@ def test_a_checkpoint_of_another_run_may_go_on_in_a_fresh_folder_only(world, tmp
         trainer(world, tmp_path / "third", save_steps=1).train(resume_from_checkpoint=checkpoint)
 
 
+def test_a_run_without_checkpoints_that_was_ended_while_it_saved_is_not_sent_in_a_circle(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", str(config), "--save_strategy", "no"]) == 0
+    (out / "trainer_state.json").unlink()
+    capsys.readouterr()
+    assert main(["train", str(config)]) == 2
+    assert "--resume_from_checkpoint" not in capsys.readouterr().err
+    assert main(["train", str(config), "--resume_from_checkpoint", "true"]) == 2
+    assert "another --output_dir, or here with --overwrite_output_dir true" in capsys.readouterr().err
+    assert main(["train", str(config), "--overwrite_output_dir", "true"]) == 0
+
+
 def test_in_python_too_a_folder_is_one_trainers(world, tmp_path):
     refused = []
 

@@ -26,7 +26,7 @@ from .backend import tl, triton, use_triton
 from .checks import check_linear_arguments
 from .derivatives import differentiable_once, refuse_forward_mode
 from .linear_token_logps_backward import trainable_head_backward
-from .online_softmax import add_lanes, add_totals, empty_lanes, log_prob, others_of, reduce_lanes, scale_and_cap
+from .online_softmax import add_lanes, add_totals, empty_lanes, exp, log_prob, others_of, reduce_lanes, scale_and_cap
 from .tiling import ALIGNED, Tiling, float32_product, launch_options, padded, plan_tiles
 
 # With a frozen head the vocabulary stays whole, which leaves nothing to add up, until fewer rows than this fit.
@@ -57,7 +57,7 @@ def linear_token_logps_fwd_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row) - first_column
-    row_logits = logits + row * row_stride
+    row_logits, row_coefficients = logits + row * row_stride, coefficients + row * row_stride
     # A buffer's rows go on to a multiple of ALIGNMENT: with a mask that ends there, loads and stores are vectors.
     padded_columns = (columns + ALIGNED - 1) // ALIGNED * ALIGNED
     lane_maximum, lane_total = empty_lanes(BLOCK)
@@ -93,8 +93,8 @@ def linear_token_logps_fwd_kernel(
             if HAS_BIAS:
                 x += tl.load(bias + column, mask=column < padded_columns, other=0.0).to(tl.float32)
             z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-            power = tl.exp(others_of(z, column, target, columns) - maximum)
-            tl.store(coefficients + row * row_stride + column, power * slope, mask=column < padded_columns)
+            power = tl.where((column < columns) & (column != target), exp(z - maximum), 0.0)
+            tl.store(row_coefficients + column, power * slope, mask=column < padded_columns)
 
 
 @triton.jit(do_not_specialize=["tile_rows", "rows", "ignore_index"])

@@ -148,6 +148,15 @@ class KeepsWeights(Trainer):
 
     def save_state(self) -> None:
         """As the base class. Raises OutputError where the disk is full or refuses."""
-        if self.is_world_process_zero():
-            with whole_file(Path(self.args.output_dir, TRAINER_STATE_NAME)) as part:
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir, TRAINER_STATE_NAME)
+        try:
+            with whole_file(path) as part:
                 self.state.save_to_json(str(part))
+        except OutputError as error:
+            reason = unwritten(error.__cause__ or error) or short(error)
+            raise OutputError(
+                f"{path} could not be written: {reason}; it holds the steps' numbers. What has been saved is whole, and needs no "
+                "other run"
+            ) from error

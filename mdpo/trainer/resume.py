@@ -11,6 +11,7 @@ from torch import nn
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
 from mdpo.models.folder import check_weight_files, short
+from mdpo.run_folder import way_anew
 
 from .checkpoints import checkpoint_folder, checkpoint_step, checkpoints_newest_first, recover
 from .manifest import SETTINGS_NAME, Unfit, check_signed, read_json
@@ -63,7 +64,7 @@ def _newest(args: MDPOConfig) -> Path:
             return folder
     reasons = f" ({'; '.join(passed_over[:3])})" if passed_over else ""
     raise InputError(
-        f"resume_from_checkpoint: {args.output_dir} holds no whole checkpoint{reasons}; leave it out to start the run anew"
+        f"resume_from_checkpoint: {args.output_dir} holds no whole checkpoint{reasons}; {way_anew(args.output_dir or '.')}"
     )
 
 

@@ -199,7 +199,8 @@ class Disturbed:
         """Whether a process may have been struck before it set its handlers, or by a second signal after it put them
         back: then the signal ends it, as it does any program."""
         said = self.run.members[rank].text
-        return not said or (self.what.times == 2 and (rank > 0 or "stopped by" in said))
+        twice = self.what.times == 2 or len(self.run.members) > 1  # from the launcher, and from the process beside it
+        return not said or (twice and (rank > 0 or "stopped by" in said))
 
     def _after_disk(self, codes: list[int | None]) -> list[str]:
         if not self.happened:
@@ -286,7 +287,10 @@ def _finish(runs: Runs, config: Path, out: Path, processes: int, log: Path, tria
 
 
 def _resume(out: Path) -> list[str]:
-    return ["--resume_from_checkpoint", "true"] if checks.checkpoints(out) else []
+    if checks.checkpoints(out):
+        return ["--resume_from_checkpoint", "true"]
+    # A run without checkpoints that was ended while it saved has to be told to begin again, over what is there.
+    return ["--overwrite_output_dir", "true"] if any((out / name).exists() for name in checks.WEIGHTS) else []
 
 
 def _write(log: Path, title: str, run: Run) -> None:

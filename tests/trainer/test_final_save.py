@@ -122,6 +122,21 @@ def test_what_lies_beside_stays_and_the_card_is_added_to(world, tmp_path):
     assert not [name for name in found if name.startswith(".")]
 
 
+def test_a_full_disk_behind_the_model_leaves_it_and_asks_for_no_other_run(world, tmp_path):
+    run = trainer(world, tmp_path, save_strategy="no")
+    run.train()
+    run.save_model()
+    before = sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"trainer_state.json .* the disk is full; .* whole, and needs no other run$"):
+            run.save_state()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def record(name: str) -> Record:
     return Record(name, name, (-1.0, -2.0, float("nan")))
 
