@@ -118,7 +118,7 @@ def test_a_handful_of_kernels_for_logits_and_losses(recorders) -> None:
     assert all(0 < len(recorders[name].variants) <= 3 for name in recorders if "linear" not in name)
 
 
-INSPECT = """
+MACHINE_CODE = """
 import importlib, json, os, re, subprocess, sys, tempfile
 from pathlib import Path
 import triton
@@ -128,7 +128,7 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 INTEGERS = {"row_stride", "grad_row_stride", "rows", "columns", "tile_rows", "ignore_index", "first_column",
-            "weight_row_stride", "weight_column_stride"}
+            "weight_row_stride", "weight_column_stride", "hidden_row_stride", "hidden_column_stride", "vocabulary"}
 HALF = {"weight", "bias", "unit", "coefficients"}
 ALIGNED = {"row_stride", "weight_row_stride"}
 
@@ -138,19 +138,22 @@ def kind(name, half):
     if name == "targets": return "*i64"
     return "*bf16" if name in half else "*fp32"
 
-def machine_code(module, name, constants, half, aligned, capability):
+def machine_code(module, name, constants, half, aligned, capability, **options):
     kernel = getattr(importlib.import_module("mdpo_kernels." + module), name)
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else kind(n, half) for n in names}
     fixed = {(names.index(n),): value for n, value in constants.items()}
     hints = {(names.index(n),): [["tt.divisibility", 16]] for n in names if signature[n][0] == "*" or n in aligned}
     compiled = triton.compile(ASTSource(kernel, signature, fixed, hints), target=GPUTarget("cuda", capability, 32),
-                              options={"num_warps": 8})
+                              options={"num_warps": 8, **options})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         return subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-
+"""
+INSPECT = (
+    MACHINE_CODE
+    + """
 logits = {"HAS_SOFTCAP": False, "BLOCK": 4096}
 head = logits | {"HAS_BIAS": False, "bias": None}
 biased = logits | {"HAS_BIAS": True}
@@ -173,6 +176,7 @@ for capability in map(int, sys.argv[1:]):
                           "wide loads": count(r"LDG\\.E\\S*\\.128"), "loads": count(r"\\bLDG\\b"),
                           "stores": count(r"\\bSTG\\b"), "wide stores": count(r"STG\\.E\\S*\\.128")}))
 """
+)
 
 
 ALSO = [pytest.param(capability, marks=pytest.mark.slow) for capability in ("80", "86", "100")]

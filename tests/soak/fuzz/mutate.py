@@ -119,11 +119,11 @@ def mutate_file(random: Random, name: str, content: bytes) -> bytes:
     """By its JSON where it has any, else by its bytes. A safetensors file's header is JSON after eight bytes of length."""
     if random.random() < 0.25:
         return mutate_bytes(random, content)
-    if name.endswith(".safetensors"):
-        size = int.from_bytes(content[:8], "little")
-        header = json.dumps(mutate_json(random, json.loads(content[8 : 8 + size]))).encode("utf-8", "surrogatepass")
-        return len(header).to_bytes(8, "little") + header + content[8 + size :]
     try:
+        if name.endswith(".safetensors"):
+            size = int.from_bytes(content[:8], "little")
+            header = json.dumps(mutate_json(random, json.loads(content[8 : 8 + size]))).encode("utf-8", "surrogatepass")
+            return len(header).to_bytes(8, "little") + header + content[8 + size :]
         if name.endswith(".jsonl"):
             rows = [json.loads(line) for line in content.splitlines()]
             mutated = mutate_json(random, rows)

@@ -1,0 +1,304 @@
+"""An experiment: linear_token_logps for a frozen head, with the exponentials in the first product's epilogue.
+
+The logits never reach memory. A tile of the product hidden @ weightᵀ becomes powers of two where it was computed, and
+these alone are written:
+
+    e_v = 2^(z_v·log₂e − k),   k = ⌈log₂e · max z_v⌉ over the tile's tokens v ≠ y,   for each row and tile
+
+The exponents k are integers, so e ≤ 1 whatever the logits are, and bringing a row's tiles to one exponent K = max k is a
+factor 2^(k − K), exact in any dtype: block floating point. The second product applies it as it reads. A logit costs a
+write and a read in the weight's dtype, 4 bytes in bfloat16, where ``mdpo_kernels.linear_token_logps`` takes 16: it writes
+logits in float32, reads them twice, and writes coefficients that cuBLAS reads. The price is that both products are
+Triton's. Which is faster has not been measured; bench/LOG.md has the prediction.
+
+Shapes: N rows, H hidden size, V vocabulary; a chunk of R rows, and T tiles of the vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .backend import tl, triton
+from .checks import check_linear_arguments
+from .linear_token_logps import linear_token_logps_finish_kernel
+from .online_softmax import scale_and_cap
+from .tiling import ALIGNMENT, launch_options
+
+# A program's rows, what its sums run over at a time, and how many such steps of operands are in flight.
+ROWS, DEPTH, STAGES = 128, 64, 3
+_WIDE_BYTES = 160 * 1024  # of shared memory: with 256 columns a program takes 147 KB of it in bfloat16, with 128 98 KB
+
+
+@triton.jit
+def powers_kernel(
+    hidden,  # (R, H)
+    weight,  # (V, H)
+    bias,  # (V,)
+    targets,  # (R,)
+    powers,  # (R, V) in the weight's dtype, rows row_stride apart, out: e_v·slope_v, 0 for the target
+    exponents,  # (T, R) float32, out: k, or float32's lowest where a tile has no other token
+    totals,  # (T, R) float32, out: Σ e_v
+    target_logits,  # (2, R) float32, out: z_y and slope_y
+    hidden_row_stride,
+    hidden_column_stride,
+    weight_row_stride,
+    weight_column_stride,
+    row_stride,
+    rows,
+    vocabulary,
+    scale,
+    softcap,
+    HIDDEN_SIZE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WITH_POWERS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    # Programs of all rows follow one another: they share a tile of the weight, the larger operand.
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    tile = tl.program_id(1)
+    column = (tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
+    depth = tl.arange(0, BLOCK_DEPTH)
+    # A row or column too many repeats a real one, and is masked where something is written.
+    hidden_rows = hidden + (row % rows)[:, None] * hidden_row_stride
+    weight_rows = weight + (column % vocabulary)[None, :] * weight_row_stride
+    x = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for first in range(0, HIDDEN_SIZE, BLOCK_DEPTH):
+        inside = first + depth < HIDDEN_SIZE
+        left = tl.load(hidden_rows + (first + depth)[None, :] * hidden_column_stride, mask=inside[None, :], other=0.0)
+        right = tl.load(weight_rows + (first + depth)[:, None] * weight_column_stride, mask=inside[:, None], other=0.0)
+        if WIDEN:  # Triton's interpreter would multiply bfloat16's bits
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        x = tl.dot(left, right, x, input_precision="ieee")
+    if HAS_BIAS:
+        x += tl.load(bias + column, mask=column < vocabulary, other=0.0).to(tl.float32)[None, :]
+    z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
+    # What many mask with is float32's lowest number: it counts as a logit, and times log₂e it has to stay finite.
+    z = tl.where((z < -2.0e38) & (z != float("-inf")), -2.0e38, z)
+
+    own = tl.load(targets + row, mask=row < rows, other=-1).to(tl.int64)
+    is_target = column[None, :] == own[:, None]
+    held = (row < rows) & (own >= tile * BLOCK_COLUMNS) & (own < (tile + 1) * BLOCK_COLUMNS)
+    tl.store(target_logits + row, tl.sum(tl.where(is_target, z, 0.0), 1), mask=held)
+    if HAS_SOFTCAP:
+        tl.store(target_logits + rows + row, tl.sum(tl.where(is_target, slope, 0.0), 1), mask=held)
+
+    is_other = (column < vocabulary)[None, :] & (column[None, :] != own[:, None]) & (z != float("-inf"))
+    highest = tl.max(tl.where(is_other, z, float("-inf")), 1) * 1.4426950408889634
+    exponent = tl.where(highest == float("-inf"), -3.4028234663852886e38, tl.ceil(highest))
+    power = tl.where(is_other, tl.exp2(tl.fma(z, 1.4426950408889634, -exponent[:, None])), 0.0)
+    tl.store(exponents + tile * rows + row, exponent, mask=row < rows)
+    tl.store(totals + tile * rows + row, tl.sum(power, 1), mask=row < rows)
+    if WITH_POWERS:
+        inside = (row < rows)[:, None] & (column < vocabulary)[None, :]
+        tl.store(powers + row[:, None] * row_stride + column[None, :], power * slope, mask=inside)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2^exponent for integers ≤ 0 in float32, exact; 0 below −126."""
+    whole = tl.maximum(exponent, -127.0).to(tl.int32) + 127
+    return (whole << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def totals_kernel(
+    exponents,  # (T, R) float32
+    totals,  # (T, R) float32
+    target_logits,  # (2, R) float32
+    state,  # (4, R) float32, out: 0, S, z_y − K·ln 2 and slope_y, as the finish kernel reads them
+    highest,  # (R,) float32, out: K
+    tiles,
+    rows,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    most = tl.full((BLOCK_ROWS,), -3.4028234663852886e38, tl.float32)
+    for first in range(0, tiles, BLOCK_TILES):
+        tile = first + tl.arange(0, BLOCK_TILES)[:, None]
+        inside = (tile < tiles) & (row < rows)[None, :]
+        found = tl.load(exponents + tile * rows + row[None, :], mask=inside, other=-3.4028234663852886e38)
+        most = tl.maximum(most, tl.max(found, 0))
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for first in range(0, tiles, BLOCK_TILES):
+        tile = first + tl.arange(0, BLOCK_TILES)[:, None]
+        inside = (tile < tiles) & (row < rows)[None, :]
+        found = tl.load(exponents + tile * rows + row[None, :], mask=inside, other=-3.4028234663852886e38)
+        part = tl.load(totals + tile * rows + row[None, :], mask=inside, other=0.0)
+        total += tl.sum(part * power_of_two(found - most[None, :]), 0)
+    inside = row < rows
+    # ln 2 in two parts, the first of 10 bits: K times it is exact, and the difference loses nothing.
+    own = tl.load(target_logits + row, mask=inside, other=0.0)
+    own = (own - most * 0.693359375) + most * 2.12194440054690583e-4
+    tl.store(highest + row, most, mask=inside)
+    tl.store(state + row, 0.0 * own, mask=inside)
+    tl.store(state + rows + row, total, mask=inside)
+    tl.store(state + 2 * rows + row, own, mask=inside)
+    slope = tl.load(target_logits + rows + row, mask=inside & HAS_SOFTCAP, other=1.0)
+    tl.store(state + 3 * rows + row, slope, mask=inside)
+
+
+@triton.jit
+def weighted_kernel(
+    powers,  # (R, V), rows row_stride apart
+    exponents,  # (T, R) float32: k
+    highest,  # (R,) float32: K
+    weight,  # (V, H)
+    weighted,  # (R, H) float32, out: A = Σ_{v≠y} 2^(k − K)·e_v·slope_v·W_v
+    weight_row_stride,
+    weight_column_stride,
+    row_stride,
+    rows,
+    vocabulary,
+    HIDDEN_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    depth = tl.arange(0, BLOCK_DEPTH)
+    real_row = row % rows
+    power_rows = powers + real_row[:, None] * row_stride
+    weight_columns = weight + (column % HIDDEN_SIZE)[None, :].to(tl.int64) * weight_column_stride
+    most = tl.load(highest + real_row)
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for first in range(0, vocabulary, BLOCK_DEPTH):
+        token = (first + depth).to(tl.int64)
+        inside = token < vocabulary
+        left = tl.load(power_rows + token[None, :], mask=inside[None, :], other=0.0)
+        shift = power_of_two(tl.load(exponents + first // TILE * rows + real_row) - most)
+        left = (left.to(tl.float32) * shift[:, None]).to(left.dtype)
+        right = tl.load(weight_columns + token[:, None] * weight_row_stride, mask=inside[:, None], other=0.0)
+        if WIDEN:
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        total = tl.dot(left, right, total, input_precision="ieee")
+    inside = (row < rows)[:, None] & (column < HIDDEN_SIZE)[None, :]
+    tl.store(weighted + row[:, None] * HIDDEN_SIZE + column[None, :], total, mask=inside)
+
+
+class _Launch(NamedTuple):
+    """How the products are launched on a device: a program's rows and columns, and the rest of its options."""
+
+    rows: int
+    columns: int
+    options: dict[str, Any]
+
+
+def _launch(device: torch.device) -> _Launch:
+    if device.type != "cuda":  # the interpreter; small blocks, so that small problems have several of them
+        return _Launch(16, 16, {"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 16, "BLOCK_DEPTH": 16, "WIDEN": True})
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    columns = 256 if shared >= _WIDE_BYTES else 128
+    options = {"BLOCK_ROWS": ROWS, "BLOCK_COLUMNS": columns, "BLOCK_DEPTH": DEPTH, "WIDEN": False}
+    return _Launch(ROWS, columns, options | {"num_warps": 8, "num_stages": STAGES})
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None,
+    scale: float, max_workspace_bytes: int, *, with_unit: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """→ logps (N,) float32 and U (N, H) or (0, H)."""
+    (rows, hidden_size), vocabulary, device = hidden.shape, weight.shape[0], hidden.device
+    logps = torch.empty(rows, dtype=torch.float32, device=device)
+    unit = torch.empty((rows if with_unit else 0, hidden_size), dtype=hidden.dtype, device=device)
+    if rows == 0:
+        return logps, unit
+    launch = _launch(device)
+    tiles = triton.cdiv(vocabulary, launch.columns)
+    row_stride = triton.cdiv(vocabulary, ALIGNMENT) * ALIGNMENT if with_unit else 0
+    row_bytes = row_stride * weight.itemsize + 8 * tiles
+    chunk_rows = min(rows, max(max_workspace_bytes // row_bytes // ROWS * ROWS, ROWS))
+    powers = torch.empty((chunk_rows, row_stride), dtype=weight.dtype, device=device)
+    weighted = torch.empty((chunk_rows if with_unit else 0, hidden_size), dtype=torch.float32, device=device)
+    with torch.cuda.device_of(hidden):
+        for first in range(0, rows, chunk_rows):
+            chunk = slice(first, min(first + chunk_rows, rows))
+            state = _forward_rows(
+                hidden[chunk], weight, targets[chunk], bias, softcap, scale, with_unit, launch, powers, weighted
+            )
+            stats = torch.empty((3, state.shape[1]), dtype=torch.float32, device=device)
+            linear_token_logps_finish_kernel[(state.shape[1],)](
+                state, targets[chunk], weight, weighted, logps[chunk], stats, unit[chunk],
+                weight.stride(0), weight.stride(1), state.shape[1], state.shape[1], ignore_index, scale,
+                HIDDEN_SIZE=hidden_size, WITH_UNIT=with_unit, **launch_options(hidden_size),
+            )  # fmt: skip
+    return logps, unit
+
+
+def _forward_rows(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
+    with_unit: bool, launch: _Launch, powers: Tensor, weighted: Tensor,
+) -> Tensor:  # fmt: skip
+    """One chunk of rows → the rows' state (5, R), as the finish kernel reads it and K; leaves A in ``weighted``."""
+    (rows, hidden_size), vocabulary = hidden.shape, weight.shape[0]
+    tiles, blocks = triton.cdiv(vocabulary, launch.columns), triton.cdiv(rows, launch.rows)
+    exponents, totals = torch.empty((2, tiles, rows), dtype=torch.float32, device=hidden.device)
+    # A target of no token leaves its own at 0: such a row is not scored.
+    target_logits = torch.zeros((2, rows), dtype=torch.float32, device=hidden.device)
+    state = torch.empty((5, rows), dtype=torch.float32, device=hidden.device)
+    powers_kernel[(blocks, tiles)](
+        hidden, weight, bias, targets, powers, exponents, totals, target_logits,
+        hidden.stride(0), hidden.stride(1), weight.stride(0), weight.stride(1), powers.stride(0), rows, vocabulary,
+        scale, softcap or 1.0, HIDDEN_SIZE=hidden_size, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
+        WITH_POWERS=with_unit, **launch.options,
+    )  # fmt: skip
+    totals_kernel[(triton.cdiv(rows, 16),)](
+        exponents, totals, target_logits, state, state[4], tiles, rows,
+        HAS_SOFTCAP=softcap is not None, BLOCK_ROWS=16, BLOCK_TILES=64,
+    )  # fmt: skip
+    if with_unit:
+        weighted_kernel[(blocks, triton.cdiv(hidden_size, launch.columns))](
+            powers, exponents, state[4], weight, weighted, weight.stride(0), weight.stride(1), powers.stride(0), rows,
+            vocabulary, HIDDEN_SIZE=hidden_size, TILE=launch.columns, **launch.options,
+        )  # fmt: skip
+    return state
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, *arguments: Any) -> Tensor:
+        logps, unit = _forward(hidden, *arguments, with_unit=ctx.needs_input_grad[0])
+        ctx.save_for_backward(unit)
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (unit,), (grad_logps,) = ctx.saved_tensors, grad_outputs
+        return torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit)), *[None] * 7
+
+
+def linear_token_logps_epilogue(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    max_workspace_bytes: int = 256 * 2**20,
+) -> Tensor:
+    """As ``mdpo_kernels.linear_token_logps``, for a frozen head, on a GPU or in Triton's interpreter.
+
+    max_workspace_bytes: bounds the powers and exponents of a chunk of rows, of which there are at least 128.
+
+    Raises ValueError as that one does, and where the head wants a gradient or a tensor is float64.
+    """
+    hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
+    if weight.requires_grad or (bias is not None and bias.requires_grad) or hidden.dtype == torch.float64:
+        raise ValueError("linear_token_logps_epilogue is for a frozen head in float32, bfloat16 or float16")
+    bias = None if bias is None else bias.contiguous()
+    return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
+        hidden, weight, targets.contiguous(), bias, ignore_index, softcap, scale, max_workspace_bytes
+    )

@@ -1,0 +1,68 @@
+"""The head with its exponentials in the product's epilogue: as exact as the one in use, at any p."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mdpo_kernels.linear_token_logps_epilogue import linear_token_logps_epilogue
+from tests.kernels.test_linear_token_logps import CASES, Case, eager, make, value_and_grads
+from tests.kernels.test_variants import MACHINE_CODE
+from tests.numerics import assert_as_exact_as_torch, relative_error
+
+FROZEN = [case for case in CASES if not case.train]
+
+
+@pytest.mark.parametrize("case", FROZEN, ids=lambda case: case.why)
+def test_as_exact_as_torch(case: Case, device: torch.device) -> None:
+    tensors, targets, grad = make(case, device)
+    doubled = {name: value.double() for name, value in tensors.items()}
+    truth = value_and_grads(eager, doubled, targets, grad, False, **case.options)
+    same_dtype = value_and_grads(eager, tensors, targets, grad, False, **case.options)
+    found = value_and_grads(linear_token_logps_epilogue, tensors, targets, grad, False, **case.options)
+    for part, value in found.items():
+        assert_as_exact_as_torch(value, truth=truth[part], torch_value=same_dtype[part], what=part)
+
+
+@pytest.mark.parametrize("lead", [0.0, 3.0, 11.0, 15.0], ids=["p .01", "p .3", "p .9993", "p .99998"])
+def test_bf16_hidden_gradient_is_within_half_a_percent_at_any_p(lead: float, device: torch.device) -> None:
+    case = Case("any p", rows=8, hidden_size=64, vocabulary=96, dtype=torch.bfloat16, lead=lead)
+    tensors, targets, grad = make(case, device)
+    doubled = {name: value.double() for name, value in tensors.items()}
+    truth = value_and_grads(eager, doubled, targets, grad, False)["hidden"]
+    found = value_and_grads(linear_token_logps_epilogue, tensors, targets, grad, False)["hidden"]
+    assert relative_error(found[:-1], truth[:-1]) < 5e-3
+
+
+INSPECT = (
+    MACHINE_CODE
+    + """
+capability, columns = map(int, sys.argv[1:])
+half, aligned = {"hidden", "weight", "powers"}, {"hidden_row_stride", "weight_row_stride", "row_stride"}
+block = {"HIDDEN_SIZE": 4096, "weight_column_stride": 1, "WIDEN": False,
+         "BLOCK_ROWS": 128, "BLOCK_COLUMNS": columns, "BLOCK_DEPTH": 64}
+first = {"bias": None, "hidden_column_stride": 1, "HAS_BIAS": False, "HAS_SOFTCAP": False, "WITH_POWERS": True}
+for name, constants in (("powers_kernel", first), ("weighted_kernel", {"TILE": columns})):
+    code = machine_code("linear_token_logps_epilogue", name, block | constants, half, aligned, capability, num_stages=3)
+    count = lambda pattern: len(re.findall(pattern, code))
+    print(json.dumps({"kernel": name, "spills": count(r"\\b(?:LDL|STL)\\b"), "products": count(r"\\w*MMA\\b"),
+                      "copies": count(r"LDGSTS\\S*\\.128")}))
+"""
+)
+ALSO = [pytest.param(*case, marks=pytest.mark.slow) for case in (("80", "256"), ("86", "128"), ("100", "256"), ("120", "128"))]
+
+
+@pytest.mark.parametrize("capability, columns", [("90", "256"), *ALSO])
+def test_its_products_run_on_the_matrix_units_and_nothing_spills(capability: str, columns: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", INSPECT, capability, columns]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 2
+    for kernel in found:
+        assert kernel["spills"] == 0 and kernel["products"] > 0 and kernel["copies"] > 0, kernel
