@@ -5,6 +5,7 @@ read it, and answered with what the same run read of real tensors on the CPU; so
 """
 
 import sys
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,26 +124,26 @@ class _Seen(TorchDispatchMode):
 
 
 class _Answers(_Seen):
-    """What a run on real tensors reads, in order."""
+    """What a run on real tensors reads, in order, by place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[Wait, Any]] = []
+        self.found: defaultdict[Wait, deque[Any]] = defaultdict(deque)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **kwargs or {})
         if _reads(func, args, kwargs or {}):
-            self.found.append((Wait(self.where(), _name(func)), result))
+            self.found[Wait(self.where(), _name(func))].append(result)
         return result
 
 
 class _Watch(_Seen):
     """Notes what waits for the device. A read is answered with what the run on real tensors read at the same place."""
 
-    def __init__(self, answers: list[tuple[Wait, Any]]) -> None:
+    def __init__(self, answers: dict[Wait, deque[Any]]) -> None:
         super().__init__()
         self.found: list[Wait] = []
-        self._answers = iter(answers)
+        self._answers = answers
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -156,8 +157,8 @@ class _Watch(_Seen):
         if _name(func).startswith("index_put"):  # its output has its input's shape
             return func(*args, **kwargs)
         read = Wait(self.where(), _name(func))
-        answer = next((value for found, value in self._answers if found == read), None)
-        assert answer is not None, f"{read}: not read on the CPU, so there is no answer"
+        assert self._answers.get(read), f"{read}: not read on the CPU, so there is no answer"
+        answer = self._answers[read].popleft()
         return tree_map(lambda value: _like(value, device) if isinstance(value, Tensor) else value, answer)
 
     def note(self, operation: str) -> None:
