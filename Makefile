@@ -5,8 +5,10 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
+CONSTRAINTS := constraints.txt
+EXTRAS := test
 
-.PHONY: demo study test soak lint clean
+.PHONY: demo study test test-oldest test-newest soak lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench.digits.demo --out build/demo
@@ -25,6 +27,14 @@ test: $(VENV)/.installed
 	$(RUN) -m pytest -q tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
 	wait $$first; code=$$?; cat build/tests.txt; test $$code -eq 0 && test $$second -eq 0
 
+# The same with the oldest and the newest of everything it stands on, each in a venv of its own. Their PyTorch has CUDA,
+# several gigabytes, which no test needs; PIP_ARGS can point at CPU wheels, without which a few tests are skipped.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=test,quant
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt EXTRAS=test,quant,peers
+
 # Random kills, signals and full disks over runs that are then resumed, and every fuzzer; minutes, or as long as SOAK_ARGS
 # and FUZZ_ARGS say: make soak SOAK_ARGS="--trials 400 --minutes 90" FUZZ_ARGS="--minutes 60"
 soak: $(VENV)/.installed
@@ -36,10 +46,10 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[test]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	touch $@
 
 clean:
-	rm -rf build dist $(VENV) *.egg-info
+	rm -rf build dist .venv .venv-oldest .venv-newest *.egg-info

@@ -1,6 +1,7 @@
 """Wheel, editable install and checkout import the same modules, with Hugging Face's ``kernels`` beside them."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -49,3 +50,32 @@ def test_hugging_faces_kernels_is_not_shadowed(tmp_path):
     (tmp_path / "kernels" / "__init__.py").write_text("name = 'the real one'")
     code = "import kernels, mdpo_kernels, mdpo; print(kernels.name)"
     assert python(code, ROOT, ROOT, ROOT / "kernels", tmp_path) == "the real one"
+
+
+def bounds() -> dict[str, str]:
+    """pyproject.toml's dependencies and their lower bounds, by name."""
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)[^"]*"', (ROOT / "pyproject.toml").read_text().replace("_", "-")))
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().lower().replace("_", "-").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+NOT_IN_TESTS = {"flash-attn", "nltk", "spacy"}
+PEERS = {"trl", "liger-kernel", "cut-cross-entropy"}
+
+
+def test_the_oldest_end_is_where_the_bounds_are():
+    """A bound that is not tried is a guess. What `make test-oldest` does not install has none to try."""
+    oldest, missing = pinned("constraints-oldest.txt"), NOT_IN_TESTS | PEERS
+    expected = {name: bound for name, bound in bounds().items() if name not in missing}
+    assert len(expected) >= 20
+    # 2.11 is tried as 2.11.0
+    wrong = {name: bound for name, bound in expected.items() if re.sub(r"(\.0)+$", "", oldest[name]) != bound}
+    assert not wrong, "the lower bound in pyproject.toml is another than the version that is tested"
+
+
+def test_every_end_pins_what_it_installs():
+    for name, missing in (("constraints.txt", NOT_IN_TESTS | PEERS), ("constraints-newest.txt", NOT_IN_TESTS)):
+        assert not bounds().keys() - missing - pinned(name).keys(), name

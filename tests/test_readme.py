@@ -53,7 +53,7 @@ def test_python_snippets_run_after_them(code, checkout):
     run([sys.executable, "-c", code], checkout)
 
 
-@pytest.mark.parametrize("target", ["demo", "study", "test", "lint"])
+@pytest.mark.parametrize("target", ["demo", "study", "test", "test-oldest", "test-newest", "soak", "lint"])
 def test_make_targets_exist(target):
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 

@@ -129,10 +129,14 @@ def _(grad_out, query, key, value, *rest):
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     *tensors, ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.deterministic, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
+    # The log-sum-exp never leaves this file; a gradient of zeros would be made for it in each layer.
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    # The log-sum-exp never leaves this file, so its gradient is zero.
+def _differentiate(ctx: Any, grad_out: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 12
     query, key, value, cu_seqlens_q, cu_seqlens_k, key_rows, copies, out, lse = ctx.saved_tensors
     with torch.no_grad():
         grads = _attention_backward(

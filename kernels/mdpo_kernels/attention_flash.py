@@ -7,6 +7,8 @@ deterministic on request.
 Shapes: T packed rows, K gathered keys; Hq query heads, Hkv key heads; D head_dim, at most 256; lse (Hq, T) float32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,22 +68,28 @@ def _torch_backward(
     grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
     segments: Segments, scale: float, deterministic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    # PyTorch's op has no argument for it: it asks the global switch, so that is set for the length of the call.
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
     # Nothing is dropped out, so the generator's state is never read, but the op wants one.
-    rng_state, unused = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
-    try:
-        if deterministic:
-            torch.use_deterministic_algorithms(True)
+    rng_state, unused = torch.empty(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
+    with _deterministic_algorithms() if deterministic else nullcontext():
         return torch.ops.aten._flash_attention_backward(
             grad_out, q, k, v, out, lse, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q,
             segments.max_seqlen_k, 0.0, True, rng_state, unused, scale=scale, window_size_left=-1, window_size_right=0,
         )  # fmt: skip
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    """PyTorch's op has no argument for it, but asks the global switch; so that is set for the length of the call.
+
+    By its debug mode: `torch.use_deterministic_algorithms` would import all of inductor's configuration, seconds in the
+    first backward, and change the user's.
+    """
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
+    try:
+        yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(before)
 
 
 def _package_backward(

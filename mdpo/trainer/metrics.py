@@ -39,8 +39,9 @@ class Metrics:
 
     def _add(self, name: str, values: Tensor) -> None:
         present = ~values.isnan()
-        self._sums[name] = self._sums[name].to(values.device) + values.where(present, 0).sum()
-        self._counts[name] = self._counts[name].to(values.device) + present.sum()
+        # The zeros that they start from are on the host: added they are a kernel's argument, while a copy of them would wait.
+        self._sums[name] = self._sums[name] + values.where(present, 0).sum()
+        self._counts[name] = self._counts[name] + present.sum()
 
     def means(self, reduce=lambda totals: totals) -> dict[str, float]:
         """Every metric that was seen. reduce: sums a (2, M) tensor of sums and counts over ranks.

@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mdpo_kernels import (
     Segments,
-    attention_flash,
     attention_gather,
     attention_segmentwise,
     backend,
@@ -87,58 +86,6 @@ def test_dense_blocks_equal_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = PATTERNS["three-readers"]
     tensors = inputs(24, (4, 2, 16))
     assert_as_good_as_torch(run(varlen_attention, tensors, segments), tensors, segments)
-
-
-class PlainFlash:
-    """FlashAttention's two varlen functions in plain PyTorch, over keys that are already gathered; D must be a
-    multiple of 8."""
-
-    @staticmethod
-    def _attend(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale):
-        assert q.shape[-1] % 8 == 0
-        own = Segments(cu_seqlens_q, cu_seqlens_k, torch.arange(len(k)), 0, 0, torch.empty(len(k), 0))
-        return reference.varlen_attention(q, k, v, own, scale=softmax_scale)
-
-    def _flash_attn_varlen_forward(
-        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal
-    ):  # fmt: skip
-        assert causal and dropout_p == 0
-        return self._attend(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale), q.new_zeros(q.shape[1], len(q))
-
-    def _flash_attn_varlen_backward(
-        self, dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes, deterministic,
-    ):  # fmt: skip
-        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-        with torch.enable_grad():
-            again = self._attend(*leaves, cu_seqlens_q, cu_seqlens_k, softmax_scale)
-        for into, gradient in zip((dq, dk, dv), torch.autograd.grad(again, leaves, dout), strict=True):
-            into.copy_(gradient)
-
-
-@pytest.mark.parametrize("pattern", ["three-readers", "unshared"])
-def test_flash_gathers_pads_and_sums(pattern: str) -> None:
-    """All that surrounds FlashAttention's kernels, which need a GPU: head_dim 5 is padded, a shared row's gradients
-    are summed."""
-    segments = PATTERNS[pattern]
-    query, key, value, grad = inputs(segments.copies.shape[0], (4, 2, 5))
-    out, lse = attention_flash.forward(query, key, value, segments, 0.4, PlainFlash())
-    grads = attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, False, PlainFlash())
-    expected = run(reference.varlen_attention, (query, key, value, grad), segments, scale=0.4)
-    for got, wanted in zip((out, *grads), expected, strict=True):
-        torch.testing.assert_close(got, wanted)
-
-
-def test_torchs_flash_attention_takes_our_arguments() -> None:
-    """Shapes and signatures of PyTorch's private ops on this PyTorch, without running them."""
-    segments = PATTERNS["unshared"].to("meta")
-    query, key, value, grad = inputs(17, (4, 2, 5), torch.bfloat16, "meta")
-    before = torch.are_deterministic_algorithms_enabled()
-    out, lse = attention_flash.forward(query, key, value, segments, 0.4, None)
-    grads = attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, True, None)
-    assert (out.shape, lse.shape) == (query.shape, (4, 17))
-    assert [g.shape for g in grads] == [query.shape, key.shape, value.shape]
-    assert torch.are_deterministic_algorithms_enabled() == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
