@@ -1,11 +1,9 @@
 """The record: one JSON file per measurement, the only place a number comes from."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
-import subprocess
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -14,11 +12,13 @@ from typing import Any, Literal
 
 import torch
 
+from bench.commit import known_commit
+
 SCHEMA = 1
 Status = Literal["ok", "skipped", "out of memory", "failed"]
 _PACKAGES = (
     "torch", "triton", "transformers", "peft", "accelerate", "flash-attn", "liger-kernel", "trl", "cut-cross-entropy",
-    "numpy",
+    "bitsandbytes", "numpy",
 )  # fmt: skip
 
 
@@ -104,7 +104,10 @@ def read_record(path: Path) -> Record:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a measurement depends on besides the code: device, versions, commit. The same dict for a whole run."""
+    """What a measurement depends on: device, versions, commit. The same dict for a whole run.
+
+    Raises UnknownCommit where nothing says which code this is.
+    """
     return {
         "device": _device_name(device),
         "device_type": device.type,
@@ -112,7 +115,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "versions": _versions(),
-        "commit": _commit(),
+        "commit": known_commit(),
     }
 
 
@@ -142,18 +145,3 @@ def _versions() -> dict[str, str]:
     # The installed package says nothing of a local build's suffix, the module does.
     found["torch"] = str(torch.__version__)
     return found
-
-
-@lru_cache(maxsize=1)
-def _commit() -> str:
-    """The commit, and a digest of what tracked files differ by; a copy without git is told it in BENCH_COMMIT."""
-    if given := os.environ.get("BENCH_COMMIT"):
-        return given
-    root = Path(__file__).resolve().parent.parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, check=True).stdout
-        changes = subprocess.run(["git", "diff", "HEAD"], cwd=root, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    commit = head.decode().strip()
-    return f"{commit}+{hashlib.blake2b(changes, digest_size=4).hexdigest()}" if changes else commit

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from bench.commit import require_commit
 from bench.flops import peak_flops
 from bench.group import Bound, Floor, Group, Implementation, Prepared
 from bench.parts import PARTS, load_part
@@ -74,7 +75,7 @@ def run_part(
             print(f"{name}: {minutes:g} minutes are up, {len(listed) - index} groups left; the same command goes on")
             break
         print(f"{name} {index + 1}/{len(listed)}: {group.op} {group.case}", flush=True)
-        if group.own_process and not alone and any(device.type in i.devices for i in group.implementations):
+        if group.own_process and not alone and _has_work(group, device, folder, conditions):
             records += _measure_apart(name, group, device, folder, seconds, (deadline - time.monotonic()) / 60)
         else:
             records += measure_group(group, device, folder, conditions, seconds, deadline)
@@ -92,6 +93,12 @@ def _measure_apart(
     subprocess.run([str(each) for each in (*command, *limits)], check=False)
     paths = [_path(group, implementation, folder) for implementation in group.implementations]
     return [read_record(path) for path in paths if path.exists()]
+
+
+def _has_work(group: Group, device: torch.device, folder: Path, conditions: dict[str, Any]) -> bool:
+    """Whether anything of it is left that can be loaded: else no process need be started to say so."""
+    left = [each for each in group.implementations if not _is_done(group, each, folder, conditions)]
+    return any(_load(each, device, _new_record(group, each, conditions)) is not None for each in left)
 
 
 def _is_done(group: Group, implementation: Implementation, folder: Path, conditions: dict[str, Any]) -> bool:
@@ -221,6 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child
     args = parser.parse_args(arguments)
+    require_commit(parser)
     device = torch.device(args.device)
     gpu = device.type == "cuda"
     failed = []

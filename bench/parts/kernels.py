@@ -41,11 +41,12 @@ def groups(device: torch.device) -> list[Group]:
             listed.append(fused_linear_group(head, rows, dtype, device))
             if rows != 256 or not gpu:
                 listed.append(logits_group(head, rows, dtype, device))
-    for head in heads:
-        listed.append(fused_logits_group(head, typical, dtype, device))
-        for mode in ("no grad", "trainable head"):
-            listed.append(linear_group(head, typical, dtype, device, mode))
-    return [*listed, sequence_group(typical, device), loss_group(typical, device)]
+        if rows == typical:  # all there is at this size, before any other
+            for head in heads:
+                listed.append(fused_logits_group(head, rows, dtype, device))
+                listed += [linear_group(head, rows, dtype, device, mode) for mode in ("no grad", "trainable head")]
+            listed += [sequence_group(rows, device), loss_group(rows, device)]
+    return listed
 
 
 def _measured(

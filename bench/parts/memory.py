@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from bench.group import Bound, Group, Prepared
-from bench.implementations.budget import BUDGET, Budget, BudgetProblem
+from bench.implementations.budget import Budget, BudgetProblem, budget
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape
 
 GIB = 2**30
@@ -31,24 +31,24 @@ def budget_group(
 ) -> Group:
     """One cap, in bytes."""
 
+    problem = BudgetProblem(
+        shape=shape, image_tokens=image_tokens, cap=cap, device=device, most=most, step_pairs=step_pairs, shrink=shrink
+    )
+
     def prepare() -> Prepared:
-        problem = BudgetProblem(
-            shape=shape, image_tokens=image_tokens, cap=cap, device=device, most=most, step_pairs=step_pairs,
-            shrink=shrink,
-        )  # fmt: skip
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), device)
 
         def bind(function: Callable[[BudgetProblem], Budget]) -> Bound:
-            budget = function(problem)
-            step = budget.step
+            found = function(problem)
+            step = found.step
             return Bound(
                 run=lambda: (step.run(),),
                 errors=lambda outputs: {},
                 amounts={"examples": step.examples, "tokens": step.tokens},
-                facts={"pairs a micro-batch": budget.pairs},
-                remark=budget.remark,
+                facts={"pairs a micro-batch": found.pairs},
+                remark=found.remark,
             )
 
         return Prepared(floor=None, bind=bind)
@@ -58,7 +58,7 @@ def budget_group(
         op="budget",
         shape={"model": shape.name, "image": image_tokens, "cap": f"{cap / GIB:g}GiB"},
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        implementations=BUDGET,
+        implementations=budget(problem),
         prepare=prepare,
         own_process=device.type == "cuda",  # a cap holds for a process
     )
