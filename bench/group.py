@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import torch
 
+from bench.record import case_of
+
 Outputs = tuple[torch.Tensor, ...]
 Role = Literal["ours", "torch", "peer"]
 
@@ -89,4 +91,4 @@ class Group:
     @property
     def case(self) -> str:
         """The shape as one word: head=llava-1.5-7b,N=4096."""
-        return ",".join(f"{name}={value}" for name, value in self.shape.items())
+        return case_of(self.shape)

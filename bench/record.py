@@ -61,7 +61,7 @@ class Record:
     @property
     def case(self) -> str:
         """The shape as one word, as `Group.case`."""
-        return ",".join(f"{name}={value}" for name, value in self.shape.items())
+        return case_of(self.shape)
 
     def path(self, folder: Path) -> Path:
         """Where this record lies under `folder`."""
@@ -75,6 +75,11 @@ class Record:
         temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return path
+
+
+def case_of(shape: dict[str, int | str]) -> str:
+    """A shape as one word: head=llava-1.5-7b,N=4096."""
+    return ",".join(f"{name}={value}" for name, value in shape.items())
 
 
 def record_path(folder: Path, part: str, op: str, case: str, dtype: str, implementation: str) -> Path:
