@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from bench.record import case_of
+from bench.record import Role, case_of
 
 Outputs = tuple[torch.Tensor, ...]
-Role = Literal["ours", "torch", "peer"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

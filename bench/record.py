@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.commit import known_commit
 
+if TYPE_CHECKING:  # what reads records has no need of it, and it takes seconds
+    import torch
+
 SCHEMA = 1
+Role = Literal["ours", "torch", "peer"]
 Status = Literal["ok", "skipped", "out of memory", "failed"]
 _PACKAGES = (
     "torch", "triton", "transformers", "peft", "accelerate", "flash-attn", "liger-kernel", "trl", "cut-cross-entropy",
@@ -108,11 +110,13 @@ def read_record(path: Path) -> Record:
     return Record(**fields)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """What a measurement depends on: device, versions, commit. The same dict for a whole run.
 
     Raises UnknownCommit where nothing says which code this is.
     """
+    import torch
+
     return {
         "device": _device_name(device),
         "device_type": device.type,
@@ -129,8 +133,10 @@ def same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: "torch.device") -> str:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -141,6 +147,8 @@ def _device_name(device: torch.device) -> str:
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
+    import torch
+
     found = {}
     for package in _PACKAGES:
         try:

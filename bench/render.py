@@ -22,7 +22,8 @@ COMMITTED = ROOT / "bench" / "results"
 
 def committed_records() -> list[Record]:
     """Those under bench/results; what the demo and the study keep there are no records of the suite."""
-    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in PARTS)]
+    parts = (*PARTS, "profile", "session")
+    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in parts)]
     return [record for folder in folders for record in read_records(folder)]
 
 
@@ -93,6 +94,8 @@ def _ratio_cell(ratio: Ratio, records: Sequence[Record], judged: bool) -> str:
 def table(records: Sequence[Record]) -> list[str]:
     """One shape: a row per implementation, fastest first (of a profile the largest share), then those that were not
     measured with the reason."""
+    if records[0].part == "session":
+        return _session_table(records)
     measured = sorted((r for r in records if r.median_ms is not None), key=lambda r: r.median_ms or 0.0)
     if records[0].part == "profile":
         measured.reverse()
@@ -123,6 +126,16 @@ def table(records: Sequence[Record]) -> list[str]:
         table = [header, ["---"] * len(header), *rows]
         lines = [f"| {' | '.join(row[index] for index in filled)} |" for row in table]
     return [*lines, *_remarks(records, measured)]
+
+
+def _session_table(records: Sequence[Record]) -> list[str]:
+    """What became of a session's stages, or what its first contact with the device found."""
+    lines = ["| | outcome | s | found |", "|---|---|---|---|"]
+    for record in records:
+        numbers = [f"{_number(value)} {unit}" for unit, value in record.rates.items() if unit != "seconds"]
+        found = "; ".join(text for text in (record.reason, record.note, ", ".join(numbers)) if text)
+        lines.append(f"| {record.implementation} | {record.status} | {_number(record.rates['seconds'])} | {found} |")
+    return lines
 
 
 def _remarks(records: Sequence[Record], measured: Sequence[Record]) -> list[str]:
