@@ -23,7 +23,7 @@ from bench.implementations.train_step import (
     TrainProblem,
     TrainStep,
 )
-from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, build
+from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, TINY, Shape, build
 from bench.preference_rows import even_rows, preference_rows
 
 PROMPTS, RESPONSES = (650, 100, 1500), (100, 50, 300)
@@ -32,11 +32,12 @@ _IMAGE_TOKENS = {"bunny-3b": 729}
 _cached: dict[tuple, PeftModel] = {}
 
 
-def groups(device: torch.device) -> list[Group]:
+def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """Two real shapes on a GPU; on a CPU a 60M-parameter one, with everything of the rows divided by four."""
     if device.type != "cuda":
-        small = partial(train_group, CPU_60M, device, pairs=4, batch=2, image_tokens=144, shrink=4)
-        micro = step_group(CPU_60M, 650, 100, device)
+        shape = TINY if tiny else CPU_60M
+        small = partial(train_group, shape, device, pairs=4, batch=2, image_tokens=144, shrink=4)
+        micro = step_group(shape, 650, 100, device)
         return [small(False), micro, small(True), small(False, layers="compiled"), small(True, layers="liger")]
     llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
     bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])

@@ -4,6 +4,7 @@ Nothing here imports PyTorch: a process that waits must not hold the device. Wha
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ GRACE = 10  # seconds from TERM to KILL
 LEAST = 20  # seconds; a stage with less is not begun
 WRAP_UP = 30  # seconds of a box in which nothing new is begun, so that what runs can end
 EVERY = 30  # seconds between two archives of a stage that runs: whoever ends the session from outside gets the last
+WORKERS = 4  # of the kernels' tests
 ALLOCATOR = "expandable_segments:True"  # packed rows differ in length, and blocks of a fixed size would leave holes
 
 
@@ -87,9 +89,11 @@ class Session:
         folder = self.work / stage.name
         minutes = f"{max(box - WRAP_UP, box / 2) / 60:.2f}"
         filled = {"{folder}": str(folder), "{records}": str(folder / "records"), "{minutes}": minutes}
-        arguments = list(stage.rehearsal if self.rehearse else stage.command)
-        for placeholder, value in filled.items():
-            arguments = [each.replace(placeholder, value) for each in arguments]
+        arguments = []
+        for argument in stage.rehearsal if self.rehearse else stage.command:
+            for placeholder, value in filled.items():
+                argument = argument.replace(placeholder, value)
+            arguments += self._workers() if argument == "{workers}" else [argument]
         bounded = ["timeout", "-k", str(GRACE), str(box), self.python, *arguments]
         with (folder / "log.txt").open("wb") as log:
             child = subprocess.Popen(
@@ -109,6 +113,12 @@ class Session:
                         child.wait(GRACE)
                     except subprocess.TimeoutExpired:
                         child.kill()
+
+    def _workers(self) -> list[str]:
+        """Kernels compile on the processor, and several processes share a GPU well; on a CPU they would share its cores."""
+        if self.rehearse or importlib.util.find_spec("xdist") is None:
+            return []
+        return ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
 
     def _environment(self, stage: Stage) -> dict[str, str]:
         # Compiled kernels, whatever the caller's shell had in mind.

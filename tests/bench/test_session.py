@@ -177,6 +177,21 @@ def test_the_kernels_are_tested_compiled_and_all_of_them():
     assert "TRITON_INTERPRET" not in here._environment(STAGES["kernel-tests"])
 
 
+def test_every_file_of_gpu_tests_is_taken():
+    taken = {each for each in STAGES["gpu-tests"].command if each.startswith("tests/")}
+    assert {"tests/bench/test_gpu_step.py", "tests/memory/test_gpu.py", "tests/trainer/test_memory_options.py"} <= taken
+    assert not any("kernels" in each for each in taken)
+
+
+def test_the_kernels_compile_in_several_processes_where_that_is_possible(tmp_path, monkeypatch):
+    here = session(tmp_path)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    assert here._workers() == []
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name)
+    assert here._workers()[0] == "-n"
+    assert dataclasses.replace(here, rehearse=True)._workers() == []
+
+
 def test_stages_are_run_once_each_and_after_the_probe():
     assert [each.name for each in runner.chosen((), ())][:2] == ["probe", "kernel-tests"]
     assert {each.name for each in runner.chosen((), ())} == set(STAGES)

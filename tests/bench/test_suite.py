@@ -151,7 +151,7 @@ def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, mo
         raise AssertionError("measured in the suite's own process")
 
     apart = dataclasses.replace(group, own_process=True, prepare=prepare_here)
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device: [apart])
+    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
     records = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert {r.implementation for r in records} == {i.name for i in group.implementations}
     assert all(record in records for record in read_records(tmp_path))
@@ -162,7 +162,7 @@ def test_no_process_is_started_to_find_that_all_peers_are_missing(tmp_path: Path
     group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
     missing = Implementation(name="missing peer", role="peer", load=not_installed)
     apart = dataclasses.replace(group, own_process=True, implementations=(missing,))
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device: [apart])
+    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
     monkeypatch.setattr(suite, "_measure_apart", lambda *arguments: pytest.fail("a process was started"))
     (record,) = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert (record.status, record.reason) == ("skipped", "No module named 'someone_elses'")

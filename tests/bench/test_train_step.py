@@ -20,6 +20,7 @@ from bench.models import BUNNY_3B, LLAVA_7B, TINY, build
 from bench.parts.step import groups
 from bench.preference_rows import preference_rows
 from mdpo.packing import plan
+from mdpo.trainer import trainer
 
 CPU = torch.device("cpu")
 NAMED = {implementation.name: implementation for implementation in TRAIN_STEP}
@@ -54,6 +55,12 @@ def test_trl_takes_the_step_of_two_branches(problem):
     pytest.importorskip("trl", reason="the peer is optional")
     first, second, third = losses("TRL DPOTrainer", problem, 3)
     assert 0 < third < second < first < 0.6932  # log 2 before the step that preparing took
+
+
+def test_random_weights_are_not_read_to_know_them(problem, monkeypatch):
+    """13 GB of them take longer than the step that is measured."""
+    monkeypatch.setattr(trainer, "reference_weights", lambda *arguments: pytest.fail("the weights were read"))
+    assert NAMED["ours, reference cached"].load()(problem).micro_batches == 3
 
 
 def test_compiled_layers_are_ours_and_trls(problem, monkeypatch):
