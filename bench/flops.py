@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.cards import peak_of
 from mdpo.models import language_layers
 from mdpo.models.logps import unwrap
 from mdpo.packing import PreferenceTokens
-
-# Dense bfloat16 peaks, by a word of the device's name. Source: NVIDIA H200 data sheet, without sparsity.
-_PEAK_FLOPS = {"H200": 989e12}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +96,4 @@ def _linear_weights(parameters: Any) -> int:
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's dense bfloat16 peak, or None where it is not known: then there is no utilisation to state."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for word, peak in _PEAK_FLOPS.items() if word in name), None)
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

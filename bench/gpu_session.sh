@@ -1,42 +1,59 @@
 #!/usr/bin/env bash
-# Everything that a fresh GPU machine is good for: bash bench/gpu_session.sh DIR [STAGE ...]
+# The first half hour on a GPU that is rented bare: bash bench/gpu_session.sh OUT [COMMAND ...] [OPTIONS]
 #
-# Stages, each within its minutes (in brackets), in this order: kernel-tests [8], gpu-tests [8], kernels [9], attention [9],
-# step [9], memory [9], scaling [9], profile [6], render [2]. A stage that fails or runs out of time is noted and the next
-# one begins. DIR gets logs/STAGE.log, the records, RESULTS.md with plots, and summary.txt. Given again, measured records
-# are not measured again: where one command may only take minutes, give the stages one at a time.
+#   --only STAGE ...   these stages alone
+#   --wheels DIR       what bench/wheels.sh gathered, installed first for this session alone
+#   --minutes M        of all stages together (default: 9.5 a command)
+#   --rehearse         the same stages on a CPU, with small shapes
+#
+# A command is what fits ten minutes; without one, all of them are run, one after the other:
+#
+#   first    probe, kernel-tests, gpu-tests, profile, step as far as the time goes
+#   second   probe, step: LLaVA-1.5-7B beside TRL, checkpointing off and on, layers as they are and compiled, the
+#            reference cached (from the second epoch on) and each step (the first); then Bunny, then Liger's layers
+#   third    probe, attention, kernels: all there is at N = 4096, then other sizes
+#   fourth   probe, caps: the steps that mdpo plan promises to fit; memory: the largest micro-batch under a cap
+#   fifth    probe, scaling
+#
+# A stage has its box of seconds (bench/session/stages.py) and is ended in it. Whatever became of it, OUT/STAGE.tgz holds
+# its log and its records, anew every half minute while it runs. Where OUT comes back,
+#
+#   python -m bench.bring_home OUT/*.tgz
+#
+# unpacks them into bench/results, a folder a device, and renders. What was measured is kept in build/session and not
+# measured again by a later command on the same machine and code.
+#
+# Needs Python 3.10 with PyTorch, transformers and peft; PYTHON names another than python3. Without git it has to be told
+# the commit: BENCH_COMMIT, or the file COMMIT that bench/wheels.sh puts beside the wheels.
 set -uo pipefail
-out=$(realpath -m "${1:?usage: bash bench/gpu_session.sh DIR [STAGE ...]}")
-shift
-cd "$(dirname "$0")/.."
-mkdir -p "$out/logs"
-export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
-# Packed rows differ in length, and blocks of a fixed size would leave holes.
-export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
-python=${PYTHON:-python}
-chosen=" $* "
-status=0
-
-stage() { # NAME MINUTES COMMAND...
-    local name=$1 minutes=$2 started=$SECONDS code
-    shift 2
-    [[ $chosen == "  " || $chosen == *" $name "* ]] || return 0
-    timeout "${minutes}m" "$@" >"$out/logs/$name.log" 2>&1
-    code=$?
-    [[ $code == 0 ]] || status=1
-    echo "$name: exit $code after $((SECONDS - started)) s" | tee -a "$out/summary.txt"
-    [[ $code == 0 ]] || tail -n 5 "$out/logs/$name.log"
-}
-
-"$python" -c 'import torch
-name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: small shapes on the CPU, GPU tests skipped"
-print(torch.__version__, torch.version.cuda, name)' | tee "$out/machine.txt"
-# Two processes: the interpreter of the kernels' tests is chosen before triton is imported, and here it is not.
-stage kernel-tests 8 "$python" -m pytest -q -m gpu tests/kernels
-stage gpu-tests 8 "$python" -m pytest -q -m gpu tests --ignore=tests/kernels
-for part in kernels attention step memory scaling; do
-    stage "$part" 9 "$python" -m bench.suite "$part" --out "$out/records"
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+wheels=
+arguments=()
+while (($#)); do
+    case $1 in
+        --wheels) wheels=$(realpath -m "${2:?--wheels needs a folder}"); shift 2 ;;
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+        -*) arguments+=("$1"); shift ;;
+        *) if ((${#arguments[@]})); then arguments+=("$1"); else arguments+=("$(realpath -m "$1")"); fi; shift ;;
+    esac
 done
-stage profile 6 "$python" -m bench.profile_step --out "$out/records"
-stage render 2 "$python" -m bench.render "$out/records" --out "$out"
-exit $status
+cd "$root" || exit 2
+command -v "$python" >/dev/null || { echo "gpu_session: $python is not here; PYTHON=... names another" >&2; exit 2; }
+[[ -z $wheels || -d $wheels ]] || { echo "gpu_session: $wheels is no folder; bash bench/wheels.sh makes it" >&2; exit 2; }
+export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
+sent=()
+[[ -n $wheels && -e $wheels/COMMIT ]] && sent=(--sent "$wheels/COMMIT")
+BENCH_COMMIT=$("$python" -m bench.commit "${sent[@]}") || exit 2
+export BENCH_COMMIT
+if [[ -n $wheels ]]; then
+    site=$root/build/session/site
+    rm -rf "$site"
+    if "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
+        --root-user-action=ignore --target "$site" "$wheels"/*.whl; then
+        export PYTHONPATH="$PYTHONPATH:$site"
+    else
+        echo "the wheels in $wheels cannot be installed here: peers that are missing are skipped by name" >&2
+    fi
+fi
+exec "$python" -m bench.session.runner "${arguments[@]}"

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from bench.record import Role, case_of
+
 Outputs = tuple[torch.Tensor, ...]
-Role = Literal["ours", "torch", "peer"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,4 +90,4 @@ class Group:
     @property
     def case(self) -> str:
         """The shape as one word: head=llava-1.5-7b,N=4096."""
-        return ",".join(f"{name}={value}" for name, value in self.shape.items())
+        return case_of(self.shape)

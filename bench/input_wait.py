@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from bench.commit import require_commit
 from bench.record import environment
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows
 from mdpo.packing import PreferenceTokens
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--read-ms", type=float, default=0, help="what a slow disk adds to every image")
     parser.add_argument("--out", type=Path, help="where the JSON goes as well")
     options = parser.parse_args()
+    require_commit(parser)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = photos(Path(folder), options.steps * options.examples_per_step)

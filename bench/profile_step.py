@@ -7,16 +7,20 @@ no component claims is "other".
 """
 
 import argparse
+import gc
+import math
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bench.commit import require_commit
 from bench.components import STEP, milliseconds, scopes
 from bench.implementations.train_step import TrainProblem, TrainStep, ours
-from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B
+from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, TINY
 from bench.preference_rows import preference_rows
 from bench.record import Record, environment
 from bench.timing import time_callables
@@ -24,12 +28,12 @@ from bench.timing import time_callables
 IDLE = "GPU idle"
 
 
-def problems(device: torch.device) -> list[TrainProblem]:
+def problems(device: torch.device, tiny: bool = False) -> list[TrainProblem]:
     """Those of the part `step`: real shapes on a GPU, with and without checkpointing; a small one on a CPU."""
     if device.type == "cuda":
         shapes, batch, shrink = ((LLAVA_7B, 576), (BUNNY_3B, 729)), 4, 1
     else:
-        shapes, batch, shrink = ((CPU_60M, 144),), 2, 4
+        shapes, batch, shrink = ((TINY if tiny else CPU_60M, 144),), 2, 4
     return [
         TrainProblem(
             shape=shape, image_tokens=image, batch=batch, checkpointing=checkpointing, device=device,
@@ -93,11 +97,27 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the records, that of bench.suite")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
+    parser.add_argument("--tiny", action="store_true", help="on a CPU: a size that shows no more than that it runs")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after them no further profile is begun")
     args = parser.parse_args(arguments)
+    require_commit(parser)
     device = torch.device(args.device)
     conditions = environment(device)
-    for problem in problems(device):
-        written = records(problem, profiled(ours(problem, cached=True), device), conditions)
+    deadline = time.monotonic() + 60 * args.minutes
+    for problem in problems(device, args.tiny):
+        if time.monotonic() > deadline:
+            print(f"{args.minutes:g} minutes are up; not profiled: {problem.shape.name} and what comes after it")
+            break
+        try:
+            found = profiled(ours(problem, cached=True), device)
+        except torch.OutOfMemoryError as error:
+            print(f"{problem.shape.name}, checkpointing {problem.checkpointing}: {str(error).splitlines()[0]}", flush=True)
+            continue
+        finally:  # a trainer is a circle of references, and the next one needs its room
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        written = records(problem, found, conditions)
         print(f"{written[0].case}: forward, backward, share")
         for record in sorted(written, key=lambda r: -(r.median_ms or 0)):
             forward, backward, share = record.rates.values()

@@ -1,24 +1,26 @@
 """The record: one JSON file per measurement, the only place a number comes from."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
-import subprocess
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from bench.commit import known_commit
+
+if TYPE_CHECKING:  # what reads records has no need of it, and it takes seconds
+    import torch
 
 SCHEMA = 1
+Role = Literal["ours", "torch", "peer"]
 Status = Literal["ok", "skipped", "out of memory", "failed"]
 _PACKAGES = (
     "torch", "triton", "transformers", "peft", "accelerate", "flash-attn", "liger-kernel", "trl", "cut-cross-entropy",
-    "numpy",
+    "bitsandbytes", "numpy",
 )  # fmt: skip
 
 
@@ -61,7 +63,7 @@ class Record:
     @property
     def case(self) -> str:
         """The shape as one word, as `Group.case`."""
-        return ",".join(f"{name}={value}" for name, value in self.shape.items())
+        return case_of(self.shape)
 
     def path(self, folder: Path) -> Path:
         """Where this record lies under `folder`."""
@@ -75,6 +77,11 @@ class Record:
         temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return path
+
+
+def case_of(shape: dict[str, int | str]) -> str:
+    """A shape as one word: head=llava-1.5-7b,N=4096."""
+    return ",".join(f"{name}={value}" for name, value in shape.items())
 
 
 def record_path(folder: Path, part: str, op: str, case: str, dtype: str, implementation: str) -> Path:
@@ -103,8 +110,13 @@ def read_record(path: Path) -> Record:
     return Record(**fields)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a measurement depends on besides the code: device, versions, commit. The same dict for a whole run."""
+def environment(device: "torch.device") -> dict[str, Any]:
+    """What a measurement depends on: device, versions, commit. The same dict for a whole run.
+
+    Raises UnknownCommit where nothing says which code this is.
+    """
+    import torch
+
     return {
         "device": _device_name(device),
         "device_type": device.type,
@@ -112,7 +124,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "versions": _versions(),
-        "commit": _commit(),
+        "commit": known_commit(),
     }
 
 
@@ -121,8 +133,10 @@ def same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: "torch.device") -> str:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -133,6 +147,8 @@ def _device_name(device: torch.device) -> str:
 
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
+    import torch
+
     found = {}
     for package in _PACKAGES:
         try:
@@ -142,18 +158,3 @@ def _versions() -> dict[str, str]:
     # The installed package says nothing of a local build's suffix, the module does.
     found["torch"] = str(torch.__version__)
     return found
-
-
-@lru_cache(maxsize=1)
-def _commit() -> str:
-    """The commit, and a digest of what tracked files differ by; a copy without git is told it in BENCH_COMMIT."""
-    if given := os.environ.get("BENCH_COMMIT"):
-        return given
-    root = Path(__file__).resolve().parent.parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, check=True).stdout
-        changes = subprocess.run(["git", "diff", "HEAD"], cwd=root, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    commit = head.decode().strip()
-    return f"{commit}+{hashlib.blake2b(changes, digest_size=4).hexdigest()}" if changes else commit

@@ -14,7 +14,7 @@ from bench.parts import PARTS
 from bench.plots import by, plot
 from bench.readme import updated
 from bench.record import Record, read_records
-from bench.targets import DEVICE, RATIOS
+from bench.targets import RATIOS, TARGET_CARDS, Ratio, columns
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "bench" / "results"
@@ -22,7 +22,8 @@ COMMITTED = ROOT / "bench" / "results"
 
 def committed_records() -> list[Record]:
     """Those under bench/results; what the demo and the study keep there are no records of the suite."""
-    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in PARTS)]
+    parts = (*PARTS, "profile", "session")
+    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in parts)]
     return [record for folder in folders for record in read_records(folder)]
 
 
@@ -66,24 +67,35 @@ def markdown(records: Sequence[Record], plots: Iterable[str] = ()) -> str:
 
 
 def ratios(records: Sequence[Record]) -> list[str]:
-    """A table of every named ratio: a line per model and device that has it, and what an H200 has to reach."""
+    """A table of every named ratio: a column per device, and what the cards with targets have to reach."""
+    devices = columns(records) | {
+        name: rows
+        for name, rows in by(records, lambda r: str(r.environment.get("device"))).items()
+        if rows[0].environment.get("device_type") != "cuda"
+    }
     lines = ["## Ratios", "", "Speed: the other's time over ours. Memory: ours over the other's.", ""]
-    lines += [f"| ours: against | device | model | ratio | target ({DEVICE}) | |", "|---|---|---|---|---|---|"]
-    devices = by(records, lambda r: str(r.environment.get("device")))
+    header = ["ours: against", f"target ({' and '.join(TARGET_CARDS)})", *devices]
+    lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for ratio in RATIOS:
-        found = [(device, *pair) for device, rows in devices.items() for pair in ratio.of(rows).items()]
-        for device, model, value in found:
-            verdict = {True: "met", False: "missed", None: ""}[ratio.met(value) if DEVICE in device else None]
-            cells = [ratio.name, device, model, f"{value:.2f}", ratio.target_text, verdict]
-            lines.append(f"| {' | '.join(cells)} |")
-        if not any(DEVICE in device for device, _, _ in found):
-            lines.append(f"| {ratio.name} | {DEVICE} | | not measured yet | {ratio.target_text} | |")
+        cells = [_ratio_cell(ratio, rows, name in TARGET_CARDS) for name, rows in devices.items()]
+        lines.append(f"| {' | '.join([ratio.name, ratio.target_text, *cells])} |")
     return lines
+
+
+def _ratio_cell(ratio: Ratio, records: Sequence[Record], judged: bool) -> str:
+    """A number per model, and on a card with targets whether it meets them."""
+    verdicts = {True: ", met", False: ", missed", None: ""}
+    found = [
+        f"{model} {value:.2f}{verdicts[ratio.met(value) if judged else None]}" for model, value in ratio.of(records).items()
+    ]
+    return "; ".join(found) or "not measured yet"
 
 
 def table(records: Sequence[Record]) -> list[str]:
     """One shape: a row per implementation, fastest first (of a profile the largest share), then those that were not
     measured with the reason."""
+    if records[0].part == "session":
+        return _session_table(records)
     measured = sorted((r for r in records if r.median_ms is not None), key=lambda r: r.median_ms or 0.0)
     if records[0].part == "profile":
         measured.reverse()
@@ -114,6 +126,16 @@ def table(records: Sequence[Record]) -> list[str]:
         table = [header, ["---"] * len(header), *rows]
         lines = [f"| {' | '.join(row[index] for index in filled)} |" for row in table]
     return [*lines, *_remarks(records, measured)]
+
+
+def _session_table(records: Sequence[Record]) -> list[str]:
+    """What became of a session's stages, or what its first contact with the device found."""
+    lines = ["| | outcome | s | found |", "|---|---|---|---|"]
+    for record in records:
+        numbers = [f"{_number(value)} {unit}" for unit, value in record.rates.items() if unit != "seconds"]
+        found = "; ".join(text for text in (record.reason, record.note, ", ".join(numbers)) if text)
+        lines.append(f"| {record.implementation} | {record.status} | {_number(record.rates['seconds'])} | {found} |")
+    return lines
 
 
 def _remarks(records: Sequence[Record], measured: Sequence[Record]) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from bench.commit import require_commit
 from bench.flops import peak_flops
 from bench.group import Bound, Floor, Group, Implementation, Prepared
 from bench.parts import PARTS, load_part
@@ -61,21 +62,23 @@ def measure_group(
 
 
 def run_part(
-    name: str, device: torch.device, folder: Path, minutes: float, seconds: float, only: str = "", alone: bool = False
-) -> list[Record]:
+    name: str, device: torch.device, folder: Path, minutes: float, seconds: float, only: str = "", alone: bool = False,
+    tiny: bool = False,
+) -> list[Record]:  # fmt: skip
     """Measure one part within `minutes`; `only` keeps the groups whose operation or case contains it; `alone` measures
-    in this process what would get one of its own."""
+    in this process what would get one of its own; `tiny` takes sizes that show no more than that the part runs."""
     conditions = environment(device)
     deadline = time.monotonic() + 60 * minutes
-    listed = [group for group in load_part(name)(device) if only in f"{group.op} {group.case}"]
+    listed = [group for group in load_part(name)(device, tiny) if only in f"{group.op} {group.case}"]
     records: list[Record] = []
     for index, group in enumerate(listed):
         if time.monotonic() > deadline:
             print(f"{name}: {minutes:g} minutes are up, {len(listed) - index} groups left; the same command goes on")
             break
         print(f"{name} {index + 1}/{len(listed)}: {group.op} {group.case}", flush=True)
-        if group.own_process and not alone and any(device.type in i.devices for i in group.implementations):
-            records += _measure_apart(name, group, device, folder, seconds, (deadline - time.monotonic()) / 60)
+        if group.own_process and not alone and _has_work(group, device, folder, conditions):
+            left = (deadline - time.monotonic()) / 60
+            records += _measure_apart(name, group, device, folder, seconds, left, tiny)
         else:
             records += measure_group(group, device, folder, conditions, seconds, deadline)
         _release(device)
@@ -83,15 +86,22 @@ def run_part(
 
 
 def _measure_apart(
-    part: str, group: Group, device: torch.device, folder: Path, seconds: float, minutes: float
+    part: str, group: Group, device: torch.device, folder: Path, seconds: float, minutes: float, tiny: bool
 ) -> list[Record]:
     """`measure_group` in a process that ends with it; the group's records, old and new."""
     command = [sys.executable, "-m", "bench.suite", part, "--out", folder, "--device", device.type, "--alone"]
     limits = ["--only", f"{group.op} {group.case}", "--minutes", str(minutes), "--seconds", str(seconds)]
+    limits += ["--tiny"] if tiny else []
     # It lists our failures too; they are read from the records.
     subprocess.run([str(each) for each in (*command, *limits)], check=False)
     paths = [_path(group, implementation, folder) for implementation in group.implementations]
     return [read_record(path) for path in paths if path.exists()]
+
+
+def _has_work(group: Group, device: torch.device, folder: Path, conditions: dict[str, Any]) -> bool:
+    """Whether anything of it is left that can be loaded: else no process need be started to say so."""
+    left = [each for each in group.implementations if not _is_done(group, each, folder, conditions)]
+    return any(_load(each, device, _new_record(group, each, conditions)) is not None for each in left)
 
 
 def _is_done(group: Group, implementation: Implementation, folder: Path, conditions: dict[str, Any]) -> bool:
@@ -219,15 +229,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
     parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
+    parser.add_argument("--tiny", action="store_true", help="on a CPU: sizes that show no more than that it runs")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child
     args = parser.parse_args(arguments)
+    require_commit(parser)
     device = torch.device(args.device)
     gpu = device.type == "cuda"
     failed = []
     for name in PARTS if args.part == "all" else [args.part]:
         minutes = (MINUTES if gpu else CPU_MINUTES[name]) if args.minutes is None else args.minutes
         seconds = SECONDS_PER_MEASUREMENT[device.type] if args.seconds is None else args.seconds
-        records = run_part(name, device, args.out, minutes, seconds, args.only, args.alone)
+        records = run_part(name, device, args.out, minutes, seconds, args.only, args.alone, args.tiny and not gpu)
         failed += [record for record in records if record.role == "ours" and record.status == "failed"]
     for record in failed:
         print(f"FAILED {record.op} {record.case} {record.implementation}: {record.reason}", file=sys.stderr)

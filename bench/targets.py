@@ -1,4 +1,4 @@
-"""The ratios that this project states, each of two rows of one group, and what an H200 has to reach.
+"""The ratios that this project states, each of two rows of one run, and what an H100 or an H200 has to reach.
 
 `bench.render` prints them all: what no record holds is "not measured yet".
 """
@@ -6,33 +6,37 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.record import Record
+from bench.cards import card_of
+from bench.record import Record, case_of
 
-DEVICE = "H200"
+# The cards that the targets are set for; each has a column also before anything was measured on it.
+TARGET_CARDS = ("H100", "H200")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
     """measure: "speed", the other's time over ours; "memory", our peak above the weights over the other's; or one of the
-    records' rates by name, ours over the other's. shape: what the group's shape has to say. target: on an H200, at most
-    for memory, at least for anything else."""
+    records' rates by name, ours over the other's. shape: what the group's shape has to say; other_shape: what the
+    other's differs in. target: at most for memory, at least for anything else."""
 
     name: str
     op: str
     ours: str
     other: str
     shape: tuple[tuple[str, str | int], ...]
+    other_shape: tuple[tuple[str, str | int], ...] = ()
     measure: str = "speed"
     target: float | None = None
 
     def of(self, records: Iterable[Record]) -> dict[str, float]:
         """The ratio by model, among the records of one device; both rows have to be of one run: equal device, versions
         and commit."""
-        found = [r for r in records if r.op == self.op and all(r.shape.get(k) == v for k, v in self.shape)]
-        others = {r.case: r for r in found if r.implementation == self.other}
+        found = [r for r in records if r.op == self.op]
+        theirs = dict(self.shape) | dict(self.other_shape)
+        others = {r.case: r for r in found if r.implementation == self.other and _has(r, theirs)}
         ratios = {}
-        for ours in (r for r in found if r.implementation == self.ours):
-            other = others.get(ours.case)
+        for ours in (r for r in found if r.implementation == self.ours and _has(r, dict(self.shape))):
+            other = others.get(case_of(ours.shape | dict(self.other_shape)))
             if other is not None and other.environment == ours.environment:
                 ratio = self._ratio(ours, other)
                 if ratio is not None:
@@ -58,30 +62,50 @@ class Ratio:
         return "" if self.target is None else f"{'≤' if self.measure == 'memory' else '≥'} {self.target:.2f}"
 
 
+def columns(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each GPU by its short name: the cards that have targets first, then whatever else was measured."""
+    found: dict[str, list[Record]] = {card: [] for card in TARGET_CARDS}
+    for record in records:
+        if record.environment.get("device_type") == "cuda":
+            found.setdefault(card_of(str(record.environment["device"])), []).append(record)
+    return found
+
+
+def _has(record: Record, shape: dict[str, str | int]) -> bool:
+    return all(record.shape.get(name) == value for name, value in shape.items())
+
+
 _CACHED, _EACH_STEP = "ours, reference cached", "ours, reference each step"
+_EPOCH = {_CACHED: "from the second epoch on (reference cached)", _EACH_STEP: "in the first epoch (reference each step)"}
+_ON, _OFF = ("checkpointing", "on"), ("checkpointing", "off")
+_PLAIN, _COMPILED, _LIGER = ("layers", "transformers"), ("layers", "compiled"), ("layers", "liger")
 _SETTINGS = (
-    ("checkpointing on", (("checkpointing", "on"), ("layers", "transformers"))),
-    ("checkpointing off", (("checkpointing", "off"), ("layers", "transformers"))),
-    ("checkpointing on, both with Liger's layers", (("checkpointing", "on"), ("layers", "liger"))),
-    ("checkpointing off, both with Liger's layers", (("checkpointing", "off"), ("layers", "liger"))),
+    ("checkpointing on", (_ON, _PLAIN)),
+    ("checkpointing off", (_OFF, _PLAIN)),
+    ("checkpointing on, both compiled", (_ON, _COMPILED)),
+    ("checkpointing off, both compiled", (_OFF, _COMPILED)),
+    ("checkpointing on, both with Liger's layers", (_ON, _LIGER)),
+    ("checkpointing off, both with Liger's layers", (_OFF, _LIGER)),
 )
 _AUTHORS = (("checkpointing on", 1.8), ("checkpointing off", 2.5))
 _MICRO = (("P", 650), ("R", 100))
 
 RATIOS = (
     *(
-        Ratio(name=f"{row}: TRL with two branches, {setting}", op="train_step", ours=row,
+        Ratio(name=f"ours {_EPOCH[row]}: TRL with two branches, {setting}", op="train_step", ours=row,
               other="TRL DPOTrainer", shape=shape, target=target)
-        for row, target in ((_CACHED, 1.25), (_EACH_STEP, 0.95)) for setting, shape in _SETTINGS
+        for row, target in ((_CACHED, 1.4), (_EACH_STEP, 1.15)) for setting, shape in _SETTINGS
     ),
+    Ratio(name=f"ours {_EPOCH[_CACHED]}, compiled, checkpointing off: ours not compiled, checkpointing on",
+          op="train_step", ours=_CACHED, other=_CACHED, shape=(_OFF, _COMPILED), other_shape=(_ON, _PLAIN), target=2.0),
     *(
-        Ratio(name=f"{row}, {setting}: the authors' shipped settings", op="train_step", ours=row,
+        Ratio(name=f"ours {_EPOCH[row]}, {setting}: the authors' shipped settings", op="train_step", ours=row,
               other="authors' way", shape=dict(_SETTINGS)[setting],
               target=target if row == _CACHED else None)
         for row in (_CACHED, _EACH_STEP) for setting, target in _AUTHORS
     ),
     *(
-        Ratio(name=f"peak memory above the weights, {_EACH_STEP}: TRL, {setting}", op="train_step",
+        Ratio(name=f"peak memory above the weights, ours {_EPOCH[_EACH_STEP]}: TRL, {setting}", op="train_step",
               ours=_EACH_STEP, other="TRL DPOTrainer", shape=shape, measure="memory", target=1.05)
         for setting, shape in _SETTINGS
     ),

@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.models.llava.processing_llava import LlavaProcessor
 
+from bench.commit import require_commit
 from bench.preference_rows import TokenPairs
 from bench.record import environment
 from mdpo import MDPOConfig, MDPOTrainer
@@ -283,6 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="models (default: all)")
     parser.add_argument("--out", type=Path, help="JSON file for the record")
     options = parser.parse_args(arguments)
+    if options.out is not None:
+        require_commit(parser)
     try:
         import trl  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError as error:

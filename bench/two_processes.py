@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from bench.commit import require_commit
 from bench.models import CPU_60M, TINY, Shape, adapter, build_base
 from bench.preference_rows import TokenPairs, preference_rows
 from bench.processor import smallest_processor
@@ -163,6 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.work is not None:
         work(SHAPES[options.shape], options.steps, options.pairs, options.rank, options.work)
         return
+    require_commit(parser)
     record = measure(options)
     print(
         f"packed tokens a second: {median(record['tokens_per_second_ddp']):.0f} as one DDP run, "

@@ -6,7 +6,7 @@ cap, counted at PyTorch's dispatcher.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,10 +17,11 @@ from bench.implementations.train_step import TrainProblem, TrainStep, authors, o
 from bench.live_memory import LiveMemory
 from bench.models import Shape, config_of
 from bench.preference_rows import LONGEST, RESPONSE_MEDIAN, TEXT_TOKENS, preference_rows
-from mdpo.memory import Adaptation, choose, log_normal, read_shape
+from mdpo.memory import Adaptation, Plan, choose, log_normal, read_shape
 from mdpo.memory.choose import Wishes
 from mdpo.memory.layer import Precision
 from mdpo.models import LANGUAGE_LINEAR
+from mdpo.packing import PreferenceTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,21 +68,21 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def searched(make: Callable[[TrainProblem], TrainStep], problem: BudgetProblem, *, checkpointing: bool) -> Budget:
-    """Raises torch.OutOfMemoryError where one pair does not fit."""
-
-    def build(pairs: int) -> TrainStep:
-        return make(problem.step(pairs, checkpointing=checkpointing))
-
-    pairs = largest(lambda pairs: _fits(partial(build, pairs), problem), problem.most)
+    """One trainer for all probes, since building one takes longer than a step. Raises torch.OutOfMemoryError where one
+    pair does not fit."""
+    trainer = make(problem.step(1, checkpointing=checkpointing))
+    examples = problem.step(problem.most, checkpointing=checkpointing).examples
+    pairs = largest(lambda pairs: _fits(trainer, examples[:pairs], problem), problem.most)
     if not pairs:
         raise torch.OutOfMemoryError(f"one pair does not fit under {problem.cap / 2**30:.3g} GiB")
     more = ", the most that was tried" if pairs == problem.most else ""
-    return Budget(step=build(pairs), pairs=pairs, remark=f"the largest micro-batch: {pairs} pairs{more}")
+    remark = f"the largest micro-batch: {pairs} pairs{more}"
+    return Budget(step=trainer.retake(examples[:pairs]), pairs=pairs, remark=remark)
 
 
-def _fits(build: Callable[[], TrainStep], problem: BudgetProblem) -> bool:
+def _fits(trainer: TrainStep, examples: Sequence[PreferenceTokens], problem: BudgetProblem) -> bool:
     try:
-        step = build()
+        step = trainer.retake(examples)
         if problem.device.type == "cpu":
             with LiveMemory() as memory:
                 step.run()
@@ -93,6 +94,7 @@ def _fits(build: Callable[[], TrainStep], problem: BudgetProblem) -> bool:
         return False
     finally:
         step = None
+        trainer.model.zero_grad(set_to_none=True)  # of a backward that broke off
         gc.collect()
         if problem.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -105,8 +107,8 @@ def _standing_bytes(step: TrainStep) -> int:
     return moments + sum(parameter.nbytes for parameter in parameters)
 
 
-def planned(problem: BudgetProblem) -> Budget:
-    """The settings of ``mdpo plan`` for the cap: 4-bit weights or not, layers to checkpoint, tokens a micro-batch."""
+def plan_of(problem: BudgetProblem) -> Plan | None:
+    """What ``mdpo plan`` chooses for the cap: 4-bit weights or not, layers to checkpoint, tokens a micro-batch."""
     prompt = problem.image_tokens + TEXT_TOKENS // problem.shrink
     lengths = log_normal(
         prompt_tokens=prompt, response_tokens_median=RESPONSE_MEDIAN // problem.shrink,
@@ -119,7 +121,12 @@ def planned(problem: BudgetProblem) -> Budget:
         token_budget=2 * problem.most * prompt, examples_per_step=problem.step_pairs,
     )  # fmt: skip
     config = config_of(problem.shape, problem.image_tokens)
-    plan = choose(read_shape(config, Adaptation(rank=64, pattern=LANGUAGE_LINEAR)), lengths, wishes, problem.cap)
+    return choose(read_shape(config, Adaptation(rank=64, pattern=LANGUAGE_LINEAR)), lengths, wishes, problem.cap)
+
+
+def planned(problem: BudgetProblem) -> Budget:
+    """The settings of ``plan_of``."""
+    plan = plan_of(problem)
     if plan is None:
         raise torch.OutOfMemoryError(f"the plan has nothing for {problem.cap / 2**30:.3g} GiB")
     batch = max(1, round(problem.step_pairs / plan.micro_batches_per_step))
@@ -138,6 +145,13 @@ def planned(problem: BudgetProblem) -> Budget:
     return Budget(step=step, pairs=batch, remark=remark)
 
 
+def _load_planned(problem: BudgetProblem) -> Callable[[BudgetProblem], Budget]:
+    plan = plan_of(problem)
+    if plan is not None and plan.quantized:
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]  (an optional package)
+    return planned
+
+
 def _trl(checkpointing: bool) -> Callable[[BudgetProblem], Budget]:
     from bench.implementations.trl_step import trl_step
 
@@ -148,11 +162,18 @@ def _authors(problem: TrainProblem) -> TrainStep:
     return authors(problem, problem.batch)
 
 
-BUDGET = (
-    Implementation(
-        name="ours, as planned", role="ours", load=lambda: planned, comparable=False,
-        note="reference cached, three branches on a packed row; a step of several micro-batches",
-    ),
+def budget(problem: BudgetProblem) -> tuple[Implementation, ...]:
+    """Ours as planned, and each trainer's largest micro-batch."""
+    return (
+        Implementation(
+            name="ours, as planned", role="ours", load=lambda: _load_planned(problem), comparable=False,
+            note="reference cached, three branches on a packed row; a step of several micro-batches",
+        ),
+        *_SEARCHED,
+    )  # fmt: skip
+
+
+_SEARCHED = (
     Implementation(
         name="ours, checkpointing on", role="ours", comparable=False,
         load=lambda: partial(searched, partial(ours, cached=True), checkpointing=True),

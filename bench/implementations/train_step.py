@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -30,9 +31,12 @@ from bench.models import Shape, adapter, build_base, build_nf4_base
 from bench.preference_rows import TokenPairs
 from bench.processor import smallest_processor
 from mdpo import MDPOConfig, MDPOTrainer
-from mdpo.packing import PreferenceTokens, plan
+from mdpo.models.reference import Reference
+from mdpo.packing import PreferenceTokens, pack, plan
+from mdpo.trainer.steps import Step
 from mdpo_kernels import mdpo_loss
 
+Layers = Literal["transformers", "compiled", "liger"]
 AUTHORS_BATCH = 4
 MAX_GRAD_NORM = 1.0
 
@@ -40,7 +44,8 @@ MAX_GRAD_NORM = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainProblem:
     """One optimizer step on `examples`, `batch` pairs a micro-batch. checkpoint_layers: ours alone; None for all or
-    none by `checkpointing`. quantized: the language model's linear layers in NF4, ours alone."""
+    none by `checkpointing`. quantized: the language model's linear layers in NF4, ours alone. layers: the decoder's as
+    transformers has them, each through torch.compile, or with Liger's kernels."""
 
     shape: Shape
     image_tokens: int
@@ -50,7 +55,7 @@ class TrainProblem:
     device: torch.device
     checkpoint_layers: int | None = None
     quantized: bool = False
-    liger: bool = False
+    layers: Layers = "transformers"
     lora_r: int = 64
     learning_rate: float = 1e-5
 
@@ -62,7 +67,8 @@ class TrainProblem:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
     """run: one optimizer step; returns its loss, (). model: what it trains. examples: pairs of the step. tokens: through
-    the policy's language model, without padding. model_flops: see bench.flops. micro_batches: of the step."""
+    the policy's language model, without padding. model_flops: see bench.flops. micro_batches: of the step. retake: the
+    same trainer's step on other examples, in one micro-batch."""
 
     model: PeftModel
     run: Callable[[], Tensor]
@@ -70,6 +76,14 @@ class TrainStep:
     tokens: int
     model_flops: float
     micro_batches: int
+    retake: Callable[[Sequence[PreferenceTokens]], "TrainStep"]
+
+
+class KnownWeights(MDPOTrainer):
+    """Random weights of one seed are known without reading them, which takes longer than a step."""
+
+    def weights_digest(self, reference: Reference) -> str:
+        return "random weights of seed 0"
 
 
 def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> int:
@@ -90,29 +104,36 @@ def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
         args = MDPOConfig(
             output_dir=folder, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
             token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
-            checkpoint_layers=problem.checkpoint_layers, **common_settings(problem),
+            checkpoint_layers=problem.checkpoint_layers, compile_layers=problem.layers == "compiled", check_start=False,
+            **common_settings(problem),
         )  # fmt: skip
-        trainer = MDPOTrainer(
+        trainer = KnownWeights(
             model=model, args=args, train_dataset=TokenPairs(problem.examples), peft_config=adapter(problem.lora_r),
             processing_class=smallest_processor(model),
         )  # fmt: skip
         trainer.train()
-    (step,) = trainer.get_train_dataloader()
-    step = replace(step, micro_batches=[packed.to(problem.device) for packed in step.micro_batches])
+    (prepared,) = trainer.get_train_dataloader()
 
-    def run() -> Tensor:
-        loss = trainer.training_step(trainer.model_wrapped, step)
-        optimizer_step(trainer)
-        return loss
+    def take(step: Step, examples: Sequence[PreferenceTokens]) -> TrainStep:
+        def run() -> Tensor:
+            loss = trainer.training_step(trainer.model_wrapped, step)
+            optimizer_step(trainer)
+            return loss
 
-    rows = flops.packed_rows(problem.examples)
-    work = flops.policy_flops(trainer.model, rows) + flops.image_flops(trainer.model, rows.images)
-    if not cached:
-        work += flops.reference_flops(trainer.model, rows)
-    return TrainStep(
-        model=trainer.model, run=run, examples=len(problem.examples), tokens=rows.tokens, model_flops=work,
-        micro_batches=len(step.micro_batches),
-    )  # fmt: skip
+        rows = flops.packed_rows(examples)
+        work = flops.policy_flops(trainer.model, rows) + flops.image_flops(trainer.model, rows.images)
+        if not cached:
+            work += flops.reference_flops(trainer.model, rows)
+        return TrainStep(
+            model=trainer.model, run=run, examples=len(examples), tokens=rows.tokens, model_flops=work,
+            micro_batches=len(step.micro_batches), retake=retake,
+        )  # fmt: skip
+
+    def retake(examples: Sequence[PreferenceTokens]) -> TrainStep:
+        return take(Step([pack(examples, trainer.family).to(problem.device)], len(examples), [1.0]), examples)
+
+    moved = [packed.to(problem.device) for packed in prepared.micro_batches]
+    return take(replace(prepared, micro_batches=moved), problem.examples)
 
 
 def common_settings(problem: TrainProblem) -> dict:
@@ -120,7 +141,7 @@ def common_settings(problem: TrainProblem) -> dict:
     return {
         "bf16": problem.autocast, "use_cpu": not problem.autocast, "gradient_checkpointing": problem.checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False}, "lr_scheduler_type": "constant", "warmup_steps": 0,
-        "max_grad_norm": MAX_GRAD_NORM, "optim": "adamw_torch_fused", "use_liger_kernel": problem.liger, "seed": 0,
+        "max_grad_norm": MAX_GRAD_NORM, "optim": "adamw_torch_fused", "use_liger_kernel": problem.layers == "liger", "seed": 0,
         "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
 
@@ -143,33 +164,38 @@ def authors(problem: TrainProblem, batch: int = AUTHORS_BATCH) -> TrainStep:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=problem.learning_rate, weight_decay=0.0, fused=True)
-    examples, pairs = problem.examples, len(problem.examples)
-    batches = [
-        [pad(examples[start : start + batch], (branch,), problem.device) for branch in range(3)]
-        for start in range(0, pairs, batch)
-    ]
 
-    def run() -> Tensor:
-        losses = []
-        for branches in batches:
-            with torch.autocast("cuda", torch.bfloat16) if problem.autocast else nullcontext():
-                with torch.no_grad(), model.disable_adapter():
-                    reference = torch.stack([padded_logps(model, batch, full_logits=True) for batch in branches])
-                policy = torch.stack([padded_logps(model, batch, full_logits=True) for batch in branches])
-                loss = mdpo_loss(policy, reference, num_examples=pairs).loss
-            loss.backward()
-            losses.append(loss.detach())
-        torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        return torch.stack(losses).sum()
+    def retake(examples: Sequence[PreferenceTokens], batch: int | None = None) -> TrainStep:
+        pairs, batch = len(examples), batch or len(examples)
+        batches = [
+            [pad(examples[start : start + batch], (branch,), problem.device) for branch in range(3)]
+            for start in range(0, pairs, batch)
+        ]
 
-    rows = flops.three_branch_rows(examples)
-    images = flops.image_flops(model, 2 * rows.images)
-    work = flops.policy_flops(model, rows) + flops.reference_flops(model, rows) + images
-    return TrainStep(
-        model=model, run=run, examples=pairs, tokens=rows.tokens, model_flops=work, micro_batches=len(batches)
-    )
+        def run() -> Tensor:
+            losses = []
+            for branches in batches:
+                with torch.autocast("cuda", torch.bfloat16) if problem.autocast else nullcontext():
+                    with torch.no_grad(), model.disable_adapter():
+                        reference = torch.stack([padded_logps(model, batch, full_logits=True) for batch in branches])
+                    policy = torch.stack([padded_logps(model, batch, full_logits=True) for batch in branches])
+                    loss = mdpo_loss(policy, reference, num_examples=pairs).loss
+                loss.backward()
+                losses.append(loss.detach())
+            torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+            return torch.stack(losses).sum()
+
+        rows = flops.three_branch_rows(examples)
+        images = flops.image_flops(model, 2 * rows.images)
+        work = flops.policy_flops(model, rows) + flops.reference_flops(model, rows) + images
+        return TrainStep(
+            model=model, run=run, examples=pairs, tokens=rows.tokens, model_flops=work, micro_batches=len(batches),
+            retake=retake,
+        )  # fmt: skip
+
+    return retake(problem.examples, batch)
 
 
 def _load_trl() -> Callable[[TrainProblem], TrainStep]:
@@ -194,6 +220,8 @@ _TRL_NOTE = (
 )
 _LIGER_NOTE = "with Liger's norm, rotary and SwiGLU kernels"
 
+_COMPILED_NOTE = "each decoder layer through torch.compile, with dynamic shapes"
+
 TRAIN_STEP = (
     Implementation(
         name="ours, reference cached", role="ours", load=lambda: partial(ours, cached=True), comparable=False,
@@ -213,17 +241,9 @@ TRAIN_STEP = (
     ),
 )  # fmt: skip
 
-TRAIN_STEP_LIGER = (
-    Implementation(
-        name="ours, reference cached", role="ours", load=lambda: _load_liger(lambda: partial(ours, cached=True)),
-        comparable=False, devices=("cuda",), note=f"{_OURS_NOTE}; {_LIGER_NOTE}",
-    ),
-    Implementation(
-        name="ours, reference each step", role="ours", load=lambda: _load_liger(lambda: partial(ours, cached=False)),
-        comparable=False, devices=("cuda",), note=f"{_OURS_NOTE}; {_LIGER_NOTE}",
-    ),
-    Implementation(
-        name="TRL DPOTrainer", role="peer", load=lambda: _load_liger(_load_trl), comparable=False, devices=("cuda",),
-        note=f"{_TRL_NOTE}; {_LIGER_NOTE}",
-    ),
-)  # fmt: skip
+# The authors ship neither.
+TRAIN_STEP_COMPILED = tuple(replace(i, note=f"{i.note}; {_COMPILED_NOTE}") for i in TRAIN_STEP[:3])
+TRAIN_STEP_LIGER = tuple(
+    replace(i, load=partial(_load_liger, i.load), devices=("cuda",), note=f"{i.note}; {_LIGER_NOTE}")
+    for i in TRAIN_STEP[:3]
+)

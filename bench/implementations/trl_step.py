@@ -9,6 +9,7 @@ taken for trained before, and a copy of the adapter becomes the reference.
 
 import tempfile
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from bench.implementations.padded import pad
 from bench.implementations.train_step import TrainProblem, TrainStep, common_settings, optimizer_step
 from bench.models import adapter, build_base
 from bench.processor import smallest_processor
+from mdpo.models.layers import compile_layers
+from mdpo.packing import PreferenceTokens
 
 
 class CollatedDPOTrainer(DPOTrainer):
@@ -36,10 +39,7 @@ class CollatedDPOTrainer(DPOTrainer):
 
 def trl_step(problem: TrainProblem) -> TrainStep:
     """One step of `train` prepares it: checkpointing, autocast, Liger's layers, optimizer."""
-    batches = [
-        pad(problem.examples[start : start + problem.batch], (0, 1), problem.device)
-        for start in range(0, len(problem.examples), problem.batch)
-    ]
+    batches = _batches(problem.examples, problem.batch, problem.device)
     model = build_base(problem.shape, problem.image_tokens, problem.device)
     model.set_attn_implementation({"text_config": "sdpa"})
     # What the trainer is built with and never trained on.
@@ -62,18 +62,32 @@ def trl_step(problem: TrainProblem) -> TrainStep:
             processing_class=smallest_processor(model),
             peft_config=adapter(problem.lora_r),
         )  # fmt: skip
-        trainer.batches = [batch.inputs | {"completion_mask": (batch.labels >= 0).long()} for batch in batches]
+        if problem.layers == "compiled":
+            compile_layers(trainer.model)
+        trainer.batches = batches
         trainer.train()
 
-    def run() -> Tensor:
-        losses = [trainer.training_step(trainer.model_wrapped, batch) for batch in trainer.batches]
-        optimizer_step(trainer)
-        return torch.stack(losses).sum()
+    def take(batches: list[dict[str, Tensor]], examples: Sequence[PreferenceTokens]) -> TrainStep:
+        def run() -> Tensor:
+            losses = [trainer.training_step(trainer.model_wrapped, batch) for batch in batches]
+            optimizer_step(trainer)
+            return torch.stack(losses).sum()
 
-    rows = flops.two_branch_rows(problem.examples)
-    images = flops.image_flops(trainer.model, 2 * rows.images)  # policy and reference each encode them
-    work = flops.policy_flops(trainer.model, rows) + flops.reference_flops(trainer.model, rows) + images
-    return TrainStep(
-        model=trainer.model, run=run, examples=len(problem.examples), tokens=rows.tokens, model_flops=work,
-        micro_batches=len(batches),
-    )  # fmt: skip
+        rows = flops.two_branch_rows(examples)
+        images = flops.image_flops(trainer.model, 2 * rows.images)  # policy and reference each encode them
+        work = flops.policy_flops(trainer.model, rows) + flops.reference_flops(trainer.model, rows) + images
+        return TrainStep(
+            model=trainer.model, run=run, examples=len(examples), tokens=rows.tokens, model_flops=work,
+            micro_batches=len(batches), retake=retake,
+        )  # fmt: skip
+
+    def retake(examples: Sequence[PreferenceTokens]) -> TrainStep:
+        return take(_batches(examples, len(examples), problem.device), examples)
+
+    return take(batches, problem.examples)
+
+
+def _batches(examples: Sequence[PreferenceTokens], size: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """Chosen and rejected of `size` pairs at a time, as the trainer's collator lays them out."""
+    padded = [pad(examples[start : start + size], (0, 1), device) for start in range(0, len(examples), size)]
+    return [batch.inputs | {"completion_mask": (batch.labels >= 0).long()} for batch in padded]

@@ -21,11 +21,11 @@ _ROWS = 8192  # packed rows in a call on a GPU, about what a micro-batch holds
 _BACKWARD = 2.5  # flops of the backward over the forward's: five matrix products for two
 
 
-def groups(device: torch.device) -> list[Group]:
+def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """P × R for each model's heads: bfloat16 on a GPU, float32 and one example on a CPU."""
     gpu = device.type == "cuda"
     heads, dtype = (HEADS, torch.bfloat16) if gpu else (CPU_HEADS, torch.float32)
-    prompts, responses = (PROMPTS, RESPONSES) if gpu else (CPU_PROMPTS, CPU_RESPONSES)
+    prompts, responses = (PROMPTS, RESPONSES) if gpu else ((100,), (50,)) if tiny else (CPU_PROMPTS, CPU_RESPONSES)
     return [
         attention_group(
             head, prompt, response, max(1, _ROWS // (2 * prompt + 3 * response)) if gpu else 1, dtype, device

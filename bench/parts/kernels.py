@@ -29,11 +29,12 @@ _ROWS_PER_EXAMPLE = 384  # three responses of 128 tokens on average
 _PRODUCTS = {"no grad": 1, "frozen head": 2, "trainable head": 4}
 
 
-def groups(device: torch.device) -> list[Group]:
+def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """All of the part's groups for a device: real heads in bfloat16 on a GPU, small ones in float32 on a CPU."""
     gpu = device.type == "cuda"
     heads, dtype = (HEADS, torch.bfloat16) if gpu else (CPU_HEADS, torch.float32)
-    sizes, typical = (4096, 1024, 16384, 256) if gpu else (1024, 256), _TYPICAL_ROWS[device.type]
+    typical = 64 if tiny else _TYPICAL_ROWS[device.type]
+    sizes = (4096, 1024, 16384, 256) if gpu else (typical,) if tiny else (1024, 256)
     listed: list[Group] = []
     for rows in sizes:
         for head in heads:
@@ -41,11 +42,12 @@ def groups(device: torch.device) -> list[Group]:
             listed.append(fused_linear_group(head, rows, dtype, device))
             if rows != 256 or not gpu:
                 listed.append(logits_group(head, rows, dtype, device))
-    for head in heads:
-        listed.append(fused_logits_group(head, typical, dtype, device))
-        for mode in ("no grad", "trainable head"):
-            listed.append(linear_group(head, typical, dtype, device, mode))
-    return [*listed, sequence_group(typical, device), loss_group(typical, device)]
+        if rows == typical:  # all there is at this size, before any other
+            for head in heads:
+                listed.append(fused_logits_group(head, rows, dtype, device))
+                listed += [linear_group(head, rows, dtype, device, mode) for mode in ("no grad", "trainable head")]
+            listed += [sequence_group(rows, device), loss_group(rows, device)]
+    return listed
 
 
 def _measured(

@@ -10,16 +10,17 @@ from collections.abc import Callable
 import torch
 
 from bench.group import Bound, Group, Prepared
-from bench.implementations.budget import BUDGET, Budget, BudgetProblem
-from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape
+from bench.implementations.budget import Budget, BudgetProblem, budget
+from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, TINY, Shape
 
 GIB = 2**30
 
 
-def groups(device: torch.device) -> list[Group]:
+def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """Two real shapes by three caps on a GPU, each in a process of its own; one small one on a CPU."""
     if device.type != "cuda":
-        return [budget_group(CPU_60M, device, cap=GIB // 2, image_tokens=64, most=4, step_pairs=4, shrink=8)]
+        shape, cap = (TINY, GIB // 64) if tiny else (CPU_60M, GIB // 2)
+        return [budget_group(shape, device, cap=cap, image_tokens=64, most=4, step_pairs=4, shrink=8)]
     return [
         budget_group(shape, device, cap=cap * GIB, image_tokens=image_tokens, most=128)
         for cap in (24, 80, 8) for shape, image_tokens in ((LLAVA_7B, 576), (BUNNY_3B, 729))
@@ -31,24 +32,24 @@ def budget_group(
 ) -> Group:
     """One cap, in bytes."""
 
+    problem = BudgetProblem(
+        shape=shape, image_tokens=image_tokens, cap=cap, device=device, most=most, step_pairs=step_pairs, shrink=shrink
+    )
+
     def prepare() -> Prepared:
-        problem = BudgetProblem(
-            shape=shape, image_tokens=image_tokens, cap=cap, device=device, most=most, step_pairs=step_pairs,
-            shrink=shrink,
-        )  # fmt: skip
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), device)
 
         def bind(function: Callable[[BudgetProblem], Budget]) -> Bound:
-            budget = function(problem)
-            step = budget.step
+            found = function(problem)
+            step = found.step
             return Bound(
                 run=lambda: (step.run(),),
                 errors=lambda outputs: {},
                 amounts={"examples": step.examples, "tokens": step.tokens},
-                facts={"pairs a micro-batch": budget.pairs},
-                remark=budget.remark,
+                facts={"pairs a micro-batch": found.pairs},
+                remark=found.remark,
             )
 
         return Prepared(floor=None, bind=bind)
@@ -58,7 +59,7 @@ def budget_group(
         op="budget",
         shape={"model": shape.name, "image": image_tokens, "cap": f"{cap / GIB:g}GiB"},
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        implementations=BUDGET,
+        implementations=budget(problem),
         prepare=prepare,
         own_process=device.type == "cuda",  # a cap holds for a process
     )

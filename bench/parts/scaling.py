@@ -36,7 +36,7 @@ GPU_AXES = {
 CPU_AXES = {"P": (80, 640), "R": (16, 128), "V": (2048, 16384), "B": (1, 4)}
 
 
-def groups(device: torch.device) -> list[Group]:
+def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """Layers of the 7B model's width on a GPU, eight of them so that every vocabulary is built in seconds; on a CPU a tiny
     model, in which Python takes much of the time and memory says more."""
     if device.type == "cuda":
@@ -44,7 +44,7 @@ def groups(device: torch.device) -> list[Group]:
         text.num_hidden_layers = 8
         shape, middle, axes = replace(LLAVA_7B, name="llava-1.5-7b of 8 layers", text=text), GPU_MIDDLE, GPU_AXES
     else:
-        shape, middle, axes = TINY, CPU_MIDDLE, CPU_AXES
+        shape, middle, axes = TINY, CPU_MIDDLE, {"P": (80,), "B": (1,)} if tiny else CPU_AXES
     listed = [
         (axis, sorted({*values, getattr(middle, axis)})) for axis, values in axes.items()
     ]  # the middle belongs to every line

@@ -1,6 +1,8 @@
 """The part `step`: whole optimizer steps against the peers' trainers, and a micro-batch against other layouts.
 
-`train_step` takes rows with the lengths of real preference data through each trainer, checkpointing on and off.
+`train_step` takes rows with the lengths of real preference data through each trainer: checkpointing on and off, the decoder
+layers as they are, compiled, or Liger's; ours with the reference cached, as from the second epoch on, and with the
+reference computed in the step, as in the first.
 `step` is forward and backward of one micro-batch of P prompt tokens (image included) × R response tokens; every such
 group carries what sharing promises: the tokens of three passes over those of the packed row.
 """
@@ -13,8 +15,15 @@ from peft import PeftModel
 
 from bench.group import Bound, Group, Outputs, Prepared
 from bench.implementations.step import STEP, Step, StepProblem, three_unpadded
-from bench.implementations.train_step import TRAIN_STEP, TRAIN_STEP_LIGER, TrainProblem, TrainStep
-from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, build
+from bench.implementations.train_step import (
+    TRAIN_STEP,
+    TRAIN_STEP_COMPILED,
+    TRAIN_STEP_LIGER,
+    Layers,
+    TrainProblem,
+    TrainStep,
+)
+from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, TINY, Shape, build
 from bench.preference_rows import even_rows, preference_rows
 
 PROMPTS, RESPONSES = (650, 100, 1500), (100, 50, 300)
@@ -23,27 +32,28 @@ _IMAGE_TOKENS = {"bunny-3b": 729}
 _cached: dict[tuple, PeftModel] = {}
 
 
-def groups(device: torch.device) -> list[Group]:
+def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """Two real shapes on a GPU; on a CPU a 60M-parameter one, with everything of the rows divided by four."""
     if device.type != "cuda":
-        small = partial(train_group, CPU_60M, device, pairs=4, batch=2, image_tokens=144, shrink=4)
-        return [small(False), step_group(CPU_60M, 650, 100, device), small(True), small(True, liger=True)]
-    trained = {
-        shape.name: [
-            train_group(shape, device, checkpointing, image_tokens=_IMAGE_TOKENS.get(shape.name, 576))
-            for checkpointing in (True, False)
-        ]
-        for shape in (LLAVA_7B, BUNNY_3B)
-    }
-    # Liger has nothing for Bunny's Phi.
-    liger = [
-        train_group(LLAVA_7B, device, checkpointing, image_tokens=576, liger=True) for checkpointing in (True, False)
-    ]
+        shape = TINY if tiny else CPU_60M
+        small = partial(train_group, shape, device, pairs=4, batch=2, image_tokens=144, shrink=4)
+        micro = step_group(shape, 650, 100, device)
+        return [small(False), micro, small(True), small(False, layers="compiled"), small(True, layers="liger")]
+    llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
+    bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])
     micro = [
         step_group(shape, prompt, response, device)
         for prompt in PROMPTS for response in RESPONSES for shape in (LLAVA_7B, BUNNY_3B)
     ]  # fmt: skip
-    return [*trained[LLAVA_7B.name], *liger, micro[0], *trained[BUNNY_3B.name], *micro[1:]]
+    return [
+        *(llava(checkpointing, layers=layers) for layers in ("transformers", "compiled") for checkpointing in (False, True)),
+        micro[0],
+        *(bunny(checkpointing) for checkpointing in (False, True)),
+        # Liger has nothing for Bunny's Phi.
+        *(llava(checkpointing, layers="liger") for checkpointing in (False, True)),
+        *(bunny(checkpointing, layers="compiled") for checkpointing in (False, True)),
+        *micro[1:],
+    ]
 
 
 def prepared_steps(problem: TrainProblem) -> Prepared:
@@ -63,13 +73,14 @@ def prepared_steps(problem: TrainProblem) -> Prepared:
 
 def train_group(
     shape: Shape, device: torch.device, checkpointing: bool, *, image_tokens: int, pairs: int = 16, batch: int = 4,
-    shrink: int = 1, liger: bool = False,
+    shrink: int = 1, layers: Layers = "transformers",
 ) -> Group:  # fmt: skip
     """One optimizer step of `pairs` pairs, `batch` a micro-batch, by each trainer."""
+    implementations = {"transformers": TRAIN_STEP, "compiled": TRAIN_STEP_COMPILED, "liger": TRAIN_STEP_LIGER}
 
     def prepare() -> Prepared:
         problem = TrainProblem(
-            shape=shape, image_tokens=image_tokens, batch=batch, checkpointing=checkpointing, device=device, liger=liger,
+            shape=shape, image_tokens=image_tokens, batch=batch, checkpointing=checkpointing, device=device, layers=layers,
             examples=preference_rows(shape, pairs, image_tokens=image_tokens, shrink=shrink),
         )  # fmt: skip
         _cached.clear()  # each trainer builds a model of its own
@@ -80,12 +91,12 @@ def train_group(
         op="train_step",
         shape={
             "model": shape.name, "image": image_tokens, "pairs": pairs, "batch": batch,
-            "checkpointing": "on" if checkpointing else "off", "layers": "liger" if liger else "transformers",
+            "checkpointing": "on" if checkpointing else "off", "layers": layers,
         },
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        implementations=TRAIN_STEP_LIGER if liger else TRAIN_STEP,
+        implementations=implementations[layers],
         prepare=prepare,
-        own_process=liger,
+        own_process=layers == "liger",
     )  # fmt: skip
 
 

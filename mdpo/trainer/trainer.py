@@ -29,7 +29,7 @@ from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, finge
 from mdpo.models.load import check_processor
 from mdpo.models.lora_targets import adapted
 from mdpo.models.policy import PolicyOutput
-from mdpo.models.reference import in_mode
+from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
@@ -148,7 +148,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         )
         self._metrics = Metrics()
         self.sampler: StepSampler | None = None
-        self._reference_weights = reference_weights(self._reference_model, reference)
+        self._reference_weights = self.weights_digest(reference)
         self._cache = self._open_cache()
         self._start_is_checked = False
         self._run_settings: dict[str, Any] | None = None
@@ -214,6 +214,10 @@ class MDPOTrainer(StopsWhereNotFinite):
             liger=self.args.use_liger_kernel,
         )
         return ReferenceCache(folder, key, writes=self.is_world_process_zero())
+
+    def weights_digest(self, reference: Reference) -> str:
+        """Of the reference's weights, read once, for the cache's key and for checkpoints. Who knows them can say so here."""
+        return reference_weights(self._reference_model, reference)
 
     @property
     def _reference_model(self) -> nn.Module:

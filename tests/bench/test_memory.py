@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.implementations.budget import BUDGET, BudgetProblem, largest, planned, searched
+from bench.implementations.budget import BudgetProblem, budget, largest, planned, searched
 from bench.implementations.train_step import ours
 from bench.models import TINY
 from bench.parts import PARTS, load_part
@@ -58,9 +58,32 @@ def test_the_plans_settings_are_taken():
 def test_trl_is_skipped_by_name_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     monkeypatch.delitem(__import__("sys").modules, "bench.implementations.trl_step", raising=False)
-    (implementation, _) = [each for each in BUDGET if each.name.startswith("TRL")]
+    (implementation, _) = [each for each in budget(problem(1)) if each.name.startswith("TRL")]
     with pytest.raises(ImportError, match="trl"):
         implementation.load()
+
+
+def test_without_bitsandbytes_a_plan_in_4_bits_is_skipped_by_name_and_no_other(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    loaded = {}
+    for group in load_part("memory")(torch.device("cuda")):
+        try:
+            loaded[group.shape["model"], group.shape["cap"]] = group.implementations[0].load()
+        except ImportError as error:
+            assert "bitsandbytes" in str(error)
+    assert set(loaded) == {(model, cap) for model in ("llava-1.5-7b", "bunny-3b") for cap in ("24GiB", "80GiB")}
+
+
+def test_one_trainer_serves_all_probes():
+    made = []
+
+    def make_counted(train_problem):
+        made.append(train_problem)
+        return make(train_problem)
+
+    most = searched(make_counted, problem(1000), checkpointing=False)
+    assert len(made) == 1 and most.pairs == most.step.examples == 3 and most.step.micro_batches == 1
+    assert most.step.tokens > made[0].examples[0].packed_length
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -127,6 +127,11 @@ def test_every_part_lists_groups_for_both_devices_without_touching_them() -> Non
             assert len({(group.op, group.case) for group in groups}) == len(groups)
 
 
+def test_the_typical_size_is_measured_whole_before_any_other() -> None:
+    sizes = [group.shape.get("N", 4096) for group in load_part("kernels")(torch.device("cuda"))]
+    assert 4096 not in sizes[sizes.index(1024) :]
+
+
 def test_all_parts_fit_ten_minutes_of_a_cpu() -> None:
     assert sum(suite.CPU_MINUTES[name] for name in PARTS) <= 10
 
@@ -146,11 +151,21 @@ def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, mo
         raise AssertionError("measured in the suite's own process")
 
     apart = dataclasses.replace(group, own_process=True, prepare=prepare_here)
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device: [apart])
+    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
     records = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert {r.implementation for r in records} == {i.name for i in group.implementations}
     assert all(record in records for record in read_records(tmp_path))
     assert next(r for r in records if r.implementation == "ours").median_ms
+
+
+def test_no_process_is_started_to_find_that_all_peers_are_missing(tmp_path: Path, monkeypatch) -> None:
+    group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
+    missing = Implementation(name="missing peer", role="peer", load=not_installed)
+    apart = dataclasses.replace(group, own_process=True, implementations=(missing,))
+    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
+    monkeypatch.setattr(suite, "_measure_apart", lambda *arguments: pytest.fail("a process was started"))
+    (record,) = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
+    assert (record.status, record.reason) == ("skipped", "No module named 'someone_elses'")
 
 
 def test_what_is_no_record_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Gathers what a bare GPU machine lacks for bench/gpu_session.sh: bash bench/wheels.sh DIR [PYTHON_VERSION]
+#
+# Needs network and pip; run it where git is, since DIR/COMMIT says which code the session will be of. The wheels of
+# bench/session/wheels.txt are for Linux on x86-64 and Python 3.12, if no other version is given, some 46 MB in all. Send
+# DIR along with the code and say bash bench/gpu_session.sh OUT --wheels DIR there.
+set -euo pipefail
+folder=$(realpath -m "${1:?usage: bash bench/wheels.sh DIR [PYTHON_VERSION]}")
+version=${2:-3.12}
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+python=${PYTHON:-python3}
+"$python" -c 'import pip, packaging' || { echo "wheels: $python lacks pip or packaging; PYTHON=... names another" >&2; exit 2; }
+mkdir -p "$folder"
+rm -f "$folder"/*.whl "$folder/COMMIT" # two versions of one would stop the installation
+platforms=()
+for glibc in 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
+"$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
+    --python-version "$version" "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
+    -d "$folder" -r bench/session/wheels.txt
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+"$python" -m bench.commit --write "$folder/COMMIT" >/dev/null
+"$python" -m bench.session.wheels "$folder"

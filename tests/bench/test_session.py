@@ -1,0 +1,326 @@
+"""The session's runner with stages of a second, and its archives there and back."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import bring_home
+from bench.record import Record, read_records
+from bench.session import archive, runner
+from bench.session.stages import COMMAND_SECONDS, COMMANDS, STAGES, Stage
+
+ROOT = Path(__file__).parents[2]
+MEASURE = """
+import sys
+from pathlib import Path
+from bench.record import Record
+Record(part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="ok",
+       median_ms=1.0, environment={"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40,
+                                   "python": "3.12"}).write(Path(sys.argv[1]))
+print("measured in", Path.cwd(), flush=True)
+"""
+PROBE = """
+import json, sys
+from pathlib import Path
+from bench.record import Record
+device = {"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"}
+out = Path(sys.argv[1])
+(out.parent / "device.json").write_text(json.dumps(device))
+for name, status in (("device", sys.argv[2]), ("allocator", sys.argv[3])):
+    Record(part="session", op="probe", shape={"on": "GPU"}, dtype="all", implementation=name, role="ours",
+           status=status, rates={"seconds": 0.1}, environment=device).write(out)
+"""
+
+
+def stage(name: str, code: str, *arguments: str, seconds: int = 60) -> Stage:
+    command = ("-c", code, "{records}", *arguments)
+    return Stage(name=name, seconds=seconds, command=command, rehearsal=command)
+
+
+def session(tmp_path: Path, seconds: float = 600) -> runner.Session:
+    out, work = tmp_path / "out", tmp_path / "work"
+    for folder in (out, work):
+        folder.mkdir(exist_ok=True)
+    return runner.Session(out=out, work=work, deadline=time.monotonic() + seconds, rehearse=False, settings={})
+
+
+def members(path: Path) -> list[str]:
+    with tarfile.open(path) as tar:
+        return tar.getnames()
+
+
+def text(path: Path, name: str) -> str:
+    with tarfile.open(path) as tar:
+        file = tar.extractfile(name)
+        assert file is not None
+        return file.read().decode()
+
+
+def test_each_stage_is_packed_and_brought_home(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # of the caller's shell; a session compiles
+    here = session(tmp_path)
+    seen = "import os; print(os.environ.get('PYTORCH_ALLOC_CONF'), os.environ.get('TRITON_INTERPRET'))"
+    stages = [stage("probe", PROBE, "ok", "ok"), stage("kernels", MEASURE), stage("step", seen + "; raise SystemExit(4)")]
+    assert here.run(stages) == 1  # one failed, and the others were run
+    assert {path.name for path in here.out.iterdir()} == {"probe.tgz", "kernels.tgz", "step.tgz"}
+    assert text(here.out / "kernels.tgz", "log.txt") == "measured in .\n"  # not the machine's own path
+    assert text(here.out / "step.tgz", "log.txt") == "expandable_segments:True None\n"
+    out = capsys.readouterr().out
+    assert "kernels: ok after" in out and ": 1 records ok" in out and "step: failed after" in out and "exit 4" in out
+
+    home = tmp_path / "home"
+    assert bring_home.main([*(str(here.out / f"{name}.tgz") for name in ("probe", "kernels", "step")), "--into", str(home)]) == 0
+    assert (home / "h100" / "session" / "kernels.log").read_text() == "measured in .\n"
+    records = {(record.op, record.implementation): record for record in read_records(home / "h100")}
+    assert records["o", "ours"].median_ms == 1.0
+    assert all(record.environment["commit"] == "c" * 40 for record in records.values())
+    assert (records["stages", "step"].status, records["stages", "step"].reason) == ("failed", "exit 4")
+    report = (home / "RESULTS.md").read_text()
+    assert "## NVIDIA H100 80GB HBM3" in report and "| kernels | ok |" in report and "| step | failed |" in report
+
+
+def test_without_expandable_segments_they_are_off_and_it_is_said(tmp_path, capsys):
+    here = session(tmp_path)
+    seen = stage("step", "import os; print(os.environ['PYTORCH_ALLOC_CONF'])")
+    assert here.run([stage("probe", PROBE, "ok", "failed"), seen]) == 0
+    assert text(here.out / "step.tgz", "log.txt") == "expandable_segments:False\n"
+    assert "does not work here" in capsys.readouterr().out
+
+
+def test_without_a_device_nothing_else_is_begun(tmp_path, capsys):
+    here = session(tmp_path)
+    assert here.run([stage("probe", "raise SystemExit(3)"), stage("step", "1")]) == 3
+    assert [path.name for path in here.out.iterdir()] == ["probe.tgz"]
+    assert "no device, no session" in capsys.readouterr().out
+    assert bring_home.main([str(here.out / "probe.tgz"), "--into", str(tmp_path / "home")]) == 2
+    assert "the session found no device" in capsys.readouterr().err
+
+
+def test_a_stage_that_outlasts_its_box_is_ended_and_what_it_had_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE", 1)
+    monkeypatch.setattr(runner, "LEAST", 1)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    here = session(tmp_path)
+    started = time.monotonic()
+    slow = stage("step", MEASURE + "import time; time.sleep(60)", seconds=2)
+    assert here.run([stage("probe", PROBE, "ok", "ok"), slow, stage("kernels", deaf, seconds=2)]) == 1
+    assert time.monotonic() - started < 20
+    assert "records/kernels/o/N=1,float32/ours.json" in members(here.out / "step.tgz")
+    for name, code in (("step", 124), ("kernels", 137)):
+        (record,) = read_records(here.work / name / "records" / "session")
+        assert record.status == "failed" and f"exit {code}" in record.reason
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path, capsys):
+    here = session(tmp_path, seconds=12)
+    assert here.run([stage("probe", "1")]) == 3
+    assert "probe: skipped after 0 s (not begun: 1 s were left)" in capsys.readouterr().out
+
+
+def test_what_runs_is_packed_again_and_again(tmp_path, monkeypatch):
+    """Whoever kills the session itself still has the last half minute's archive."""
+    monkeypatch.setattr(runner, "EVERY", 0.2)
+    packed = []
+    monkeypatch.setattr(runner, "pack", lambda folder, target: packed.append((folder.name, archive.pack(folder, target))))
+    here = session(tmp_path)
+    assert here.run([stage("probe", PROBE, "ok", "ok"), stage("step", "import time; time.sleep(1.5)")]) == 0
+    assert packed.count(("step", None)) >= 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_stage_that_runs_and_packs_it(tmp_path, number):
+    script = f"""
+import signal, sys, time
+from pathlib import Path
+from bench.session import runner
+from bench.session.stages import Stage
+signal.signal(signal.{number.name}, runner._stop)
+here = runner.Session(out=Path({str(tmp_path)!r}), work=Path({str(tmp_path / "work")!r}),
+                      deadline=time.monotonic() + 600, rehearse=False, settings={{}})
+code = ("-c", "import time; print('began', flush=True); open({str(tmp_path / "began")!r}, 'w').close(); time.sleep(60)")
+here.run([Stage(name="step", seconds=60, command=code, rehearsal=code)])
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    assert text(tmp_path / "step.tgz", "log.txt") == "began\n"
+    (record,) = read_records(tmp_path / "work" / "step" / "records")
+    assert (record.status, record.reason) == ("failed", "stopped with the session")
+
+
+def test_every_command_fits_ten_minutes_and_brings_few_files():
+    assert COMMAND_SECONDS + runner.GRACE <= 600
+    for name, stages in COMMANDS.items():
+        assert stages[0] == "probe" and len(stages) <= 8, name
+        # The last one takes what is left, and that is worth beginning.
+        assert sum(STAGES[each].seconds for each in stages[:-1]) <= COMMAND_SECONDS - 60, name
+    assert {each for stages in COMMANDS.values() for each in stages} == set(STAGES)
+    assert all(each.seconds + runner.GRACE < 600 for each in STAGES.values())
+
+
+def test_the_kernels_are_tested_compiled_and_all_of_them():
+    command = STAGES["kernel-tests"].command
+    assert "tests/kernels" in command and "gpu" not in command  # marked ones are a tenth of them
+    here = runner.Session(out=ROOT, work=ROOT, deadline=0, rehearse=False, settings={})
+    assert "TRITON_INTERPRET" not in here._environment(STAGES["kernel-tests"])
+
+
+def test_every_file_of_gpu_tests_is_taken():
+    taken = {each for each in STAGES["gpu-tests"].command if each.startswith("tests/")}
+    assert {"tests/bench/test_gpu_step.py", "tests/memory/test_gpu.py", "tests/trainer/test_memory_options.py"} <= taken
+    assert not any("kernels" in each for each in taken)
+
+
+def test_the_kernels_compile_in_several_processes_where_that_is_possible(tmp_path, monkeypatch):
+    here = session(tmp_path)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    assert here._workers() == []
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name)
+    assert here._workers()[0] == "-n"
+    assert dataclasses.replace(here, rehearse=True)._workers() == []
+
+
+def test_stages_are_run_once_each_and_after_the_probe():
+    assert [each.name for each in runner.chosen((), ())][:2] == ["probe", "kernel-tests"]
+    assert {each.name for each in runner.chosen((), ())} == set(STAGES)
+    assert [each.name for each in runner.chosen(("first",), ("kernels", "step"))] == ["probe", "kernels", "step"]
+
+
+def test_a_long_log_travels(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"first\n" + b"x" * 2 * archive.MOST_LOG_BYTES + b"\nlast")
+    archive.tidy_log(log, {})
+    content = log.read_bytes()
+    assert len(content) < archive.MOST_LOG_BYTES + 100
+    assert content.startswith(b"first\n") and content.endswith(b"\nlast") and b"[... cut ...]" in content
+
+
+# What comes from elsewhere
+
+
+def good(tmp_path: Path, **changes) -> tuple[Path, Record]:
+    """An archive of one stage, and its record."""
+    record = Record(
+        part="session", op="stages", shape={"on": "GPU"}, dtype="all", implementation="step", role="ours", status="ok",
+        rates={"seconds": 1.0},
+        environment={"device": "NVIDIA H200", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"},
+    )  # fmt: skip
+    record = dataclasses.replace(record, **changes)
+    folder = tmp_path / "folder"
+    record.write(folder / "records")
+    archive.pack(folder, tmp_path / "step.tgz")
+    return tmp_path / "step.tgz", record
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", content: bytes = b"x") -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, len(content) if kind == tarfile.REGTYPE else 0
+    return info, content
+
+
+HOSTILE = {
+    "climbs out": [member("../escaped.json")],
+    "absolute": [member("/tmp/escaped-from-a-session.json")],
+    "link": [member("records/link", tarfile.SYMTYPE, "/etc")],
+    "hard link": [member("records/link", tarfile.LNKTYPE, "../../etc/passwd")],
+    "through a link": [member("records", tarfile.SYMTYPE, "/tmp"), member("records/escaped-from-a-session.json")],
+    "device": [member("records/null", tarfile.CHRTYPE)],
+    "pipe": [member("records/pipe", tarfile.FIFOTYPE)],
+    "not JSON": [member("records/a.json", content=b"{")],
+    "deep": [member("records/a.json", content=b"[" * 100_000)],
+    "another schema": [member("records/a.json", content=b'{"schema": 7}')],
+    "unknown field": [member("records/a.json", content=b'{"schema": 1, "evil": 1}')],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_is_one_line_and_nothing_is_written(name, tmp_path, capsys):
+    bad = tmp_path / "bad.tgz"
+    with tarfile.open(bad, "w:gz") as tar:
+        for info, content in HOSTILE[name]:
+            tar.addfile(info, io.BytesIO(content))
+    good_one, _ = good(tmp_path)
+    assert bring_home.main([str(good_one), str(bad), "--into", str(tmp_path / "home")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bench.bring_home: {bad}: ") and len(line) < 600
+    assert not (tmp_path / "home").exists() and not (tmp_path / "escaped.json").exists()
+    assert not Path("/tmp/escaped-from-a-session.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environment": {"device": "NVIDIA H200", "device_type": "cuda"}},
+        {"environment": []},
+        {"implementation": "no such stage"},
+        {"rates": {}},
+        {"rates": {"seconds": "long"}},
+        {"note": "two\nlines"},
+        {"role": "judge"},
+        {"shape": {"on": "CPU-rehearsal"}},
+    ],
+    ids=str,
+)
+def test_a_record_that_no_session_wrote_is_refused(changes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bring_home, "RESULTS", tmp_path / "results")
+    path, _ = good(tmp_path, **changes)
+    assert bring_home.main([str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "results").exists()
+
+
+def test_every_torn_archive_is_named(tmp_path, capsys):
+    path, _ = good(tmp_path)
+    whole = path.read_bytes()
+    torn = tmp_path / "torn.tgz"
+    for length in range(0, len(whole), 7):
+        torn.write_bytes(whole[:length])
+        assert bring_home.main([str(torn), "--into", str(tmp_path / "home")]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert bring_home.main([str(tmp_path / "missing.tgz"), "--into", str(tmp_path / "home")]) == 2
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_archive_that_swells_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
+    path, _ = good(tmp_path)
+    with tarfile.open(tmp_path / "bomb.tgz", "w:gz") as tar:
+        info, content = member("records/bomb", content=b"0" * 2000)
+        tar.addfile(info, io.BytesIO(content))
+    assert bring_home.main([str(tmp_path / "bomb.tgz"), "--into", str(tmp_path / "home")]) == 2
+    assert "unpacks to more than" in capsys.readouterr().err
+
+
+def test_two_devices_do_not_meet(tmp_path, capsys):
+    path, record = good(tmp_path)
+    other = dataclasses.replace(record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"})
+    other.write(tmp_path / "folder" / "records")
+    archive.pack(tmp_path / "folder", path)
+    assert bring_home.main([str(path), "--into", str(tmp_path / "home")]) == 2
+    assert "two devices" in capsys.readouterr().err
+
+
+def test_the_log_names_no_path_of_the_machine(tmp_path):
+    here = session(tmp_path)
+    print_paths = f"import sys; print({str(ROOT)!r} + '/bench/x.py', sys.prefix + '/lib', {str(Path.home())!r} + '/secret')"
+    here.run([stage("probe", PROBE, "ok", "ok"), stage("step", print_paths)])
+    assert text(here.out / "step.tgz", "log.txt") == "./bench/x.py PYTHON/lib HOME/secret\n"
+
+
+def test_device_and_commit_are_in_what_a_stage_leaves(tmp_path):
+    here = session(tmp_path)
+    here.run([stage("probe", PROBE, "ok", "ok")])
+    found = json.loads(text(here.out / "probe.tgz", "records/session/stages/on=GPU,all/probe.json"))
+    assert found["environment"]["device"] == "NVIDIA H100 80GB HBM3" and found["environment"]["commit"] == "c" * 40
