@@ -262,7 +262,7 @@ def train(options: argparse.Namespace) -> int:
     check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     if options.memory is not None:
         memory = memory_of(options.memory, lambda: _free_on_each(args))
-        overrides |= planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=args.device.type == "cuda")
+        overrides |= planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=_on_gpu(args))
         run, args = load_config(options.config, overrides)
     check_settings(args)
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
@@ -290,7 +290,7 @@ def _train(
     rows, eval_rows = together(args, lambda: _training_rows(run, args))
     processor = together(args, lambda: load_processor(run.model_name_or_path))
     data: Rows | PreferenceDataset = rows
-    if args.device.type == "cuda" and options.memory is None:
+    if _on_gpu(args) and options.memory is None:
         data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args)))
         overrides |= _chosen(run, args, data.lengths.tolist(), resume)
         run, args = load_config(options.config, overrides)
@@ -343,6 +343,10 @@ def _chosen(run: RunConfig, args: MDPOConfig, lengths: Sequence[int], resume: st
     if args.process_index == 0:
         _log.info(chosen.line)
     return chosen.settings
+
+
+def _on_gpu(args: MDPOConfig) -> bool:
+    return args.device.type == "cuda"
 
 
 def _free_on_each(args: MDPOConfig) -> int:
