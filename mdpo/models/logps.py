@@ -80,14 +80,16 @@ def response_token_logps(
 def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None = None) -> ImageFeatures:
     """The features of the row's placeholders: each distinct image is encoded once.
 
-    Without gradient where tower and projector are frozen. trains: whether something of them is not; None to look.
+    Without gradient where tower and projector are frozen. trains: whether something of them is not; None to look, which
+    takes a walk through the whole model.
 
     Raises InputError where the tower makes another number of features than the row has placeholders.
     """
     base = unwrap(model)
-    if trains is None:
-        trains = any(parameter.requires_grad for parameter in vision_parameters(base))
-    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+    differentiated = torch.is_grad_enabled() and trains is not False
+    if differentiated and trains is None:
+        differentiated = any(parameter.requires_grad for parameter in vision_parameters(base))
+    with torch.set_grad_enabled(differentiated):
         outputs = base.model.get_image_features(**tower_inputs(base, packed.images), return_dict=True)
     distinct = outputs.pooler_output  # one (m, H) per image, in a sequence or a tensor
     features = _of_the_row(distinct, packed)
