@@ -103,7 +103,8 @@ def _shape(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape | 
 def _checkpoint_everything(args: MDPOConfig) -> tuple[dict[str, Any], str]:
     if args.has_checkpointing:
         return {}, "checkpointing as written"
-    return {"gradient_checkpointing": True}, "every layer checkpointed"
+    name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+    return {name: True}, "every layer checkpointed"
 
 
 def _plan(
