@@ -35,6 +35,9 @@ from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
 from mdpo.evaluation.trained_text import say_other_text
+from mdpo.memory import AUTO, free_memory, memory_of
+from mdpo.memory.allocator import use_expandable_segments
+from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings, run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
@@ -59,9 +62,11 @@ from mdpo.settings import ADAPTER, BETA, check_range, dtype_name, idle_settings,
 from mdpo.shown import Formatter, redacted, say, shown
 from mdpo.trainer import MDPOTrainer, check_run
 from mdpo.trainer.folder import begin, hold_folder
+from mdpo.trainer.machine import compiler_fault_anywhere
 from mdpo.trainer.preflight import check_rows, check_settings
-from mdpo.trainer.ranks import meet, misses_a_rank, together, without_a_rank
-from mdpo.trainer.resume import checkpoint_to_resume
+from mdpo.trainer.ranks import meet, misses_a_rank, over_ranks, together, without_a_rank
+from mdpo.trainer.resume import checkpoint_to_resume, saved_settings
+from mdpo.trainer.run_settings import chosen_by
 from mdpo.trainer.signals import Stopped, active, name_of, signals
 
 _WRITTEN = ("output", "picture", "cache", "destination", "reference")  # options that name results
@@ -221,12 +226,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("config", type=Path)
-    command.add_argument("--memory", help="of the GPU, as in 24GiB: train with the plan that mdpo plan makes for it")
+    command.add_argument(
+        "--memory",
+        help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; without "
+        "it, on a GPU, with the plan for what is free that keeps precision and optimizer",
+    )
     command.set_defaults(run=train)
 
     command = commands.add_parser("plan", help="what takes memory, and the settings that fit; keys as in train")
     command.add_argument("config", type=Path)
-    command.add_argument("--memory", required=True, help="of the GPU, as in 24GiB")
+    command.add_argument(
+        "--memory", help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here"
+    )
     command.set_defaults(run=run_plan, lora_pattern=LANGUAGE_LINEAR)
 
     command = commands.add_parser("merge", help="an adapter into its base model's weights, with a model card")
@@ -270,12 +281,14 @@ def _model_and_data(command: argparse.ArgumentParser) -> None:
 
 
 def train(options: argparse.Namespace) -> int:
+    use_expandable_segments()
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)
     lora_expression(run.lora_target_modules)
     check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     if options.memory is not None:
-        overrides |= planned_settings(run, args, options.memory, LANGUAGE_LINEAR)
+        memory = memory_of(options.memory, lambda: _free_on_each(args))
+        overrides |= planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=_on_gpu(args))
         run, args = load_config(options.config, overrides)
     check_settings(args)
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
@@ -285,25 +298,33 @@ def train(options: argparse.Namespace) -> int:
         meet(args)
         with together(args, partial(hold_folder, args, args)) or nullcontext() as lock:
             together(args, partial(begin, args, _resume_from(args.resume_from_checkpoint), inputs))
-            return _train(run, args, lock, options.words)
+            return _train(run, args, lock, options, overrides)
     except RuntimeError as error:
         if misses_a_rank(args, error):
             raise without_a_rank(args) from error
         raise
 
 
-def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequence[str]) -> int:
+def _train(
+    run: RunConfig, args: MDPOConfig, lock: RunLock | None, options: argparse.Namespace, overrides: dict[str, Any]
+) -> int:
     """The run, in a folder that is its own; returns the exit code.
 
-    lock: on the folder, on the main process. words: the command as it was typed.
+    lock: on the folder, on the main process. options: the command. overrides: of its config file.
     """
     resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
     rows, eval_rows = together(args, lambda: _training_rows(run, args))
-    processor, model = together(args, lambda: _model(run))
+    processor = together(args, lambda: load_processor(run.model_name_or_path))
+    data: Rows | PreferenceDataset = rows
+    if _on_gpu(args) and options.memory is None:
+        data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args)))
+        overrides |= _chosen(run, args, data.lengths.tolist(), resume)
+        run, args = load_config(options.config, overrides)
+    model = together(args, lambda: _model(run))
     trainer = MDPOTrainer(
         model=model,
         args=args,
-        train_dataset=rows,
+        train_dataset=data,
         eval_dataset=eval_rows,
         processing_class=processor,
         peft_config=_lora(run) if run.use_lora and run.adapter_name_or_path is None else None,
@@ -324,7 +345,7 @@ def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequen
         together(args, trainer.save_model)
         together(args, trainer.save_state)
     if main_process:
-        say(_stopped(trainer, words) if stop.stopped else f"saved to {args.output_dir}")
+        say(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")
     # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
     trainer.accelerator.wait_for_everyone()
     current = active()
@@ -334,8 +355,32 @@ def _train(run: RunConfig, args: MDPOConfig, lock: RunLock | None, words: Sequen
     return 128 + (stop.received or 0) if stop.stopped else 0
 
 
-def _model(run: RunConfig) -> tuple[transformers.ProcessorMixin, transformers.PreTrainedModel | PeftModel]:
-    processor = load_processor(run.model_name_or_path)
+def _chosen(run: RunConfig, args: MDPOConfig, lengths: Sequence[int], resume: str | None) -> dict[str, Any]:
+    """What is chosen for a run on the GPU, said in one line. lengths: of the data. resume: the checkpoint to go on from."""
+    memory = memory_of(AUTO, lambda: _free_on_each(args))
+    fault = compiler_fault_anywhere(args)
+    recorded = together(args, lambda: None if resume is None else chosen_by(saved_settings(Path(resume))))
+    chosen = together(
+        args,
+        lambda: automatic(
+            run, args, lengths, memory, LANGUAGE_LINEAR, processes=args.world_size, compiler_fault=fault, recorded=recorded
+        ),
+    )
+    if args.process_index == 0:
+        _log.info(chosen.line)
+    return chosen.settings
+
+
+def _on_gpu(args: MDPOConfig) -> bool:
+    return args.device.type == "cuda"
+
+
+def _free_on_each(args: MDPOConfig) -> int:
+    """Bytes that are free on every card of the run."""
+    return over_ranks(args, free_memory(args.device), "min")
+
+
+def _model(run: RunConfig) -> transformers.PreTrainedModel | PeftModel:
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
         _freeze(model, run)
@@ -344,7 +389,7 @@ def _model(run: RunConfig) -> tuple[transformers.ProcessorMixin, transformers.Pr
     if run.adapter_name_or_path is not None:
         _check_lora_settings(run)
         model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
-    return processor, model
+    return model
 
 
 def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:

@@ -120,7 +120,9 @@ class MDPOConfig(TrainingArguments):
     checkpoint_layers: int | None = field(
         default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
     )
-    compile_layers: bool = field(default=False, metadata={"help": "torch.compile of the repeated layers."})
+    compile_layers: bool = field(
+        default=False, metadata={"help": "torch.compile of the repeated layers; mdpo train on a GPU does unless this is set."}
+    )
 
     def __post_init__(self) -> None:
         read_types(self, MDPOConfig.__annotations__)
@@ -144,6 +146,12 @@ class MDPOConfig(TrainingArguments):
             if hasattr(self, "activation_checkpointing"):
                 self.activation_checkpointing = self.gradient_checkpointing
         check_objective(self)
+
+    @property
+    def has_checkpointing(self) -> bool:
+        """Whether the user has said which layers to checkpoint, by any of the names that versions of transformers have."""
+        names = ("gradient_checkpointing", "activation_checkpointing")
+        return any(name in self.given for name in ("checkpoint_layers", *names, *(f"{name}_kwargs" for name in names)))
 
     def _read_eval_strategy(self) -> None:
         """Where the user has not chosen a strategy: the one that other settings ask for; the trainer adds the rest."""

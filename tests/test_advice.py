@@ -74,6 +74,7 @@ SAID_BY = {
     "mdpo/evaluation/questions.py": ["generate"],
     "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
     "mdpo/evaluation/results.py": ["report"],
+    "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],
     "mdpo/models/load.py": ["score", "generate"],

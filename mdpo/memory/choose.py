@@ -3,7 +3,9 @@
 Exactness first, because memory is no reason to train another model than the one asked for while a slower way to train
 that one is there: bf16 before 4 bits, and within each AdamW in 32 bits before 8 before paged. Then time, which is
 estimated from operations alone: with a frozen base a packed token costs a forward and a backward of equal size, one
-more forward in each checkpointed layer, and a micro-batch costs its weights' way through memory.
+more forward in each checkpointed layer, and a micro-batch costs its weights' way through memory. On a GPU a micro-batch
+also has a floor: the host has to launch each layer's kernels, and where that takes longer than the kernels do, the GPU
+waits.
 """
 
 import itertools
@@ -22,6 +24,12 @@ OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
 # Packed tokens whose products take as long as reading the weights once: 790 TFLOP/s over 4.3 TB/s, two bytes and two
 # operations a weight. In 4 bits they are also written and read as bf16. Estimated from the device's floors.
 OVERHEAD_TOKENS = {False: 184, True: 414}
+# Seconds in which a host launches one layer's forward, by whether the layers are compiled; its backward takes about as
+# long. Eager: half of the 2.5 ms that a Llama layer with LoRA took on a slow core. Estimated, as are the operations a second
+# that a layer's products amount to with everything around them: 700 TFLOP/s in the products and about as long again in the
+# rest, which compiling shortens by half.
+HOST_SECONDS = {False: 1.3e-3, True: 0.5e-3}
+LAYER_RATE = {False: 390e12, True: 500e12}
 # Token budgets to try, as multiples of the longest example.
 _MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
 
@@ -29,25 +37,34 @@ _MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What the configuration leaves open. quantized: the answers allowed, in order of preference; optimizers likewise.
-    token_budget: the most. driver_bytes: what the device keeps for itself."""
+    token_budget: the most, or the only one where it is fixed. checkpointed: the only number of layers, None where that is
+    open. compiled: whether the layers are. driver_bytes: what the device keeps for itself."""
 
     precision: Precision
     quantized: tuple[bool, ...]
     optimizers: tuple[str, ...]
     token_budget: int
     examples_per_step: int
+    fixed_budget: bool = False
+    checkpointed: int | None = None
+    compiled: bool = False
     driver_bytes: int = DRIVER_BYTES
+
+    def counts(self, layers: int) -> Sequence[int]:
+        """The numbers of checkpointed layers to try, of a model with ``layers``."""
+        return range(layers + 1) if self.checkpointed is None else [self.checkpointed]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Settings, and what they come to. work: of a step, in tokens' forwards; work_checkpointed: of the same step with
-    every layer checkpointed."""
+    """Settings, and what they come to. compiled: whether the layers are. work: of a step, in tokens' forwards;
+    work_checkpointed: of the same step with every layer checkpointed."""
 
     quantized: bool
     optimizer: str
     checkpoint_layers: int
     token_budget: int
+    compiled: bool
     footprint: Footprint
     tokens_per_step: float
     micro_batches_per_step: float
@@ -62,6 +79,7 @@ class Plan:
             "optim": self.optimizer,
             "checkpoint_layers": self.checkpoint_layers,
             "token_budget": self.token_budget,
+            "compile_layers": self.compiled,
         }
 
 
@@ -91,7 +109,7 @@ def smallest(shape: ModelShape, examples: Examples, wishes: Wishes) -> Plan:
     plans = (
         _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
         for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers)
-        for checkpointed in range(shape.layers + 1)
+        for checkpointed in wishes.counts(shape.layers)
     )
     return min(plans, key=lambda plan: plan.footprint.total)
 
@@ -116,6 +134,8 @@ def _budgets(examples: Examples, wishes: Wishes) -> Iterator[tuple[int, float, f
     """Token budgets with the micro-batches and tokens of a step under each. The first is the longest example."""
     highest = max(examples.longest, wishes.token_budget)
     budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
+    if wishes.fixed_budget:
+        budgets = {highest}
     lengths: Sequence[int] = examples.packed[: 16 * wishes.examples_per_step]  # enough steps for a mean
     tokens = fmean(lengths) * wishes.examples_per_step
     for budget in sorted(budgets):
@@ -128,7 +148,7 @@ def _fewest_checkpointed(
     shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, budget: int,
     micro_batches: float, tokens: float, memory_bytes: int,
 ) -> Plan | None:  # fmt: skip
-    for checkpointed in range(shape.layers + 1):
+    for checkpointed in wishes.counts(shape.layers):
         plan = _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
         if plan.footprint.total <= memory_bytes:
             return plan
@@ -142,16 +162,31 @@ def _plan(
     setup = setup_of(
         examples, wishes, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
     )
-    cost = tokens + micro_batches * OVERHEAD_TOKENS[quantized]
+    cost = tokens / micro_batches + OVERHEAD_TOKENS[quantized]
+    floor = _floor_tokens(shape, wishes)
     passes = 3 if shape.trained_base else 2  # the weights' own gradient is a third
+    launches = 2  # a forward and a backward, whatever the backward computes
+
+    def work(recomputed: float) -> float:
+        return micro_batches * max(cost * (passes + recomputed), floor * (launches + recomputed))
+
     return Plan(
         quantized,
         optimizer,
         checkpointed,
         budget,
+        wishes.compiled,
         footprint(shape, setup),
         tokens,
         micro_batches,
-        work=cost * (passes + checkpointed / shape.layers),
-        work_checkpointed=cost * (passes + 1),
+        work=work(checkpointed / shape.layers),
+        work_checkpointed=work(1.0),
     )
+
+
+def _floor_tokens(shape: ModelShape, wishes: Wishes) -> float:
+    """Packed tokens whose forward through a layer takes a GPU as long as the host takes to launch it."""
+    if not wishes.precision.cuda:
+        return 0.0
+    operations = 2 * shape.language_linear / shape.layers  # of a token
+    return HOST_SECONDS[wishes.compiled] * LAYER_RATE[wishes.compiled] / operations

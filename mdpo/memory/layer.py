@@ -69,8 +69,10 @@ def _norms(shape: ModelShape, precision: Precision) -> tuple[float, int]:
         if shape.trained_base:
             kept += s * width  # the normalised input, for the gradient of the norm's weight
         return shape.pre_norms * kept, s
-    out = _FP32 if precision.autocast and precision.cuda else s
-    return shape.pre_norms * (out * width + 8), out
+    # CUDA's autocast computes a LayerNorm in fp32, and its input is kept so; what it puts out is cast down once for its
+    # readers (mdpo/models/norms.py).
+    fp32 = precision.autocast and precision.cuda
+    return shape.pre_norms * ((_FP32 if fp32 else s) * width + 8), precision.output_bytes if fp32 else s
 
 
 def _shared(group: str, input_bytes: int, shape: ModelShape, precision: Precision) -> bool:

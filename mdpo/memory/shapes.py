@@ -118,7 +118,7 @@ def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
         head_norms=any(name.endswith("q_norm") for name, _ in decoder.layers[0].named_modules()),
         trained_head=trains("lm_head"),
         image_tokens=_image_tokens(config),
-        tower_width=4 * config.vision_config.hidden_size + 2 * config.vision_config.intermediate_size,
+        tower_width=_tower_width(config.vision_config),
         pixels=_pixels(config),
         dtype_bytes=_dtype_bytes(config),
     )
@@ -152,6 +152,12 @@ def _image_tokens(config: PreTrainedConfig) -> int:
     vision = config.vision_config
     extra = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
     return (vision.image_size // vision.patch_size) ** 2 + extra
+
+
+def _tower_width(vision: Any) -> int:
+    if hasattr(vision, "embed_dim"):  # Qwen2-VL, whose hidden_size is that of the text model
+        return round((4 + 2 * vision.mlp_ratio) * vision.embed_dim)
+    return 4 * vision.hidden_size + 2 * vision.intermediate_size
 
 
 def _dtype_bytes(config: PreTrainedConfig) -> int:

@@ -1,18 +1,46 @@
-"""Bytes as people write them."""
+"""Bytes: as people write them, and as a card has them free."""
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 
 from mdpo.errors import InputError
 
+from .footprint import CONTEXT_BYTES, DRIVER_BYTES
+
 GIB = 2**30
+AUTO = "auto"
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+class Memory(NamedTuple):
+    """bytes: that a run may take of a card. driver_bytes: of these, what it takes beside PyTorch's allocator."""
+
+    bytes: int
+    driver_bytes: int = DRIVER_BYTES
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on ``device``, with this process's context on it. Raises InputError where it is not a GPU."""
+    if device.type != "cuda":
+        raise InputError(f"--memory: there is no GPU here whose free memory could be read ({device.type}); give a size: 24GiB")
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def memory_of(text: str, free: Callable[[], int]) -> Memory:
+    """text: a size, or ``AUTO``. free: bytes that are free on the card, which then has the process's context already."""
+    if text.strip().lower() == AUTO:
+        return Memory(free(), DRIVER_BYTES - CONTEXT_BYTES)
+    return Memory(parse_size(text))
 
 
 def parse_size(text: str) -> int:
     """``"24GiB"``, ``"7.25 gib"`` or ``"8GB"`` in bytes. Raises InputError for anything without a unit, or not above 0."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", text.lower())
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise InputError(f"--memory {text!r}: expected a number above 0 with its unit, as in 24GiB")
+        raise InputError(f"--memory {text!r}: expected a number above 0 with its unit, as in 24GiB, or auto")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

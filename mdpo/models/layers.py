@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from mdpo.errors import InputError
@@ -45,5 +46,7 @@ def compile_layers(model: nn.Module) -> None:
     Dynamic shapes, because no two packed rows have the same length. Compiled kernels fuse and reorder sums: results
     move by rounding.
     """
+    # Under DDP each graph would be cut once more, by the buckets of the gradients; layer by layer they are sent early enough.
+    torch._dynamo.config.optimize_ddp = False
     for layer in language_layers(model):
         layer.compile(dynamic=True)

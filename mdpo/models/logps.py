@@ -15,6 +15,7 @@ from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
 from .head import head_logps
+from .tower import tower_inputs
 
 # Shapes: B examples, T packed tokens, N scored tokens, M image tokens, H hidden size, V vocabulary
 
@@ -76,16 +77,20 @@ def response_token_logps(
     return head_logps(cast(nn.Module, base.get_output_embeddings()), scored, packed.targets)
 
 
-def encode_images(model: nn.Module, packed: PackedBatch) -> ImageFeatures:
+def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None = None) -> ImageFeatures:
     """The features of the row's placeholders: each distinct image is encoded once.
 
-    Without gradient where tower and projector are frozen. Raises InputError where the tower makes another number of
-    features than the row has placeholders.
+    Without gradient where tower and projector are frozen. trains: whether something of them is not; None to look, which
+    takes a walk through the whole model.
+
+    Raises InputError where the tower makes another number of features than the row has placeholders.
     """
     base = unwrap(model)
-    trained = any(parameter.requires_grad for parameter in vision_parameters(base))
-    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        outputs = base.model.get_image_features(**packed.images, return_dict=True)
+    differentiated = torch.is_grad_enabled() and trains is not False
+    if differentiated and trains is None:
+        differentiated = any(parameter.requires_grad for parameter in vision_parameters(base))
+    with torch.set_grad_enabled(differentiated):
+        outputs = base.model.get_image_features(**tower_inputs(base, packed.images), return_dict=True)
     distinct = outputs.pooler_output  # one (m, H) per image, in a sequence or a tensor
     features = _of_the_row(distinct, packed)
     if len(features) != len(packed.image_rows):

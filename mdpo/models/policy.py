@@ -12,6 +12,7 @@ from mdpo.packing import PackedBatch
 from mdpo_kernels import MDPOLoss, mdpo_loss
 
 from .logps import ImageFeatures, encode_images, sequence_logps, unwrap, vision_parameters
+from .norms import cast_norms_once
 from .reference import Reference
 
 
@@ -29,7 +30,7 @@ class PackedPolicy(nn.Module):
     Head and loss live inside ``forward``, since DDP and FSDP hook the forward of what they wrap: calling a submodule
     from outside would pass their gradients by.
 
-    model: bare or PEFT.
+    model: bare or PEFT, with what is to train set to.
     reference_model: a frozen model to measure against, in place of ``reference``.
     reference: from ``establish_reference``. Without either, the reference is the model with its adapter off.
     objective: keyword arguments of ``mdpo_loss``.
@@ -48,14 +49,21 @@ class PackedPolicy(nn.Module):
         # A dataclass, so that a frozen model in it is neither wrapped, sharded, counted nor saved with the policy.
         self.reference = Reference(frozen=reference_model) if reference is None else reference
         self.objective = objective
+        # What trains is what trained when the policy was made: looking for it takes as long as queueing a layer.
+        self._vision_trains = any(parameter.requires_grad for parameter in vision_parameters(unwrap(model)))
+        self._vision_is_shared = not self._vision_trains and not _has_adapter_on_vision(model)
+        for part in filter(None, (model, self.reference.frozen)):
+            cast_norms_once(part)
 
     def forward(
         self, packed: PackedBatch, reference: Tensor | None = None, num_examples: int | None = None
     ) -> PolicyOutput:
         """reference: (3, B) cached log-probs, or None to compute them here. num_examples: of the optimizer step."""
-        features = self._shared_features(packed)
+        features = self._features(packed, trains=False) if self._vision_is_shared else None
         if reference is None:
             reference = self._reference_logps(packed, features)
+        if features is None:
+            features = self._features(packed, trains=self._vision_trains)
         policy = sequence_logps(self.model, packed, image_features=features)
         loss = mdpo_loss(policy, reference, num_examples=num_examples, **self.objective)
         return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, packed)), policy, reference)
@@ -63,18 +71,16 @@ class PackedPolicy(nn.Module):
     def _reference_logps(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
         return self.reference.sequence_logps(self.model, packed, features)
 
-    def _shared_features(self, packed: PackedBatch) -> ImageFeatures | None:
-        """Image features that serve policy and reference alike, where they are the same for both."""
-        return encode_images(self.model, packed) if packed.images and self._shares_vision() else None
+    def _features(self, packed: PackedBatch, *, trains: bool) -> ImageFeatures | None:
+        return encode_images(self.model, packed, trains=trains) if packed.images else None
 
-    def _shares_vision(self) -> bool:
-        """Whether nothing in front of the text model trains, or is an adapter that the reference switches off."""
-        base = unwrap(self.model)
-        if any(parameter.requires_grad for parameter in vision_parameters(base)):
-            return False
-        text = set(base.get_decoder().modules())
-        adapters = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        return not any(isinstance(module, adapters) and module not in text for module in base.model.modules())
+
+def _has_adapter_on_vision(model: nn.Module) -> bool:
+    """Whether an adapter that a reference may switch off stands in front of the text model."""
+    base = unwrap(model)
+    text = set(base.get_decoder().modules())
+    adapters = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return any(isinstance(module, adapters) and module not in text for module in base.model.modules())
 
 
 def _nan_if_broken(loss: Tensor, policy: Tensor, packed: PackedBatch) -> Tensor:

@@ -35,6 +35,7 @@ class PackedBatch:
     segments: the attention of the row, see ``mdpo_kernels.varlen_attention``.
     images: what the vision tower reads, each distinct image once; empty without images. Where a family cuts pictures
         into tiles, an image is a tile.
+    on_host: names of images that stay on the host when the batch is moved: sizes, which the model reads there.
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
     image_rows: (M,) int64, the rows of the placeholders those images fill, in order.
     scored_rows: (N,) int64, the row whose hidden state predicts each scored token.
@@ -54,13 +55,16 @@ class PackedBatch:
     scored_rows: Tensor
     targets: Tensor
     cu_seqlens: Tensor
+    on_host: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The batch on ``device``, but for the images that stay on the host."""
+        moved = self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, images=moved.images | {name: self.images[name] for name in self.on_host if name in self.images})
 
     def pin_memory(self) -> "PackedBatch":
         return self.map_tensors(Tensor.pin_memory)
@@ -200,6 +204,7 @@ class _Row:
             scored_rows=torch.tensor([row for rows, _ in sequences for row in rows]),
             targets=torch.tensor([token for _, tokens in sequences for token in tokens]),
             cu_seqlens=lengths.cumsum(0).to(torch.int32),
+            on_host=self.family.host_inputs,
         )
 
 

@@ -1,28 +1,54 @@
 """What the settings say of the model's layers: checkpointed, compiled, Liger's."""
 
+import logging
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
 from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers
 
+from .machine import compiler_fault_anywhere
+
+_log = logging.getLogger(__name__)
+
+EAGER, COMPILED, LIGERS = "eager", "compiled", "Liger's"
 # Text models for which Liger has RMSNorm, rotary positions and SwiGLU.
 _LIGER = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
 
 
-def prepare_layers(model: nn.Module, args: MDPOConfig) -> None:
-    """Checks the settings against the model, and compiles where asked to. Raises InputError where they do not fit."""
+def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig) -> str:
+    """Checks the settings against the model, and makes its layers what they ask for. Returns which they are.
+
+    frozen: the reference, where it is a model of its own. Its layers become the policy's kind, so that no rounding lies
+        between the two; transformers gives the policy Liger's when it trains.
+
+    Raises InputError where a setting does not fit the model.
+    """
     if args.checkpoint_layers is not None:
         check_checkpoint_layers(model, args.checkpoint_layers)
     if args.use_liger_kernel:
         _check_liger(model, args)
-    if args.compile_layers:
-        compile_layers(model)
+        if frozen is not None:
+            apply_liger_kernel(frozen, args.liger_kernel_config)
+    if args.compile_layers and _compiles(args):
+        for part in filter(None, (model, frozen)):
+            compile_layers(part)
+        return COMPILED
+    return LIGERS if args.use_liger_kernel else EAGER
+
+
+def _compiles(args: MDPOConfig) -> bool:
+    """Whether layers can be compiled, on every rank; says so where they cannot."""
+    fault = compiler_fault_anywhere(args)
+    if fault is not None and args.process_index == 0:
+        _log.warning("compile_layers: layers run eagerly, since torch.compile fails on this machine: %s", fault)
+    return fault is None
 
 
 def _check_liger(model: Any, args: MDPOConfig) -> None:

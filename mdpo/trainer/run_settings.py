@@ -27,6 +27,10 @@ _ADAPTER = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "rank_pattern",
     "alpha_pattern",
 )  # fmt: skip
+# What a run has chosen on its machine, and a run that goes on with it takes over where it fits. Not compared: how a step is
+# cut, what is recomputed and who computes the layers leaves the numbers as they are, but for rounding.
+_CHOICES = {"token_budget": int, "checkpoint_layers": int | None, "gradient_checkpointing": bool, "layers": str}
+_CHOSEN = "chosen"
 # Of an image's file its size and its end are compared: a PNG ends with a checksum of its pixels, a JPEG with the last of
 # them. Of more images than this, as many are looked at, spread over the rows.
 _TAIL, _IMAGES = 4096, 20_000
@@ -53,10 +57,26 @@ def run_settings(
     return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
+def recorded(args: MDPOConfig, layers: str) -> dict[str, Any]:
+    """What this run has chosen, as ``chosen_by`` finds it again. layers: eager, compiled or Liger's."""
+    return {_CHOSEN: {name: layers if name == "layers" else getattr(args, name) for name in _CHOICES}}
+
+
+def chosen_by(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What the run of a checkpoint has chosen; None where its settings do not say, or not in full.
+
+    settings: of the checkpoint.
+    """
+    found = settings.get(_CHOSEN)
+    if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in _CHOICES.items()):
+        return None
+    return found
+
+
 def check_same_run(folder: Path, theirs: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises InputError that names the first difference between the checkpoint's settings and this run's."""
     for name, value in settings.items():
-        if theirs.get(name) != value:
+        if name != _CHOSEN and theirs.get(name) != value:
             raise InputError(
                 f"cannot resume from {folder}: {name} was {theirs.get(name)!r} and is {value!r} now; set it back, or give "
                 "another output_dir for a run of its own"

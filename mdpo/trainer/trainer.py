@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,20 @@ from .arguments import check_fsdp, check_run, check_weights, eval_names, say_wha
 from .checkpoints import recover
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
-from .layers import CheckpointLayers, prepare_layers
+from .host_copy import HostCopy, to_device
+from .layers import COMPILED, CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .not_finite import StopsWhereNotFinite, losses_not_finite
 from .preflight import check_arguments, check_rows, check_saving, check_settings
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
-from .run_settings import check_same_run, run_settings
+from .run_settings import check_same_run, recorded, run_settings
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
 from .workers import begin_worker
 
 _log = logging.getLogger(__name__)
 
-Rows = Iterable[PreferenceRow] | Iterable[Mapping]
+Rows = Iterable[PreferenceRow] | Iterable[Mapping] | PreferenceDataset
 EvalRows = Rows | dict[str, Rows]
 
 
@@ -137,7 +139,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         )
         _log.info("reference: %s", reference.description)
         _log.info(describe_trained(model))
-        prepare_layers(model, args)
+        self.layers = prepare_layers(model, reference.frozen, args)
         self.policy = PackedPolicy(
             model,
             reference=reference,
@@ -210,7 +212,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             self._autocast,
             reference=self.policy.reference,
             weights=self._reference_weights,
-            compiled=self.args.compile_layers or self.args.torch_compile,
+            compiled=self.layers == COMPILED or self.args.torch_compile,
             liger=self.args.use_liger_kernel,
         )
         return ReferenceCache(folder, key, writes=self.is_world_process_zero())
@@ -325,7 +327,8 @@ class MDPOTrainer(StopsWhereNotFinite):
 
     def settings_of_checkpoints(self) -> dict[str, Any]:
         if self._run_settings is None:
-            self._run_settings = run_settings(self.args, self.model, self.train_dataset, self._reference_weights)
+            settings = run_settings(self.args, self.model, self.train_dataset, self._reference_weights)
+            self._run_settings = settings | recorded(self.args, self.layers)
         return self._run_settings
 
     def training_step(self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -338,52 +341,59 @@ class MDPOTrainer(StopsWhereNotFinite):
         model.train()
         step = inputs
         self._examples = tuple(id for packed in inputs.micro_batches for id in packed.ids)
-        outputs = []
+        losses, checked, references = [], [], []
         for number, (packed, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
             last = number == len(step.micro_batches) - 1
             self.accelerator.sync_gradients = last  # where DeepSpeed's engine steps
             # Ranks exchange gradients once a step.
             with nullcontext() if last else self.accelerator.no_sync(model):
                 output = self._forward(model, packed, step.num_examples)
+                losses.append(weight * output.loss.loss.detach())
+                # Started here, and read when the last backward is queued: the device never waits for the host to look.
+                checked.append(HostCopy(losses[-1]))
+                references.append(HostCopy(output.reference))
                 # DDP averages over ranks what is already a share of the step's mean.
                 self.accelerator.backward(output.loss.loss * (self.args.world_size * weight))
             if weight:
                 self._metrics.add(output)
-            outputs.append(output)
-        losses = torch.stack([w * output.loss.loss.detach() for w, output in zip(step.weights, outputs, strict=True)])
-        if not self._over_ranks(int(losses.isfinite().all()), "min"):
-            bad = losses_not_finite([packed.ids for packed in step.micro_batches], losses)
+        values = torch.stack([loss.get() for loss in checked])
+        if not self._over_ranks(int(values.isfinite().all()), "min"):
+            bad = losses_not_finite([packed.ids for packed in step.micro_batches], values)
             self.stop_at(f"the loss of step {self.state.global_step + 1} is not finite", bad, model)
-        self._keep_references(step, outputs)
+        self._keep_references(step, references)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        return losses.sum() * self.args.world_size
+        return torch.stack(losses).sum() * self.args.world_size
 
     def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
         """The micro-batch's output, with the cached reference where there is one."""
         reference = None if self._cache is None else self._cache.find(packed)
         # Sharded weights are gathered by all ranks together: all run the reference, or none.
-        if self._cache is not None and not self._over_ranks(int(reference is not None), "min"):
+        shared = self._cache is not None and self.is_fsdp_enabled
+        if shared and not self._over_ranks(int(reference is not None), "min"):
             reference = None
         if reference is not None:
-            reference = reference.to(self.args.device, non_blocking=True)
+            reference = to_device(reference, self.args.device)
         with self.compute_loss_context_manager():
             return model(packed.to(self.args.device, non_blocking=True), reference, num_examples)
 
-    def _keep_references(self, step: Step, outputs: list[PolicyOutput]) -> None:
-        # After the step's last micro-batch, since reading a number waits for the device.
+    def _keep_references(self, step: Step, references: list[HostCopy]) -> None:
+        """references: of each micro-batch; read after the step's last one, since reading a number waits for the device."""
         if self._cache is None:
             return
-        pairs = zip(step.micro_batches, outputs, strict=True)
-        records = [record for packed, output in pairs for record in self._cache.new_records(packed, output.reference)]
+        pairs = zip(step.micro_batches, references, strict=True)
+        records = [record for packed, copy in pairs for record in self._cache.new_records(packed, copy.get())]
         self._cache.keep(self._from_all_ranks(records))  # the next epoch deals the examples to other ranks
-
 
     def floating_point_ops(self, inputs: Step) -> int:
         """6 × parameters × tokens, as transformers counts a training step."""
         tokens = sum(packed.num_tokens for packed in inputs.micro_batches)
-        return 6 * tokens * self.model.num_parameters(exclude_embeddings=True)
+        return 6 * tokens * self._num_parameters
+
+    @cached_property
+    def _num_parameters(self) -> int:
+        return self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
         # The base class looks for input_ids. Rows are not padded: all tokens are tokens of the data.
@@ -432,7 +442,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             for packed, micro_batch, output in zip(step.micro_batches, planned, outputs, strict=False):
                 if micro_batch.weight:
                     found.add(packed, micro_batch.examples, output)
-            self._keep_references(step, outputs)
+            self._keep_references(step, [HostCopy(output.reference) for output in outputs])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         rows = self.num_examples(dataloader)
         bad = self._from_all_ranks(found.not_finite())

@@ -35,6 +35,11 @@ class Family(Protocol):
         """What an example's images must hold. Whatever else the processor returned is left out."""
         ...
 
+    @property
+    def host_inputs(self) -> tuple[str, ...]:
+        """Those of an example's images that are sizes, which the model reads on the host."""
+        ...
+
     def image_lengths(self, images: Mapping[str, Tensor]) -> list[int]:
         """The number of placeholder tokens each image takes."""
         ...

@@ -28,6 +28,7 @@ class Llava:
     extra_tokens: int  # beside the patches: the tower's class token kept, or a patch dropped in its place
 
     image_inputs = ("pixel_values",)
+    host_inputs = ()
 
     @classmethod
     def from_config(cls, config) -> "Llava":
@@ -66,6 +67,7 @@ class LlavaNext:
     resolutions: tuple[tuple[int, int], ...]  # height and width, pixels
 
     image_inputs = ("pixel_values", "image_sizes")
+    host_inputs = ("image_sizes",)
 
     @classmethod
     def from_config(cls, config) -> "LlavaNext":

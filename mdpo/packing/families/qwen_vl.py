@@ -25,6 +25,7 @@ class QwenVL:
     merge_size: int
 
     image_inputs = ("pixel_values", "image_grid_thw")
+    host_inputs = ("image_grid_thw",)
 
     @classmethod
     def from_config(cls, config) -> "QwenVL":

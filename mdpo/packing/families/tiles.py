@@ -31,6 +31,7 @@ class Idefics3:
     scale_factor: int
 
     image_inputs = ("pixel_values",)
+    host_inputs = ()
 
     @classmethod
     def from_config(cls, config) -> "Idefics3":
@@ -73,6 +74,7 @@ class InternVL:
     downsample_ratio: float
 
     image_inputs = ("pixel_values",)
+    host_inputs = ()
 
     @classmethod
     def from_config(cls, config) -> "InternVL":

@@ -1,0 +1,152 @@
+"""What ``mdpo train`` chooses by itself on a GPU: the layers to checkpoint, the token budget, compiled layers.
+
+The model that was asked for is trained: precision and optimizer are never touched. What the user has written stays.
+A run that goes on from a checkpoint takes that run's choices where they fit, so that it goes on bit for bit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from mdpo.config import MDPOConfig, RunConfig
+from mdpo.errors import InputError
+
+from .choose import Plan, Wishes, choose, smallest
+from .lengths import Examples
+from .shapes import ModelShape
+from .size import Memory, gibibytes
+from .wishes import counted, is_sharded, layers_by, shape_of, unplanned, wishes_of
+
+_OTHERWISE = "to choose otherwise: --checkpoint_layers N --token_budget N --compile_layers false, or --memory 24GiB"
+
+
+class Automatic(NamedTuple):
+    """settings: the keys of the configuration that are set. line: what was chosen, why, and how to choose otherwise.
+    plan: the arithmetic behind them; None where it does not hold for the run."""
+
+    settings: dict[str, Any]
+    line: str
+    plan: Plan | None = None
+
+
+def automatic(
+    run: RunConfig,
+    args: MDPOConfig,
+    lengths: Sequence[int],
+    memory: Memory,
+    lora_pattern: str,
+    *,
+    processes: int = 1,
+    compiler_fault: str | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> Automatic:
+    """The settings of a run on the GPU.
+
+    Args:
+        lengths: packed tokens of each example.
+        memory: that is free on the card, the fullest of the run's cards.
+        lora_pattern: LoRA's targets where the run names none.
+        processes: of the run, a card each.
+        compiler_fault: why layers cannot be compiled on this machine, if so.
+        recorded: the choices of the run that is gone on with.
+
+    Raises InputError where a setting does not fit the model.
+    """
+    settings, layers = _layers(args, compiler_fault, recorded or {})
+    shape = _shape(run, args, lora_pattern)
+    if isinstance(shape, str):
+        checkpointing, said = _checkpoint_everything(args)
+        return Automatic(settings | checkpointing, f"no plan of the memory, since {shape}: {said}, {layers}; {_OTHERWISE}")
+    examples = counted(args, shape, lengths)
+    if processes > 1:  # DDP keeps the gradients once more, in its buckets
+        memory = memory._replace(bytes=memory.bytes - 4 * shape.trained)
+    wishes = wishes_of(run, args, shape, cuda=True, exact=True, driver_bytes=memory.driver_bytes)
+    wishes = replace(wishes, compiled=layers == "layers compiled")
+    plan, remark = _plan(args, shape, examples, wishes, memory, recorded)
+    settings |= _of_plan(args, plan)
+    free = f"{gibibytes(memory.bytes)} GiB free" + (f" on each of {processes} cards" if processes > 1 else "")
+    line = (
+        f"{free}: checkpoint_layers {plan.checkpoint_layers} of {shape.layers}, token_budget {plan.token_budget} (some "
+        f"{gibibytes(plan.footprint.total)} GiB, computed), {layers}{remark}; {_OTHERWISE}"
+    )
+    return Automatic(settings, line, plan)
+
+
+def _layers(args: MDPOConfig, fault: str | None, recorded: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The setting that says whether layers are compiled, and what they are, in words."""
+    kind = layers_by(args)
+    if "compile_layers" in args.given or kind != "compiled":
+        why = " (they are sharded)" if is_sharded(args) and kind == "eager" else ""
+        return {}, f"layers {kind}{why}"
+    if fault is not None:
+        return {"compile_layers": False}, f"layers eager (torch.compile fails here: {fault})"
+    if recorded.get("layers", "compiled") != "compiled":
+        return {"compile_layers": False}, "layers eager as in the checkpoint's run"
+    return {"compile_layers": True}, "layers compiled"
+
+
+def _shape(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape | str:
+    """The model's shape, or why nothing is planned for it."""
+    if is_sharded(args):
+        return "FSDP and DeepSpeed shard what it counts"
+    reason = unplanned(run, args)
+    if reason is not None:
+        return reason
+    try:
+        return shape_of(run, args, lora_pattern)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # a config of another make
+        return f"its arithmetic does not know this model ({error})"
+
+
+def _checkpoint_everything(args: MDPOConfig) -> tuple[dict[str, Any], str]:
+    if args.has_checkpointing:
+        return {}, "checkpointing as written"
+    name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+    return {name: True}, "every layer checkpointed"
+
+
+def _plan(
+    args: MDPOConfig,
+    shape: ModelShape,
+    examples: Examples,
+    wishes: Wishes,
+    memory: Memory,
+    recorded: Mapping[str, Any] | None,
+) -> tuple[Plan, str]:
+    """The plan, and what is to be said of it."""
+    if recorded:
+        plan = choose(shape, examples, _as_recorded(args, wishes, shape, recorded), memory.bytes)
+        if plan is not None:
+            return plan, ", as in the checkpoint's run"
+    written = "token_budget" in args.given and args.token_budget >= examples.longest
+    if written:
+        plan = choose(shape, examples, replace(wishes, fixed_budget=True), memory.bytes)
+        if plan is not None:
+            return plan, ""
+    plan = choose(shape, examples, wishes, memory.bytes)
+    if plan is not None:
+        return plan, f", since token_budget {args.token_budget} would not fit" if written else ""
+    return smallest(shape, examples, wishes), (
+        ", the least that trains the model as asked for, and by the arithmetic too much for the card (--memory auto plans "
+        "with weights in 4 bits and smaller optimizers)"
+    )
+
+
+def _as_recorded(args: MDPOConfig, wishes: Wishes, shape: ModelShape, recorded: Mapping[str, Any]) -> Wishes:
+    """What the user has left open, as the run that is gone on with had it."""
+    if "token_budget" not in args.given:
+        wishes = replace(wishes, token_budget=recorded["token_budget"])
+    if wishes.checkpointed is None:
+        count = recorded["checkpoint_layers"]
+        wishes = replace(wishes, checkpointed=shape.layers * recorded["gradient_checkpointing"] if count is None else count)
+    return replace(wishes, fixed_budget=True)
+
+
+def _of_plan(args: MDPOConfig, plan: Plan) -> dict[str, Any]:
+    """The settings of a plan that the user has not written."""
+    settings: dict[str, Any] = {} if args.has_checkpointing else {"checkpoint_layers": plan.checkpoint_layers}
+    if "token_budget" not in args.given or plan.token_budget < args.token_budget:
+        settings["token_budget"] = plan.token_budget
+    return settings

@@ -1,0 +1,157 @@
+"""What a configuration asks for, in the terms that a plan is made in: a shape, examples, and what is left open.
+
+What the user has written stays: an optimizer, a number of checkpointed layers, weights in 4 bits or not.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate.utils import parse_flag_from_env
+from transformers import PreTrainedConfig
+
+from mdpo.config import MDPOConfig, RunConfig
+from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows
+from mdpo.errors import InputError
+from mdpo.models import load_processor, lora_expression, torch_dtype
+from mdpo.models.adapters import adapter_config
+from mdpo.models.load import model_config
+
+from .choose import Wishes, wished_optimizers
+from .footprint import ADAM_BYTES, DRIVER_BYTES
+from .layer import Precision
+from .lengths import Examples, from_lengths, log_normal
+from .shapes import SHAPES, Adaptation, ModelShape, read_shape
+
+
+def unplanned(run: RunConfig, args: MDPOConfig) -> str | None:
+    """Why the arithmetic does not hold for a configuration, naming the setting; None where it does."""
+    if optimizer_of(args) not in ADAM_BYTES:
+        return f"optim: {optimizer_of(args)!r} is not planned for; choose from {', '.join(ADAM_BYTES)}"
+    if not (run.use_lora or (run.freeze_vision_tower and run.freeze_multi_modal_projector)):
+        return "freeze_vision_tower, freeze_multi_modal_projector: only frozen ones are planned for"
+    return None
+
+
+def optimizer_of(args: MDPOConfig) -> str:
+    return str(getattr(args.optim, "value", args.optim))
+
+
+def is_sharded(args: MDPOConfig) -> bool:
+    """Whether weights, gradients or an optimizer's states are spread over the processes."""
+    by_launcher = parse_flag_from_env("ACCELERATE_USE_FSDP")  # as accelerate launch says it
+    return bool(args.fsdp) or by_launcher or args.deepspeed_plugin is not None
+
+
+def layers_by(args: MDPOConfig) -> str:
+    """Whose layers a run on a GPU has: "compiled", unless the user wants them otherwise or they are sharded, "eager",
+    or "Liger's"."""
+    if args.use_liger_kernel:
+        return "Liger's"
+    if "compile_layers" in args.given:
+        return "compiled" if args.compile_layers else "eager"
+    if args.torch_compile:
+        return "as torch_compile makes them"
+    return "eager" if is_sharded(args) else "compiled"
+
+
+def shape_of(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape:
+    """lora_pattern: LoRA's targets where the run names none. Raises InputError where the model's config is not here."""
+    return read_shape(_model_config(run), _adaptation(run, args, lora_pattern))
+
+
+def wishes_of(
+    run: RunConfig, args: MDPOConfig, shape: ModelShape, *, cuda: bool, exact: bool = False, driver_bytes: int = DRIVER_BYTES
+) -> Wishes:
+    """exact: whether precision and optimizer stay as they are, also where the user has not chosen them.
+
+    Raises InputError where the model has fewer layers than are to be checkpointed.
+    """
+    weight_bytes = shape.dtype_bytes if run.dtype == "auto" else torch_dtype(run.dtype).itemsize
+    autocast = args.bf16 or args.fp16
+    chosen = exact or "load_in_4bit" in run.given or not run.use_lora
+    return Wishes(
+        precision=Precision(weight_bytes=weight_bytes, autocast=autocast, cuda=cuda, liger=args.use_liger_kernel),
+        quantized=(True,) if run.load_in_4bit else (False,) if chosen else (False, True),
+        optimizers=(optimizer_of(args),) if exact or "optim" in args.given else wished_optimizers(optimizer_of(args)),
+        token_budget=args.token_budget,
+        examples_per_step=args.examples_per_step,
+        checkpointed=checkpointed_by(args, shape.layers),
+        compiled=layers_by(args) == "compiled" if cuda else args.compile_layers,
+        driver_bytes=driver_bytes,
+    )
+
+
+def checkpointed_by(args: MDPOConfig, layers: int) -> int | None:
+    """The layers that the user has checkpointed, of so many; None where that is left open."""
+    if not args.has_checkpointing:
+        return None
+    if args.checkpoint_layers is None:
+        return layers if args.gradient_checkpointing else 0
+    if args.checkpoint_layers > layers:
+        raise InputError(f"checkpoint_layers: the model has {layers} layers, got {args.checkpoint_layers}")
+    return args.checkpoint_layers
+
+
+def _adaptation(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> Adaptation:
+    if run.adapter_name_or_path is None:
+        pattern = lora_expression(run.lora_target_modules or lora_pattern)
+        return Adaptation(rank=run.lora_r if run.use_lora else 0, pattern=pattern)
+    config = adapter_config(run.adapter_name_or_path)
+    targets = config.get("target_modules") or lora_pattern
+    if not isinstance(targets, str):  # peft takes the end of a name
+        targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+    return Adaptation(rank=config.get("r", run.lora_r), pattern=targets, is_reference=args.reference != "base")
+
+
+def _model_config(run: RunConfig) -> PreTrainedConfig:
+    if run.plan_model_shape is not None:
+        if run.plan_model_shape not in SHAPES:
+            raise InputError(f"plan_model_shape: {run.plan_model_shape!r} is unknown; choose from {', '.join(SHAPES)}")
+        if not Path(run.model_name_or_path, "config.json").is_file():
+            return SHAPES[run.plan_model_shape]()
+    if not Path(run.model_name_or_path, "config.json").is_file():
+        raise InputError(
+            f"model_name_or_path: {run.model_name_or_path} has no config.json to plan from; put it there, or set "
+            f"plan_model_shape to one of {', '.join(SHAPES)}"
+        )
+    return model_config(Path(run.model_name_or_path))
+
+
+def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
+    """The lengths of the data where it and the processor are on this machine; else those that the configuration says.
+
+    Raises InputError where it says nothing, and where a row cannot be read.
+    """
+    if data_files(run.train_data) and Path(run.model_name_or_path).is_dir():
+        rows = read_rows(
+            run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
+        )
+        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args))
+        return counted(args, shape, dataset.lengths.tolist())
+    keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
+    missing = [key for key in keys if getattr(run, key) is None]
+    if missing:
+        raise InputError(
+            f"train_data: {run.train_data} or the processor in {run.model_name_or_path} is not on this machine, so its "
+            f"lengths have to be said: set {', '.join(missing)}"
+        )
+    prompt, median, most = (getattr(run, key) for key in keys)
+    if args.max_length is not None:
+        most = min(most, args.max_length - prompt)
+    if min(prompt, median, most) < 1:
+        raise InputError(f"{', '.join(keys)}: expected numbers above 0 that max_length leaves room for")
+    return log_normal(
+        prompt_tokens=prompt, response_tokens_median=median, response_tokens_max=most, images=_images(args),
+        image_tokens=shape.image_tokens,
+    )  # fmt: skip
+
+
+def counted(args: MDPOConfig, shape: ModelShape, lengths: Sequence[int]) -> Examples:
+    """lengths: packed tokens of each example."""
+    return from_lengths(lengths, images=_images(args), image_tokens=shape.image_tokens)
+
+
+def _images(args: MDPOConfig) -> int:
+    """Of one example, the rejected one included."""
+    return 0 if args.drop_images else 1 + args.uses_image_rejected
