@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.shown import shown
 
 from . import amber, mmhal
 from .files import read_json, read_records
@@ -141,6 +142,9 @@ def read_mmhal(path: str | Path, template: str | Path | None = None) -> list[dic
                 f"{path}, record {index} has no {', '.join(missing)}, only {', '.join(record)}; "
                 "is this another benchmark's file, or one that needs --template?"
             )
+        texts = [name for name in mmhal.FIELDS[1:] if not isinstance(record[name], str)]
+        if texts:
+            raise InputError(f"{path}, record {index}: {texts[0]} is {shown(repr(record[texts[0]])[:60])}; expected text")
     # The official type of a question is its index: a record that went missing would shift all behind it.
     shifted = [
         index

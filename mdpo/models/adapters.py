@@ -94,6 +94,9 @@ def _check_config(folder: Path, names: list[str]) -> None:
         raise InputError(
             f"{path}: {leads[0] if leads else 'peft_type XLORA'} leads to files that are not in the folder; use another adapter"
         )
+    tokens = config.get("alora_invocation_tokens")
+    if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
+        raise InputError(f"{path}: alora_invocation_tokens is no list of token ids; correct it, or use another adapter")
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.exists() and (folder / WEIGHTS_NAME).exists():
         raise InputError(f"{folder / WEIGHTS_NAME} is a pickle, which is not read: save the adapter again as safetensors")

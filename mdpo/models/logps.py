@@ -134,6 +134,11 @@ def check_adapter_kinds(model: nn.Module) -> None:
                 f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or into its "
                 "attention; a packed row has no place for them: use LoRA, or another adapter of the layers"
             )
+        if getattr(config, "alora_invocation_tokens", None):
+            raise InputError(
+                f"the adapter {name!r} is an aLoRA, which acts behind tokens that it looks for in each sequence: it would do "
+                "nothing in a packed row, and cannot be merged; use LoRA, without alora_invocation_tokens"
+            )
 
 
 @contextmanager

@@ -25,8 +25,9 @@ def weights_not_finite(model: nn.Module) -> list[str]:
         local: Any = getattr(parameter, "_local_tensor", parameter) if parameter.requires_grad else None
         if local is not None and local.numel():
             names.append(name)
-            largest.append(torch.linalg.vector_norm(local.detach(), math.inf, dtype=torch.float32))
-    finite = torch.stack([value.to(largest[0].device) for value in largest]).isfinite().tolist() if largest else []
+            wide = torch.promote_types(local.dtype, torch.float32)  # a norm can be infinite in float16 where no weight is
+            largest.append(torch.linalg.vector_norm(local.detach(), math.inf, dtype=wide).isfinite())
+    finite = torch.stack([value.to(largest[0].device) for value in largest]).tolist() if largest else []
     return [name for name, good in zip(names, finite, strict=True) if not good]
 
 

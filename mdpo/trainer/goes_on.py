@@ -184,8 +184,9 @@ def _check_states(optimizer: Any, step: int) -> None:
             if isinstance(value, Tensor) and name in _OF_A_WEIGHT and value.shape != parameter.shape:
                 raise Unfit(f"{name} has the shape {tuple(value.shape)} instead of {tuple(parameter.shape)}")
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                largest.append(torch.linalg.vector_norm(value, math.inf, dtype=torch.float32).to(parameter.device))
+                wide = torch.promote_types(value.dtype, torch.float32)
+                largest.append(torch.linalg.vector_norm(value, math.inf, dtype=wide).isfinite().to(parameter.device))
         if "step" in state and not 0 <= float(state["step"]) <= step:
             raise Unfit(f"it has made {float(state['step']):g} steps, not {step}")
-    if largest and not torch.stack(largest).isfinite().all():
+    if largest and not torch.stack(largest).all():
         raise Unfit("it holds numbers that are not finite")

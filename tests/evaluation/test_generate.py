@@ -151,6 +151,9 @@ def test_mmhals_layout(images):
     write_answers(output, "mmhal", questions, {"0": "a", "1": "b"})
     assert [record["model_answer"] for record in read_mmhal(output)] == ["a", "b"]
     assert json.loads(output.read_text())[0].keys() == records[0].keys()
+    output.write_text(json.dumps([records[0], records[1] | {"model_answer": 1.5}]))
+    with pytest.raises(InputError, match="record 1: model_answer is 1.5; expected text"):
+        read_mmhal(output)
 
 
 def test_object_halbenchs_layout(images):

@@ -118,6 +118,11 @@ def prompt_learning():
     return get_peft_model(tiny.llava(), peft.PromptTuningConfig(**settings, num_attention_heads=4))
 
 
+def alora():
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4])
+    return get_peft_model(tiny.llava(), config)
+
+
 def frozen_adapter():
     model = trained_adapter()
     return model.requires_grad_(False)
@@ -127,6 +132,7 @@ def frozen_adapter():
     ("make", "choice", "message"),
     [
         (prompt_learning, "start", "PROMPT_TUNING"),
+        (alora, "start", "is an aLoRA"),
         (KINDS["pissa"], "base", "'pissa' moved part of it into the adapter"),
         (frozen_adapter, "start", "is_trainable=True"),
         (lambda: tiny.llava().requires_grad_(False), "start", "none of its parameters trains"),

@@ -242,6 +242,10 @@ def test_weights_and_norms():
         model["a"].weight[0, 0] = math.inf
     model["a"].requires_grad_(False)
     assert weights_not_finite(model) == ["b.bias"]
+    model.double()
+    with torch.no_grad():
+        model["b"].bias.fill_(1e300)  # no float32 holds it
+    assert weights_not_finite(model) == []
     assert is_finite(torch.tensor(3.0)) and is_finite(2.0) and not is_finite(torch.tensor(math.nan))
 
 
