@@ -4,7 +4,7 @@
 #   --only STAGE ...   these stages alone
 #   --wheels DIR       what bench/wheels.sh gathered, installed first for this session alone
 #   --minutes M        of all stages together (default: 9.5 a command)
-#   --rehearse         the same stages on a CPU, with small shapes
+#   --rehearse         the same stages on a CPU, with small shapes and six times the minutes
 #
 # A command is what fits ten minutes; without one, all of them are run, one after the other:
 #

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 from bench.commit import ROOT, known_commit, require_commit
 from bench.record import Record, Status, read_record, read_records
 from bench.session.archive import pack, tidy_log
-from bench.session.stages import COMMAND_SECONDS, COMMANDS, STAGES, Stage
+from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
 
 GRACE = 10  # seconds from TERM to KILL
 LEAST = 20  # seconds; a stage with less is not begun
@@ -69,7 +69,7 @@ class Session:
             (folder / leftover).unlink(missing_ok=True)
         (folder / "records").mkdir(parents=True, exist_ok=True)
         left = int(self.deadline - time.monotonic()) - GRACE
-        box = min(stage.seconds, left)
+        box = min(stage.seconds * (SLOWER if self.rehearse else 1), left)
         if box < LEAST:
             return self._keep(stage, "skipped", f"not begun: {max(0, left)} s were left", 0.0)
         self._keep(stage, "failed", "cut off with the session", 0.0)
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all, one after the other)")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=f"these stages alone: {', '.join(STAGES)}")
     parser.add_argument("--minutes", type=float, help="of all stages together (default: 9.5 a command)")
-    parser.add_argument("--rehearse", action="store_true", help="the same stages on a CPU, with small shapes")
+    parser.add_argument("--rehearse", action="store_true", help=f"the same stages on a CPU, with small shapes and {SLOWER} times the minutes")
     args = parser.parse_args(arguments)
     for asked, known in ((args.commands, COMMANDS), (args.only, STAGES)):
         if unknown := sorted(set(asked) - set(known)):
@@ -232,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     stages = chosen(args.commands, args.only)
     seconds = 60 * args.minutes if args.minutes else COMMAND_SECONDS * len(args.commands or (args.only and [1]) or COMMANDS)
     os.environ["BENCH_COMMIT"] = known_commit()  # of all that is measured, and asked once
+    seconds *= SLOWER if args.rehearse else 1
     work = work_folder(os.environ, args.rehearse)
     for folder in (args.out, work):
         try:
