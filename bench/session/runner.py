@@ -108,11 +108,11 @@ class Session:
                         self._pack(stage)
             finally:
                 if child.poll() is None:
-                    child.terminate()  # timeout hands it on
+                    child.terminate()  # timeout hands it on, and kills after its grace what is deaf to it
                     try:
-                        child.wait(GRACE)
+                        child.wait(GRACE + 2)
                     except subprocess.TimeoutExpired:
-                        child.kill()
+                        os.killpg(child.pid, signal.SIGKILL)  # timeout leads a group of its own
 
     def _workers(self) -> list[str]:
         """Kernels compile on the processor, and several processes share a GPU well; on a CPU they would share its cores."""
