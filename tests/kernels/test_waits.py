@@ -53,8 +53,9 @@ class Inputs(nn.Module):
 
     @property
     def segments(self) -> Segments:
-        held = (getattr(self, name) for name in ("cu_seqlens_q", "cu_seqlens_k", "key_rows"))
-        return Segments(*held, *self.sizes, self.get_buffer("copies"))
+        bounds = self.get_buffer("cu_seqlens_q"), self.get_buffer("cu_seqlens_k")
+        longest_q, longest_k = self.sizes
+        return Segments(*bounds, self.get_buffer("key_rows"), longest_q, longest_k, self.get_buffer("copies"))
 
 
 def _linear_loss(x: Inputs) -> Tensor:
