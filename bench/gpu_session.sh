@@ -4,7 +4,7 @@
 #   --only STAGE ...   these stages alone
 #   --wheels DIR       what bench/wheels.sh gathered, installed first for this session alone
 #   --minutes M        of all stages together (default: 9.5 a command)
-#   --rehearse         the same stages on a CPU, with small shapes
+#   --rehearse         the same stages on a CPU, with small shapes and six times the minutes
 #
 # A command is what fits ten minutes; without one, all of them are run, one after the other:
 #
@@ -30,12 +30,14 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 wheels=
 arguments=()
+[[ ${1:--h} == -h || $1 == --help ]] && { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0; }
+[[ $1 != -* ]] || { echo "gpu_session: the folder of the archives comes first: bash $0 OUT $*" >&2; exit 2; }
+arguments+=("$(realpath -m "$1")")
+shift
 while (($#)); do
     case $1 in
         --wheels) wheels=$(realpath -m "${2:?--wheels needs a folder}"); shift 2 ;;
-        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
-        -*) arguments+=("$1"); shift ;;
-        *) if ((${#arguments[@]})); then arguments+=("$1"); else arguments+=("$(realpath -m "$1")"); fi; shift ;;
+        *) arguments+=("$1"); shift ;;
     esac
 done
 cd "$root" || exit 2

@@ -1,7 +1,8 @@
 """A CUDA device that computes nothing: on it a step shows where the host waits for the device, without a GPU.
 
 Fake tensors have a device and a shape but no values. What a run reads of them is noted, with the place in the code that
-read it, and answered with what the same run read of real tensors on the CPU; so the run goes on to its next read.
+read it, and answered with what the same run read of real tensors on the CPU; so the run goes on to its next read. A
+registered op is its fake here: what waits inside of it stays unseen.
 """
 
 import sys

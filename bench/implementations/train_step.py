@@ -31,6 +31,7 @@ from bench.models import Shape, adapter, build_base, build_nf4_base
 from bench.preference_rows import TokenPairs
 from bench.processor import smallest_processor
 from mdpo import MDPOConfig, MDPOTrainer
+from mdpo.models import language_layers
 from mdpo.models.reference import Reference
 from mdpo.packing import PreferenceTokens, pack, plan
 from mdpo.trainer.steps import Step
@@ -112,6 +113,8 @@ def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
             processing_class=smallest_processor(model),
         )  # fmt: skip
         trainer.train()
+    if problem.layers == "compiled" and any(layer._compiled_call_impl is None for layer in language_layers(model)):
+        raise RuntimeError("the trainer did not compile the layers; torch.compile does not work here")
     (prepared,) = trainer.get_train_dataloader()
 
     def take(step: Step, examples: Sequence[PreferenceTokens]) -> TrainStep:

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 from bench.commit import ROOT, known_commit, require_commit
 from bench.record import Record, Status, read_record, read_records
 from bench.session.archive import pack, tidy_log
-from bench.session.stages import COMMAND_SECONDS, COMMANDS, STAGES, Stage
+from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
 
 GRACE = 10  # seconds from TERM to KILL
 LEAST = 20  # seconds; a stage with less is not begun
@@ -69,7 +69,7 @@ class Session:
             (folder / leftover).unlink(missing_ok=True)
         (folder / "records").mkdir(parents=True, exist_ok=True)
         left = int(self.deadline - time.monotonic()) - GRACE
-        box = min(stage.seconds, left)
+        box = min(stage.seconds * (SLOWER if self.rehearse else 1), left)
         if box < LEAST:
             return self._keep(stage, "skipped", f"not begun: {max(0, left)} s were left", 0.0)
         self._keep(stage, "failed", "cut off with the session", 0.0)
@@ -108,11 +108,11 @@ class Session:
                         self._pack(stage)
             finally:
                 if child.poll() is None:
-                    child.terminate()  # timeout hands it on
+                    child.terminate()  # timeout hands it on, and kills after its grace what is deaf to it
                     try:
-                        child.wait(GRACE)
+                        child.wait(GRACE + 2)
                     except subprocess.TimeoutExpired:
-                        child.kill()
+                        os.killpg(child.pid, signal.SIGKILL)  # timeout leads a group of its own
 
     def _workers(self) -> list[str]:
         """Kernels compile on the processor, and several processes share a GPU well; on a CPU they would share its cores."""
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all, one after the other)")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=f"these stages alone: {', '.join(STAGES)}")
     parser.add_argument("--minutes", type=float, help="of all stages together (default: 9.5 a command)")
-    parser.add_argument("--rehearse", action="store_true", help="the same stages on a CPU, with small shapes")
+    parser.add_argument("--rehearse", action="store_true", help=f"the same stages on a CPU, with small shapes and {SLOWER} times the minutes")
     args = parser.parse_args(arguments)
     for asked, known in ((args.commands, COMMANDS), (args.only, STAGES)):
         if unknown := sorted(set(asked) - set(known)):
@@ -232,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     stages = chosen(args.commands, args.only)
     seconds = 60 * args.minutes if args.minutes else COMMAND_SECONDS * len(args.commands or (args.only and [1]) or COMMANDS)
     os.environ["BENCH_COMMIT"] = known_commit()  # of all that is measured, and asked once
+    seconds *= SLOWER if args.rehearse else 1
     work = work_folder(os.environ, args.rehearse)
     for folder in (args.out, work):
         try:

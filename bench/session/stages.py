@@ -71,3 +71,4 @@ COMMANDS = {
     "fifth": ("probe", "scaling"),
 }
 COMMAND_SECONDS = 570
+SLOWER = 6  # a rehearsal's boxes in those of a GPU: two cores that others use too

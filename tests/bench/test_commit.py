@@ -88,6 +88,7 @@ def bash(copy: Path, *arguments: str, **environment: str) -> subprocess.Complete
         (("OUT", "--only", "probes"), {"BENCH_COMMIT": "a" * 40}, "'probes' is none of probe, kernel-tests,"),
         (("OUT", "sixth"), {"BENCH_COMMIT": "a" * 40}, "'sixth' is none of first, second,"),
         (("bench/commit.py",), {"BENCH_COMMIT": "a" * 40}, "cannot be written (File exists); give another folder"),
+        (("--rehearse", "OUT"), {}, "the folder of the archives comes first: bash bench/gpu_session.sh OUT --rehearse OUT"),
         (("OUT",), {"PYTHON": "no-such-python"}, "no-such-python is not here; PYTHON=... names another"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

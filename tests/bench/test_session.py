@@ -146,16 +146,23 @@ from bench.session.stages import Stage
 signal.signal(signal.{number.name}, runner._stop)
 here = runner.Session(out=Path({str(tmp_path)!r}), work=Path({str(tmp_path / "work")!r}),
                       deadline=time.monotonic() + 600, rehearse=False, settings={{}})
-code = ("-c", "import time; print('began', flush=True); open({str(tmp_path / "began")!r}, 'w').close(); time.sleep(60)")
+runner.GRACE = 1
+code = ("-c", "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('began', flush=True);"
+        "open({str(tmp_path / "began")!r}, 'w').write(str(os.getpid())); time.sleep(60)")
 here.run([Stage(name="step", seconds=60, command=code, rehearsal=code)])
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 60
-    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+    while not ((tmp_path / "began").exists() and (tmp_path / "began").read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(30) != 0
     assert text(tmp_path / "step.tgz", "log.txt") == "began\n"
+    deadline = time.monotonic() + 5  # deaf to TERM, and gone all the same, once init has heard of it
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(int((tmp_path / "began").read_text()), 0)
+            time.sleep(0.05)
     (record,) = read_records(tmp_path / "work" / "step" / "records")
     assert (record.status, record.reason) == ("failed", "stopped with the session")
 

@@ -66,7 +66,12 @@ def test_random_weights_are_not_read_to_know_them(problem, monkeypatch):
 def test_compiled_layers_are_ours_and_trls(problem, monkeypatch):
     """Each trainer compiles its own decoder's layers; what they compute is held elsewhere."""
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__))
+
+    def compile_nothing(module: torch.nn.Module, **options) -> None:
+        compiled.append(type(module).__name__)
+        module._compiled_call_impl = module._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_nothing)
     for implementation in TRAIN_STEP_COMPILED:
         try:
             step = implementation.load()
@@ -75,6 +80,9 @@ def test_compiled_layers_are_ours_and_trls(problem, monkeypatch):
         compiled.clear()
         step(replace(problem, layers="compiled"))
         assert compiled == ["LlamaDecoderLayer"] * TINY.text.num_hidden_layers, implementation.name
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
+    with pytest.raises(RuntimeError, match="did not compile the layers"):  # and are not taken for compiled ones
+        TRAIN_STEP_COMPILED[0].load()(replace(problem, layers="compiled"))
     assert {"torch.compile" in implementation.note for implementation in TRAIN_STEP_COMPILED} == {True}
 
 

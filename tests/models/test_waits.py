@@ -108,6 +108,22 @@ def test_a_micro_batch_waits_only_where_it_is_known_to(kind):
 
 
 @needs_cuda_build
+def test_training_all_weights_waits_nowhere():
+    """Tower, projector and head train, and the reference is cached."""
+    policy = PackedPolicy(tiny.llava().train())
+
+    def step(batches, backward):
+        (batch,) = batches
+        batch = batch.to(device_of(policy), non_blocking=True)
+        cached = torch.zeros(3, len(batch.ids), device=device_of(policy))
+        backward(policy(batch, cached).loss.loss)
+
+    assert not waits(step, policy, [pack(examples("llava-llama")[:2], policy.model)])
+    trained = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    assert any("lm_head" in name for name in trained) and any("vision_tower" in name for name in trained)
+
+
+@needs_cuda_build
 def test_a_training_step_reads_its_loss_alone(tmp_path, monkeypatch):
     """To see whether each micro-batch's is finite: at once, or from a copy whose arrival is waited for."""
     folder, data = tiny.world(tmp_path, count=4)
