@@ -38,6 +38,21 @@ def _ours_linear_token_logps() -> Callable[..., torch.Tensor]:
     return linear_token_logps
 
 
+def _epilogue() -> Callable[..., torch.Tensor]:
+    from mdpo_kernels.linear_token_logps_epilogue import linear_token_logps_epilogue
+
+    return linear_token_logps_epilogue
+
+
+# For a frozen head alone.
+EPILOGUE = Implementation(
+    name="ours, epilogue",
+    role="ours",
+    load=_epilogue,
+    devices=("cuda",),
+    note="an experiment: the exponentials in the first product's epilogue, both products Triton's",
+)
+
 # token_logps has no `inplace_backward` row: overwriting the logits would change the inputs of the next run.
 TOKEN_LOGPS = (
     Implementation(name="ours", role="ours", load=_ours_token_logps),

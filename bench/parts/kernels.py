@@ -88,7 +88,9 @@ def linear_group(head: Head, rows: int, dtype: torch.dtype, device: torch.device
         op="linear_token_logps",
         shape={"head": head.name, "mode": mode.replace(" ", "-"), "N": rows},
         dtype=dtype,
-        implementations=_measured(logps.LINEAR_TOKEN_LOGPS, rows, device),
+        implementations=_measured(
+            logps.LINEAR_TOKEN_LOGPS if mode == "trainable head" else (*logps.LINEAR_TOKEN_LOGPS, logps.EPILOGUE), rows, device
+        ),
         prepare=prepare,
         flops=2.0 * _PRODUCTS[mode] * rows * head.hidden * head.vocabulary,
     )
