@@ -5,7 +5,7 @@ these alone are written:
 
     e_v = 2^(z_v·log₂e − k),   k = ⌈log₂e · max z_v⌉ over the tile's tokens v ≠ y,   for each row and tile
 
-The exponents k are integers, so e ≤ 1 whatever the logits are, and bringing a row's tiles to one exponent K = max k is a
+The exponents k are integers, so e ≤ 1 whatever the logits are, and bringing a row's tiles to the largest one, K, is a
 factor 2^(k − K), exact in any dtype: block floating point. The second product applies it as it reads. A logit costs a
 write and a read in the weight's dtype, 4 bytes in bfloat16, where ``mdpo_kernels.linear_token_logps`` takes 16: it writes
 logits in float32, reads them twice, and writes coefficients that cuBLAS reads. The price is that both products are
@@ -32,13 +32,33 @@ _WIDE_BYTES = 160 * 1024  # of shared memory: with 256 columns a program takes 1
 
 
 @triton.jit
+def exponent_of(maximum):
+    """k = ⌈log₂e · maximum⌉, finite for any logit."""
+    return tl.ceil(tl.maximum(maximum * 1.4426950408889634, -3.4028234663852886e38))
+
+
+@triton.jit
+def fraction_of(maximum):
+    """log₂e · maximum − k, in (−1, 0]; 0 for what many mask with, numbers so large that their own rounding is more."""
+    fraction = tl.fma(maximum, 1.4426950408889634, -exponent_of(maximum))
+    return tl.where(tl.abs(maximum) < 1048576.0, fraction, 0.0)
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2^exponent for integers ≤ 0 in float32, exact; 0 below −126."""
+    whole = tl.maximum(exponent, -127.0).to(tl.int32) + 127
+    return (whole << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def powers_kernel(
     hidden,  # (R, H)
     weight,  # (V, H)
     bias,  # (V,)
     targets,  # (R,)
     powers,  # (R, V) in the weight's dtype, rows row_stride apart, out: e_v·slope_v, 0 for the target
-    exponents,  # (T, R) float32, out: k, or float32's lowest where a tile has no other token
+    maxima,  # (T, R) float32, out: max z_v, −inf where a tile has no token but y
     totals,  # (T, R) float32, out: Σ e_v
     target_logits,  # (2, R) float32, out: z_y and slope_y
     hidden_row_stride,
@@ -78,9 +98,6 @@ def powers_kernel(
     if HAS_BIAS:
         x += tl.load(bias + column, mask=column < vocabulary, other=0.0).to(tl.float32)[None, :]
     z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-    # What many mask with is float32's lowest number: it counts as a logit, and times log₂e it has to stay finite.
-    z = tl.where((z < -2.0e38) & (z != float("-inf")), -2.0e38, z)
-
     own = tl.load(targets + row, mask=row < rows, other=-1).to(tl.int64)
     is_target = column[None, :] == own[:, None]
     held = (row < rows) & (own >= tile * BLOCK_COLUMNS) & (own < (tile + 1) * BLOCK_COLUMNS)
@@ -89,10 +106,10 @@ def powers_kernel(
         tl.store(target_logits + rows + row, tl.sum(tl.where(is_target, slope, 0.0), 1), mask=held)
 
     is_other = (column < vocabulary)[None, :] & (column[None, :] != own[:, None]) & (z != float("-inf"))
-    highest = tl.max(tl.where(is_other, z, float("-inf")), 1) * 1.4426950408889634
-    exponent = tl.where(highest == float("-inf"), -3.4028234663852886e38, tl.ceil(highest))
-    power = tl.where(is_other, tl.exp2(tl.fma(z, 1.4426950408889634, -exponent[:, None])), 0.0)
-    tl.store(exponents + tile * rows + row, exponent, mask=row < rows)
+    maximum = tl.max(tl.where(is_other, z, float("-inf")), 1)
+    power = tl.exp2(tl.fma(z - maximum[:, None], 1.4426950408889634, fraction_of(maximum)[:, None]))
+    power = tl.where(is_other, power, 0.0)
+    tl.store(maxima + tile * rows + row, maximum, mask=row < rows)
     tl.store(totals + tile * rows + row, tl.sum(power, 1), mask=row < rows)
     if WITH_POWERS:
         inside = (row < rows)[:, None] & (column < vocabulary)[None, :]
@@ -100,19 +117,11 @@ def powers_kernel(
 
 
 @triton.jit
-def power_of_two(exponent):
-    """2^exponent for integers ≤ 0 in float32, exact; 0 below −126."""
-    whole = tl.maximum(exponent, -127.0).to(tl.int32) + 127
-    return (whole << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def totals_kernel(
-    exponents,  # (T, R) float32
+    maxima,  # (T, R) float32
     totals,  # (T, R) float32
     target_logits,  # (2, R) float32
-    state,  # (4, R) float32, out: 0, S, z_y − K·ln 2 and slope_y, as the finish kernel reads them
-    highest,  # (R,) float32, out: K
+    state,  # (4, R) float32, out: m, S, z_y and slope_y, as the finish kernel reads them
     tiles,
     rows,
     HAS_SOFTCAP: tl.constexpr,
@@ -120,27 +129,23 @@ def totals_kernel(
     BLOCK_TILES: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    most = tl.full((BLOCK_ROWS,), -3.4028234663852886e38, tl.float32)
+    # A row that has no token but y keeps m at float32's lowest number, as in online_softmax.
+    highest = tl.full((BLOCK_ROWS,), -3.4028234663852886e38, tl.float32)
     for first in range(0, tiles, BLOCK_TILES):
         tile = first + tl.arange(0, BLOCK_TILES)[:, None]
-        inside = (tile < tiles) & (row < rows)[None, :]
-        found = tl.load(exponents + tile * rows + row[None, :], mask=inside, other=-3.4028234663852886e38)
-        most = tl.maximum(most, tl.max(found, 0))
+        found = tl.load(maxima + tile * rows + row[None, :], mask=(tile < tiles) & (row < rows)[None, :], other=float("-inf"))
+        highest = tl.maximum(highest, tl.max(found, 0))
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     for first in range(0, tiles, BLOCK_TILES):
         tile = first + tl.arange(0, BLOCK_TILES)[:, None]
         inside = (tile < tiles) & (row < rows)[None, :]
-        found = tl.load(exponents + tile * rows + row[None, :], mask=inside, other=-3.4028234663852886e38)
+        found = tl.load(maxima + tile * rows + row[None, :], mask=inside, other=float("-inf"))
         part = tl.load(totals + tile * rows + row[None, :], mask=inside, other=0.0)
-        total += tl.sum(part * power_of_two(found - most[None, :]), 0)
+        total += tl.sum(part * power_of_two(exponent_of(found) - exponent_of(highest)[None, :]), 0)
     inside = row < rows
-    # ln 2 in two parts, the first of 10 bits: K times it is exact, and the difference loses nothing.
-    own = tl.load(target_logits + row, mask=inside, other=0.0)
-    own = (own - most * 0.693359375) + most * 2.12194440054690583e-4
-    tl.store(highest + row, most, mask=inside)
-    tl.store(state + row, 0.0 * own, mask=inside)
-    tl.store(state + rows + row, total, mask=inside)
-    tl.store(state + 2 * rows + row, own, mask=inside)
+    tl.store(state + row, highest, mask=inside)
+    tl.store(state + rows + row, total * tl.exp2(-fraction_of(highest)), mask=inside)
+    tl.store(state + 2 * rows + row, tl.load(target_logits + row, mask=inside, other=0.0), mask=inside)
     slope = tl.load(target_logits + rows + row, mask=inside & HAS_SOFTCAP, other=1.0)
     tl.store(state + 3 * rows + row, slope, mask=inside)
 
@@ -148,10 +153,10 @@ def totals_kernel(
 @triton.jit
 def weighted_kernel(
     powers,  # (R, V), rows row_stride apart
-    exponents,  # (T, R) float32: k
-    highest,  # (R,) float32: K
+    maxima,  # (T, R) float32
+    state,  # (4, R) float32: m, …
     weight,  # (V, H)
-    weighted,  # (R, H) float32, out: A = Σ_{v≠y} 2^(k − K)·e_v·slope_v·W_v
+    weighted,  # (R, H) float32, out: A = Σ_{v≠y} exp(z_v − m)·slope_v·W_v
     weight_row_stride,
     weight_column_stride,
     row_stride,
@@ -170,18 +175,20 @@ def weighted_kernel(
     real_row = row % rows
     power_rows = powers + real_row[:, None] * row_stride
     weight_columns = weight + (column % HIDDEN_SIZE)[None, :].to(tl.int64) * weight_column_stride
-    most = tl.load(highest + real_row)
+    highest = tl.load(state + real_row)
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for first in range(0, vocabulary, BLOCK_DEPTH):
         token = (first + depth).to(tl.int64)
         inside = token < vocabulary
         left = tl.load(power_rows + token[None, :], mask=inside[None, :], other=0.0)
-        shift = power_of_two(tl.load(exponents + first // TILE * rows + real_row) - most)
+        maximum = tl.load(maxima + first // TILE * rows + real_row)
+        shift = power_of_two(exponent_of(maximum) - exponent_of(highest))
         left = (left.to(tl.float32) * shift[:, None]).to(left.dtype)
         right = tl.load(weight_columns + token[:, None] * weight_row_stride, mask=inside[:, None], other=0.0)
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
         total = tl.dot(left, right, total, input_precision="ieee")
+    total *= tl.exp2(-fraction_of(highest))[:, None]
     inside = (row < rows)[:, None] & (column < HIDDEN_SIZE)[None, :]
     tl.store(weighted + row[:, None] * HIDDEN_SIZE + column[None, :], total, mask=inside)
 
@@ -239,26 +246,26 @@ def _forward_rows(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
     with_unit: bool, launch: _Launch, powers: Tensor, weighted: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One chunk of rows → the rows' state (5, R), as the finish kernel reads it and K; leaves A in ``weighted``."""
+    """One chunk of rows → the rows' state (4, R); leaves A in ``weighted``."""
     (rows, hidden_size), vocabulary = hidden.shape, weight.shape[0]
     tiles, blocks = triton.cdiv(vocabulary, launch.columns), triton.cdiv(rows, launch.rows)
-    exponents, totals = torch.empty((2, tiles, rows), dtype=torch.float32, device=hidden.device)
+    maxima, totals = torch.empty((2, tiles, rows), dtype=torch.float32, device=hidden.device)
     # A target of no token leaves its own at 0: such a row is not scored.
     target_logits = torch.zeros((2, rows), dtype=torch.float32, device=hidden.device)
-    state = torch.empty((5, rows), dtype=torch.float32, device=hidden.device)
+    state = torch.empty((4, rows), dtype=torch.float32, device=hidden.device)
     powers_kernel[(blocks, tiles)](
-        hidden, weight, bias, targets, powers, exponents, totals, target_logits,
+        hidden, weight, bias, targets, powers, maxima, totals, target_logits,
         hidden.stride(0), hidden.stride(1), weight.stride(0), weight.stride(1), powers.stride(0), rows, vocabulary,
         scale, softcap or 1.0, HIDDEN_SIZE=hidden_size, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
         WITH_POWERS=with_unit, **launch.options,
     )  # fmt: skip
     totals_kernel[(triton.cdiv(rows, 16),)](
-        exponents, totals, target_logits, state, state[4], tiles, rows,
+        maxima, totals, target_logits, state, tiles, rows,
         HAS_SOFTCAP=softcap is not None, BLOCK_ROWS=16, BLOCK_TILES=64,
     )  # fmt: skip
     if with_unit:
         weighted_kernel[(blocks, triton.cdiv(hidden_size, launch.columns))](
-            powers, exponents, state[4], weight, weighted, weight.stride(0), weight.stride(1), powers.stride(0), rows,
+            powers, maxima, state, weight, weighted, weight.stride(0), weight.stride(1), powers.stride(0), rows,
             vocabulary, HIDDEN_SIZE=hidden_size, TILE=launch.columns, **launch.options,
         )  # fmt: skip
     return state
@@ -291,7 +298,7 @@ def linear_token_logps_epilogue(
 ) -> Tensor:
     """As ``mdpo_kernels.linear_token_logps``, for a frozen head, on a GPU or in Triton's interpreter.
 
-    max_workspace_bytes: bounds the powers and exponents of a chunk of rows, of which there are at least 128.
+    max_workspace_bytes: bounds the powers and the tiles' sums of a chunk of rows, of which there are at least 128.
 
     Raises ValueError as that one does, and where the head wants a gradient or a tensor is float64.
     """

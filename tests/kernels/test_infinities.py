@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mdpo_kernels import fused_mdpo_loss, linear_token_logps, mdpo_loss, reference, token_logps
+from mdpo_kernels.linear_token_logps_epilogue import linear_token_logps_epilogue
 
 INF, NAN, LOWEST = float("inf"), float("nan"), torch.finfo(torch.float32).min
 OPTIONS: list[dict[str, Any]] = [{}, {"softcap": 2.0, "scale": 0.5}]
@@ -97,6 +98,9 @@ PLACES = {
 @pytest.mark.parametrize("special", [INF, -INF, NAN, LOWEST])
 def test_linear_token_logps(special: float, train: bool, device: torch.device) -> None:
     """The odd logits come out of the bias; tiles of 16 columns, and the vocabulary whole."""
+    functions = {"kernel": linear_token_logps, "reference": reference.linear_token_logps}
+    if not train:
+        functions["epilogue"] = linear_token_logps_epilogue
     generator = torch.Generator().manual_seed(0)
     hidden, weight, plain = (torch.randn(shape, generator=generator) for shape in ((1, 6), (40, 6), (40,)))
     targets = torch.tensor([5], device=device)
@@ -107,7 +111,7 @@ def test_linear_token_logps(special: float, train: bool, device: torch.device) -
         for workspace in (1024, 2**20):
             arguments = {"targets": targets, "max_workspace_bytes": workspace, **options}
             expected = value_and_grads(eager_linear, *inputs, **arguments)
-            for name, function in (("kernel", linear_token_logps), ("reference", reference.linear_token_logps)):
+            for name, function in functions.items():
                 found = value_and_grads(with_bias(function), *inputs, **arguments)
                 assert_equal_to(expected, found, f"{name}, {place}, {options}, {workspace}")
 
@@ -132,7 +136,7 @@ def test_an_ignored_row_of_hidden_states_does_not_spoil_the_others(special: floa
     expected = value_and_grads(linear_token_logps, hidden.requires_grad_(), weight, targets=targets)
     odd = hidden.detach().clone()
     odd[1] = special
-    for function in (linear_token_logps, reference.linear_token_logps):
+    for function in (linear_token_logps, reference.linear_token_logps, linear_token_logps_epilogue):
         found = value_and_grads(function, odd.requires_grad_(), weight, targets=targets)
         assert_equal_to(expected, found, str(special))
 
