@@ -12,7 +12,7 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
-        self._copy = tensor.detach().to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        self._copy = tensor.detach().to("cpu", non_blocking=True, copy=True)  # from a GPU into pinned memory
         if tensor.is_cuda:
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(tensor.device))

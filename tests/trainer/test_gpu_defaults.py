@@ -17,6 +17,7 @@ from mdpo.models import language_layers, load, load_processor, logps, policy
 from mdpo.models.norms import cast_norms_once
 from mdpo.packing import pack
 from mdpo.trainer import layers, machine
+from mdpo.trainer.host_copy import HostCopy, to_device
 from mdpo.trainer.manifest import SETTINGS_NAME
 from tests import tiny, wide
 from tests.models.packed_examples import examples
@@ -169,7 +170,27 @@ def test_all_ranks_compile_or_none(world, tmp_path, caplog, monkeypatch, compile
     assert lines(caplog, "rank 1 has no gcc")
 
 
-# What is known once
+# What is read late, and what is known once
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_copy_for_the_host_is_of_the_moment_that_asked_for_it(device):
+    values = torch.arange(3.0, device=device)
+    copy = HostCopy(values)
+    values.add_(1)
+    assert copy.get().tolist() == [0.0, 1.0, 2.0] and copy.get().is_pinned() == values.is_cuda
+    assert torch.equal(to_device(copy.get(), values.device), values - 1)
+
+
+def test_the_finite_check_is_read_when_the_last_backward_is_queued(world, tmp_path, monkeypatch):
+    """And before the optimizer steps, which tests/trainer/test_training.py holds."""
+    run, order = trainer(world, tmp_path, token_budget=200), []
+    get, backward = HostCopy.get, run.accelerator.backward
+    monkeypatch.setattr(HostCopy, "get", lambda self: order.append("read") or get(self))
+    monkeypatch.setattr(run.accelerator, "backward", lambda loss: order.append("backward") or backward(loss))
+    run.train()
+    per_step = order[: len(order) // 2]
+    assert per_step.count("backward") > 1 and "backward" not in per_step[per_step.index("read") :]
 
 
 def test_the_parameters_are_counted_and_the_tower_looked_at_once(world, tmp_path, monkeypatch):
