@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -38,6 +38,9 @@ from mdpo.settings import (
     shown,
     unknown_key,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -166,6 +169,12 @@ class MDPOConfig(TrainingArguments):
             self.eval_strategy, self.eval_steps = save_strategy, self.save_steps if save_strategy == "steps" else None
         elif save_strategy == "best" or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             self.eval_strategy = "epoch"
+
+    @property
+    def device(self) -> "torch.device":
+        """Without the number that accelerate gives each process's CPU: no checkpoint can be loaded onto ``cpu:0``."""
+        device = super().device
+        return device if device.index is None or device.type != "cpu" else type(device)("cpu")
 
     @property
     def eval_batch_size(self) -> int:

@@ -6,9 +6,12 @@ registered op is its fake here: what waits inside of it stays unseen.
 """
 
 import sys
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +30,12 @@ CARD, HOST = torch.device("cuda", 0), torch.device("cpu")
 _TORCH, _OURS = Path(torch.__file__).parent, (Path(__file__), Path(__file__).with_name("graph.py"))
 Step = Callable[[list[PackedBatch], Callable[[Tensor], None]], object]
 
-needs_cuda_build = pytest.mark.skipif(
-    not torch.backends.cuda.is_built(),
-    reason=f"PyTorch {torch.__version__} is built without CUDA, so it has no CUDA device to fake; make test-newest takes a "
-    "build that has",
+_WHY = (
+    "a GPU is here, and a process that has one cannot fork"
+    if torch.cuda.is_available()
+    else f"PyTorch {torch.__version__} has no CUDA device to fake: it is built without CUDA; make test-newest has one"
 )
+needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built() or torch.cuda.is_available(), reason=_WHY)
 
 
 class Wait(NamedTuple):
@@ -41,13 +45,40 @@ class Wait(NamedTuple):
     operation: str
 
 
-def waits(step: Step, model: nn.Module, batches: Sequence[PackedBatch]) -> list[Wait]:
+class Seen(NamedTuple):
+    """waits: in order. trained: the names of the parameters that were given a gradient on the device."""
+
+    waits: list[Wait]
+    trained: set[str]
+
+
+def waits(step: Step, model: nn.Module, batches: Sequence[PackedBatch]) -> Seen:
     """What the host waits for in `step`, on a fake CUDA device and under autocast to bfloat16.
 
     step: called once on the CPU and once on the fake device, both times with the batches on the CPU and, in place of
-        `Tensor.backward`, a function that runs the backward of a loss.
-    model: what `step` runs. Its parameters and buffers have no values afterwards.
+        `Tensor.backward`, a function that runs the backward of a loss. In a process of its own: PyTorch counts a device
+        that it has faked for as long as the process lives.
+    model: what `step` runs.
     """
+    receiver, sender = Pipe(duplex=False)
+    child = get_context("fork").Process(target=_send, args=(sender, step, model, batches))
+    child.start()
+    sender.close()
+    found = receiver.recv()
+    child.join()
+    if isinstance(found, str):
+        pytest.fail(found)
+    return found
+
+
+def _send(sender: Connection, step: Step, model: nn.Module, batches: Sequence[PackedBatch]) -> None:
+    try:
+        sender.send(_seen(step, model, batches))
+    except BaseException:
+        sender.send(traceback.format_exc())
+
+
+def _seen(step: Step, model: nn.Module, batches: Sequence[PackedBatch]) -> Seen:
     answers = _Answers()
     with answers, _ReadsByElement():
         step(list(batches), answers.backward)
@@ -57,7 +88,8 @@ def waits(step: Step, model: nn.Module, batches: Sequence[PackedBatch]) -> list[
         fakes = [batch.map_tensors(lambda tensor: _like(tensor, HOST)) for batch in batches]
         with watch, torch.autocast("cuda", torch.bfloat16):
             step(fakes, watch.backward)
-    return watch.found
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.is_cuda}
+    return Seen(watch.found, trained)
 
 
 def _move(model: nn.Module) -> None:
@@ -202,7 +234,8 @@ def _where() -> str | None:
         if path == _OURS[1]:
             return None
         # Until Python 3.12 a comprehension is a function of its own.
-        if path not in _OURS and not path.is_relative_to(_TORCH) and name not in ("<listcomp>", "<dictcomp>", "<genexpr>"):
+        is_function = name not in ("<listcomp>", "<dictcomp>", "<genexpr>")
+        if is_function and path not in _OURS and not path.is_relative_to(_TORCH):
             packages = [folder.name for folder in path.parents if (folder / "__init__.py").is_file()]
             return "/".join([*reversed(packages), path.name]) + f" {name}"
         frame = frame.f_back

@@ -39,7 +39,7 @@ class Metrics:
 
     def _add(self, name: str, values: Tensor) -> None:
         present = ~values.isnan()
-        # The zeros that they start from are on the host: added they are a kernel's argument, while a copy of them would wait.
+        # The zeros at the start are on the host: in a sum they are a kernel's argument, while to copy them would wait.
         self._sums[name] = self._sums[name] + values.where(present, 0).sum()
         self._counts[name] = self._counts[name] + present.sum()
 

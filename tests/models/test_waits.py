@@ -101,10 +101,9 @@ def test_a_micro_batch_waits_only_where_it_is_known_to(kind):
         (batch,) = batches
         backward(policy(batch.to(device_of(policy), non_blocking=True)).loss.loss)
 
-    found = waits(step, policy, [pack(examples(kind)[:2], policy.model)])
-    assert set(found) <= KNOWN[kind]
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    assert trained and all(parameter.grad is not None and parameter.grad.is_cuda for parameter in trained)
+    seen = waits(step, policy, [pack(examples(kind)[:2], policy.model)])
+    assert set(seen.waits) <= KNOWN[kind]
+    assert seen.trained == {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
 @needs_cuda_build
@@ -118,9 +117,9 @@ def test_training_all_weights_waits_nowhere():
         cached = torch.zeros(3, len(batch.ids), device=device_of(policy))
         backward(policy(batch, cached).loss.loss)
 
-    assert not waits(step, policy, [pack(examples("llava-llama")[:2], policy.model)])
-    trained = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
-    assert any("lm_head" in name for name in trained) and any("vision_tower" in name for name in trained)
+    seen = waits(step, policy, [pack(examples("llava-llama")[:2], policy.model)])
+    assert not seen.waits
+    assert any("lm_head" in name for name in seen.trained) and any("vision_tower" in name for name in seen.trained)
 
 
 @needs_cuda_build
@@ -147,8 +146,9 @@ def test_a_training_step_reads_its_loss_alone(tmp_path, monkeypatch):
         trainer._metrics = Metrics()
         trainer.training_step(trainer.policy, Step(batches, planned.num_examples, planned.weights))
 
-    found = waits(step, trainer.policy, planned.micro_batches)
-    assert set(found) <= {Wait("mdpo/trainer/trainer.py _run_step", READ), Wait("mdpo/trainer/host_copy.py get", "event")}
+    seen = waits(step, trainer.policy, planned.micro_batches)
+    finite = {Wait("mdpo/trainer/trainer.py _run_step", READ), Wait("mdpo/trainer/host_copy.py get", "event")}
+    assert set(seen.waits) <= finite
 
 
 @needs_cuda_build
@@ -189,7 +189,7 @@ def test_a_wait_is_seen(does, operation):
         does(loss)
         backward(loss)
 
-    found = waits(step, policy, [])
+    found = waits(step, policy, []).waits
     assert [wait.operation for wait in found] == [operation] * len(found)
     assert {wait.where for wait in found} == {"test_waits.py <lambda>"} and len(found) in (2, 6)
 

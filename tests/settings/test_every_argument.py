@@ -74,11 +74,12 @@ class Read(NamedTuple):
 
 
 class Stops(NamedTuple):
-    """What this machine has not, such as a GPU, is said by name. unless: where it is here, transformers reads the field."""
+    """What this machine has not, such as a GPU, is said by name. unless: where it is here, reader reads the field."""
 
     settings: dict[str, Any]
     message: str
     unless: Callable[[], bool] = lambda: False
+    reader: Any = TrainingArguments
 
 
 def installed(package: str) -> Callable[[], bool]:
@@ -163,7 +164,7 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "torch_compile_mode": Tried(
         {"torch_compile_mode": "max-autotune"}, built=lambda run: run.accelerator.state.dynamo_plugin.mode == "max-autotune"
     ),
-    "use_liger_kernel": Stops({"use_liger_kernel": True}, "needs liger-kernel", unless=installed("liger_kernel")),
+    "use_liger_kernel": Stops({"use_liger_kernel": True}, "needs liger-kernel", installed("liger_kernel"), Trainer.train),
     "liger_kernel_config": Read(Trainer.train),
     "use_cache": Tried({"use_cache": True}, built=lambda run: run.model.config.use_cache),
     "torch_empty_cache_steps": Tried({"torch_empty_cache_steps": 2}, lambda run: run.emptied == 2),
@@ -308,7 +309,7 @@ def restored():
 def test_what_is_honoured_has_its_effect(name, build, restored, monkeypatch):
     entry = HONOURED[name]
     if isinstance(entry, Stops) and entry.unless():
-        entry = Read(TrainingArguments)
+        entry = Read(entry.reader)
     if isinstance(entry, Read):
         assert f"args.{name}" in source(entry.where) or f"self.{name}" in source(entry.where) or f'"{name}"' in source(entry.where)
         return

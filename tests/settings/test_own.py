@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import TrainingArguments
 
 from mdpo import MDPOConfig
 from mdpo.config import RunConfig, build_config, load_config, parse_overrides
@@ -161,3 +163,10 @@ def test_an_empty_value_is_called_nothing(tmp_path):
 def test_the_setting_that_asks_for_an_evaluation_is_the_one_that_was_given(tmp_path, settings, name):
     with pytest.raises(InputError, match=f"^{name}: there are no rows .* leave {name} out$"):
         check_run(config(tmp_path, **settings), ())
+
+
+@pytest.mark.parametrize(("given", "device"), [("cpu:1", "cpu"), ("cpu", "cpu"), ("cuda:1", "cuda:1")])
+def test_a_cpu_has_no_number(given, device, monkeypatch, tmp_path):
+    """accelerate gives each process's CPU one, and PyTorch loads nothing onto it."""
+    monkeypatch.setattr(TrainingArguments, "device", property(lambda self: torch.device(given)))
+    assert config(tmp_path).device == torch.device(device)
