@@ -19,8 +19,8 @@ GIB = 2**30
 def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     """Two real shapes by three caps on a GPU, each in a process of its own; one small one on a CPU."""
     if device.type != "cuda":
-        shape, cap = (TINY, GIB // 64) if tiny else (CPU_60M, GIB // 2)
-        return [budget_group(shape, device, cap=cap, image_tokens=64, most=4, step_pairs=4, shrink=8)]
+        shape = TINY if tiny else CPU_60M
+        return [budget_group(shape, device, cap=GIB // 2, image_tokens=64, most=4, step_pairs=4, shrink=8)]
     return [
         budget_group(shape, device, cap=cap * GIB, image_tokens=image_tokens, most=128)
         for cap in (24, 80, 8) for shape, image_tokens in ((LLAVA_7B, 576), (BUNNY_3B, 729))
