@@ -82,11 +82,11 @@ def powers_kernel(
     # Programs of all rows follow one another: they share a tile of the weight, the larger operand.
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     tile = tl.program_id(1)
-    column = (tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(tl.int64)
+    column = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     depth = tl.arange(0, BLOCK_DEPTH)
     # A row or column too many repeats a real one, and is masked where something is written.
     hidden_rows = hidden + (row % rows)[:, None] * hidden_row_stride
-    weight_rows = weight + (column % vocabulary)[None, :] * weight_row_stride
+    weight_rows = weight + (column % vocabulary).to(tl.int64)[None, :] * weight_row_stride
     x = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for first in range(0, HIDDEN_SIZE, BLOCK_DEPTH):
         inside = first + depth < HIDDEN_SIZE
@@ -98,17 +98,17 @@ def powers_kernel(
     if HAS_BIAS:
         x += tl.load(bias + column, mask=column < vocabulary, other=0.0).to(tl.float32)[None, :]
     z, slope = scale_and_cap(x, scale, softcap, HAS_SOFTCAP)
-    own = tl.load(targets + row, mask=row < rows, other=-1).to(tl.int64)
-    is_target = column[None, :] == own[:, None]
+    own = tl.load(targets + row, mask=row < rows, other=-1).to(tl.int32)
     held = (row < rows) & (own >= tile * BLOCK_COLUMNS) & (own < (tile + 1) * BLOCK_COLUMNS)
+    is_target = column[None, :] == own[:, None]
     tl.store(target_logits + row, tl.sum(tl.where(is_target, z, 0.0), 1), mask=held)
     if HAS_SOFTCAP:
         tl.store(target_logits + rows + row, tl.sum(tl.where(is_target, slope, 0.0), 1), mask=held)
 
-    is_other = (column < vocabulary)[None, :] & (column[None, :] != own[:, None]) & (z != float("-inf"))
-    maximum = tl.max(tl.where(is_other, z, float("-inf")), 1)
-    power = tl.exp2(tl.fma(z - maximum[:, None], 1.4426950408889634, fraction_of(maximum)[:, None]))
-    power = tl.where(is_other, power, 0.0)
+    z = tl.where((column[None, :] != own[:, None]) & (column < vocabulary)[None, :], z, float("-inf"))
+    maximum = tl.max(z, 1)
+    lowest = tl.maximum(maximum, -3.4028234663852886e38)  # −inf − −inf is NaN
+    power = tl.exp2(tl.fma(z - lowest[:, None], 1.4426950408889634, fraction_of(lowest)[:, None]))
     tl.store(maxima + tile * rows + row, maximum, mask=row < rows)
     tl.store(totals + tile * rows + row, tl.sum(power, 1), mask=row < rows)
     if WITH_POWERS:
@@ -119,7 +119,7 @@ def powers_kernel(
 @triton.jit
 def totals_kernel(
     maxima,  # (T, R) float32
-    totals,  # (T, R) float32
+    totals,  # (T, R) float32: Σ e_v; out: 2^(k − K)
     target_logits,  # (2, R) float32
     state,  # (4, R) float32, out: m, S, z_y and slope_y, as the finish kernel reads them
     tiles,
@@ -141,7 +141,9 @@ def totals_kernel(
         inside = (tile < tiles) & (row < rows)[None, :]
         found = tl.load(maxima + tile * rows + row[None, :], mask=inside, other=float("-inf"))
         part = tl.load(totals + tile * rows + row[None, :], mask=inside, other=0.0)
-        total += tl.sum(part * power_of_two(exponent_of(found) - exponent_of(highest)[None, :]), 0)
+        shift = power_of_two(exponent_of(found) - exponent_of(highest)[None, :])
+        total += tl.sum(part * shift, 0)
+        tl.store(totals + tile * rows + row[None, :], shift, mask=inside)
     inside = row < rows
     tl.store(state + row, highest, mask=inside)
     tl.store(state + rows + row, total * tl.exp2(-fraction_of(highest)), mask=inside)
@@ -153,7 +155,7 @@ def totals_kernel(
 @triton.jit
 def weighted_kernel(
     powers,  # (R, V), rows row_stride apart
-    maxima,  # (T, R) float32
+    shifts,  # (T, R) float32: 2^(k − K)
     state,  # (4, R) float32: m, …
     weight,  # (V, H)
     weighted,  # (R, H) float32, out: A = Σ_{v≠y} exp(z_v − m)·slope_v·W_v
@@ -175,20 +177,18 @@ def weighted_kernel(
     real_row = row % rows
     power_rows = powers + real_row[:, None] * row_stride
     weight_columns = weight + (column % HIDDEN_SIZE)[None, :].to(tl.int64) * weight_column_stride
-    highest = tl.load(state + real_row)
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for first in range(0, vocabulary, BLOCK_DEPTH):
         token = (first + depth).to(tl.int64)
         inside = token < vocabulary
         left = tl.load(power_rows + token[None, :], mask=inside[None, :], other=0.0)
-        maximum = tl.load(maxima + first // TILE * rows + real_row)
-        shift = power_of_two(exponent_of(maximum) - exponent_of(highest))
+        shift = tl.load(shifts + first // TILE * rows + real_row)
         left = (left.to(tl.float32) * shift[:, None]).to(left.dtype)
         right = tl.load(weight_columns + token[:, None] * weight_row_stride, mask=inside[:, None], other=0.0)
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
         total = tl.dot(left, right, total, input_precision="ieee")
-    total *= tl.exp2(-fraction_of(highest))[:, None]
+    total *= tl.exp2(-fraction_of(tl.load(state + real_row)))[:, None]
     inside = (row < rows)[:, None] & (column < HIDDEN_SIZE)[None, :]
     tl.store(weighted + row[:, None] * HIDDEN_SIZE + column[None, :], total, mask=inside)
 
@@ -265,7 +265,7 @@ def _forward_rows(
     )  # fmt: skip
     if with_unit:
         weighted_kernel[(blocks, triton.cdiv(hidden_size, launch.columns))](
-            powers, maxima, state, weight, weighted, weight.stride(0), weight.stride(1), powers.stride(0), rows,
+            powers, totals, state, weight, weighted, weight.stride(0), weight.stride(1), powers.stride(0), rows,
             vocabulary, HIDDEN_SIZE=hidden_size, TILE=launch.columns, **launch.options,
         )  # fmt: skip
     return state
