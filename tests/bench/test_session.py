@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from bench import bring_home
 from bench.record import Record, read_records
 from bench.session import archive, runner
-from bench.session.stages import COMMAND_SECONDS, COMMANDS, STAGES, Stage
+from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
@@ -331,3 +332,12 @@ def test_device_and_commit_are_in_what_a_stage_leaves(tmp_path):
     here.run([stage("probe", PROBE, "ok", "ok")])
     found = json.loads(text(here.out / "probe.tgz", "records/session/stages/on=GPU,all/probe.json"))
     assert found["environment"]["device"] == "NVIDIA H100 80GB HBM3" and found["environment"]["commit"] == "c" * 40
+
+
+def test_the_committed_rehearsal_went_through_every_stage():
+    """In a folder without git and without a network; every stage ended well and in its box."""
+    log = (ROOT / "bench/results/rehearsal.log").read_text(encoding="utf-8")
+    for name, stage in STAGES.items():
+        taken = re.findall(rf"^{name}: ok after (\d+) s: \d+ ", log, re.MULTILINE)
+        assert taken and all(int(seconds) <= stage.seconds * SLOWER for seconds in taken), name
+    assert "unshare -n" in log and "/tmp" not in log and "/work" not in log
