@@ -17,10 +17,10 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]], *, threads: int | None =
     Tensors are cut into pieces of a fixed size, which are hashed each by itself; the digest is that of their digests, and so
     the same for any number of threads, on any device.
 
-    threads: how many; None for one on each core that this process may use.
+    threads: how many; None for one a core, up to 16.
     """
     digest = hashlib.blake2b(digest_size=16)
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
         for part in pool.map(_hashed, _pieces(named)):
             digest.update(part)
     return digest.hexdigest()
