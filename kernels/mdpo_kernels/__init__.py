@@ -7,6 +7,7 @@ from . import reference
 from .attention import Segments, varlen_attention
 from .fused_loss import fused_linear_mdpo_loss, fused_mdpo_loss
 from .linear_token_logps import linear_token_logps
+from .lora_linear import lora_linear
 from .loss import MDPOLoss, mdpo_loss, sequence_logps
 from .token_logps import token_logps
 
@@ -16,6 +17,7 @@ __all__ = [
     "fused_linear_mdpo_loss",
     "fused_mdpo_loss",
     "linear_token_logps",
+    "lora_linear",
     "mdpo_loss",
     "reference",
     "sequence_logps",

@@ -194,3 +194,29 @@ def check_linear_arguments(
     check_same_device(hidden=hidden, weight=weight, targets=targets, bias=bias)
     _check_targets(targets, vocabulary=weight.shape[0], ignore_index=ignore_index)
     return hidden.to(weight.dtype)
+
+
+def check_lora_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """The arguments of lora_linear fit one another, and the layer is frozen. Returns `x`, under autocast in the weight's
+    dtype."""
+    for name, value in (("weight", weight), ("A", A), ("B", B)):
+        if isinstance(value, nn.Module):
+            raise ValueError(f"{name} is {describe(value)}; expected a tensor: pass the layer's .weight")
+    check_tensor("weight", weight, "(O, I)", FLOATING)
+    if not isinstance(x, Tensor) or x.dim() < 1 or x.dtype not in FLOATING or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x is {describe(x)}; expected (…, {weight.shape[1]}), floating, as the weight {describe(weight)} reads")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x is {describe(x)}; expected the dtype of weight {describe(weight)}, or autocast")
+    if bias is not None:
+        check_vector("bias", bias, floating=True, length=weight.shape[0])
+    check_tensor("A", A, "(r, I)", (weight.dtype, torch.float32))
+    check_tensor("B", B, "(O, r)", (weight.dtype, torch.float32))
+    if A.shape != (B.shape[1], weight.shape[1]) or B.shape[0] != weight.shape[0]:
+        raise ValueError(f"A is {describe(A)} and B {describe(B)}; expected (r, {weight.shape[1]}) and ({weight.shape[0]}, r)")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.requires_grad:
+            raise ValueError(f"{name} wants a gradient; expected a frozen layer: {name}.requires_grad_(False)")
+    if not is_finite(scale):
+        raise ValueError(f"scale is {scale!r}; expected a finite number")
+    check_same_device(x=x, weight=weight, bias=bias, A=A, B=B)
+    return x.to(weight.dtype)

@@ -19,13 +19,20 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention_reference import varlen_attention
-from .checks import check_branch_logps, check_cu_seqlens, check_linear_arguments, check_logits_arguments
+from .checks import (
+    check_branch_logps,
+    check_cu_seqlens,
+    check_linear_arguments,
+    check_logits_arguments,
+    check_lora_arguments,
+)
 from .loss import MDPOLoss, loss_of_branches, mdpo_loss, result_dtype, sequence_logps
 
 __all__ = [
     "fused_linear_mdpo_loss",
     "fused_mdpo_loss",
     "linear_token_logps",
+    "lora_linear",
     "mdpo_loss",
     "sequence_logps",
     "token_logps",
@@ -248,3 +255,11 @@ def _tile_shape(rows: int, hidden_size: int, columns: int, elements: int) -> tup
     """
     tile_rows = max(1, min(rows, elements // min(columns, MIN_TILE_COLUMNS)))
     return tile_rows, max(1, min(columns, elements // max(tile_rows, hidden_size)))
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """`mdpo_kernels.lora_linear` in plain PyTorch: as peft computes it, in the weight's dtype."""
+    x = check_lora_arguments(x, weight, bias, A, B, scale)
+    with torch.autocast(x.device.type, enabled=False):
+        adapted = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)) + adapted * scale
