@@ -70,7 +70,7 @@ from mdpo.trainer.run_settings import chosen_by
 from mdpo.trainer.signals import Stopped, active, name_of, signals
 
 _WRITTEN = ("output", "picture", "cache", "destination", "reference")  # options that name results
-_LAUNCHERS_TURN = 3.0  # seconds in which a launcher notices that a process has failed, and ends the others
+_LAUNCHERS_TURN = 5.0  # seconds in which a launcher notices that a process has failed, and ends the others
 _log = logging.getLogger("mdpo.cli")  # not __name__, which is __main__ under python -m
 
 
@@ -112,10 +112,10 @@ def _run(words: list[str]) -> int:
         return _left(error.number if isinstance(error, Stopped) else signal.SIGINT, options)
     except Exception:
         handlers = active()
-        if handlers is None or handlers.received is None or handlers.holding:
+        if handlers is None or handlers.received is None or (handlers.holding and is_main_process()):
             raise
         # A library written in C may answer an exception of Python's that it does not expect, as that of a signal, by one
-        # of its own.
+        # of its own. And a process that its launcher ends may fail before it has ended what it holds.
         return _left(handlers.received, options)
 
 
