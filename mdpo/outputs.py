@@ -171,8 +171,13 @@ def scratch_folder(folder: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Writes a whole file, UTF-8. Raises OutputError where the disk is full or refuses."""
     with whole_file(path) as part:
-        # half a surrogate pair, which is no text, becomes an escape
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_part(part, text)
+
+
+def write_part(part: Path, text: str) -> None:
+    """Writes one of the new files that ``whole_files`` yields, UTF-8."""
+    # half a surrogate pair, which is no text, becomes an escape
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import InternVLProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 SIDE, PATCH = 32, 8
 VOCABULARY = 400
@@ -60,16 +61,27 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def processor(
-    text: transformers.PreTrainedTokenizerFast | None = None, template: str = TEMPLATE
+    text: transformers.PreTrainedTokenizerFast | None = None, template: str = TEMPLATE, *, class_token: bool = True
 ) -> transformers.LlavaProcessor:
+    """class_token: whether the tower has one, as CLIP's has and SigLIP's has not."""
     return transformers.LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
         text or tokenizer(),
         patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default" if class_token else "full",
+        num_additional_image_tokens=int(class_token),
         chat_template=template,
     )
+
+
+def llava_next_processor() -> transformers.LlavaNextProcessor:
+    return transformers.LlavaNextProcessor(
+        LlavaNextImageProcessorPil(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS
+        ),
+        tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )  # fmt: skip
 
 
 class _PicturesAlone(InternVLProcessor):
@@ -231,11 +243,19 @@ def records(folder: Path, count: int, *, seed: int = 0) -> list[dict]:
     return rows
 
 
-def world(folder: Path, count: int = 12) -> tuple[Path, Path]:
+# Families whose processor AutoProcessor reads without torchvision
+WORLDS = {
+    "llava": (llava, processor),
+    "llava_next": (llava_next, llava_next_processor),
+    "bunny": (bunny, lambda: processor(class_token=False)),
+}
+
+
+def world(folder: Path, count: int = 12, family: str = "llava") -> tuple[Path, Path]:
     """A model folder and a data file, as a user has them."""
     folder.mkdir(parents=True, exist_ok=True)
-    llava().save_pretrained(folder / "model")
-    processor().save_pretrained(folder / "model")
+    for make in WORLDS[family]:
+        make().save_pretrained(folder / "model")
     data = folder / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in records(folder, count)))
     return folder / "model", data

@@ -13,7 +13,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 from mdpo.output_checks import Output, check_outputs
-from mdpo.outputs import make_folder, remove_empty, whole_file, whole_files
+from mdpo.outputs import make_folder, remove_empty, whole_file, whole_files, write_part
 
 from .image_sources import ImageRoot
 from .images import ImageSource, StoredImage
@@ -77,8 +77,8 @@ def _write(output: Path, text: str, rows: int, drawn: dict[str, Any]) -> dict[st
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }  # fmt: skip
     with whole_files(*(file.path for file in sample_files(output))) as (rows_part, record_part):
-        rows_part.write_text(text, encoding="utf-8")
-        record_part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_part(rows_part, text)
+        write_part(record_part, json.dumps(record, indent=2) + "\n")
     return record
 
 

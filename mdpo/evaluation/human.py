@@ -17,7 +17,7 @@ from typing import Any
 from mdpo.data import PromptRow
 from mdpo.data.images import open_image
 from mdpo.errors import InputError
-from mdpo.outputs import whole_files
+from mdpo.outputs import whole_files, write_part
 
 from .files import as_json, read_json
 from .human_page import PAGE
@@ -96,8 +96,8 @@ def write_sheet(path: Path, sheet: Sheet) -> Path:
     """Writes the page and, beside it, the key: both, or neither. Returns the key's path."""
     key = key_path(path)
     with whole_files(path, key) as (page_part, key_part):
-        page_part.write_text(sheet.html, encoding="utf-8")
-        key_part.write_text(as_json(sheet.key), encoding="utf-8")
+        write_part(page_part, sheet.html)
+        write_part(key_part, as_json(sheet.key))
     return key
 
 

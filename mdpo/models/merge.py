@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from mdpo.errors import InputError
-from mdpo.outputs import whole_folder
+from mdpo.outputs import whole_folder, write_part
 from mdpo.packing import PreferenceTokens
 from mdpo.shown import say
 
@@ -52,7 +52,7 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
         merged.save_pretrained(part)
         merged.generation_config.save_pretrained(part)
         processor.save_pretrained(part)
-        (part / "README.md").write_text(model_card(adapter, base), encoding="utf-8")
+        write_part(part / "README.md", model_card(adapter, base))
     return destination
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mdpo.errors import InputError
 from mdpo.output_checks import PICTURE_MARK, Output
-from mdpo.outputs import whole_files
+from mdpo.outputs import whole_files, write_part
 
 from .charts import curves, group_bars, metric_dots, png
 from .compare import compare
@@ -39,8 +39,8 @@ def write_report(runs: Sequence[Run], output: str | Path, *, title: str | None =
     output, picture, text = (result.path for result in report_files(output))
     written = [output, text, *([picture] if panels else [])]
     with whole_files(*written) as (page_part, text_part, *picture_part):
-        page_part.write_text(page(runs, comparisons, title), encoding="utf-8")
-        text_part.write_text(markdown(runs, comparisons, title, picture.name if panels else None), encoding="utf-8")
+        write_part(page_part, page(runs, comparisons, title))
+        write_part(text_part, markdown(runs, comparisons, title, picture.name if panels else None))
         for part in picture_part:
             png(panels, names, part)
     return written

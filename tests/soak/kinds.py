@@ -27,7 +27,7 @@ report_to: none
 """
 _EVALUATED = "eval_fraction: 0.25\neval_strategy: steps\n"
 _BEST = "eval_steps: 1\nload_best_model_at_end: true\nmetric_for_best_model: eval_loss\n"
-# Those with data workers say so by name.
+# Those with data workers say so by name, as do those of another family than LLaVA.
 KINDS = {
     "lora": "save_steps: 1\n",
     "lora, workers, every 3": "save_steps: 3\ndataloader_num_workers: 2\n",
@@ -42,6 +42,11 @@ KINDS = {
     "full, best, last two": "use_lora: false\n" + _EVALUATED + _BEST + "save_steps: 1\nsave_total_limit: 2\n",
     "full, tower and projector": (
         "use_lora: false\nfreeze_vision_tower: false\nfreeze_multi_modal_projector: false\nsave_steps: 3\n"
+    ),
+    "lora, llava_next": "save_steps: 2\n",
+    "full, bunny, workers": "use_lora: false\nsave_steps: 2\ndataloader_num_workers: 2\nsave_total_limit: 1\n",
+    "full, llava_next, tower and projector": (
+        "use_lora: false\nfreeze_vision_tower: false\nfreeze_multi_modal_projector: false\nsave_steps: 1\n"
     ),
 }
 ROWS = 16
@@ -64,12 +69,17 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._undisturbed: dict[tuple[str, int], Undisturbed] = {}
-        if not (folder / "world" / "train.jsonl").exists():
-            alone(lambda: _build(folder / "world"))
+        for family in tiny.WORLDS:
+            if not (self.world(family) / "train.jsonl").exists():
+                alone(lambda family=family: _build(self.world(family), family))
+
+    def world(self, family: str) -> Path:
+        return self.folder / "world" / family
 
     def config(self, kind: str, processes: int, out: Path, place: Path) -> Path:
         """Writes the settings of a run whose output is ``out`` into the folder ``place``; returns their file."""
-        text = BASE.format(model=self.folder / "world" / "model", data=self.folder / "world" / "train.jsonl", out=out)
+        world = self.world(max((family for family in tiny.WORLDS if family in kind), key=len, default="llava"))
+        text = BASE.format(model=world / "model", data=world / "train.jsonl", out=out)
         path = place / f"{out.name}.yaml"
         place.mkdir(parents=True, exist_ok=True)
         path.write_text(text + KINDS[kind] + ("ddp_backend: gloo\n" if processes > 1 else ""))
@@ -116,5 +126,5 @@ def shape_of(out: Path) -> set[str]:
     return names
 
 
-def _build(folder: Path) -> None:
-    tiny.world(folder, count=ROWS)
+def _build(folder: Path, family: str) -> None:
+    tiny.world(folder, ROWS, family)

@@ -154,7 +154,9 @@ class Disturbed:
 
     def _problems(self) -> list[str]:
         texts = [member.text for member in self.run.members]
-        problems = checks.tracebacks(texts) + checks.torn(self.out)
+        # Who is killed prints nothing any more: it is a data worker, which Python tells in its own words that it is alone.
+        ended = ["" if member.code == -signal.SIGKILL else member.text for member in self.run.members]
+        problems = checks.tracebacks(ended) + checks.torn(self.out)
         lines = checks.ways_on(texts)
         if len(lines) > 1:
             problems.append(f"{len(lines)} lines name the way on")
