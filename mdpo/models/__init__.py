@@ -1,6 +1,7 @@
 """Packed row → hidden states → log-probs."""
 
 from .bunny import convert_bunny
+from .fused_lora import fuse_lora
 from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
 from .load import load, load_processor, torch_dtype
@@ -24,6 +25,7 @@ __all__ = [
     "encode_images",
     "establish_reference",
     "fingerprint",
+    "fuse_lora",
     "language_layers",
     "load",
     "load_processor",

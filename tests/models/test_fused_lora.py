@@ -1,0 +1,162 @@
+"""Fused LoRA layers beside peft's: the same bits before a step, the same adapter to rounding after many; all else peft's."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from mdpo.models import LANGUAGE_LINEAR, fuse_lora
+from mdpo.models.fused_lora import FusedLoraLinear
+from tests import tiny
+
+IDS = torch.arange(8, 20).view(2, 6)
+
+
+def config(**changes) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE_LINEAR, "task_type": "CAUSAL_LM", **changes})
+
+
+def pair(dtype=torch.float32, **changes) -> tuple[PeftModel, PeftModel]:
+    """peft's model and the fused one, of the same weights."""
+    models = []
+    for make in (lambda given: given, fuse_lora):
+        torch.manual_seed(0)
+        models.append(get_peft_model(tiny.llava().to(dtype), make(config(**changes))))
+    return models[0], models[1]
+
+
+def learnt(model: PeftModel) -> PeftModel:
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            with torch.no_grad():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def logits(model: nn.Module, **given) -> torch.Tensor:
+    return model(input_ids=IDS, **given).logits
+
+
+def fused(model: nn.Module) -> list[FusedLoraLinear]:
+    return [module for module in model.modules() if isinstance(module, FusedLoraLinear)]
+
+
+def takes_the_fused_way(model: nn.Module) -> bool:
+    x = torch.zeros(1, 32, dtype=fused(model)[0].base_layer.weight.dtype)
+    return all(layer._plain_adapter(x) is not None for layer in fused(model))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_same_bits_at_the_start_and_the_same_adapter_after_twenty_steps(rslora):
+    plain, own = pair(use_rslora=rslora)
+    assert len(fused(own)) == len([m for m in plain.modules() if type(m).__name__ == "Linear" and hasattr(m, "lora_A")]) > 10
+    assert takes_the_fused_way(own) and torch.equal(logits(plain), logits(own))
+    for model in (plain, own):
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(20):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in own.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_gradients_under_autocast_as_peft_s(tmp_path):
+    plain, own = (learnt(model) for model in pair(torch.bfloat16))
+    for model in (plain, own):
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+    theirs = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    ours = {name: parameter.grad for name, parameter in own.named_parameters() if parameter.grad is not None}
+    assert ours.keys() == theirs.keys() and all(grad.dtype == torch.float32 for grad in ours.values())
+    for name, grad in ours.items():
+        assert (grad - theirs[name]).norm() <= 0.05 * theirs[name].norm(), name
+
+
+def test_saved_loaded_and_merged_by_peft(tmp_path):
+    _, own = pair()
+    learnt(own).save_pretrained(tmp_path)
+    assert "_custom_modules" not in (tmp_path / "adapter_config.json").read_text()
+    expected = logits(own)
+    plainly = PeftModel.from_pretrained(tiny.llava(), tmp_path)
+    again = PeftModel.from_pretrained(tiny.llava(), tmp_path, config=fuse_lora(LoraConfig.from_pretrained(tmp_path)))
+    assert not fused(plainly) and takes_the_fused_way(again)
+    assert torch.equal(logits(again), expected)
+    torch.testing.assert_close(logits(plainly), expected)
+    own.merge_adapter()
+    assert not takes_the_fused_way(own)
+    torch.testing.assert_close(logits(own), expected)
+    own.unmerge_adapter()
+    merged = own.merge_and_unload()
+    assert not fused(merged)
+    torch.testing.assert_close(logits(merged), expected)
+
+
+def test_without_the_adapter_and_with_several():
+    plain, own = (learnt(model) for model in pair())
+    with own.disable_adapter():
+        assert torch.equal(logits(own), logits(tiny.llava()))
+    for model, given in ((plain, config(r=2)), (own, fuse_lora(config(r=2)))):
+        torch.manual_seed(5)
+        model.add_adapter("second", given)
+        learnt(model)
+    torch.testing.assert_close(logits(own), logits(plain))
+    for model in (plain, own):
+        model.set_adapter("second")
+    assert takes_the_fused_way(own)
+    torch.testing.assert_close(logits(own), logits(plain))
+    for model in (plain, own):
+        model.base_model.set_adapter(["default", "second"])
+    assert not takes_the_fused_way(own)
+    assert torch.equal(logits(own), logits(plain))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True, "bias": "none"}, {"bias": "lora_only"}],
+    ids=lambda changes: ", ".join(changes),
+)
+def test_what_is_not_plain_is_peft_s(changes):
+    plain, own = (learnt(model).train() for model in pair(**changes))
+    if "bias" in changes and changes["bias"] == "lora_only":  # which trains the base's, where it has one
+        assert not any(p.requires_grad for n, p in own.named_parameters() if "lora_" not in n) or not takes_the_fused_way(own)
+        return
+    assert fused(own) and not takes_the_fused_way(own)
+    results = []
+    for model in (plain, own):
+        torch.manual_seed(1)
+        results.append(logits(model))
+    assert torch.equal(*results)
+
+
+def test_a_layer_that_is_watched_or_trains_is_peft_s():
+    _, own = pair()
+    layer = fused(own)[0]
+    x = torch.zeros(1, layer.in_features)
+    assert layer._plain_adapter(x) == "default"
+    handle = layer.base_layer.register_forward_hook(lambda *args: None)
+    assert layer._plain_adapter(x) is None
+    handle.remove()
+    layer.base_layer.weight.requires_grad_()
+    assert layer._plain_adapter(x) is None
+    layer.base_layer.weight.requires_grad_(False)
+    assert layer._plain_adapter(x.bfloat16()) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._plain_adapter(x) is None  # peft would cast the weight
+
+
+def test_other_linear_layers_and_a_user_s_own_modules_are_left():
+    class Own(nn.Linear):
+        pass
+
+    model = nn.ModuleDict({"plain": nn.Linear(4, 4), "own": Own(4, 4)})
+    given = LoraConfig(target_modules=["plain", "own"])
+    adapted = get_peft_model(model, fuse_lora(given))
+    kinds = {name.rpartition(".")[2]: type(module) for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    assert kinds["plain"] is FusedLoraLinear and kinds["own"] is not FusedLoraLinear
+    assert given._custom_modules is None and copy.deepcopy(fuse_lora(given))._custom_modules
