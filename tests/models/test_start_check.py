@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from mdpo.errors import InputError
 from mdpo.models import establish_reference, sequence_logps
@@ -63,10 +64,22 @@ class _ScaledEmbeddings(transformers.LlavaForConditionalGeneration):
         return super().forward(inputs_embeds=embeddings, input_ids=None, **kwargs)
 
 
-def activated_lora():
-    """An aLoRA acts from its invocation tokens on, which peft finds in its own forward."""
-    options = {"task_type": "CAUSAL_LM", "target_modules": LANGUAGE, "alora_invocation_tokens": [23, 24]}
-    return get_peft_model(tiny.llava(), LoraConfig(r=4, **options))
+def scaled_in_peft_s_forward():
+    """An adapter that acts otherwise in the forward of the PEFT model, which a packed row passes by."""
+    model = get_peft_model(tiny.llava(), LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=LANGUAGE))
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+    def scale(*_):
+        for layer in layers:
+            layer.scale_layer(2.0)
+
+    def unscale(*_):
+        for layer in layers:
+            layer.unscale_layer(2.0)
+
+    model.register_forward_pre_hook(scale)
+    model.register_forward_hook(unscale)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -76,9 +89,9 @@ def activated_lora():
         (lambda: with_dropout(embd_pdrop=0.5), "dropout left on"),
         (lambda: _Scaled(tiny.llava().config).eval(), "something that packing does not do"),
         (lambda: tiny._build(_ScaledEmbeddings, tiny.llava().config, 0), "something that packing does not do"),
-        (activated_lora, "a way that a packed row does not see"),
+        (scaled_in_peft_s_forward, "a way that a packed row does not see"),
     ],
-    ids=["dropout", "dropout of embeddings", "scaled logits", "scaled embeddings", "activated LoRA"],
+    ids=["dropout", "dropout of embeddings", "scaled logits", "scaled embeddings", "scaled adapter"],
 )
 def test_what_differs_is_refused_with_the_likely_cause(make, cause):
     batch = examples("llava-llama")
