@@ -58,6 +58,16 @@ def say_what_has_no_effect(args: MDPOConfig) -> None:
         _say(args, line)
 
 
+def check_warmup(args: MDPOConfig, steps: int) -> None:
+    """steps: of the run. Raises InputError where the schedule divides by the steps after the warm-up, and there are none."""
+    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if schedule == "polynomial" and args.get_warmup_steps(steps) == steps:
+        raise InputError(
+            f"lr_scheduler_type: polynomial has nothing to fall over, since the warm-up takes all of the {steps} steps; lower "
+            "warmup_steps, or train for more"
+        )
+
+
 def check_fsdp(plugin: Any) -> None:
     """plugin: accelerate's. Raises InputError for FSDP's first version."""
     if plugin.fsdp_version != 2:

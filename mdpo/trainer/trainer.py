@@ -34,7 +34,15 @@ from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
-from .arguments import check_fsdp, check_run, check_weights, eval_names, say_what_has_no_effect, settle_evaluation
+from .arguments import (
+    check_fsdp,
+    check_run,
+    check_warmup,
+    check_weights,
+    eval_names,
+    say_what_has_no_effect,
+    settle_evaluation,
+)
 from .checkpoints import recover
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
@@ -246,6 +254,7 @@ class MDPOTrainer(StopsWhereNotFinite):
     def set_initial_training_values(self, args: MDPOConfig, dataloader: DataLoader) -> tuple:
         # transformers counts every step of max_steps as a full one.
         epochs, steps_per_epoch, num_examples, _, *rest = super().set_initial_training_values(args, dataloader)
+        check_warmup(args, rest[-1])
         whole, partial = divmod(rest[-1], steps_per_epoch)
         samples = whole * num_examples + min(partial * args.examples_per_step, num_examples)
         return epochs, steps_per_epoch, num_examples, samples, *rest

@@ -337,3 +337,12 @@ def test_scores_of_a_beta_that_is_none_are_refused(world, tmp_path, capsys, opti
     assert main(["score", *map(str, world), "--output", str(tmp_path / "s.jsonl"), *option]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {option[0]}") and option[1] in line and "expected a number" in line
+
+
+def test_a_schedule_that_divides_by_nothing_is_refused_before_a_step(world, tmp_path):
+    peft_config = lora()
+    trainer = run(load(world[0]), world, tmp_path, peft_config=peft_config, lr_scheduler_type="polynomial", warmup_steps=3)
+    with pytest.raises(InputError, match="lr_scheduler_type: polynomial .* all of the 3 steps; lower warmup_steps"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    run(load(world[0]), world, tmp_path, peft_config=peft_config, lr_scheduler_type="polynomial", warmup_steps=2).train()
