@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mdpo import MDPOTrainer, cli
+from mdpo import MDPOTrainer, cli, training
 from mdpo.config import build_config, parse_overrides
 from tests import tiny
 
@@ -206,7 +206,7 @@ def test_a_run_that_keeps_weights_alone_is_not_told_to_resume(world, tmp_path, c
 def test_resume_from_checkpoint_is_a_folder_or_true(world, tmp_path, written, meant):
     values = yaml.safe_load(config(world, tmp_path).read_text())
     _, args = build_config(values | parse_overrides(["--resume_from_checkpoint", written]), source="here")
-    assert cli._resume_from(args.resume_from_checkpoint) == meant
+    assert training._resume_from(args.resume_from_checkpoint) == meant
 
 
 @pytest.mark.parametrize("written", ["false", "'false'", "null"])

@@ -35,9 +35,12 @@ ALLOWED = {
     "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.models", "mdpo.data", "mdpo.packing"},
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
+    "mdpo.training": {
+        "mdpo.config", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
+    },
     "mdpo.cli": {
-        "mdpo.config", "mdpo.data", "mdpo.packing", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
-        "mdpo.memory", "mdpo.settings", "mdpo.stops",
+        "mdpo.config", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
+        "mdpo.settings", "mdpo.stops", "mdpo.training",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

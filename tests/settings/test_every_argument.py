@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 import mdpo.cli
 import mdpo.trainer.trainer
+import mdpo.training
 from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.config import RunConfig
 from mdpo.data import read_rows
@@ -263,7 +264,7 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "skip_memory_metrics": Tried({"skip_memory_metrics": False}, lambda run: logged(run, "train_mem_cpu_alloc_delta")),
     "do_train": Read(mdpo.config._read_do_flags),
     "do_eval": Stops({"do_eval": True}, "do_eval: there are no rows"),
-    "resume_from_checkpoint": Read(mdpo.cli.train),
+    "resume_from_checkpoint": Read(mdpo.training.train),
 }
 
 

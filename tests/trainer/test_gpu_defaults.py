@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from mdpo import MDPOConfig, MDPOTrainer, cli
+from mdpo import MDPOConfig, MDPOTrainer, cli, training
 from mdpo.data import read_rows
 from mdpo.memory.size import GIB
 from mdpo.models import language_layers, load, load_processor, logps, policy
@@ -43,8 +43,8 @@ def gpu(monkeypatch):
     free = [4.0]
     monkeypatch.setattr(machine, "compiler_fault", lambda device: None)
     monkeypatch.setattr(layers, "compile_layers", lambda model: None)
-    monkeypatch.setattr(cli, "_on_gpu", lambda args: True)
-    monkeypatch.setattr(cli, "free_memory", lambda device: int(free[-1] * GIB))
+    monkeypatch.setattr(training, "_on_gpu", lambda args: True)
+    monkeypatch.setattr(training, "free_memory", lambda device: int(free[-1] * GIB))
     return free
 
 

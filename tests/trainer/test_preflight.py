@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 
-from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli
+from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli, training
 from mdpo.data import read_rows
 from mdpo.models import load, load_processor
 from tests import tiny
@@ -59,7 +59,7 @@ OUTPUTS = {
 def test_training_needs_folders_that_can_be_written(config, tmp_path, capsys, monkeypatch, setting, place):
     (tmp_path / "file").touch()
     path, message = OUTPUTS[place]
-    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(training, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
     assert cli.main(["train", str(config), f"--{setting}", str(path(tmp_path))]) == 2
     line = error_line(capsys)
     assert message in line and f"{setting}: " in line
@@ -108,7 +108,7 @@ def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard", "mlflow", "comet_ml", "nosuch"])
 def test_a_tracker_that_is_not_installed(config, capsys, monkeypatch, package):
-    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(training, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
     available = transformers.integrations.get_available_reporting_integrations()
     if package in available:
         pytest.skip(f"{package} is installed")
@@ -126,7 +126,7 @@ def test_a_tracker_that_is_not_installed(config, capsys, monkeypatch, package):
     ],
 )  # fmt: skip
 def test_an_optimizer_that_is_not_installed(config, capsys, monkeypatch, optimizer, package):
-    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(training, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
     try:
         __import__(package)
         pytest.skip(f"{package} is installed")

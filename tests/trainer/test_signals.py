@@ -129,7 +129,7 @@ def test_a_library_that_answers_the_signals_exception_by_its_own(world, tmp_path
         except KeyboardInterrupt:
             raise InputError(f"{folder} is damaged; copy it again") from None
 
-    monkeypatch.setattr("mdpo.cli.load", lambda *args, **kwargs: answer(args[0]))
+    monkeypatch.setattr("mdpo.training.load", lambda *args, **kwargs: answer(args[0]))
     assert cli.main(["train", str(config(world, tmp_path))]) == 143
     assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGTERM before the first step; nothing was trained"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mdpo import MDPOTrainer, cli
+from mdpo import MDPOTrainer, cli, training
 from mdpo.trainer import keeps_checkpoints
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
@@ -159,7 +159,7 @@ def test_a_disk_that_is_full_when_the_run_begins_is_said_once(world, tmp_path):
         def full(*arguments, **named):
             raise cli.OutputError("mdpo_run.json could not be written: the disk is full")
 
-        cli.write_run_record = full
+        training.write_run_record = full
 
     ranks = Ranks(["train", settings(world, tmp_path)], tmp_path, before)
     assert ranks.codes() == [1, 1]
@@ -172,7 +172,7 @@ def test_what_one_meets_before_training_ends_all_and_is_said_once(world, tmp_pat
             raise cli.InputError("this machine has no such file")
 
         if rank == 1:
-            cli._training_rows = rows
+            training._training_rows = rows
 
     ranks = Ranks(["train", settings(world, tmp_path)], tmp_path, before)
     assert ranks.codes() == [2, 2]
