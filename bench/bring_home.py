@@ -8,7 +8,6 @@ own.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from bench.commit import ROOT
 from bench.record import Record, Role, read_record
 from bench.session.archive import BadArchive, unpack
 from bench.session.stages import STAGES
+from mdpo.outputs import whole_file
 
 RESULTS = ROOT / "bench" / "results"
 
@@ -95,21 +95,15 @@ def bring(brought: Sequence[Brought], results: Path) -> list[str]:
     for each in brought:
         home = results / each.home
         for path in each.records:
-            _copy(path, home / path.relative_to(each.folder / "records"))
+            with whole_file(home / path.relative_to(each.folder / "records")) as part:
+                shutil.copyfile(path, part)
         log = each.folder / "log.txt"
         if log.exists():
-            _copy(log, home / "session" / f"{each.stage.implementation}.log")
+            with whole_file(home / "session" / f"{each.stage.implementation}.log") as part:
+                shutil.copyfile(log, part)
         reason = f", {each.stage.reason}" if each.stage.reason else ""
         lines.append(f"{each.stage.implementation}: {each.stage.status}{reason}, {len(each.records)} records to {home}")
     return lines
-
-
-def _copy(source: Path, target: Path) -> None:
-    """There whole or as before."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
 
 
 def main(arguments: list[str] | None = None) -> int:

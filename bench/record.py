@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.commit import known_commit
+from mdpo.outputs import write_text
 
 if TYPE_CHECKING:  # what reads records has no need of it, and it takes seconds
     import torch
@@ -72,10 +72,7 @@ class Record:
     def write(self, folder: Path) -> Path:
         """Write it under `folder`; a run that dies leaves whole records only."""
         path = self.path(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         return path
 
 

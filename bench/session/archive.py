@@ -1,12 +1,13 @@
 """One archive a stage: packed so that a machine which lets few plain files out lets it out, unpacked as a stranger's."""
 
 import gzip
-import os
 import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from mdpo.outputs import whole_file
 
 MOST_LOG_BYTES = 4 * 2**20
 MOST_BYTES, MOST_FILES = 256 * 2**20, 20_000  # of what an archive unpacks to
@@ -19,12 +20,10 @@ class BadArchive(ValueError):
 
 def pack(folder: Path, archive: Path) -> None:
     """The folder's files as a .tgz, there whole or not at all."""
-    temporary = archive.with_name(f"{archive.name}.tmp")
-    with tarfile.open(temporary, "w:gz") as tar:
+    with whole_file(archive) as part, tarfile.open(part, "w:gz") as tar:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix != ".tmp":  # a record on its way has another name
+            if path.is_file() and path.suffix != ".part":  # a record on its way has another name
                 tar.add(path, path.relative_to(folder).as_posix(), recursive=False)
-    os.replace(temporary, archive)
 
 
 def tidy_log(log: Path, names: Mapping[str, str]) -> None:

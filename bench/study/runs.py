@@ -5,7 +5,6 @@ and a study that was stopped goes on. Runs are independent of each other and of 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -28,6 +27,7 @@ from mdpo.config import load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.models import load, load_processor, sequence_logps
 from mdpo.models.reference_cache import Record, ReferenceCache, fingerprint
+from mdpo.outputs import write_text
 from mdpo.packing import pack, plan
 
 World = Literal["captions", "questions"]
@@ -96,9 +96,7 @@ def execute(run: Run, out: Path) -> None:
     with path.with_suffix(".log").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         result = _trained(run, out, path.with_suffix("")) if run.setting.trains else _tuned(run, out)
     result |= asdict(run) | {"seconds": round(perf_counter() - started, 1)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(result) + "\n")
 
 
 def read_result(run: Run, out: Path) -> dict[str, Any] | None:

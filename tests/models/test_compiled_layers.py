@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, compile_layers, sequence_logps
 from mdpo.packing import PackedBatch, pack
-from tests import wide
+from tests import tiny, wide
 from tests.models.packed_examples import examples
 from tests.numerics import relative_error
 
@@ -78,3 +78,9 @@ def test_compiled_layers_keep_no_more_than_the_plan_counts_for_eager_ones(kind, 
     with disable_input_dtype_casting(compiled):
         found = kept_bytes(compiled, packed)
     assert 0.2 * expected < found <= expected
+
+
+def test_a_process_by_itself_keeps_pytorch_s_settings():
+    before = torch._dynamo.config.optimize_ddp
+    compile_layers(tiny.llava())
+    assert torch._dynamo.config.optimize_ddp == before is not False
