@@ -18,7 +18,7 @@ from mdpo_kernels import lora_linear
 
 class FusedLoraLinear(Linear):
     """peft's LoRA on a plain linear layer. One plain active adapter without dropout, on a frozen base, goes through
-    ``mdpo_kernels.lora_linear``; everything else through peft's forward."""
+    ``mdpo_kernels.lora_linear``; everything else, and whatever somebody watches or has replaced, through peft's forward."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = None if args or any(value is not None for value in kwargs.values()) else self._plain_adapter(x)
@@ -36,34 +36,42 @@ class FusedLoraLinear(Linear):
         if self.disable_adapters or self.merged or len(active) != 1:
             return None
         (name,) = active
-        dropout: Any = self.lora_dropout[name]
-        drops = not isinstance(dropout, nn.Identity) and self.training and getattr(dropout, "p", 1.0) > 0
         base, down, up = self._layers(name)
-        if drops or name in self.lora_variant or up.bias is not None:
+        dropout: Any = self.lora_dropout[name]
+        keeps = type(dropout) is nn.Identity or (type(dropout) is nn.Dropout and not (dropout.training and dropout.p))
+        plain = keeps and not _is_watched(dropout) and all(map(_is_plain, (base, down, up)))
+        if not plain or name in self.lora_variant or not isinstance(self.scaling[name], (int, float)):
             return None
-        return name if _is_plain(base) and self._fits(x, base.weight, down.weight) else None
+        frozen = not any(weight is not None and weight.requires_grad for weight in (base.weight, base.bias))
+        return name if frozen and up.bias is None and self._fits(x, base.weight, down.weight, up.weight) else None
 
-    def _fits(self, x: Tensor, weight: Tensor, adapter: Tensor) -> bool:
+    def _fits(self, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
         """Whether peft's products would run in the weight's dtype too."""
         if torch.is_autocast_enabled(x.device.type):
-            return weight.dtype == torch.get_autocast_dtype(x.device.type)
-        return x.dtype == weight.dtype == adapter.dtype
+            same = weight.dtype == torch.get_autocast_dtype(x.device.type)
+            return same and down.dtype in (weight.dtype, torch.float32) and up.dtype in (weight.dtype, torch.float32)
+        return x.dtype == weight.dtype == down.dtype == up.dtype
 
 
-def _is_plain(base: nn.Module) -> bool:
-    """Whether a layer is a frozen linear one that nobody watches or has sharded."""
-    hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-    if type(base) is not nn.Linear or hooks or hasattr(base, "_hf_hook"):
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is linear and nothing but that: not a subclass, its weight neither quantised nor sharded."""
+    if type(layer) is not nn.Linear or _is_watched(layer):
         return False
-    weights = [weight for weight in (base.weight, base.bias) if weight is not None]
-    return not any(weight.requires_grad or hasattr(weight, "device_mesh") for weight in weights)
+    return all(type(weight) in (nn.Parameter, Tensor) for weight in (layer.weight, layer.bias) if weight is not None)
 
 
-def _layer(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> FusedLoraLinear | None:
-    """None leaves a layer to peft's own dispatch: quantised ones are linear layers to Python too."""
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody's code runs when the module is called: a hook, or a forward put in the place of its own."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _layer(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> nn.Module | None:
+    """None leaves a layer to peft's own dispatch: other kinds of layers are linear to Python too."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if type(base) is not nn.Linear or kwargs.pop("parameter_name", None) is not None or config.fan_in_fan_out:
+    if config.fan_in_fan_out or kwargs.get("parameter_name") is not None or not _is_plain(base):
         return None
+    kwargs.pop("parameter_name", None)
     return FusedLoraLinear(target, adapter_name, config=config, **kwargs)
 
 
@@ -73,7 +81,12 @@ def fuse_lora(config: LoraConfig) -> LoraConfig:
 
     Trains the same adapter to rounding, and the same bits while B is zero; a row of a layer's output is written twice, not
     four times, and what is kept for the backward is no more. In the backward A and B get their gradients summed in float32.
+    A fused layer is differentiated once: a second derivative and forward mode raise NotImplementedError.
+
+    Raises ValueError for a config with custom modules of its own: peft asks one for each layer, the first that fits.
     """
+    if config._custom_modules:
+        raise ValueError("the config has custom modules of its own, which fuse_lora would hide; register one or the other")
     config = copy.deepcopy(config)
     config._register_custom_module({nn.Linear: _layer})  # pyright: ignore[reportArgumentType]  # called, like a class
     return config

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
@@ -134,29 +134,74 @@ def test_what_is_not_plain_is_peft_s(changes):
     assert torch.equal(*results)
 
 
-def test_a_layer_that_is_watched_or_trains_is_peft_s():
-    _, own = pair()
-    layer = fused(own)[0]
+def own_forward(module: nn.Module) -> None:
+    module.forward = lambda x: 0 * nn.functional.linear(x, module.weight)
+
+
+def another_kind(layer: FusedLoraLinear) -> None:
+    class Other(nn.Linear):
+        pass
+
+    layer.lora_A["default"].__class__ = Other
+
+
+CHANGES = {
+    "a hook on the base": lambda layer: layer.base_layer.register_forward_hook(lambda *args: None),
+    "a hook on A": lambda layer: layer.lora_A["default"].register_forward_hook(lambda *args: None),
+    "a hook in front of B": lambda layer: layer.lora_B["default"].register_forward_pre_hook(lambda *args: None),
+    "a hook on the dropout": lambda layer: layer.lora_dropout["default"].register_forward_hook(lambda *args: None),
+    "a backward hook on A": lambda layer: layer.lora_A["default"].register_full_backward_hook(lambda *args: None),
+    "another forward of the base": lambda layer: own_forward(layer.base_layer),
+    "another forward of B": lambda layer: own_forward(layer.lora_B["default"]),
+    "an A of another kind": another_kind,
+    "an A that is no layer": lambda layer: layer.lora_A.update({"default": nn.Sequential(layer.lora_A["default"])}),
+    "dropout that drops in a layer that does not train": lambda layer: layer.lora_dropout.update({"default": nn.Dropout(0.5)}),
+    "a scale that is a tensor": lambda layer: layer.scaling.update({"default": torch.tensor(2.0)}),
+    "a base that trains": lambda layer: layer.base_layer.weight.requires_grad_(),
+    "an adapter of another dtype": lambda layer: layer.lora_B["default"].double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_watched_replaced_or_trains_is_peft_s(change):
+    layer = fused(pair()[1])[0].eval()
     x = torch.zeros(1, layer.in_features)
     assert layer._plain_adapter(x) == "default"
-    handle = layer.base_layer.register_forward_hook(lambda *args: None)
+    CHANGES[change](layer)
     assert layer._plain_adapter(x) is None
-    handle.remove()
-    layer.base_layer.weight.requires_grad_()
-    assert layer._plain_adapter(x) is None
-    layer.base_layer.weight.requires_grad_(False)
+
+
+def test_dtypes_that_peft_would_cast_are_peft_s():
+    layer = fused(pair()[1])[0]
+    x = torch.zeros(1, layer.in_features)
     assert layer._plain_adapter(x.bfloat16()) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer._plain_adapter(x) is None  # peft would cast the weight
+        assert layer._plain_adapter(x) is None
+    layer = fused(pair(torch.bfloat16)[1])[0]
+    layer.lora_A["default"].half()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._plain_adapter(x.bfloat16()) is None
 
 
-def test_other_linear_layers_and_a_user_s_own_modules_are_left():
+class Quantised(Tensor):
+    """A linear layer's weight by another name, as torchao's are."""
+
+
+def test_other_linear_layers_are_left():
     class Own(nn.Linear):
         pass
 
-    model = nn.ModuleDict({"plain": nn.Linear(4, 4), "own": Own(4, 4)})
-    given = LoraConfig(target_modules=["plain", "own"])
-    adapted = get_peft_model(model, fuse_lora(given))
+    model = nn.ModuleDict({"plain": nn.Linear(4, 4), "own": Own(4, 4), "quantised": nn.Linear(4, 4)})
+    weight = model["quantised"].weight.detach().as_subclass(Quantised)
+    model["quantised"].weight = nn.Parameter(weight, requires_grad=False)
+    adapted = get_peft_model(model, fuse_lora(LoraConfig(target_modules=["plain", "own", "quantised"])))
     kinds = {name.rpartition(".")[2]: type(module) for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
-    assert kinds["plain"] is FusedLoraLinear and kinds["own"] is not FusedLoraLinear
-    assert given._custom_modules is None and copy.deepcopy(fuse_lora(given))._custom_modules
+    assert {name: kind is FusedLoraLinear for name, kind in kinds.items()} == {"plain": True, "own": False, "quantised": False}
+
+
+def test_custom_modules_of_the_user_are_not_hidden():
+    given = LoraConfig(target_modules=["plain"])
+    assert copy.deepcopy(fuse_lora(given))._custom_modules and given._custom_modules is None
+    given._register_custom_module({nn.Linear: FusedLoraLinear})
+    with pytest.raises(ValueError, match="custom modules of its own"):
+        fuse_lora(given)
