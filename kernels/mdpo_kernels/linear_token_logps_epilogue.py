@@ -52,6 +52,16 @@ def power_of_two(exponent):
 
 
 @triton.jit
+def shift_of(maximum, highest):
+    """2^(k − K), for a tile's maximum and its row's: exact where logits are logits. Where they are so large that k says less
+    than the maximum itself, by the maxima."""
+    exact = power_of_two(exponent_of(maximum) - exponent_of(highest))
+    by_maxima = (maximum - highest) * 1.4426950408889634 - fraction_of(maximum) + fraction_of(highest)
+    small = (tl.abs(maximum) < 1048576.0) & (tl.abs(highest) < 1048576.0)
+    return tl.where(small, exact, tl.exp2(by_maxima))
+
+
+@triton.jit
 def powers_kernel(
     hidden,  # (R, H)
     weight,  # (V, H)
@@ -141,7 +151,7 @@ def totals_kernel(
         inside = (tile < tiles) & (row < rows)[None, :]
         found = tl.load(maxima + tile * rows + row[None, :], mask=inside, other=float("-inf"))
         part = tl.load(totals + tile * rows + row[None, :], mask=inside, other=0.0)
-        shift = power_of_two(exponent_of(found) - exponent_of(highest)[None, :])
+        shift = shift_of(found, highest[None, :])
         total += tl.sum(part * shift, 0)
         tl.store(totals + tile * rows + row[None, :], shift, mask=inside)
     inside = row < rows

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from mdpo_kernels import backend
 from mdpo_kernels.linear_token_logps_epilogue import linear_token_logps_epilogue
 from tests.kernels.test_linear_token_logps import CASES, Case, eager, make, value_and_grads
 from tests.kernels.test_variants import MACHINE_CODE
@@ -35,6 +36,21 @@ def test_bf16_hidden_gradient_is_within_half_a_percent_at_any_p(lead: float, dev
     truth = value_and_grads(eager, doubled, targets, grad, False)["hidden"]
     found = value_and_grads(linear_token_logps_epilogue, tensors, targets, grad, False)["hidden"]
     assert relative_error(found[:-1], truth[:-1]) < 5e-3
+
+
+@pytest.mark.parametrize("size", [3.0, 1e3, 1048570.0, 1048576.0, 1.1e6, 8e6, -1.1e6, -8e6])
+def test_large_logits_in_different_tiles(size: float, device: torch.device) -> None:
+    """Three of 40 tokens, at size, size + 1 and size + 2, the others far below; a GPU's tiles hold all 40."""
+    bias = torch.full((40,), -3e7)
+    bias[[2, 20, 38]] = torch.tensor([size, size + 1, size + 2])
+    hidden, weight = torch.ones(3, 8), torch.zeros(40, 8)
+    targets = torch.tensor([2, 20, 38], device=device)
+    inputs = [tensor.to(device) for tensor in (hidden, weight, bias)]
+    found = linear_token_logps_epilogue(inputs[0], inputs[1], targets, bias=inputs[2])
+    truth = bias.double().log_softmax(0)[targets.cpu()]
+    # In the interpreter a product and its sum round apart, so that k is off by the rounding of log₂e · maximum.
+    apart = 2e-7 * abs(size) if backend.INTERPRETED and abs(size) < 1048576.0 else 0.0
+    assert (found.double().cpu() - truth).abs().max() < 1e-6 + apart
 
 
 INSPECT = (
