@@ -5,20 +5,26 @@ from mdpo_kernels import linear_token_logps, mdpo_loss, sequence_logps
 
 from . import reference
 from .attention import Segments, varlen_attention
-from .fused_loss import fused_linear_mdpo_loss, fused_mdpo_loss
+from .fused_loss import fused_linear_mdpo_loss, fused_linear_preference_loss, fused_mdpo_loss
 from .linear_token_logps import linear_token_logps
 from .lora_linear import lora_linear
-from .loss import MDPOLoss, mdpo_loss, sequence_logps
+from .loss import MDPOLoss, PreferenceLoss, mdpo_loss, preference_loss, sequence_logps
+from .terms import Term, mdpo_terms
 from .token_logps import token_logps
 
 __all__ = [
     "MDPOLoss",
+    "PreferenceLoss",
     "Segments",
+    "Term",
     "fused_linear_mdpo_loss",
+    "fused_linear_preference_loss",
     "fused_mdpo_loss",
     "linear_token_logps",
     "lora_linear",
     "mdpo_loss",
+    "mdpo_terms",
+    "preference_loss",
     "reference",
     "sequence_logps",
     "token_logps",

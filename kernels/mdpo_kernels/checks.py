@@ -7,7 +7,7 @@ break the graph, it becomes an assertion on the device.
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,13 @@ def check_vector(name: str, value: Tensor, *, floating: bool, length: int | None
         raise ValueError(f"{name} is {describe(value)}; expected {length} entries, one for each row")
 
 
-def check_branch_logps(name: str, value: Tensor, *, examples: int | None = None) -> None:
-    """`value` is (3, B), floating; with `examples`, B is that many."""
-    check_tensor(name, value, "(3, B)", FLOATING)
-    if value.shape[0] != 3 or (examples is not None and value.shape[1] != examples):
-        expected = "(3, B)" if examples is None else f"(3, {examples})"
-        raise ValueError(f"{name} is {describe(value)}; expected {expected}: chosen, rejected, image_rejected")
+def check_branch_logps(name: str, value: Tensor, *, branches: Sequence[str], examples: int | None = None) -> None:
+    """`value` is (K, B), floating, for K `branches`; with `examples`, B is that many."""
+    count = len(branches)
+    check_tensor(name, value, f"({count}, B)", FLOATING)
+    if value.shape[0] != count or (examples is not None and value.shape[1] != examples):
+        expected = f"({count}, {'B' if examples is None else examples})"
+        raise ValueError(f"{name} is {describe(value)}; expected {expected}: {', '.join(branches)}")
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
@@ -72,17 +73,34 @@ def check_values(name: str, condition: Tensor, what_is_wrong: Callable[[], str])
         torch._assert_async(condition, f"{name} {what_is_wrong()}")
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, examples: int | None = None) -> None:
-    """`cu_seqlens` is (S + 1,), integer, non-decreasing from 0 to `rows`; with `examples`, S = 3 · examples."""
+def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, branches: int = 1, examples: int | None = None) -> None:
+    """`cu_seqlens` is (S + 1,), integer, non-decreasing from 0 to `rows`; with `examples`, S = branches · examples."""
     check_tensor("cu_seqlens", cu_seqlens, "(S + 1,)", INTEGER)
     if cu_seqlens.shape[0] < 1:
         raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; expected at least 1 entry")
-    if examples is not None and cu_seqlens.shape[0] != 3 * examples + 1:
+    if examples is not None and cu_seqlens.shape[0] != branches * examples + 1:
         raise ValueError(
-            f"cu_seqlens is {describe(cu_seqlens)}; expected 3·{examples} + 1 entries for {examples} examples"
+            f"cu_seqlens is {describe(cu_seqlens)}; expected {branches}·{examples} + 1 entries for {examples} examples"
         )
     fits = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == rows) & (cu_seqlens.diff() >= 0).all()
     check_values("cu_seqlens", fits, lambda: f"does not run from 0 to the {rows} rows without decreasing")
+
+
+def check_sequences(
+    logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, branches: Sequence[str]
+) -> None:
+    """Token log-probs (N,), the bounds of their sequences, K branches by B examples, and (K, B), where there is a reference,
+    fit one another."""
+    count = len(branches)
+    if reference is None:
+        check_tensor("cu_seqlens", cu_seqlens, "(S + 1,)", INTEGER)
+        if cu_seqlens.shape[0] % count != 1 % count:
+            raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; expected {count}·B + 1 entries for B examples")
+    else:
+        check_branch_logps("reference", reference, branches=branches)
+    examples = (cu_seqlens.shape[0] - 1) // count if reference is None else reference.shape[1]
+    check_cu_seqlens(cu_seqlens, rows=logps.shape[0], branches=count, examples=examples)
+    check_same_device(logps=logps, cu_seqlens=cu_seqlens, reference=reference)
 
 
 def is_finite(*values: object) -> bool:

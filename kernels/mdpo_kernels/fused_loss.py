@@ -1,13 +1,14 @@
-"""fused_mdpo_loss and fused_linear_mdpo_loss: from logits, or hidden states and the head, to the mDPO loss in one call.
+"""fused_linear_preference_loss and mDPO's own: from logits, or hidden states and the head, to the loss in one call.
 
-Shapes: N scored rows, B examples; a (3, B) tensor holds the branches chosen, rejected, image_rejected, and sequence
-branch·B + example is the rows cu_seqlens[branch·B + example] … cu_seqlens[branch·B + example + 1] − 1.
+Shapes: N scored rows, B examples, K branches, T terms; sequence branch·B + example is the rows
+cu_seqlens[branch·B + example] … cu_seqlens[branch·B + example + 1] − 1.
 
 Log-probs come from token_logps or linear_token_logps. One small kernel turns them into each example's loss and into
-the slopes dL/d logp of its three sequences; in the backward the slopes, spread over the rows, scale the one gradient
-that the log-probs' backward writes. The formulas are those of loss.py.
+the slopes dL/d logp of its K sequences; in the backward the slopes, spread over the rows, scale the one gradient
+that the log-probs' backward writes. What the terms say: terms.py.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,108 +16,154 @@ import torch
 from torch import Tensor
 
 from .backend import tl, triton, use_triton
-from .checks import check_branch_logps, check_cu_seqlens, check_same_device
+from .checks import check_same_device, check_sequences
 from .derivatives import differentiable_once, refuse_forward_mode
 from .linear_token_logps import linear_token_logps
-from .loss import BRANCHES, MDPOLoss, check_options, examples_to_divide_by
+from .loss import MDPOLoss, PreferenceLoss, check_options, examples_to_divide_by
 from .online_softmax import log_sigmoid
 from .reference import loss_of_logps as reference_loss_of_logps
+from .terms import BRANCHES, LINEAR, SQUARE, Matrix, Term, matrix_of, mdpo_terms
 from .token_logps import token_logps
 
-TERMS = ("response_preference", "image_preference", *("anchor_" + branch for branch in BRANCHES))
+_SQUARE, _LINEAR = tl.constexpr(SQUARE), tl.constexpr(LINEAR)
 
 
 @triton.jit
-def _reward(logps, cu_seqlens, reference, sequence, beta, BLOCK: tl.constexpr):
-    """β(π − ρ) of a sequence and whether there is one; 0 where there is none, so that no NaN enters any arithmetic."""
-    start = tl.load(cu_seqlens + sequence).to(tl.int64)
-    end = tl.load(cu_seqlens + sequence + 1).to(tl.int64)
-    lanes = tl.zeros((BLOCK,), tl.float64)
-    first = start
-    while first < end:
+def _rewards(
+    logps, cu_seqlens, reference, sequences, exists, beta, LANES: tl.constexpr, REFERENCE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """β(π − ρ) of a lane's sequence, whether there is one, and what a token's log-prob counts; 0 where there is none, so that
+    no NaN enters any arithmetic."""
+    start = tl.load(cu_seqlens + sequences, mask=exists, other=0).to(tl.int64)
+    end = tl.load(cu_seqlens + sequences + 1, mask=exists, other=0).to(tl.int64)
+    lengths = end - start
+    longest = tl.max(lengths, 0)
+    sums = tl.zeros((LANES, BLOCK), tl.float64)
+    first = longest * 0
+    while first < longest:
         row = first + tl.arange(0, BLOCK)
-        lanes += tl.load(logps + row, mask=row < end, other=0.0).to(tl.float64)
+        inside = row[None, :] < lengths[:, None]
+        sums += tl.load(logps + start[:, None] + row[None, :], mask=inside, other=0.0).to(tl.float64)
         first += BLOCK
-    policy = tl.sum(lanes, 0).to(tl.float32)
-    frozen = tl.load(reference + sequence).to(tl.float32)
-    # A policy that has gone NaN is not an absent branch: its loss has to be NaN.
-    present = (end > start) & (frozen == frozen)
-    return tl.where(present, beta * (policy - frozen), 0.0), present
+    policy = tl.sum(sums, 1).to(tl.float32)
+    present = lengths > 0
+    share = tl.where(present, 1.0, 0.0)
+    if REFERENCE:
+        frozen = tl.load(reference + sequences, mask=exists, other=0.0).to(tl.float32)
+        # A policy that has gone NaN is not an absent branch: its loss has to be NaN.
+        present = present & (frozen == frozen)
+        policy -= frozen
+    else:
+        share = share / tl.where(present, lengths, 1).to(tl.float32)
+        policy *= share
+    return tl.where(present, beta * policy, 0.0), present, share
 
 
 @triton.jit
-def _term(terms, position, argument, used):
-    """Stores −log σ(argument), or 0 where a branch is missing; → its value and its slope in the argument."""
-    log_probability, rest = log_sigmoid(argument)
-    value = tl.where(used, -log_probability, 0.0)
-    tl.store(terms + position, value)
-    return value, tl.where(used, -rest, 0.0)
+def _row(matrix, rewards, present, lane, offset, ROW: tl.constexpr, BRANCHES: tl.constexpr):
+    """A row's coefficients by lane, its argument u, and whether all of its branches are there."""
+    factors = tl.zeros_like(rewards)
+    for branch in tl.static_range(BRANCHES):
+        factors = tl.where(lane == branch, matrix[ROW * BRANCHES + branch], factors)
+    # A reward of NaN belongs to the rows that read it.
+    argument = tl.sum(tl.where(factors != 0.0, factors * rewards, 0.0), 0) - offset
+    return factors, argument, tl.min(tl.where((factors == 0.0) | present, 1, 0), 0) == 1
+
+
+@triton.jit
+def _one_row(matrix, rewards, present, lane, offset, ROW: tl.constexpr, LINK: tl.constexpr, BRANCHES: tl.constexpr):
+    """A term of one row: its value, its slopes in the rewards, and whether all of its branches are there."""
+    factors, argument, used = _row(matrix, rewards, present, lane, offset, ROW, BRANCHES)
+    if LINK == _SQUARE:
+        value = argument * argument
+        slope = 2.0 * argument
+    elif LINK == _LINEAR:
+        value = -argument
+        slope = argument * 0.0 - 1.0
+    else:
+        log_probability, rest = log_sigmoid(argument)
+        value = -log_probability
+        slope = -rest
+    # Not slope · 0: a slope of NaN belongs to its own branches.
+    return value, tl.where(factors != 0.0, slope * factors, 0.0), used
+
+
+@triton.jit
+def _several_rows(matrix, rewards, present, lane, offset, FIRST: tl.constexpr, SIZE: tl.constexpr, BRANCHES: tl.constexpr):
+    """As `_one_row`, of log(1 + Σ exp(−u)), whose slopes are −exp(−u) / (1 + Σ exp(−u)); by the largest of 0 and all −u."""
+    _, argument, used = _row(matrix, rewards, present, lane, offset, FIRST, BRANCHES)
+    highest = tl.maximum(-argument, 0.0)
+    for row in tl.static_range(1, SIZE):
+        _, argument, there = _row(matrix, rewards, present, lane, offset, FIRST + row, BRANCHES)
+        highest = tl.maximum(highest, -argument)
+        used = used & there
+    total = tl.exp(-highest)
+    for row in tl.static_range(SIZE):
+        _, argument, _ = _row(matrix, rewards, present, lane, offset, FIRST + row, BRANCHES)
+        total += tl.exp(-argument - highest)
+    slopes = tl.zeros_like(rewards)
+    for row in tl.static_range(SIZE):
+        factors, argument, _ = _row(matrix, rewards, present, lane, offset, FIRST + row, BRANCHES)
+        slopes += tl.where(factors != 0.0, -tl.exp(-argument - highest) / total * factors, 0.0)
+    return highest + tl.log(total), slopes, used
 
 
 @triton.jit(do_not_specialize=["examples"])
-def mdpo_loss_fwd_kernel(
+def preference_loss_fwd_kernel(
     logps,  # (N,) float32
-    cu_seqlens,  # (3B + 1,)
-    reference,  # (3, B)
+    cu_seqlens,  # (K·B + 1,)
+    reference,  # (K, B); anything without REFERENCE
+    betas,  # (B,); anything unless ITS_OWN_BETA
     losses,  # (B,) float32, out
-    rewards,  # (3, B) float32, out; NaN for an absent branch
-    terms,  # (5, B) float32, out, in the order of TERMS; a term that was not asked for is left alone
-    slopes,  # (3, B) float32, out: dL/d logp of each sequence
+    rewards_out,  # (K, B) float32, out; NaN for an absent branch
+    terms,  # (T, B) float32, out
+    slopes_out,  # (K, B) float32, out: dL/d logp of each token of each sequence
     examples,
     beta,
-    offset_chosen,
-    offset_rejected,
-    offset_image_rejected,
-    CONDITIONAL: tl.constexpr,
-    ANCHOR_CHOSEN: tl.constexpr,
-    ANCHOR_REJECTED: tl.constexpr,
-    ANCHOR_IMAGE_REJECTED: tl.constexpr,
+    matrix,  # K coefficients of each row of each term
+    term_weights,
+    term_offsets,
+    BRANCHES: tl.constexpr,
+    LANES: tl.constexpr,
+    LINKS: tl.constexpr,
+    SIZES: tl.constexpr,
+    STARTS: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    ITS_OWN_BETA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     example = tl.program_id(0)
-    rejected = examples + example
-    image_rejected = 2 * examples + example
-    reward_c, has_c = _reward(logps, cu_seqlens, reference, example, beta, BLOCK)
-    reward_r, has_r = _reward(logps, cu_seqlens, reference, rejected, beta, BLOCK)
-    reward_i, has_i = _reward(logps, cu_seqlens, reference, image_rejected, beta, BLOCK)
-
-    loss, slope = _term(terms, example, reward_c - reward_r, has_c & has_r)
-    slope_c = slope
-    slope_r = -slope
-    slope_i = beta * 0.0  # not slope * 0: a slope of NaN belongs to its own two branches
-    if CONDITIONAL:
-        value, slope = _term(terms, examples + example, reward_c - reward_i, has_c & has_i)
+    lane = tl.arange(0, LANES)
+    exists = lane < BRANCHES
+    sequences = lane * examples + example
+    if ITS_OWN_BETA:
+        beta = tl.load(betas + example).to(tl.float32)
+    rewards, present, share = _rewards(logps, cu_seqlens, reference, sequences, exists, beta, LANES, REFERENCE, BLOCK)
+    loss = beta * 0.0
+    slopes = tl.zeros((LANES,), tl.float32)
+    for term in tl.static_range(len(LINKS)):
+        offset, weight = term_offsets[term], term_weights[term]
+        if SIZES[term] > 1:
+            value, slope, used = _several_rows(
+                matrix, rewards, present, lane, offset, STARTS[term], SIZES[term], BRANCHES
+            )
+        else:
+            value, slope, used = _one_row(matrix, rewards, present, lane, offset, STARTS[term], LINKS[term], BRANCHES)
+        slopes += tl.where(used, weight * slope, 0.0)
+        value = tl.where(used, weight * value, 0.0)
+        tl.store(terms + term * examples + example, value)
         loss += value
-        slope_c += slope
-        slope_i -= slope
-    if ANCHOR_CHOSEN:
-        value, slope = _term(terms, 2 * examples + example, reward_c - offset_chosen, has_c)
-        loss += value
-        slope_c += slope
-    if ANCHOR_REJECTED:
-        value, slope = _term(terms, 3 * examples + example, offset_rejected - reward_r, has_r)
-        loss += value
-        slope_r -= slope
-    if ANCHOR_IMAGE_REJECTED:
-        value, slope = _term(terms, 4 * examples + example, offset_image_rejected - reward_i, has_i)
-        loss += value
-        slope_i -= slope
 
     tl.store(losses + example, loss)
-    absent = float("nan")
-    tl.store(rewards + example, tl.where(has_c, reward_c, absent))
-    tl.store(rewards + rejected, tl.where(has_r, reward_r, absent))
-    tl.store(rewards + image_rejected, tl.where(has_i, reward_i, absent))
-    tl.store(slopes + example, beta * slope_c)
-    tl.store(slopes + rejected, beta * slope_r)
-    tl.store(slopes + image_rejected, beta * slope_i)
+    tl.store(rewards_out + sequences, tl.where(present, rewards, float("nan")), mask=exists)
+    tl.store(slopes_out + sequences, beta * slopes * share, mask=exists)
 
 
 @triton.jit(do_not_specialize=["examples"])
-def mdpo_loss_bwd_kernel(
+def preference_loss_bwd_kernel(
     grad_losses,  # (B,) float32
-    slopes,  # (3, B) float32
-    cu_seqlens,  # (3B + 1,)
+    slopes,  # (K, B) float32
+    cu_seqlens,  # (K·B + 1,)
     grad_logps,  # (N,) float32, out
     examples,
     BLOCK: tl.constexpr,
@@ -132,46 +179,53 @@ def mdpo_loss_bwd_kernel(
         first += BLOCK
 
 
-@torch.library.custom_op("mdpo_kernels::mdpo_loss", mutates_args=())
+@torch.library.custom_op("mdpo_kernels::preference_loss", mutates_args=())
 def _forward(
     logps: Tensor,
     cu_seqlens: Tensor,
-    reference: Tensor,
+    reference: Tensor | None,
+    betas: Tensor | None,
     beta: float,
-    conditional: bool,
-    anchored: list[bool],
+    branches: int,
+    links: list[int],
+    sizes: list[int],
+    coefficients: list[float],
+    weights: list[float],
     offsets: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """→ losses (B,), rewards (3, B), terms (5, B), slopes (3, B), all float32; anchored and offsets are by branch."""
-    losses, rewards, terms, slopes = _allocate_outputs(reference)
+    """→ losses (B,), rewards (K, B), terms (T, B), slopes (K, B), all float32. betas: (B,), in place of beta."""
+    losses, rewards, terms, slopes = _allocate_outputs(cu_seqlens, branches, len(links))
+    starts = itertools.accumulate(sizes[:-1], initial=0)
     if losses.shape[0]:
         with torch.cuda.device_of(logps):
-            mdpo_loss_fwd_kernel[losses.shape](
-                logps, cu_seqlens, reference, losses, rewards, terms, slopes, losses.shape[0], beta, *offsets,
-                conditional, *anchored, BLOCK=256,
+            preference_loss_fwd_kernel[losses.shape](
+                logps, cu_seqlens, losses if reference is None else reference, losses if betas is None else betas,
+                losses, rewards, terms, slopes, losses.shape[0], beta, tuple(coefficients), tuple(weights), tuple(offsets),
+                branches, triton.next_power_of_2(branches), tuple(links), tuple(sizes), tuple(starts),
+                reference is not None, betas is not None, BLOCK=256,
             )  # fmt: skip
     return losses, rewards, terms, slopes
 
 
-def _allocate_outputs(reference: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    examples = reference.shape[1]
-    losses = torch.empty(examples, dtype=torch.float32, device=reference.device)
-    rewards, slopes = losses.new_empty((3, examples)), losses.new_empty((3, examples))
-    return losses, rewards, losses.new_zeros((len(TERMS), examples)), slopes
+def _allocate_outputs(cu_seqlens: Tensor, branches: int, terms: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    examples = (cu_seqlens.shape[0] - 1) // branches
+    losses = torch.empty(examples, dtype=torch.float32, device=cu_seqlens.device)
+    rewards, slopes = losses.new_empty((branches, examples)), losses.new_empty((branches, examples))
+    return losses, rewards, losses.new_empty((terms, examples)), slopes
 
 
 @_forward.register_fake
-def _(logps, cu_seqlens, reference, beta, conditional, anchored, offsets):
-    return _allocate_outputs(reference)
+def _(logps, cu_seqlens, reference, betas, beta, branches, links, sizes, coefficients, weights, offsets):
+    return _allocate_outputs(cu_seqlens, branches, len(links))
 
 
-@torch.library.custom_op("mdpo_kernels::mdpo_loss_backward", mutates_args=())
+@torch.library.custom_op("mdpo_kernels::preference_loss_backward", mutates_args=())
 def _backward(grad_losses: Tensor, slopes: Tensor, cu_seqlens: Tensor, rows: int) -> Tensor:
     """→ the log-probs' gradient (N,) float32."""
     grad_logps = torch.empty(rows, dtype=torch.float32, device=slopes.device)
     if slopes.numel():
         with torch.cuda.device_of(slopes):
-            mdpo_loss_bwd_kernel[(slopes.numel(),)](
+            preference_loss_bwd_kernel[(slopes.numel(),)](
                 grad_losses.contiguous(), slopes, cu_seqlens, grad_logps, slopes.shape[1], BLOCK=256
             )
     return grad_logps
@@ -192,11 +246,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_losses is None:
-        return (None,) * 7
+        return (None,) * 11
     slopes, cu_seqlens, logps = ctx.saved_tensors
     with torch.no_grad():
         found = _backward(grad_losses, slopes, cu_seqlens, logps.shape[0])
-    return differentiable_once("fused_mdpo_loss", found, logps, grad_losses), *(None,) * 6
+    return differentiable_once("fused_linear_preference_loss", found, logps, grad_losses), *(None,) * 10
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -205,46 +259,37 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def _loss_of_logps(
     logps: Tensor,
     cu_seqlens: Tensor,
-    reference: Tensor,
-    beta: float,
-    anchor: float | Sequence[float],
-    conditional: bool,
-    anchors: Sequence[str],
+    reference: Tensor | None,
+    matrix: Matrix,
+    beta: float | Tensor,
     num_examples: int | None,
-) -> MDPOLoss:
+) -> PreferenceLoss:
     """Token log-probs (N,) → the loss."""
-    check_branch_logps("reference", reference)
-    check_cu_seqlens(cu_seqlens, rows=logps.shape[0], examples=reference.shape[1])
-    check_same_device(logps=logps, cu_seqlens=cu_seqlens, reference=reference)
     if not use_triton(logps):
-        return reference_loss_of_logps(
-            logps,
-            cu_seqlens,
-            reference,
-            beta=beta,
-            anchor=anchor,
-            conditional=conditional,
-            anchors=anchors,
-            num_examples=num_examples,
-        )
-    anchor_terms = check_options(beta, anchor, anchors, num_examples)
-    refuse_forward_mode("fused_mdpo_loss", logps)
-    offsets = {term.row: term.offset for term in anchor_terms}
+        return reference_loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
+    check_sequences(logps, cu_seqlens, reference, matrix.branches)
+    check_options(beta, (cu_seqlens.shape[0] - 1) // len(matrix.branches), num_examples)
+    betas = beta.detach().contiguous() if isinstance(beta, Tensor) else None
+    check_same_device(logps=logps, beta=betas)
+    refuse_forward_mode("fused_linear_preference_loss", logps)
     losses, rewards, values, _ = _forward(
         logps,
         cu_seqlens.contiguous(),
-        reference.detach().contiguous(),
-        beta,
-        conditional,
-        [row in offsets for row in range(3)],
-        [offsets.get(row, 0.0) for row in range(3)],
+        None if reference is None else reference.detach().contiguous(),
+        betas,
+        0.0 if isinstance(beta, Tensor) else beta,
+        len(matrix.branches),
+        list(matrix.links),
+        list(matrix.sizes),
+        list(matrix.coefficients),
+        list(matrix.weights),
+        list(matrix.offsets),
     )
-    asked_for = [0, *([1] if conditional else []), *(2 + term.row for term in anchor_terms)]
-    return MDPOLoss(
+    return PreferenceLoss(
         loss=losses.sum() / examples_to_divide_by(losses.shape[0], num_examples),
         losses=losses,
         rewards=rewards,
-        terms={TERMS[position]: values[position] for position in asked_for},
+        terms=dict(zip(matrix.names, values.unbind(), strict=True)),
     )
 
 
@@ -275,7 +320,8 @@ def fused_mdpo_loss(
     `mdpo_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
     """
     logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
-    return _loss_of_logps(logps, cu_seqlens, reference, beta, anchor, conditional, anchors, num_examples)
+    terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
+    return _loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, BRANCHES), beta, num_examples)
 
 
 def fused_linear_mdpo_loss(
@@ -315,4 +361,48 @@ def fused_linear_mdpo_loss(
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
     )
-    return _loss_of_logps(logps, cu_seqlens, reference, beta, anchor, conditional, anchors, num_examples)
+    terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
+    return _loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, BRANCHES), beta, num_examples)
+
+
+def fused_linear_preference_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    reference: Tensor | None,
+    terms: Sequence[Term],
+    *,
+    branches: Sequence[str],
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    max_workspace_bytes: int = 256 * 2**20,
+    beta: float | Tensor = 0.1,
+    num_examples: int | None = None,
+) -> PreferenceLoss:
+    """The loss of `terms`, of B examples with K branches, from the hidden states of their scored rows.
+
+    hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
+    cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second and so on.
+        An empty sequence is a branch that the example does not have.
+    reference: (K, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient. None:
+        rewards are β times the mean log-prob of a sequence's tokens.
+    terms, branches, beta, num_examples: as in `preference_loss`.
+
+    Returns a `PreferenceLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as `linear_token_logps` and
+    `preference_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
+    """
+    matrix = matrix_of(terms, branches)
+    logps = linear_token_logps(
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        scale=scale,
+        max_workspace_bytes=max_workspace_bytes,
+    )
+    return _loss_of_logps(logps, cu_seqlens, reference, matrix, beta, num_examples)

@@ -1,39 +1,32 @@
-"""From sequence log-probs to the mDPO loss, in plain PyTorch.
+"""From sequence log-probs to a preference loss, in plain PyTorch; mDPO's is the one of the terms `mdpo_terms`.
 
-Shapes: N scored rows, S sequences, B examples; a (3, B) tensor holds the branches chosen, rejected, image_rejected.
-
-With Δx = β(π_x − ρ_x) for the branches x (π policy, ρ reference), an example's loss is the sum of
-
-    response_preference         −log σ(Δchosen − Δrejected)           DPO (Rafailov et al. 2023, eq. 7)
-    image_preference            −log σ(Δchosen − Δimage_rejected)     CoPO (mDPO, Wang et al. 2024, section 3)
-    anchor_x, for x in anchors  −log σ(s·(Δx − δx))                   AncPO; s = +1 for chosen, −1 for the others
+Shapes: N scored rows, S sequences, B examples, K branches, T terms. What the terms say: terms.py.
 
 A branch that an example does not have drops every term that uses it; the mean stays over examples.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_branch_logps, check_cu_seqlens, check_positive, check_same_device, check_vector, is_finite
-
-BRANCHES = ("chosen", "rejected", "image_rejected")
-CHOSEN, REJECTED, IMAGE_REJECTED = range(3)
+from .checks import check_branch_logps, check_cu_seqlens, check_positive, check_same_device, check_values, check_vector
+from .terms import BRANCHES, LINEAR, SQUARE, Matrix, Term, matrix_of, mdpo_terms
 
 
 @dataclass(frozen=True)
-class MDPOLoss:
+class PreferenceLoss:
     """What one call of a loss gives back. The dtype is float32, or float64 where the inputs were.
 
     loss: (), the sum of `losses` over `num_examples` (or B); carries the gradient.
     losses: (B,), each example's terms added up; carries the gradient too.
-    rewards: (3, B), β(π − ρ), detached; NaN for a branch that the example does not have.
-    terms: (B,) for each term that was asked for, by name; 0 where an example lacks a branch of the term. Detached.
+    rewards: (K, B), β(π − ρ), detached; NaN for a branch that the example does not have.
+    terms: (B,) for each term by its name, weighted; 0 where an example lacks a branch of the term. Detached.
     """
 
     loss: Tensor
@@ -42,12 +35,8 @@ class MDPOLoss:
     terms: dict[str, Tensor]
 
 
-class Anchor(NamedTuple):
-    """One anchor term, −log σ(sign·(Δ − offset)), on row `row` of the (3, B) tensors; `offset` is in reward units."""
-
-    row: int
-    sign: float
-    offset: float
+# Of mDPO's three branches and terms.
+MDPOLoss = PreferenceLoss
 
 
 class _SequenceSums(torch.autograd.Function):
@@ -90,6 +79,35 @@ def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor) -> Tensor:
     return sums.to(result_dtype(token_logps))
 
 
+def preference_loss(
+    policy: Tensor,
+    reference: Tensor | None,
+    terms: Sequence[Term],
+    *,
+    branches: Sequence[str],
+    beta: float | Tensor = 0.1,
+    num_examples: int | None = None,
+) -> PreferenceLoss:
+    """The loss of B examples from the summed log-probs of their K branches.
+
+    policy, reference: (K, B), floating, in the order of `branches`; NaN in either marks a branch that the example does not
+        have. No gradient flows into `reference`. Without one (None) rewards are β·policy: give log-probs per token.
+    terms: of the objective. branches: their names.
+    beta: β > 0, a number or (B,), one for each example.
+    num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
+
+    policy == reference gives rewards of exactly 0. Raises ValueError for shapes, devices, terms or options that do not fit.
+    Can be differentiated twice.
+    """
+    matrix = matrix_of(terms, branches)
+    check_branch_logps("policy", policy, branches=branches)
+    if reference is not None:
+        check_branch_logps("reference", reference, branches=branches, examples=policy.shape[1])
+    check_same_device(policy=policy, reference=reference, beta=beta if isinstance(beta, Tensor) else None)
+    present = ~policy.isnan() if reference is None else ~(policy.isnan() | reference.isnan())
+    return loss_of_branches(policy, reference, present, matrix, beta=beta, num_examples=num_examples)
+
+
 def mdpo_loss(
     policy: Tensor,
     reference: Tensor,
@@ -111,78 +129,76 @@ def mdpo_loss(
     policy == reference gives rewards and margins of exactly 0, so log 2 a term. Raises ValueError for shapes, devices
     or options that do not fit. Can be differentiated twice.
     """
-    check_branch_logps("policy", policy)
-    check_branch_logps("reference", reference, examples=policy.shape[1])
-    check_same_device(policy=policy, reference=reference)
-    present = ~(policy.isnan() | reference.isnan())
-    return loss_of_branches(
-        policy,
-        reference,
-        present,
-        beta=beta,
-        anchor=anchor,
-        conditional=conditional,
-        anchors=anchors,
-        num_examples=num_examples,
-    )
+    check_positive("beta", beta)
+    terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
+    return preference_loss(policy, reference, terms, branches=BRANCHES, beta=beta, num_examples=num_examples)
 
 
 def loss_of_branches(
     policy: Tensor,
-    reference: Tensor,
+    reference: Tensor | None,
     present: Tensor,
+    matrix: Matrix,
     *,
-    beta: float = 0.1,
-    anchor: float | Sequence[float] = 0.0,
-    conditional: bool = True,
-    anchors: Sequence[str] = ("chosen",),
-    num_examples: int | None = None,
-) -> MDPOLoss:
-    """`mdpo_loss` where `present`, (3, B) bool, says which branches there are: a NaN of a present one stays a NaN."""
-    anchor_terms = check_options(beta, anchor, anchors, num_examples)
+    beta: float | Tensor,
+    num_examples: int | None,
+) -> PreferenceLoss:
+    """`preference_loss` where `present`, (K, B) bool, says which branches there are: a NaN of a present one stays a NaN."""
+    check_options(beta, policy.shape[1], num_examples)
     # NaN is replaced before it enters any arithmetic: a NaN that is masked afterwards still poisons the gradient.
-    dtype = result_dtype(policy, reference)
-    ratio = policy.to(dtype).where(present, 0) - reference.detach().to(dtype).where(present, 0)
-    rewards = beta * ratio
+    dtype = result_dtype(policy, *([] if reference is None else [reference]))
+    ratio = policy.to(dtype).where(present, 0)
+    if reference is not None:
+        ratio = ratio - reference.detach().to(dtype).where(present, 0)
+    rewards = (beta.detach().to(dtype) if isinstance(beta, Tensor) else beta) * ratio
 
-    def preference(worse: int) -> Tensor:
-        used = present[CHOSEN] & present[worse]
-        return (-F.logsigmoid(rewards[CHOSEN] - rewards[worse])).where(used, 0)
-
-    terms = {"response_preference": preference(REJECTED)}
-    if conditional:
-        terms["image_preference"] = preference(IMAGE_REJECTED)
-    for row, sign, offset in anchor_terms:
-        terms["anchor_" + BRANCHES[row]] = (-F.logsigmoid(sign * (rewards[row] - offset))).where(present[row], 0)
-    losses = torch.stack(list(terms.values())).sum(0)
-    return MDPOLoss(
+    values = {}
+    each = zip(matrix.names, matrix.links, matrix.rows, matrix.weights, matrix.offsets, strict=True)
+    for name, link, rows, weight, offset in each:
+        used = functools.reduce(torch.logical_and, (present[branch] for row in rows for branch, _ in row))
+        value = _linked(link, [_weighted_sum(rewards, row, offset) for row in rows])
+        values[name] = (value if weight == 1 else weight * value).where(used, 0)
+    losses = torch.stack(list(values.values())).sum(0)
+    return PreferenceLoss(
         loss=losses.sum() / examples_to_divide_by(policy.shape[1], num_examples),
         losses=losses,
         rewards=rewards.detach().where(present, math.nan),
-        terms={name: value.detach() for name, value in terms.items()},
+        terms={name: value.detach() for name, value in values.items()},
     )
 
 
-def check_options(
-    beta: float, anchor: float | Sequence[float], anchors: Sequence[str], num_examples: int | None
-) -> tuple[Anchor, ...]:
-    """Checks the options of a loss and pairs each anchored branch with its offset; ValueError names what is wrong."""
-    check_positive("beta", beta)
+def _weighted_sum(rewards: Tensor, row: list[tuple[int, float]], offset: float) -> Tensor:
+    """Σ_b C_b·Δ_b − offset, (B,). By sums alone where coefficients are ±1, so that it rounds as a difference does."""
+    (first, coefficient), *others = row
+    total = rewards[first] if coefficient == 1 else coefficient * rewards[first]
+    for branch, coefficient in others:
+        if abs(coefficient) == 1:
+            total = total + rewards[branch] if coefficient == 1 else total - rewards[branch]
+        else:
+            total = total + coefficient * rewards[branch]
+    return total - offset if offset else total
+
+
+def _linked(link: int, arguments: Sequence[Tensor]) -> Tensor:
+    """The link of a term's rows, (B,) each."""
+    if link == SQUARE:
+        return arguments[0].square()
+    if link == LINEAR:
+        return -arguments[0]
+    if len(arguments) == 1:
+        return -F.logsigmoid(arguments[0])
+    return torch.stack([torch.zeros_like(arguments[0]), *(-argument for argument in arguments)]).logsumexp(0)
+
+
+def check_options(beta: float | Tensor, examples: int, num_examples: int | None) -> None:
+    """Raises ValueError where β is neither a number above 0 nor one for each of the examples, and for a count that is none."""
+    if isinstance(beta, Tensor):
+        check_vector("beta", beta, floating=True, length=examples)
+        check_values("beta", ((beta > 0) & beta.isfinite()).all(), lambda: "holds a value that is not finite and above 0")
+    else:
+        check_positive("beta", beta)
     if num_examples is not None:
         check_positive("num_examples", num_examples, ", or None for the batch's own")
-    if isinstance(anchors, str):
-        raise ValueError(f"anchors is the string {anchors!r}; expected a sequence of names, as in ({anchors!r},)")
-    if not isinstance(anchors, Sequence):
-        raise ValueError(f"anchors is {anchors!r}; expected a sequence of names out of {BRANCHES}")
-    unknown = [name for name in anchors if name not in BRANCHES]
-    if unknown or len(set(anchors)) != len(anchors):
-        raise ValueError(f"anchors is {anchors!r}; expected names out of {BRANCHES}, each at most once")
-    given = list(anchor) if isinstance(anchor, Sequence) else [anchor] * len(anchors)
-    if not is_finite(*given) or len(given) != len(anchors) or not (isinstance(anchor, Sequence) or is_finite(anchor)):
-        raise ValueError(f"anchor is {anchor!r}; expected a finite number, or one for each of anchors={anchors!r}")
-    offsets = [float(offset) for offset in given]
-    rows = [BRANCHES.index(name) for name in anchors]
-    return tuple(Anchor(row, 1.0 if row == CHOSEN else -1.0, offset) for row, offset in zip(rows, offsets, strict=True))
 
 
 def examples_to_divide_by(examples: int, num_examples: int | None) -> int:

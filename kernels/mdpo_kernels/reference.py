@@ -20,20 +20,22 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_reference import varlen_attention
 from .checks import (
-    check_branch_logps,
-    check_cu_seqlens,
     check_linear_arguments,
     check_logits_arguments,
     check_lora_arguments,
+    check_sequences,
 )
-from .loss import MDPOLoss, loss_of_branches, mdpo_loss, result_dtype, sequence_logps
+from .loss import MDPOLoss, PreferenceLoss, loss_of_branches, mdpo_loss, preference_loss, result_dtype, sequence_logps
+from .terms import BRANCHES, Matrix, Term, matrix_of, mdpo_terms
 
 __all__ = [
     "fused_linear_mdpo_loss",
+    "fused_linear_preference_loss",
     "fused_mdpo_loss",
     "linear_token_logps",
     "lora_linear",
     "mdpo_loss",
+    "preference_loss",
     "sequence_logps",
     "token_logps",
     "varlen_attention",
@@ -124,16 +126,8 @@ def fused_mdpo_loss(
 ) -> MDPOLoss:
     """`mdpo_kernels.fused_mdpo_loss` in plain PyTorch."""
     logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
-    return loss_of_logps(
-        logps,
-        cu_seqlens,
-        reference,
-        beta=beta,
-        anchor=anchor,
-        conditional=conditional,
-        anchors=anchors,
-        num_examples=num_examples,
-    )
+    matrix = matrix_of(mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor), BRANCHES)
+    return loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
 
 
 def fused_linear_mdpo_loss(
@@ -165,28 +159,63 @@ def fused_linear_mdpo_loss(
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
     )
+    matrix = matrix_of(mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor), BRANCHES)
+    return loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
+
+
+def fused_linear_preference_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    reference: Tensor | None,
+    terms: Sequence[Term],
+    *,
+    branches: Sequence[str],
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    max_workspace_bytes: int = 256 * 2**20,
+    beta: float | Tensor = 0.1,
+    num_examples: int | None = None,
+) -> PreferenceLoss:
+    """`mdpo_kernels.fused_linear_preference_loss` in plain PyTorch."""
+    logps = linear_token_logps(
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        scale=scale,
+        max_workspace_bytes=max_workspace_bytes,
+    )
     return loss_of_logps(
-        logps,
-        cu_seqlens,
-        reference,
-        beta=beta,
-        anchor=anchor,
-        conditional=conditional,
-        anchors=anchors,
-        num_examples=num_examples,
+        logps, cu_seqlens, reference, matrix_of(terms, branches), beta=beta, num_examples=num_examples
     )
 
 
-def loss_of_logps(logps: Tensor, cu_seqlens: Tensor, reference: Tensor, **objective) -> MDPOLoss:
-    """Token log-probs (N,) → `mdpo_loss`, whose keyword arguments `objective` are.
+def loss_of_logps(
+    logps: Tensor,
+    cu_seqlens: Tensor,
+    reference: Tensor | None,
+    matrix: Matrix,
+    *,
+    beta: float | Tensor,
+    num_examples: int | None,
+) -> PreferenceLoss:
+    """Token log-probs (N,) → the loss of `matrix`; without a reference, of their means over each sequence.
 
     An empty sequence is an absent branch, a NaN log-prob is not: it makes the loss NaN instead of dropping the terms.
     """
-    check_branch_logps("reference", reference)
-    check_cu_seqlens(cu_seqlens, rows=logps.shape[0], examples=reference.shape[1])
-    policy = sequence_logps(logps, cu_seqlens).view(3, -1)
-    present = (cu_seqlens.diff() > 0).view(3, -1) & ~reference.isnan()
-    return loss_of_branches(policy, reference, present, **objective)
+    check_sequences(logps, cu_seqlens, reference, matrix.branches)
+    policy = sequence_logps(logps, cu_seqlens).view(len(matrix.branches), -1)
+    lengths = cu_seqlens.diff().view_as(policy)
+    present = lengths > 0 if reference is None else (lengths > 0) & ~reference.isnan()
+    if reference is None:
+        policy = policy / lengths.clamp_min(1)
+    return loss_of_branches(policy, reference, present, matrix, beta=beta, num_examples=num_examples)
 
 
 def _scale_and_cap(logits: Tensor, softcap: float | None, scale: float) -> Tensor:

@@ -90,8 +90,10 @@ def test_opcheck(device: torch.device) -> None:
     opcheck(OPS.linear_token_logps_backward, (*backward, True, True, True))
     opcheck(OPS.linear_token_logps_backward, (*backward, False, False, True))
     logps = torch.zeros(6, device=device, requires_grad=True)
-    opcheck(OPS.mdpo_loss, (logps, cu_seqlens, frozen, 0.1, True, [True, False, True], [0.0, 0.0, 0.1]))
-    opcheck(OPS.mdpo_loss_backward, (torch.ones(2, device=device), torch.ones(3, 2, device=device), cu_seqlens, 6))
+    matrix = (3, [0, 0], [1, 2], [1.0, -1.0, 0.0, 1.0, 0.0, -1.0, 1.0, -1.0, 0.0], [1.0, 0.5], [0.0, 0.1])
+    for given, betas in ((frozen, None), (None, torch.ones(2, device=device))):
+        opcheck(OPS.preference_loss, (logps, cu_seqlens, given, betas, 0.1, *matrix))
+    opcheck(OPS.preference_loss_backward, (torch.ones(2, device=device), torch.ones(3, 2, device=device), cu_seqlens, 6))
 
 
 COMPILE = """
@@ -102,17 +104,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 FLAGS = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WITH_COEFFICIENTS": True, "FIRST": False, "WITH_UNIT": True,
-         "CONDITIONAL": True, "ANCHOR_CHOSEN": True, "ANCHOR_REJECTED": True, "ANCHOR_IMAGE_REJECTED": True,
+         "BRANCHES": 5, "LANES": 8, "LINKS": (0, 1, 2, 0), "SIZES": (1, 1, 1, 3), "STARTS": (0, 1, 2, 3),
+         "REFERENCE": True, "ITS_OWN_BETA": True,
          "SAME_STRIDE": False, "HIDDEN_SIZE": 300, "COPIES": 3, "BLOCK": 256}
 INTEGERS = {"row_stride", "grad_row_stride", "rows", "columns", "tile_rows", "ignore_index", "first_column",
             "weight_row_stride", "weight_column_stride", "examples", "width"}
-NUMBERS = {"scale", "softcap", "beta", "offset_chosen", "offset_rejected", "offset_image_rejected"}
+NUMBERS = {"scale", "softcap", "beta"}
+TUPLES = {"matrix": 6 * 5, "term_weights": 4, "term_offsets": 4}
 HALF = {"weight", "bias", "unit", "coefficients", "grad_logits", "gathered_ptr", "out_ptr"}
 
 def kind(name):
     if name in FLAGS: return "constexpr"
     if name in INTEGERS: return "i32"
     if name in NUMBERS: return "fp32"
+    if name in TUPLES: return ("fp32",) * TUPLES[name]
     if name in ("targets", "cu_seqlens", "copies_ptr"): return "*i64"
     return "*bf16" if name in HALF else "*fp32"
 

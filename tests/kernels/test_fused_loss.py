@@ -147,18 +147,18 @@ def test_no_examples(device: torch.device) -> None:
 
 
 def test_sequences_longer_than_a_block(device: torch.device) -> None:
-    """The loss's own op: a sequence of several blocks, the last one partial, and int32 offsets."""
-    logps = torch.randn(700, device=device).requires_grad_()
+    """A sequence of several blocks, the last one partial, and int32 offsets."""
+    logits = torch.randn(700, 2, device=device).requires_grad_()
+    targets = torch.zeros(700, dtype=torch.int64, device=device)
     cu_seqlens = torch.tensor([0, 300, 557, 700], device=device, dtype=torch.int32)
     frozen = torch.zeros(3, 1, device=device)
-    losses, rewards, _, _ = torch.ops.mdpo_kernels.mdpo_loss(
-        logps, cu_seqlens, frozen, 0.1, True, [True] * 3, [0.0] * 3
-    )
     anchors = ("chosen", "rejected", "image_rejected")
-    expected = mdpo_loss(sequence_logps(logps, cu_seqlens).view(3, 1), frozen, anchors=anchors)
-    torch.testing.assert_close(rewards, expected.rewards)
-    found = torch.autograd.grad(losses.sum(), logps)
-    torch.testing.assert_close(found, torch.autograd.grad(expected.loss, logps))
+    found = fused_mdpo_loss(logits, targets, cu_seqlens, frozen, anchors=anchors)
+    sums = sequence_logps(token_logps(logits, targets), cu_seqlens)
+    expected = mdpo_loss(sums.view(3, 1), frozen, anchors=anchors)
+    torch.testing.assert_close(found.rewards, expected.rewards)
+    grads = torch.autograd.grad(found.loss, logits)
+    torch.testing.assert_close(grads, torch.autograd.grad(expected.loss, logits))
 
 
 @pytest.mark.parametrize("change", ["too few sequences", "rows beyond the last sequence", "reference of another shape"])
