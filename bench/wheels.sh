@@ -27,4 +27,4 @@ for glibc in 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "many
 "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
     --python-version "$version" "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
     -d "$folder" -r bench/session/wheels.txt
-"$python" -m bench.session.wheels "$folder"
+"$python" -m bench.session.wheels "$folder" --python "$version"

@@ -166,7 +166,14 @@ def test_two_devices_do_not_meet(tmp_path, capsys):
     assert "two devices" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "says"), [("a header without end", "a header that is too long"), ("headers upon headers", "Recursion")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a header without end", "a header that is too long"),
+        ("headers upon headers", "Recursion"),
+        ("a size below 0", "unpacks to more than"),
+    ],
+)
 def test_what_a_header_says_is_not_read_whole(name, says, tmp_path, capsys):
     write_tar(tmp_path / "bad.tgz", HOSTILE[name])
     assert bring_home.main([str(tmp_path / "bad.tgz"), "--into", str(tmp_path / "home")]) == 2

@@ -215,6 +215,13 @@ def test_wheels_that_lack_something_are_named(tmp_path, capsys):
     ]  # fmt: skip
 
 
+def test_wheels_are_looked_at_with_the_machines_python(tmp_path, capsys):
+    wheel(tmp_path, "peer", "1.0", 'backport; python_version < "3.12"')
+    assert wheels.main([str(tmp_path)]) == 0
+    assert wheels.main([str(tmp_path), "--python", "3.11"]) == 1
+    assert "needs backport" in capsys.readouterr().err
+
+
 def test_wheels_that_cannot_travel_are_named(tmp_path, capsys, monkeypatch):
     assert wheels.main([str(tmp_path)]) == 1 and "holds no wheels" in capsys.readouterr().err
     wheel(tmp_path, "peer", "1.0")
