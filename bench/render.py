@@ -207,7 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     is_committed = args.folder.resolve() == COMMITTED
     out = args.out or (COMMITTED.parent if is_committed else args.folder)
-    for path in render(args.folder, out):
+    try:
+        written = render(args.folder, out)
+    except (ValueError, TypeError, OSError) as error:
+        parser.error(str(error))
+    for path in written:
         print(path)
     if is_committed and args.out is None:
         readme = ROOT / "README.md"
