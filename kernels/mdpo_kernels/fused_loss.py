@@ -8,6 +8,9 @@ the slopes dL/d logp of its K sequences; in the backward the slopes, spread over
 that the log-probs' backward writes. What the terms say: terms.py.
 """
 
+# A constexpr may be a tuple, which its type does not say.
+# pyright: reportIndexIssue=false
+
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -125,6 +128,7 @@ def preference_loss_fwd_kernel(
     term_offsets,
     BRANCHES: tl.constexpr,
     LANES: tl.constexpr,
+    TERMS: tl.constexpr,
     LINKS: tl.constexpr,
     SIZES: tl.constexpr,
     STARTS: tl.constexpr,
@@ -141,7 +145,7 @@ def preference_loss_fwd_kernel(
     rewards, present, share = _rewards(logps, cu_seqlens, reference, sequences, exists, beta, LANES, REFERENCE, BLOCK)
     loss = beta * 0.0
     slopes = tl.zeros((LANES,), tl.float32)
-    for term in tl.static_range(len(LINKS)):
+    for term in tl.static_range(TERMS):
         offset, weight = term_offsets[term], term_weights[term]
         if SIZES[term] > 1:
             value, slope, used = _several_rows(
@@ -201,7 +205,7 @@ def _forward(
             preference_loss_fwd_kernel[losses.shape](
                 logps, cu_seqlens, losses if reference is None else reference, losses if betas is None else betas,
                 losses, rewards, terms, slopes, losses.shape[0], beta, tuple(coefficients), tuple(weights), tuple(offsets),
-                branches, triton.next_power_of_2(branches), tuple(links), tuple(sizes), tuple(starts),
+                branches, triton.next_power_of_2(branches), len(links), tuple(links), tuple(sizes), tuple(starts),
                 reference is not None, betas is not None, BLOCK=256,
             )  # fmt: skip
     return losses, rewards, terms, slopes

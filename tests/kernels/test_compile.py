@@ -104,7 +104,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 FLAGS = {"HAS_BIAS": True, "HAS_SOFTCAP": True, "WITH_COEFFICIENTS": True, "FIRST": False, "WITH_UNIT": True,
-         "BRANCHES": 5, "LANES": 8, "LINKS": (0, 1, 2, 0), "SIZES": (1, 1, 1, 3), "STARTS": (0, 1, 2, 3),
+         "BRANCHES": 5, "LANES": 8, "TERMS": 4, "LINKS": (0, 1, 2, 0), "SIZES": (1, 1, 1, 3), "STARTS": (0, 1, 2, 3),
          "REFERENCE": True, "ITS_OWN_BETA": True,
          "SAME_STRIDE": False, "HIDDEN_SIZE": 300, "COPIES": 3, "BLOCK": 256}
 INTEGERS = {"row_stride", "grad_row_stride", "rows", "columns", "tile_rows", "ignore_index", "first_column",

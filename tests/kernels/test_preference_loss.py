@@ -198,6 +198,7 @@ def test_other_numbers_are_no_other_kernel(device: torch.device) -> None:
     def count() -> int:
         return sum(len(cache[0]) for cache in preference_loss_fwd_kernel.device_caches.values())
 
+    before = 0
     for scale in (1.0, 0.5, 2.0):
         terms = [Term("preference", {"chosen": scale, "rejected": -scale}, weight=scale, offset=scale - 1)]
         fused_linear_preference_loss(**tensors, terms=terms, branches=NAMES, beta=scale)
