@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mdpo_kernels import lora_linear, reference
-from mdpo_kernels.lora_linear import gradients, products
+from mdpo_kernels.lora_linear import down, gradients, up
 from tests.numerics import assert_as_exact_as_torch
 
 OPS = torch.ops.mdpo_kernels
@@ -110,16 +110,12 @@ def test_gradcheck(device: torch.device) -> None:
 
 
 def test_opcheck(device: torch.device) -> None:
-    arguments, grad = make(Case("opcheck", dtype=torch.bfloat16, adapter=torch.float32, bias=True), device)
+    arguments, _ = make(Case("opcheck", dtype=torch.bfloat16, adapter=torch.float32, bias=True), device)
     x, weight, bias, A, B = (arguments[name] for name in ("x", "weight", "bias", "A", "B"))
     for tensor in (x, A, B):
         tensor.requires_grad_()
     torch.library.opcheck(OPS.lora_linear.default, (x, weight, bias, A, B, 2.0))
-    _, h = OPS.lora_linear(x, weight, bias, A, B, 2.0)
-    for needed in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(
-            OPS.lora_linear_backward.default, tuple(t.detach() for t in (grad, x, h, weight, A, B)) + (2.0, *needed)
-        )
+    torch.library.opcheck(OPS.lora_linear.default, (x.detach(), weight, None, A.detach(), B.detach(), 2.0))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -144,6 +140,34 @@ def test_under_checkpointing_the_same_bits(device: torch.device) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+class Writes(TorchDispatchMode):
+    """Numbers written a row, by operator: into new tensors, and into those that lie there."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.numbers, self.widths = rows, Counter[str](), set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dim() == 2 and out.shape[0] == self.rows and not func.is_view:
+            self.numbers[str(func)] += out.shape[1]
+            self.widths.add(out.shape[1])
+        return out
+
+
+def test_a_checkpoint_never_recomputes_the_last_product(device: torch.device) -> None:
+    arguments, grad = make(Case("recomputed", inputs=33, outputs=21), device)
+    x = arguments["x"].requires_grad_()
+
+    def layer(x: Tensor) -> Tensor:
+        return lora_linear(x, *(arguments[name] for name in ("weight", "bias", "A", "B", "scale")))
+
+    y = checkpoint(layer, x, use_reentrant=False)
+    with Writes(x.shape[0]) as backward:
+        y.backward(grad)
+    assert grad.shape[1] not in backward.widths, "x Wᵀ is as wide as y"
+
+
 def test_under_autocast_x_is_cast_and_the_weight_is_not(device: torch.device) -> None:
     arguments, _ = make(Case("autocast", dtype=torch.bfloat16, adapter=torch.float32), device)
     with pytest.raises(ValueError, match="x is .* float32 .*; expected the dtype of weight .* bfloat16 .*, or autocast"):
@@ -153,20 +177,6 @@ def test_under_autocast_x_is_cast_and_the_weight_is_not(device: torch.device) ->
     assert torch.equal(found, lora_linear(**arguments))
 
 
-class Writes(TorchDispatchMode):
-    """Numbers written a row, by operator: into new tensors, and into those that lie there."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()
-        self.rows, self.numbers = rows, Counter[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.dim() == 2 and out.shape[0] == self.rows and not func.is_view:
-            self.numbers[str(func)] += out.shape[1]
-        return out
-
-
 def test_what_is_written_and_kept(device: torch.device) -> None:
     """Forward 2·O + r a row, where peft's layer writes the product, the adapter's, the scaled one, their sum and r. Backward
     2·I + r. Kept: x itself and r numbers a row."""
@@ -174,11 +184,12 @@ def test_what_is_written_and_kept(device: torch.device) -> None:
     case = Case("writes", shape=(rows,), inputs=inputs, outputs=outputs, rank=rank, dtype=torch.bfloat16, adapter=torch.float32)
     arguments, grad = make(case, device)
     with Writes(rows) as forward:
-        _, h = products(**arguments)
+        lora_linear(**arguments)
     assert sum(forward.numbers.values()) == 2 * outputs + rank
-    plain = {name: arguments[name] for name in ("weight", "A", "B", "scale")}
+    arguments["x"].requires_grad_()
+    y = lora_linear(**arguments)
     with Writes(rows) as backward:
-        gradients(grad, arguments["x"], h, **plain, needs_x=True, needs_adapter=False)
+        y.backward(grad)
     assert sum(backward.numbers.values()) == 2 * inputs + 2 * rank  # r once more, scaled where it lies
 
     kept: dict[int, Tensor] = {}
