@@ -16,7 +16,6 @@ counts it by hand.
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,11 +83,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """wrap: what becomes of the adapter's config. cast_inputs: whether peft does. norm: the dtype of an input that a norm
-    puts out."""
+    """wrap: what becomes of the adapter's config. float32_sums: of the gradients of A and B. cast_inputs: whether peft does.
+    norm: the dtype of an input that a norm puts out."""
 
     name: str
     wrap: Callable[[LoraConfig], LoraConfig] = lambda config: config
+    float32_sums: bool = False
     cast_inputs: bool = False
     norm: torch.dtype = torch.bfloat16
 
@@ -96,48 +96,48 @@ class Way:
 AS_IT_COMES = Way("peft, as it comes", cast_inputs=True)
 FLOAT32_NORM = Way("peft, casts off, LayerNorm in float32", norm=torch.float32)
 PEFT = Way("peft, casts off")
-OURS = Way("fused", wrap=fuse_lora)
+OURS = Way("fused", wrap=fuse_lora, float32_sums=True)
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operators write and read of tensors with a row per token; those of products with a base weight apart."""
+    """Bytes that operators write and read of tensors with a row per token; those of products with a base weight apart.
 
-    def __init__(self, base: Iterable[Tensor]) -> None:
+    float32_sums: copies in float32 do not count, and are read as what they are copies of: a CPU makes them before a product
+    that sums in float32.
+    """
+
+    def __init__(self, base: Iterable[Tensor], *, float32_sums: bool = False) -> None:
         super().__init__()
-        self.written, self.read, self.base_written = Counter[str](), Counter[str](), 0
+        self.written, self.read, self.base_written = 0, 0, 0
         self._base = {_storage(weight) for weight in base}
+        self._float32_sums = float32_sums
         self._copies: list[Tensor] = []
-        self._inside = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "mdpo_kernels":  # its operators, not it
-            self._inside = True
-            with self:
-                out = func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
-            self._inside = False
-            return out
         out = func(*args, **kwargs)
         given = {_storage(leaf) for leaf in _tensors((args, kwargs))}
         is_view = not func._schema.is_mutable and all(_storage(leaf) in given for leaf in _tensors(out))
         if is_view or "empty" in func.name():
             return out
-        if self._inside and func.name() == "aten::to.dtype" and out.dtype == torch.float32:
-            self._copies.append(out)  # a CPU's alone
+        if self._float32_sums and func.name() in ("aten::to.dtype", "aten::_to_copy") and out.dtype == torch.float32:
+            self._copies.append(out)
             return out
-        read, written = self._bytes((args, kwargs)), self._bytes(out)
         if given & self._base:
-            self.base_written += written
+            self.base_written += self._bytes(out)
         else:
-            self.written[func.name()] += written
-            self.read[func.name()] += read
+            self.written += self._bytes(out)
+            self.read += self._bytes((args, kwargs))
         return out
 
+    @property
+    def cost(self) -> Cost:
+        return Cost(written=self.written, moved=self.written + self.read)
+
     def _bytes(self, tree: Any) -> int:
-        return sum(
-            2 * leaf.numel() if any(_storage(leaf) == _storage(copy) for copy in self._copies) else leaf.nbytes
-            for leaf in _tensors(tree) if TOKENS in leaf.shape
-        )  # fmt: skip
+        copies = {_storage(copy) for copy in self._copies}
+        counted = [leaf for leaf in _tensors(tree) if TOKENS in leaf.shape]
+        return sum(2 * leaf.numel() if _storage(leaf) in copies else leaf.nbytes for leaf in counted)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -185,16 +185,11 @@ def count(readers: Readers, way: Way) -> tuple[Cost, Cost]:
     ):
         outputs = model(x)
     upstream = [torch.randn_like(output) for output in outputs]
-    with Traffic(weights) as backward:
+    with Traffic(weights, float32_sums=way.float32_sums) as backward:
         torch.autograd.grad(outputs, [x, *trained], upstream)
     scale = SCALE / TOKENS
     held = sum(tensor.nbytes for tensor in kept.values())
-    return _cost(forward).times(scale) + Cost(kept=held * scale), _cost(backward).times(scale)
-
-
-def _cost(traffic: Traffic) -> Cost:
-    written = sum(traffic.written.values())
-    return Cost(written=written, moved=written + sum(traffic.read.values()))
+    return forward.cost.times(scale) + Cost(kept=held * scale), backward.cost.times(scale)
 
 
 def layer_cost(model: str, way: Way) -> tuple[Cost, Cost]:

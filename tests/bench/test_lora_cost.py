@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.lora_cost import LAYERS, OURS, PEFT, RANK, SCALE, TOKENS, Cost, Readers, Traffic, _cost, count, layer_cost
+from bench.lora_cost import LAYERS, OURS, PEFT, RANK, SCALE, TOKENS, Cost, Readers, Traffic, count, layer_cost
 from bench.lora_peers import unsloth
 
 NUMBER = 2  # bytes, of bf16
@@ -44,7 +44,7 @@ def test_what_is_written_in_place_counts_and_a_view_does_not():
         y.view(-1).view(TOKENS, 5).t()
         torch.ones(7)
     assert traffic.base_written == 4 * 5 * TOKENS
-    assert _cost(traffic) == Cost(written=4 * 5 * TOKENS, moved=8 * 5 * TOKENS)
+    assert traffic.cost == Cost(written=4 * 5 * TOKENS, moved=8 * 5 * TOKENS)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -66,5 +66,5 @@ def test_unsloth_s_sum_is_counted_as_its_operators_do(layers):
     readers = Readers(wide * SCALE, {str(number): out * SCALE for number in range(layers)}, bias=True)
     by_hand = unsloth([readers])["unsloth, vision models"]
     for traffic, expected in zip((forward, backward), by_hand, strict=True):
-        found = _cost(traffic).times(SCALE / TOKENS)
+        found = traffic.cost.times(SCALE / TOKENS)
         assert (found.written, found.moved) == (expected.written, expected.moved)
