@@ -31,7 +31,7 @@ from bench.models import Shape, adapter, build_base, build_nf4_base
 from bench.preference_rows import TokenPairs
 from bench.processor import smallest_processor
 from mdpo import MDPOConfig, MDPOTrainer
-from mdpo.models import language_layers
+from mdpo.models import fuse_lora, language_layers
 from mdpo.models.reference import Reference
 from mdpo.packing import PreferenceTokens, pack, plan
 from mdpo.trainer.steps import Step
@@ -96,7 +96,7 @@ def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> in
     return budget
 
 
-def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
+def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> TrainStep:
     """MDPOTrainer's own training_step. One step of `train` prepares it, and fills the cache of the reference."""
     build = build_nf4_base if problem.quantized else build_base
     model = build(problem.shape, problem.image_tokens, problem.device)
@@ -109,7 +109,8 @@ def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
             **common_settings(problem),
         )  # fmt: skip
         trainer = KnownWeights(
-            model=model, args=args, train_dataset=TokenPairs(problem.examples), peft_config=adapter(problem.lora_r),
+            model=model, args=args, train_dataset=TokenPairs(problem.examples),
+            peft_config=fuse_lora(adapter(problem.lora_r)) if fused_lora else adapter(problem.lora_r),
             processing_class=smallest_processor(model),
         )  # fmt: skip
         trainer.train()
@@ -244,8 +245,13 @@ TRAIN_STEP = (
     ),
 )  # fmt: skip
 
+PEFT_LORA = Implementation(
+    name="ours, peft's LoRA layers", role="ours", load=lambda: partial(ours, cached=True, fused_lora=False),
+    comparable=False, note="as ours, reference cached, with fused_lora off",
+)  # fmt: skip
+
 # The authors ship neither.
-TRAIN_STEP_COMPILED = tuple(replace(i, note=f"{i.note}; {_COMPILED_NOTE}") for i in TRAIN_STEP[:3])
+TRAIN_STEP_COMPILED = tuple(replace(i, note=f"{i.note}; {_COMPILED_NOTE}") for i in (*TRAIN_STEP[:3], PEFT_LORA))
 TRAIN_STEP_LIGER = tuple(
     replace(i, load=partial(_load_liger, i.load), devices=("cuda",), note=f"{i.note}; {_LIGER_NOTE}")
     for i in TRAIN_STEP[:3]
