@@ -127,6 +127,10 @@ class MDPOConfig(TrainingArguments):
         default=False, metadata={"help": "torch.compile of the repeated layers; mdpo train on a GPU does unless this is set."}
     )
 
+    fused_lora: bool = field(
+        default=True, metadata={"help": "LoRA layers add to their base's product in place; false: peft's own forward."}
+    )
+
     def __post_init__(self) -> None:
         read_types(self, MDPOConfig.__annotations__)
         # What was given in a file or on the command line replaces it (build_config).

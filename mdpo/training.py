@@ -81,7 +81,7 @@ def _train(
         data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args)))
         overrides |= _chosen(run, args, data.lengths.tolist(), resume)
         run, args = load_config(options.config, overrides)
-    model = together(args, lambda: _model(run))
+    model = together(args, lambda: _model(run, args))
     trainer = MDPOTrainer(
         model=model,
         args=args,
@@ -141,7 +141,7 @@ def _free_on_each(args: MDPOConfig) -> int:
     return over_ranks(args, free_memory(args.device), "min")
 
 
-def _model(run: RunConfig) -> PreTrainedModel | PeftModel:
+def _model(run: RunConfig, args: MDPOConfig) -> PreTrainedModel | PeftModel:
     model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
     if not run.use_lora:
         _freeze(model, run)
@@ -149,7 +149,9 @@ def _model(run: RunConfig) -> PreTrainedModel | PeftModel:
         check_lora_targets(model, run.lora_target_modules)
     if run.adapter_name_or_path is not None:
         _check_lora_settings(run)
-        model = load_adapter(model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True)
+        model = load_adapter(
+            model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True, fused=args.fused_lora
+        )
     return model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from mdpo.shown import shown
 
 from .base_digest import weights_digest
 from .folder import read_object, short, tensor_shapes
+from .fused_lora import can_fuse, fuse_lora
 from .model_card import RECORD_NAME
 from .patterns import check_patterns, texts_of
 
@@ -37,13 +38,19 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: str | Path, *, base: str | Path | None = None, trainable: bool = False
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    trainable: bool = False,
+    fused: bool = False,
 ) -> PeftModel:
     """``model`` with the adapter at ``folder``.
 
     Args:
         base: the folder that the model came from, to hold it against the base that the adapter was trained on.
         trainable: whether the adapter is to be trained further.
+        fused: whether LoRA layers are ``fuse_lora``'s.
 
     Raises InputError where the folder holds no adapter or a damaged one, it was trained on another base, or not every one
     of its weights finds its place.
@@ -55,7 +62,11 @@ def load_adapter(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")  # it knows which are only tied to others
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, local_files_only=True)
+            config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
+            config = fuse_lora(config) if fused and can_fuse(config) else config
+            adapted = PeftModel.from_pretrained(
+                model, str(folder), is_trainable=trainable, config=config, local_files_only=True
+            )
         result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
     except (MemoryError, torch.OutOfMemoryError):
         raise

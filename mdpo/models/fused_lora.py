@@ -5,57 +5,109 @@ peft makes them by its dispatch for custom modules, so that everything else stay
 """
 
 import copy
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeGuard
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import Linear
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mdpo_kernels import lora_linear
 
 
-class FusedLoraLinear(Linear):
-    """peft's LoRA on a plain linear layer. One plain active adapter without dropout, on a frozen base, goes through
-    ``mdpo_kernels.lora_linear``; everything else, and whatever somebody watches or has replaced, through peft's forward."""
+class FusedLora:
+    """The forward of a peft layer that is mixed in: its own way for one plain active adapter without dropout on a frozen
+    base, and peft's for everything else, and for whatever somebody watches or has replaced."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        adapter = None if args or any(value is not None for value in kwargs.values()) else self._plain_adapter(x)
-        if adapter is None:
-            return super().forward(x, *args, **kwargs)
-        base, down, up = self._layers(adapter)
-        return lora_linear(x, base.weight, base.bias, down.weight, up.weight, self.scaling[adapter])
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        given = args or any(value is not None for value in kwargs.values())
+        if given or self.obstacle(x.dtype) is not None:
+            return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]  # peft's
+        (adapter,) = _active(self)
+        down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        return self.fused(x, self.base_layer, down, up, self.scaling[adapter])
 
-    def _layers(self, adapter: str) -> tuple[Any, Any, Any]:
-        return self.base_layer, self.lora_A[adapter], self.lora_B[adapter]
-
-    def _plain_adapter(self, x: Tensor) -> str | None:
-        """The adapter that the fused way computes; None where it would compute something else than peft."""
-        active = [name for name in self.active_adapters if name in self.lora_A]
+    def obstacle(self: Any, dtype: torch.dtype) -> str | None:
+        """Why the layer takes peft's way for an input of ``dtype``, in words; None where it takes its own."""
+        active = _active(self)
         if self.disable_adapters or self.merged or len(active) != 1:
-            return None
+            return "not one adapter is active"
         (name,) = active
-        base, down, up = self._layers(name)
+        base, down, up = self.base_layer, self.lora_A[name], self.lora_B[name]
         dropout: Any = self.lora_dropout[name]
-        keeps = type(dropout) is nn.Identity or (type(dropout) is nn.Dropout and not (dropout.training and dropout.p))
-        plain = keeps and not _is_watched(dropout) and all(map(_is_plain, (base, down, up)))
-        if not plain or name in self.lora_variant or not isinstance(self.scaling[name], (int, float)):
-            return None
-        frozen = not any(weight is not None and weight.requires_grad for weight in (base.weight, base.bias))
-        return name if frozen and up.bias is None and self._fits(x, base.weight, down.weight, up.weight) else None
+        if type(dropout) is not nn.Identity and not (type(dropout) is nn.Dropout and not (dropout.training and dropout.p)):
+            return "it has dropout"
+        if any(map(_is_watched, (base, dropout, down, up))):
+            return "somebody watches it, or has put another forward in it"
+        adapter_is_plain = _is_plain(down) and _is_plain(up) and up.bias is None and name not in self.lora_variant
+        if not adapter_is_plain or not isinstance(self.scaling[name], (int, float)):
+            return "its adapter is more than A and B"
+        if any(weight is not None and weight.requires_grad for weight in (base.weight, base.bias)):
+            return "its base trains"
+        return self.obstacle_of_base(base, dtype, (down.weight.dtype, up.weight.dtype))
 
-    def _fits(self, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
-        """Whether peft's products would run in the weight's dtype too."""
-        if torch.is_autocast_enabled(x.device.type):
-            same = weight.dtype == torch.get_autocast_dtype(x.device.type)
-            return same and down.dtype in (weight.dtype, torch.float32) and up.dtype in (weight.dtype, torch.float32)
-        return x.dtype == weight.dtype == down.dtype == up.dtype
+
+class FusedLoraLinear(FusedLora, Linear):
+    """peft's LoRA on a plain linear layer, by ``mdpo_kernels.lora_linear``."""
+
+    def fused(self, x: Tensor, base: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        return lora_linear(x, base.weight, base.bias, down, up, scale)
+
+    def obstacle_of_base(self, base: Any, dtype: torch.dtype, adapter: tuple[torch.dtype, ...]) -> str | None:
+        if not _is_plain(base):
+            return "its base is no plain linear layer"
+        return obstacle_of_dtypes(base.weight.device.type, dtype, base.weight.dtype, adapter)
+
+
+def obstacle_of_dtypes(
+    device: str, dtype: torch.dtype, products: torch.dtype, adapter: tuple[torch.dtype, ...]
+) -> str | None:
+    """None where peft's layer would run the adapter's products in the dtype of the base's, ``products``, too."""
+    if torch.is_autocast_enabled(device):
+        same = products == torch.get_autocast_dtype(device) and all(each in (products, torch.float32) for each in adapter)
+    else:
+        same = {dtype, *adapter} == {products}
+    return None if same else "peft computes the adapter in another dtype than the base"
+
+
+def describe_lora(model: nn.Module, autocast: torch.dtype | None) -> str | None:
+    """Which LoRA layers take the fused way in a step, in one line; None for a model without any.
+
+    autocast: the dtype that steps run under, None where that is the weights' own.
+    """
+    found = dict(_obstacles(model, autocast))
+    if not found:
+        return None
+    fused = sum(reason is None for reason in found.values())
+    line = f"LoRA: {fused} of {len(found)} layers fused"
+    name, reason = next(((name, reason) for name, reason in found.items() if reason is not None), (None, None))
+    return line if name is None else f"{line}; the others are peft's ({name}: {reason})"
+
+
+def _obstacles(model: nn.Module, autocast: torch.dtype | None) -> Iterator[tuple[str, str | None]]:
+    for name, module in model.named_modules():
+        layer: Any = module
+        if not isinstance(layer, LoraLayer) or not isinstance(layer, BaseTunerLayer):
+            continue
+        if not isinstance(layer, FusedLora):
+            base = layer.get_base_layer()
+            yield name, "made without mdpo.models.fuse_lora" if _is_plain(base) else f"on a {type(base).__name__}"
+            continue
+        base: Any = layer.base_layer
+        dtype = getattr(base, "compute_dtype", None) or base.weight.dtype  # of a weight in 4 bits, its products'
+        with torch.autocast(base.weight.device.type, autocast, enabled=autocast is not None):
+            yield name, layer.obstacle(dtype)
+
+
+def _active(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is linear and nothing but that: not a subclass, its weight neither quantised nor sharded."""
-    if type(layer) is not nn.Linear or _is_watched(layer):
+    if type(layer) is not nn.Linear:
         return False
     return all(type(weight) in (nn.Parameter, Tensor) for weight in (layer.weight, layer.bias) if weight is not None)
 
@@ -69,14 +121,25 @@ def _is_watched(module: nn.Module) -> bool:
 def _layer(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> nn.Module | None:
     """None leaves a layer to peft's own dispatch: other kinds of layers are linear to Python too."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if config.fan_in_fan_out or kwargs.get("parameter_name") is not None or not _is_plain(base):
+    if config.fan_in_fan_out or kwargs.pop("parameter_name", None) is not None:
         return None
-    kwargs.pop("parameter_name", None)
-    return FusedLoraLinear(target, adapter_name, config=config, **kwargs)
+    if kwargs.get("loaded_in_4bit"):
+        from .fused_lora_4bit import fused_layer_4bit  # bitsandbytes comes with it
+
+        found = fused_layer_4bit(target, adapter_name, config, **kwargs)
+        if found is not None:
+            return found
+    return FusedLoraLinear(target, adapter_name, config=config, **kwargs) if _is_plain(base) else None
+
+
+def can_fuse(config: PeftConfig) -> TypeGuard[LoraConfig]:
+    """Whether ``fuse_lora`` takes the config."""
+    return isinstance(config, LoraConfig) and not config._custom_modules
 
 
 def fuse_lora(config: LoraConfig) -> LoraConfig:
-    """The config, with ``FusedLoraLinear`` for plain linear layers: ``get_peft_model(model, fuse_lora(LoraConfig(...)))``, or
+    """The config, with ``FusedLoraLinear`` for plain linear layers, and ``FusedLoraLinear4bit`` for bitsandbytes' in 4 bits:
+    ``get_peft_model(model, fuse_lora(LoraConfig(...)))``, or
     ``PeftModel.from_pretrained(model, folder, config=fuse_lora(LoraConfig.from_pretrained(folder)))``.
 
     Trains the same adapter to rounding, and the same bits while B is zero; a row of a layer's output is written twice, not
@@ -85,7 +148,7 @@ def fuse_lora(config: LoraConfig) -> LoraConfig:
 
     Raises ValueError for a config with custom modules of its own: peft asks one for each layer, the first that fits.
     """
-    if config._custom_modules:
+    if not can_fuse(config):
         raise ValueError("the config has custom modules of its own, which fuse_lora would hide; register one or the other")
     config = copy.deepcopy(config)
     config._register_custom_module({nn.Linear: _layer})  # pyright: ignore[reportArgumentType]  # called, like a class

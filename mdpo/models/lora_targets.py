@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from mdpo.errors import InputError
 
 from .folder import short
+from .fused_lora import can_fuse, fuse_lora
 from .layers import LANGUAGE_LINEAR
 from .patterns import check_patterns, texts_of
 
@@ -48,8 +49,10 @@ def lora_expression(targets: str | Sequence[str] | None) -> str:
     return targets
 
 
-def adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+def adapted(model: PreTrainedModel, config: PeftConfig, *, fused: bool) -> PeftModel:
     """``get_peft_model``; a LoRA without target_modules goes to every linear layer of the language model, and says so.
+
+    fused: whether LoRA layers are ``fuse_lora``'s, where the config has no custom modules of its own.
 
     Raises InputError where peft refuses the config.
     """
@@ -63,6 +66,8 @@ def adapted(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         for text in texts_of(getattr(config, name, None))
     }
     check_patterns(patterns, [name for name, _ in model.named_modules() if name], "correct it")
+    if fused and can_fuse(config):
+        config = fuse_lora(config)
     try:
         return cast(PeftModel, get_peft_model(model, config))
     except (ValueError, TypeError, ImportError) as error:

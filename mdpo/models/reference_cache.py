@@ -92,9 +92,13 @@ def reference_weights(model: nn.Module, reference: Reference | None = None) -> s
     return tensors_digest(named)
 
 
-def _scales(model: nn.Module) -> list[tuple[str, str]]:
-    """How much each adapted layer adds of its adapters, which can be set by hand."""
-    return [(name, str(module.scaling)) for name, module in model.named_modules() if hasattr(module, "scaling")]
+def _scales(model: nn.Module) -> list[tuple[str, str, str]]:
+    """Each adapted layer's kind, and how much it adds of its adapters, which can be set by hand."""
+    return [
+        (name, type(module).__name__, str(module.scaling))
+        for name, module in model.named_modules()
+        if hasattr(module, "scaling")
+    ]
 
 
 def _modules(base: nn.Module) -> list[tuple[str, str, str, list]]:

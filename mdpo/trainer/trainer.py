@@ -27,6 +27,7 @@ from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.data.text_options import read_template
 from mdpo.errors import InputError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint, reference_weights
+from mdpo.models.fused_lora import describe_lora
 from mdpo.models.load import check_processor
 from mdpo.models.lora_targets import adapted
 from mdpo.models.policy import PolicyOutput
@@ -110,7 +111,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             if isinstance(model, PeftModel):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
             set_seed(args.seed)  # the base class seeds too, but only after the adapter has drawn its weights
-            model = adapted(model, peft_config)
+            model = adapted(model, peft_config, fused=args.fused_lora)
         eval_datasets = _eval_datasets(eval_dataset, processing_class, args)
         if train_dataset is not None:
             named = eval_datasets if isinstance(eval_datasets, dict) else {"": eval_datasets}
@@ -146,7 +147,8 @@ class MDPOTrainer(StopsWhereNotFinite):
             whole=not self.is_fsdp_enabled,
         )
         _log.info("reference: %s", reference.description)
-        _log.info(describe_trained(model))
+        for line in filter(None, (describe_trained(model), describe_lora(model, self._autocast))):
+            _log.info(line)
         self.layers = prepare_layers(model, reference.frozen, args)
         self.policy = PackedPolicy(
             model,

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mdpo_kernels import lora_linear, reference
-from mdpo_kernels.lora_linear import down, gradients, up
 from tests.numerics import assert_as_exact_as_torch
 
 OPS = torch.ops.mdpo_kernels

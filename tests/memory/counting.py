@@ -11,7 +11,7 @@ from torch import nn
 
 from mdpo.memory import Adaptation, ModelShape, Setup, read_shape
 from mdpo.memory.layer import Precision
-from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers
+from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora
 from mdpo.models.logps import unwrap
 from mdpo.packing import PackedBatch, pack
 from tests import wide
@@ -63,7 +63,7 @@ def case(kind: str, dtype: torch.dtype, *, autocast: bool, rank: int = RANK, che
     shape = read_shape(model.config, Adaptation(rank=rank, pattern=LANGUAGE_LINEAR))
     packed = pack(examples(kind) * 2, model)
     if rank:
-        model = get_peft_model(model, LoraConfig(r=rank, target_modules=LANGUAGE_LINEAR))
+        model = get_peft_model(model, fuse_lora(LoraConfig(r=rank, target_modules=LANGUAGE_LINEAR)))
     else:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(("model.language_model.", "lm_head")))

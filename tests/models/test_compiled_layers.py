@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
-from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, compile_layers, sequence_logps
+from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, compile_layers, fuse_lora, sequence_logps
 from mdpo.packing import PackedBatch, pack
 from tests import tiny, wide
 from tests.models.packed_examples import examples
@@ -19,7 +19,8 @@ from tests.numerics import relative_error
 def adapted(kind: str, layers: int = 1) -> nn.Module:
     """bf16 weights and fp32 adapters that add something, as a step has them."""
     torch.manual_seed(0)
-    model = get_peft_model(wide.model(kind, layers=layers).bfloat16(), LoraConfig(r=8, target_modules=LANGUAGE_LINEAR))
+    config = fuse_lora(LoraConfig(r=8, target_modules=LANGUAGE_LINEAR))
+    model = get_peft_model(wide.model(kind, layers=layers).bfloat16(), config)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = 0.05 * torch.randn(parameter.shape)

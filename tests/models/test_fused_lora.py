@@ -46,7 +46,7 @@ def fused(model: nn.Module) -> list[FusedLoraLinear]:
 
 def takes_the_fused_way(model: nn.Module) -> bool:
     x = torch.zeros(1, 32, dtype=fused(model)[0].base_layer.weight.dtype)
-    return all(layer._plain_adapter(x) is not None for layer in fused(model))
+    return all(layer.obstacle(x.dtype) is None for layer in fused(model))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -166,21 +166,21 @@ CHANGES = {
 def test_what_is_watched_replaced_or_trains_is_peft_s(change):
     layer = fused(pair()[1])[0].eval()
     x = torch.zeros(1, layer.in_features)
-    assert layer._plain_adapter(x) == "default"
+    assert layer.obstacle(x.dtype) is None
     CHANGES[change](layer)
-    assert layer._plain_adapter(x) is None
+    assert layer.obstacle(x.dtype) is not None
 
 
 def test_dtypes_that_peft_would_cast_are_peft_s():
     layer = fused(pair()[1])[0]
     x = torch.zeros(1, layer.in_features)
-    assert layer._plain_adapter(x.bfloat16()) is None
+    assert layer.obstacle(torch.bfloat16) is not None
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer._plain_adapter(x) is None
+        assert layer.obstacle(x.dtype) is not None
     layer = fused(pair(torch.bfloat16)[1])[0]
     layer.lora_A["default"].half()
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer._plain_adapter(x.bfloat16()) is None
+        assert layer.obstacle(torch.bfloat16) is not None
 
 
 class Quantised(Tensor):

@@ -65,4 +65,4 @@ def test_settings_of_ones_own_are_tried_too():
     with pytest.raises(InputError, match="lora_target_modules: the regular expression"):
         check_lora_targets(tiny.llava(), CATASTROPHIC)
     with pytest.raises(InputError, match="peft_config: target_modules: the regular expression"):
-        adapted(tiny.llava(), LoraConfig(target_modules=CATASTROPHIC))
+        adapted(tiny.llava(), LoraConfig(target_modules=CATASTROPHIC), fused=True)
