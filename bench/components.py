@@ -19,7 +19,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import record_function
 
-from mdpo.models.fused_lora import FusedLoraLinear
+from mdpo.models.fused_lora import FusedLora
 
 COMPONENTS = (
     "vision", "projections", "attention", "LoRA", "MLP", "norm/rope", "head", "loss", "optimizer", "other"
@@ -70,7 +70,7 @@ def _components(model: PeftModel) -> Iterator[tuple[nn.Module, str]]:
         layer: Any = module
         if isinstance(layer, LoraLayer):
             base_component = "MLP" if ".mlp." in name else "projections"
-            if isinstance(layer, FusedLoraLinear):
+            if isinstance(layer, FusedLora):
                 yield module, base_component
             else:
                 yield module, "LoRA"

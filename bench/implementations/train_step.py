@@ -31,7 +31,7 @@ from bench.models import Shape, adapter, build_base, build_nf4_base
 from bench.preference_rows import TokenPairs
 from bench.processor import smallest_processor
 from mdpo import MDPOConfig, MDPOTrainer
-from mdpo.models import fuse_lora, language_layers
+from mdpo.models import language_layers
 from mdpo.models.reference import Reference
 from mdpo.packing import PreferenceTokens, pack, plan
 from mdpo.trainer.steps import Step
@@ -106,11 +106,10 @@ def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> Tra
             output_dir=folder, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
             token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
             checkpoint_layers=problem.checkpoint_layers, compile_layers=problem.layers == "compiled", check_start=False,
-            **common_settings(problem),
+            fused_lora=fused_lora, **common_settings(problem),
         )  # fmt: skip
         trainer = KnownWeights(
-            model=model, args=args, train_dataset=TokenPairs(problem.examples),
-            peft_config=fuse_lora(adapter(problem.lora_r)) if fused_lora else adapter(problem.lora_r),
+            model=model, args=args, train_dataset=TokenPairs(problem.examples), peft_config=adapter(problem.lora_r),
             processing_class=smallest_processor(model),
         )  # fmt: skip
         trainer.train()
