@@ -5,7 +5,7 @@ the backward reaching the layers, and the optimizer. Each part is counted at eac
 
     weights         bf16, or NF4 with double quantisation
     adapter, gradients, optimizer      fp32; AdamW's states in 32 or 8 bits, or paged, where they are on the host
-    casts           under autocast, fp32 weights in bf16: the adapter's
+    casts           under autocast, fp32 weights in bf16: the adapter's, which fused layers do not keep unless compiled
     boundaries      the inputs of the checkpointed layers
     kept layers     what the other layers keep for their backward
     recomputed      what the layer whose backward is running keeps once more
