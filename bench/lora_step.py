@@ -5,12 +5,16 @@ flops and, with the lengths, attention's; four decoder layers, and a vocabulary 
 forward and backward of 32 pairs, the reference cached, in one micro-batch, and the optimizer, by MDPOTrainer; both trainers
 live in one process and take steps in turn, so that both see the same machine. float32, the CPU's own; a LoRA's time goes by
 bytes and the base's by flops, and --hidden says which of them a step has more of: the narrower, the more bytes.
+
+Wall-clock and processor time: with one thread the second is the better one where other programs share the cores.
 """
 
 import argparse
 import json
 import os
+import time
 from pathlib import Path
+from statistics import median
 
 import torch
 import transformers
@@ -21,7 +25,6 @@ from bench.implementations.train_step import TrainProblem, TrainStep, ours
 from bench.models import Shape
 from bench.preference_rows import preference_rows
 from bench.record import environment
-from bench.timing import time_callables
 from mdpo.outputs import write_text
 
 CPU = torch.device("cpu")
@@ -47,6 +50,25 @@ def miniature(hidden: int, layers: int, pairs: int, checkpointing: bool) -> Trai
     )  # fmt: skip
 
 
+def timed(steps: dict[str, TrainStep], turns: int) -> dict[str, float]:
+    """Medians in milliseconds over turns of one step each, and the medians of the ratios within a turn."""
+    samples: dict[str, list[float]] = {}
+    for turn in range(-1, turns):  # the first is not counted
+        for name, step in steps.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            step.run()
+            found = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+            for clock, seconds in found.items() if turn >= 0 else ():
+                samples.setdefault(f"{name}, {clock} ms", []).append(1e3 * seconds)
+    ratios = {
+        f"speed, {clock} time": median(
+            theirs / ours for ours, theirs in zip(samples[f"fused, {clock} ms"], samples[f"peft, {clock} ms"], strict=True)
+        )
+        for clock in ("wall", "processor")
+    }
+    return ratios | {name: median(each) for name, each in samples.items()}
+
+
 def profiled(step: TrainStep, rows: int) -> str:
     """The operators of a step, those that take longest by themselves first."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -55,29 +77,26 @@ def profiled(step: TrainStep, rows: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the medians and their ratio as JSON."""
+    """Print the medians and the ratios, peft's time over the fused, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512, help="a multiple of 128 (default: 512)")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers (default: 4)")
     parser.add_argument("--pairs", type=int, default=32, help="of the step (default: 32)")
     parser.add_argument("--checkpointing", action="store_true", help="of every layer")
-    parser.add_argument("--seconds", type=float, default=60, help="of measuring, three turns at least (default: 60)")
+    parser.add_argument("--turns", type=int, default=7, help="steps of each (default: 7)")
     parser.add_argument("--profile", type=int, default=0, metavar="ROWS", help="print where each step's time goes as well")
     parser.add_argument("--out", type=Path, help="where the JSON goes as well")
     options = parser.parse_args(arguments)
     require_commit(parser)
     problem = miniature(options.hidden, options.layers, options.pairs, options.checkpointing)
     steps = {"fused": ours(problem, cached=True), "peft": ours(problem, cached=True, fused_lora=False)}
-    timings = time_callables([step.run for step in steps.values()], CPU, seconds=options.seconds)
+    found = timed(steps, options.turns)
     if options.profile:
         for name, step in steps.items():
             print(f"{name}\n{profiled(step, options.profile)}")
-    medians = {f"{name}_ms": timing.median_ms for name, timing in zip(steps, timings, strict=True)}
-    spreads = {f"{name}_p20_p80_ms": [t.p20_ms, t.p80_ms] for name, t in zip(steps, timings, strict=True)}
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "seconds", "profile")}
-    settings |= {"rank": problem.lora_r, "tokens": steps["fused"].tokens, "turns": timings[0].runs}
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "profile")}
+    settings |= {"rank": problem.lora_r, "tokens": steps["fused"].tokens}
     settings |= {"load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0))}
-    found = {"speed, peft's time over the fused": medians["peft_ms"] / medians["fused_ms"], **medians, **spreads}
     text = json.dumps(settings | found | {"environment": environment(CPU)}, indent=1)
     print(text)
     if options.out is not None:
