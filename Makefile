@@ -19,13 +19,15 @@ study: $(VENV)/.installed
 
 # Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
 BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory
+# What the first says, until the second has ended; a file for each venv, since they may be tested at once.
+FIRST := build/tests-$(notdir $(VENV)).txt
 
 test: $(VENV)/.installed
 	@mkdir -p build
-	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels && $(RUN) -m pytest -q $(BESIDE)) > build/tests.txt 2>&1 & \
+	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels && $(RUN) -m pytest -q $(BESIDE)) > $(FIRST) 2>&1 & \
 	first=$$!; \
 	$(RUN) -m pytest -q tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
-	wait $$first; code=$$?; cat build/tests.txt; test $$code -eq 0 && test $$second -eq 0
+	wait $$first; code=$$?; cat $(FIRST); test $$code -eq 0 && test $$second -eq 0
 
 # The same with the oldest and the newest of everything it stands on, each in a venv of its own. Their PyTorch has CUDA,
 # several gigabytes, which no test needs; PIP_ARGS can point at CPU wheels, without which a few tests are skipped.

@@ -1,134 +1,202 @@
 """A session's archives into the records: `python -m bench.bring_home OUT/*.tgz`.
 
 Each archive's records go to bench/results/DEVICE, the logs of its stages beside them, and the tables of bench/RESULTS.md
-and README.md are made anew. All archives are read before anything is written: one that is torn or not a session's is named
-in one line, and nothing has changed. Records of another device lie in another folder; of the same measurement the later
-archive stays. A rehearsal's records are no measurements: they go to a folder given with --into, with a RESULTS.md of its
-own.
+and README.md are made anew. Everything is read, checked and rendered before anything is written, and then all of it is
+written or nothing: whatever is wrong is said in one line, and nothing has changed. Records of another device lie in another
+folder; of the same measurement the later archive stays. A rehearsal's records are no measurements: they go to a folder given
+with --into, with a RESULTS.md of its own.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from bench.cards import folder_of
+from bench.cards import card_of, folder_of
 from bench.commit import ROOT
-from bench.record import Record, Role, read_record
-from bench.session.archive import BadArchive, unpack
+from bench.record import Record, read_record, read_records
+from bench.session.archive import BadArchive, tidy_log, unpack
 from bench.session.stages import STAGES
-from mdpo.outputs import whole_file
+from bench.session.strangers import NotARecord, check_record
+from mdpo.errors import InputError, OutputError
+from mdpo.output_checks import check_output_folder
+from mdpo.outputs import whole_files
+from mdpo.shown import shown
 
 RESULTS = ROOT / "bench" / "results"
+MOST_RECORDS, MOST_RECORD_BYTES = 2000, 2**20  # of an archive; a session has some hundred of 2 KB
 
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """An archive, unpacked. stage: what became of it, with the device and the commit."""
+    """An archive, unpacked. stage: what became of it, with the device and the commit. home: the device's folder."""
 
     stage: Record
     folder: Path
     records: tuple[Path, ...]
+    home: str
 
     @property
-    def home(self) -> str:
-        """The device's folder."""
-        return folder_of(str(self.stage.environment["device"]), str(self.stage.environment.get("device_type")))
+    def is_rehearsal(self) -> bool:
+        return self.stage.shape.get("on") != "GPU"
 
 
 def read(archive: Path, folder: Path) -> Brought:
     """Unpacks into `folder`, and reads every record. Raises BadArchive, naming the archive."""
     unpack(archive, folder)
+    if (folder / "log.txt").is_dir():
+        raise BadArchive(f"{archive}: log.txt in it is a folder; only what bench/gpu_session.sh packs is read")
     paths = tuple(sorted((folder / "records").rglob("*.json")))
-    found = []
-    for path in paths:
-        try:
-            record = read_record(path)
-            check_shape(record)
-            if path.relative_to(folder / "records") != record.path(Path()):
-                raise ValueError("lies where another record would")
-            found.append(record)
-        except (ValueError, TypeError, OSError, RecursionError) as error:
-            name = ascii(path.relative_to(folder).as_posix())
-            raise BadArchive(f"{archive}: {name} is no record of this version ({type(error).__name__}); copy it again") from error
+    if len(paths) > MOST_RECORDS:
+        raise BadArchive(f"{archive}: holds more than {MOST_RECORDS} records; only what bench/gpu_session.sh packs is read")
+    found = [_record(archive, folder / "records", path) for path in paths]
     stages = [record for record in found if record.op == "stages" and record.part == "session"]
     if len(stages) != 1 or stages[0].implementation not in STAGES:
         raise BadArchive(f"{archive}: does not say which stage it is of; only what bench/gpu_session.sh packs is read")
     stage = stages[0]
     if "device_type" not in stage.environment:
         raise BadArchive(f"{archive}: the session found no device; log.txt in it says why, and there is nothing to keep")
-    if any(record.environment[key] != stage.environment[key] for record in found for key in ("device", "commit")):
+    same = ("device", "device_type", "commit")
+    if any(record.environment.get(key) != stage.environment[key] for record in found for key in same):
         raise BadArchive(f"{archive}: holds records of two devices or two commits; pack and bring home one at a time")
-    return Brought(stage, folder, paths)
+    if (stage.shape.get("on") == "GPU") != (stage.environment["device_type"] == "cuda"):
+        raise BadArchive(f"{archive}: is of a GPU and of a rehearsal at once; only what bench/gpu_session.sh packs is read")
+    try:
+        home = folder_of(stage.environment["device"], stage.environment["device_type"])
+    except ValueError as error:
+        raise BadArchive(f"{archive}: {error}; only what bench/gpu_session.sh packs is read") from error
+    return Brought(stage, folder, paths, home)
 
 
-def check_shape(record: Record) -> None:
-    """What a report reads of a record is of its type: ValueError where it is not, since anybody can write JSON."""
-    texts = [record.part, record.op, record.dtype, record.implementation, record.status, record.reason, record.note]
-    texts += [record.role, record.floor, record.memory_method]
-    mappings = (record.shape, record.environment, record.rates, record.errors, record.extra)
-    times = (record.median_ms, record.p20_ms, record.p80_ms, record.min_ms, record.peak_bytes, record.floor_ms)
-    if not all(isinstance(mapping, dict) for mapping in mappings):
-        raise ValueError("not a mapping")
-    texts += [*(name for mapping in mappings for name in mapping), record.environment.get("device"), record.environment.get("commit")]
-    texts += [value for value in record.shape.values() if not isinstance(value, int)]
-    if not all(isinstance(text, str) and text.isprintable() for text in texts):
-        raise ValueError("not a line of text")
-    numbers = [value for mapping in mappings[2:] for value in mapping.values()] + [t for t in times if t is not None]
-    if not all(isinstance(number, (int, float)) for number in numbers):
-        raise ValueError("not a number")
-    if record.role not in get_args(Role) or (record.part == "session" and "seconds" not in record.rates):
-        raise ValueError("not what a session writes")
+def _record(archive: Path, records: Path, path: Path) -> Record:
+    """One that a session wrote, and that lies where it says."""
+    fault = "not JSON of this version's records"
+    try:
+        if path.stat().st_size > MOST_RECORD_BYTES:
+            raise NotARecord("it is too long")
+        record = read_record(path)
+        check_record(record)
+        if path.relative_to(records) == record.path(Path()):
+            return record
+        fault = "it lies where another record would"
+    except NotARecord as error:
+        fault = str(error)
+    except (ValueError, TypeError, OSError, RecursionError):
+        pass
+    name = ascii(path.relative_to(records.parent).as_posix())
+    raise BadArchive(f"{archive}: {name} is no record of a session ({fault}); only what bench/gpu_session.sh packs is read")
 
 
-def is_rehearsal(brought: Brought) -> bool:
-    return brought.stage.shape.get("on") != "GPU"
+def read_all(archives: Sequence[Path], folder: Path, rehearsals: bool) -> list[Brought]:
+    """Every archive, unpacked below `folder`. Raises BadArchive for the first that cannot be brought home.
+
+    rehearsals: whether one may be of a rehearsal.
+    """
+    brought = []
+    for number, archive in enumerate(archives):
+        if os.path.realpath(archive) in map(os.path.realpath, archives[:number]):
+            raise BadArchive(f"{archive}: is given twice; give it once")
+        each = read(archive, folder / str(number))
+        if each.is_rehearsal and not rehearsals:
+            raise BadArchive(f"{archive}: is of a rehearsal, which measures nothing; give it a folder with --into")
+        brought.append(each)
+    return brought
 
 
-def bring(brought: Sequence[Brought], results: Path) -> list[str]:
-    """Copies records and logs below `results`; a line an archive."""
-    lines = []
+def places(brought: Sequence[Brought], results: Path) -> dict[Path, Path]:
+    """Where each record and each log goes below `results`, and where it lies now; of the same two the later one."""
+    found = {}
     for each in brought:
         home = results / each.home
-        for path in each.records:
-            with whole_file(home / path.relative_to(each.folder / "records")) as part:
-                shutil.copyfile(path, part)
+        found |= {home / path.relative_to(each.folder / "records"): path for path in each.records}
         log = each.folder / "log.txt"
         if log.exists():
-            with whole_file(home / "session" / f"{each.stage.implementation}.log") as part:
-                shutil.copyfile(log, part)
-        reason = f", {each.stage.reason}" if each.stage.reason else ""
-        lines.append(f"{each.stage.implementation}: {each.stage.status}{reason}, {len(each.records)} records to {home}")
-    return lines
+            tidy_log(log, {})  # of a session that was ended from outside it may still be long
+            found[home / "session" / f"{each.stage.implementation}.log"] = log
+    return found
+
+
+def check_homes(brought: Sequence[Brought], results: Path) -> None:
+    """Raises InputError where records would come among something that is no measurement of their device."""
+    check_output_folder(results, "--into")
+    devices = {each.home: each.stage.environment for each in brought}
+    for each in brought:
+        home, device = results / each.home, each.stage.environment
+        try:
+            theirs = [record.environment for record in read_records(home)] if home.is_dir() else []
+        except (ValueError, TypeError, OSError) as error:
+            raise InputError(f"{home}: holds something else than records of a device; give another folder with --into") from error
+        for other in [*theirs, devices[each.home]]:
+            if device["device_type"] == "cuda" and card_of(str(other.get("device"))) != card_of(device["device"]):
+                raise InputError(f"{home}: is the folder of another device as well; give another folder with --into")
+        if home.is_dir() and not theirs and any(home.iterdir()):
+            raise InputError(f"{home}: holds something else than records of a device; give another folder with --into")
+
+
+def check_free(targets: Collection[Path]) -> None:
+    """Raises InputError where a file would take the place of a folder, also of one that is about to be made."""
+    folders = {folder for target in targets for folder in target.parents}
+    for target in targets:
+        if target.is_dir() or target in folders:
+            raise InputError(f"{target}: is a folder, where a file goes; give another folder with --into")
+
+
+def rendered(found: dict[Path, Path], results: Path, folder: Path) -> dict[Path, Path]:
+    """The report of what is below `results` and of what comes there, written below `folder`, as `places`.
+
+    Raises InputError where no report can be made.
+    """
+    from bench import render  # PyTorch comes with it: not before it is needed
+    from bench.readme import updated
+
+    is_committed = results == render.COMMITTED
+    out = results.parent if is_committed else results
+    try:
+        paths = {*render.record_paths(results), *(target for target in found if target.suffix == ".json")}
+        records = [read_record(found.get(path, path)) for path in sorted(paths)]
+        report = {out / path.relative_to(folder): path for path in render.write_report(records, folder)}
+        if is_committed:
+            readme = folder / "README.md"
+            readme.write_text(updated((ROOT / "README.md").read_text(encoding="utf-8"), records), encoding="utf-8")
+            report[ROOT / "README.md"] = readme
+    except Exception as error:  # whatever strange records make of a table or a picture
+        raise InputError(f"{results}: no report can be made of it ({type(error).__name__}: {str(error)[:200]})") from error
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 2 where an archive cannot be read: then nothing has been written."""
+    """0, or 2 where an archive cannot be read or brought home: then nothing has been written."""
     parser = argparse.ArgumentParser(
         prog="bench.bring_home", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE", help="STAGE.tgz of bench/gpu_session.sh")
     parser.add_argument("--into", type=Path, help="another folder than bench/results; bench/RESULTS.md and README.md stay")
     args = parser.parse_args(arguments)
-    results = (args.into or RESULTS).resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            brought = [read(archive, Path(folder, str(number))) for number, archive in enumerate(args.archives)]
-            for archive, each in zip(args.archives, brought, strict=True):
-                if is_rehearsal(each) and args.into is None:
-                    raise BadArchive(f"{archive}: is of a rehearsal, which measures nothing; give it a folder with --into")
-        except BadArchive as error:
-            print(f"bench.bring_home: {error}", file=sys.stderr)
-            return 2
-        for line in bring(brought, results):
-            print(line)
-    from bench import render  # PyTorch comes with it: not before it is needed
-
-    return render.main([str(results)])
+    results = Path(os.path.realpath(args.into or RESULTS))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            brought = read_all(args.archives, Path(folder), rehearsals=args.into is not None)
+            found = places(brought, results)
+            check_homes(brought, results)
+            report = rendered(found, results, Path(folder, "report"))
+            found |= report
+            check_free(found)
+            with whole_files(*found) as parts:
+                for source, part in zip(found.values(), parts, strict=True):
+                    shutil.copyfile(source, part)
+    except (BadArchive, InputError, OutputError, OSError) as error:
+        print(f"bench.bring_home: {shown(error)}", file=sys.stderr)
+        return 2
+    for each in brought:
+        reason = f", {shown(each.stage.reason)}" if each.stage.reason else ""
+        print(f"{each.stage.implementation}: {each.stage.status}{reason}, {len(each.records)} records to {results / each.home}")
+    for path in report:
+        print(path)
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ _CARDS = {
     "RTX 4090": (r"\bRTX 4090$", 165e12),
     "RTX 5090": (r"\bRTX 5090$", 210e12),
 }
+# Folders beside those of the devices, which hold something else.
+_OTHERS = {"cpu", "digits", "host", "plots", "study"}
 
 
 def card_of(device: str) -> str:
@@ -30,5 +32,10 @@ def peak_of(device: str) -> float | None:
 
 
 def folder_of(device: str, device_type: str) -> str:
-    """The folder under bench/results of what was measured on it."""
-    return "cpu" if device_type == "cpu" else re.sub(r"[^a-z0-9]+", "-", card_of(device).lower()).strip("-")
+    """The folder under bench/results of what was measured on it. Raises ValueError where its name makes none."""
+    if device_type == "cpu":
+        return "cpu"
+    name = re.sub(r"[^a-z0-9]+", "-", card_of(device).lower()).strip("-")
+    if not name or name in _OTHERS:
+        raise ValueError(f"{ascii(device)[:100]} is not the name of a GPU")
+    return name

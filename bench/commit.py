@@ -1,6 +1,6 @@
 """Which code a record is of: `python -m bench.commit`.
 
-BENCH_COMMIT says it, else git, else a file that was written where git still was:
+The environment variable BENCH_COMMIT says it, else git, else a file that was written where git still was:
 
     python -m bench.commit --write FILE     with git: the commit, and a digest of the code
     python -m bench.commit --sent FILE      in the copy: the commit, if the code is still the one of that digest
@@ -19,17 +19,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 _CODE = ("bench", "kernels", "mdpo", "tests")
-_SENT = re.compile(r"commit (?P<commit>[0-9a-f]{7,40}(\+[0-9a-f]{8})?)\ncode (?P<code>[0-9a-f]{32})\n")
+# As git says it (64 digits in a repository of SHA-256), and after a + the digest of what tracked files differ by.
+_COMMIT = r"[0-9a-f]{7,64}(\+[0-9a-f]{8})?"
+_SENT = re.compile(rf"commit (?P<commit>{_COMMIT})\ncode (?P<code>[0-9a-f]{{32}})\n")
 
 
 class UnknownCommit(ValueError):
     """Which code would be measured is not known. The message says how to tell it."""
 
 
+def is_commit(text: object) -> bool:
+    """Whether this is the name of a commit, as every record has one."""
+    return isinstance(text, str) and re.fullmatch(_COMMIT, text) is not None
+
+
 @lru_cache(maxsize=1)
-def known_commit() -> str:
-    """The commit, with a digest of what tracked files differ by. UnknownCommit where nothing says it."""
-    found = os.environ.get("BENCH_COMMIT") or of_git(ROOT)
+def known_commit(sent_along: Path | None = None) -> str:
+    """The commit, with a digest of what tracked files differ by. Raises UnknownCommit if nothing says it.
+
+    sent_along: a file of `write`, which is believed if neither BENCH_COMMIT nor git says it.
+    """
+    told = os.environ.get("BENCH_COMMIT")
+    if told and not is_commit(told):
+        raise UnknownCommit(f"BENCH_COMMIT={ascii(told)[:80]} is not the name of a commit; set it to what git rev-parse HEAD says")
+    found = told or of_git(ROOT) or (None if sent_along is None else sent(sent_along))
     if not found:
         raise UnknownCommit(
             "the commit is not known: there is no git here; set BENCH_COMMIT=$(git rev-parse HEAD) where git is, or send a "
@@ -102,8 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.write is not None:
             write(args.write)
-        told = os.environ.get("BENCH_COMMIT") or of_git(ROOT)
-        print(told or (known_commit() if args.sent is None else sent(args.sent)))
+        print(known_commit(args.sent))
     except (UnknownCommit, OSError) as error:
         print(f"bench.commit: {error}", file=sys.stderr)
         return 2

@@ -3,7 +3,7 @@
 #
 #   --only STAGE ...   these stages alone
 #   --wheels DIR       what bench/wheels.sh gathered, installed first for this session alone
-#   --minutes M        of all stages together (default: 9.5 a command)
+#   --minutes M        of all stages together, at least 0.5 (default: 9.5 a command)
 #   --rehearse         the same stages on a CPU, with small shapes and six times the minutes
 #
 # A command is what fits ten minutes; without one, all of them are run, one after the other:
@@ -30,19 +30,32 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 wheels=
 arguments=()
-[[ ${1:--h} == -h || $1 == --help ]] && { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0; }
-[[ $1 != -* ]] || { echo "gpu_session: the folder of the archives comes first: bash $0 OUT $*" >&2; exit 2; }
-arguments+=("$(realpath -m "$1")")
-shift
+help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0; }
+fail() { printf 'gpu_session: %s\n' "$*" >&2; exit 2; }
+(($#)) || help
 while (($#)); do
     case $1 in
-        --wheels) wheels=$(realpath -m "${2:?--wheels needs a folder}"); shift 2 ;;
-        *) arguments+=("$1"); shift ;;
+        -h | --help) help ;;
+        --wheels)
+            [[ -n ${2-} && $2 != -* ]] || fail "--wheels needs a folder; bash bench/wheels.sh makes it"
+            wheels=$(realpath -m -- "$2")
+            shift ;;
+        --wheels=*) fail "--wheels and its folder are two words: --wheels ${1#*=}" ;;
+        *)
+            if [[ ${#arguments[@]} == 0 ]]; then # OUT, as seen from where this was called
+                [[ -n $1 ]] || fail "the folder of the archives has no name; give one: bash $0 OUT"
+                [[ $1 != -* ]] || fail "the folder of the archives comes first: bash $0 OUT $*"
+                arguments+=("$(realpath -m -- "$1")")
+            else
+                arguments+=("$1")
+            fi ;;
     esac
+    shift
 done
+((${#arguments[@]})) || fail "the folder of the archives is missing; give it first: bash $0 OUT"
 cd "$root" || exit 2
-command -v "$python" >/dev/null || { echo "gpu_session: $python is not here; PYTHON=... names another" >&2; exit 2; }
-[[ -z $wheels || -d $wheels ]] || { echo "gpu_session: $wheels is no folder; bash bench/wheels.sh makes it" >&2; exit 2; }
+command -v "$python" >/dev/null || fail "$python is not here; PYTHON=... names another"
+[[ -z $wheels || -d $wheels ]] || fail "$wheels is no folder; bash bench/wheels.sh makes it"
 export PYTHONPATH="$root:$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
 sent=()
 [[ -n $wheels && -e $wheels/COMMIT ]] && sent=(--sent "$wheels/COMMIT")

@@ -13,25 +13,39 @@ from pathlib import Path
 from bench.parts import PARTS
 from bench.plots import by, plot
 from bench.readme import updated
-from bench.record import Record, read_records
+from bench.record import Record, read_record
 from bench.targets import RATIOS, TARGET_CARDS, Ratio, columns
+from mdpo.shown import markdown as shown  # reasons and notes quote what libraries and drivers say
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "bench" / "results"
 
 
-def committed_records() -> list[Record]:
-    """Those under bench/results; what the demo and the study keep there are no records of the suite."""
+def record_paths(folder: Path) -> list[Path]:
+    """The records of a report, in its order: all under `folder`; of bench/results those of devices, since what the demo and
+    the study keep there are no records of the suite."""
+    if folder.resolve() != COMMITTED:
+        return sorted(folder.rglob("*.json"))
     parts = (*PARTS, "profile", "session")
     folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in parts)]
-    return [record for folder in folders for record in read_records(folder)]
+    return [path for each in folders for path in sorted(each.rglob("*.json"))]
+
+
+def committed_records() -> list[Record]:
+    """Those under bench/results."""
+    return [read_record(path) for path in record_paths(COMMITTED)]
 
 
 def render(folder: Path, out: Path) -> list[Path]:
     """Write RESULTS.md and the plots into `out`; returns what was written. ValueError if there are no records."""
-    records = committed_records() if folder.resolve() == COMMITTED else read_records(folder)
+    records = [read_record(path) for path in record_paths(folder)]
     if not records:
         raise ValueError(f"{folder}: holds no records; expected the --out folder of bench.suite")
+    return write_report(records, out)
+
+
+def write_report(records: Sequence[Record], out: Path) -> list[Path]:
+    """RESULTS.md and the plots of `records`, below `out`; returns what was written."""
     out.mkdir(parents=True, exist_ok=True)
     plots = [path for group in by(records, _operation).values() if plot(group, path := out / _picture(group[0]))]
     written = out / "RESULTS.md"
@@ -133,7 +147,7 @@ def _session_table(records: Sequence[Record]) -> list[str]:
     lines = ["| | outcome | s | found |", "|---|---|---|---|"]
     for record in records:
         numbers = [f"{_number(value)} {unit}" for unit, value in record.rates.items() if unit != "seconds"]
-        found = "; ".join(text for text in (record.reason, record.note, ", ".join(numbers)) if text)
+        found = "; ".join(text for text in (shown(record.reason), shown(record.note), ", ".join(numbers)) if text)
         lines.append(f"| {record.implementation} | {record.status} | {_number(record.rates['seconds'])} | {found} |")
     return lines
 
@@ -142,11 +156,11 @@ def _remarks(records: Sequence[Record], measured: Sequence[Record]) -> list[str]
     """What the table's columns do not hold: the floor, notes, promises, and what is missing and why."""
     lines = [""]
     for floor in sorted({(r.floor, _number(r.floor_ms)) for r in measured[:1] if r.floor}):
-        lines.append(f"- floor: {floor[0]}, {floor[1]} ms")
+        lines.append(f"- floor: {shown(floor[0])}, {floor[1]} ms")
     for name, value in sorted({pair for record in records for pair in record.extra.items()}):
         lines.append(f"- {name}: {_number(value)}")
-    lines += [f"- {r.implementation}: {r.note}" for r in measured if r.note]
-    lines += [f"- {r.implementation}: {r.status}, {r.reason}" for r in records if r.status != "ok"]
+    lines += [f"- {r.implementation}: {shown(r.note)}" for r in measured if r.note]
+    lines += [f"- {r.implementation}: {r.status}, {shown(r.reason)}" for r in records if r.status != "ok"]
     return lines if len(lines) > 1 else []
 
 
@@ -166,7 +180,7 @@ def _conditions(records: Iterable[Record]) -> list[str]:
             f"commit {found.get('commit')}"
         )
     methods = sorted({r.memory_method for r in records if r.memory_method})
-    return [*lines, *(f"- memory: {method}" for method in methods)]
+    return [*lines, *(f"- memory: {shown(method)}" for method in methods)]
 
 
 def _rate(record: Record) -> str:
@@ -193,7 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     is_committed = args.folder.resolve() == COMMITTED
     out = args.out or (COMMITTED.parent if is_committed else args.folder)
-    for path in render(args.folder, out):
+    try:
+        written = render(args.folder, out)
+    except (ValueError, TypeError, OSError) as error:
+        parser.error(str(error))
+    for path in written:
         print(path)
     if is_committed and args.out is None:
         readme = ROOT / "README.md"

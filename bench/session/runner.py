@@ -6,6 +6,7 @@ Nothing here imports PyTorch: a process that waits must not hold the device. Wha
 import argparse
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,13 @@ from bench.commit import ROOT, known_commit, require_commit
 from bench.record import Record, Status, read_record, read_records
 from bench.session.archive import pack, tidy_log
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
+from mdpo.errors import OutputError
 
 GRACE = 10  # seconds from TERM to KILL
 LEAST = 20  # seconds; a stage with less is not begun
 WRAP_UP = 30  # seconds of a box in which nothing new is begun, so that what runs can end
 EVERY = 30  # seconds between two archives of a stage that runs: whoever ends the session from outside gets the last
+LEAST_MINUTES, MOST_MINUTES = 0.5, 10_000.0  # of a session: with less the probe is not begun, and a week is enough
 WORKERS = 4  # of the kernels' tests
 ALLOCATOR = "expandable_segments:True"  # packed rows differ in length, and blocks of a fixed size would leave holes
 
@@ -57,7 +60,7 @@ class Session:
             failed |= record.status == "failed"
             print(line(record), flush=True)
             if stage.name == "probe" and not self._take_what_the_probe_says():
-                print("no device, no session; --rehearse runs the stages on a CPU with small shapes", flush=True)
+                print(self._why_nothing_is_begun(record), flush=True)
                 return 3
         return int(failed)
 
@@ -138,6 +141,13 @@ class Session:
                 print(f"  {ALLOCATOR} does not work here and is switched off", flush=True)
         return "device" in probed and probed["device"].status == "ok"
 
+    def _why_nothing_is_begun(self, probe: Record) -> str:
+        if probe.status == "skipped":
+            return "no time for the probe, so nothing is begun; give more with --minutes"
+        if self.rehearse:
+            return f"the probe failed on this CPU, so nothing else is rehearsed; log.txt in {self.out / 'probe.tgz'} says why"
+        return "no device, no session; --rehearse runs the stages on a CPU with small shapes"
+
     def _keep(self, stage: Stage, status: Status, reason: str, seconds: float) -> Record:
         """Writes what became of the stage, and packs its folder."""
         folder = self.work / stage.name
@@ -163,7 +173,7 @@ class Session:
         device = self.work / "probe" / "device.json"
         if device.exists():
             return json.loads(device.read_text(encoding="utf-8"))
-        return {"device": "no device yet", "commit": os.environ.get("BENCH_COMMIT", "")}
+        return {"device": "no device yet", "commit": known_commit()}
 
     def _names(self) -> dict[str, str]:
         names = {str(self.work): "WORK", str(self.out): "OUT", str(ROOT): ".", sys.prefix: "PYTHON", sys.base_prefix: "PYTHON"}
@@ -211,35 +221,62 @@ def chosen(commands: Sequence[str], only: Sequence[str]) -> list[Stage]:
     return [STAGES[name] for name in dict.fromkeys(["probe", *names])]
 
 
-def work_folder(environment: Mapping[str, str], rehearse: bool) -> Path:
+def work_folder(commit: str, rehearse: bool) -> Path:
     """Ignored by git, and of one state of the code: what was measured there is not measured again."""
-    return ROOT / "build" / "session" / (environment["BENCH_COMMIT"] + ("-rehearsal" if rehearse else ""))
+    return ROOT / "build" / "session" / (commit + ("-rehearsal" if rehearse else ""))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if every stage that was begun went well."""
-    parser = argparse.ArgumentParser(prog="bash bench/gpu_session.sh", description="See the head of bench/gpu_session.sh.")
+def minutes(text: str) -> float:
+    """The value of --minutes. Raises ArgumentTypeError, of which argparse makes one line."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not LEAST_MINUTES <= found <= MOST_MINUTES:  # NaN is not
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {LEAST_MINUTES:g} to {MOST_MINUTES:g}")
+    return found
+
+
+def asked_for(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The command line; what is wrong with it ends the process with one line and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="bash bench/gpu_session.sh", description="See the head of bench/gpu_session.sh.", usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("out", type=Path, help="folder of the archives, one a stage")
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all, one after the other)")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=f"these stages alone: {', '.join(STAGES)}")
-    parser.add_argument("--minutes", type=float, help="of all stages together (default: 9.5 a command)")
+    parser.add_argument("--minutes", type=minutes, help="of all stages together (default: 9.5 a command)")
     parser.add_argument("--rehearse", action="store_true", help=f"the same stages on a CPU, with small shapes and {SLOWER} times the minutes")
     args = parser.parse_args(arguments)
     for asked, known in ((args.commands, COMMANDS), (args.only, STAGES)):
         if unknown := sorted(set(asked) - set(known)):
             parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
+        if twice := [name for name, count in Counter(asked).items() if count > 1]:
+            parser.error(f"{twice[0]!r} is given twice; give it once")
+    if args.commands and args.only:
+        parser.error(f"{args.commands[0]!r} and --only are two answers to one question; give one of them")
     require_commit(parser)
+    return parser, args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if every stage that was begun went well."""
+    parser, args = asked_for(arguments)
     stages = chosen(args.commands, args.only)
-    seconds = 60 * args.minutes if args.minutes else COMMAND_SECONDS * len(args.commands or (args.only and [1]) or COMMANDS)
-    os.environ["BENCH_COMMIT"] = known_commit()  # of all that is measured, and asked once
+    seconds = 60 * args.minutes if args.minutes else COMMAND_SECONDS * (1 if args.only else len(args.commands or COMMANDS))
     seconds *= SLOWER if args.rehearse else 1
-    work = work_folder(os.environ, args.rehearse)
+    os.environ["BENCH_COMMIT"] = known_commit()  # of all that is measured, and asked once
+    work = work_folder(known_commit(), args.rehearse)
     for folder in (args.out, work):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             parser.error(f"{folder}: cannot be written ({error.strerror}); give another folder")
+    for stage in stages:
+        if (args.out / f"{stage.name}.tgz").is_dir():
+            parser.error(f"{args.out / stage.name}.tgz: is a folder, where an archive goes; give another folder, or remove it")
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, _stop)
     session = Session(
@@ -250,6 +287,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"stopped by signal {stopped}; what there is lies in {args.out}", flush=True)
         return 128 + int(str(stopped))
+    except OutputError as error:
+        print(f"bash bench/gpu_session.sh: {error}", file=sys.stderr)
+        return 2
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whether a folder of wheels is all that a bare machine lacks: `python -m bench.session.wheels DIR`.
+"""Whether a folder of wheels is all that a bare machine lacks: `python -m bench.session.wheels DIR [--python VERSION]`.
 
 Every requirement of every wheel has to be another wheel there or one of what the machine has; all of them together have to
 be small enough to be sent along.
@@ -64,9 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     """0 if nothing is missing and all is small enough, else 1 with a line each."""
     parser = argparse.ArgumentParser(prog="bench.session.wheels", description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--python", default="3.12", metavar="VERSION", help="of the machine (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    folder = args.folder
     try:
-        faults = missing(folder)
+        faults = missing(folder, args.python)
     except ValueError as error:
         faults = [str(error)]
     wheels = sorted(folder.glob("*.whl"))

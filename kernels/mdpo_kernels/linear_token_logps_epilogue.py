@@ -26,8 +26,7 @@ from .linear_token_logps import linear_token_logps_finish_kernel
 from .online_softmax import scale_and_cap
 from .tiling import ALIGNMENT, launch_options
 
-# A program's rows, what its sums run over at a time, and how many such steps of operands are in flight.
-ROWS, DEPTH, STAGES = 128, 64, 3
+ROWS = 128  # of a program
 _WIDE_BYTES = 160 * 1024  # of shared memory: with 256 columns a program takes 147 KB of it in bfloat16, with 128 98 KB
 
 
@@ -211,13 +210,37 @@ class _Launch(NamedTuple):
     options: dict[str, Any]
 
 
-def _launch(device: torch.device) -> _Launch:
-    if device.type != "cuda":  # the interpreter; small blocks, so that small problems have several of them
+def _launch(hidden: Tensor, bias: Tensor | None, softcap: float | None, with_unit: bool) -> _Launch:
+    if hidden.device.type != "cuda":  # the interpreter; small blocks, so that small problems have several of them
         return _Launch(16, 16, {"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 16, "BLOCK_DEPTH": 16, "WIDEN": True})
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    columns = 256 if shared >= _WIDE_BYTES else 128
-    options = {"BLOCK_ROWS": ROWS, "BLOCK_COLUMNS": columns, "BLOCK_DEPTH": DEPTH, "WIDEN": False}
-    return _Launch(ROWS, columns, options | {"num_warps": 8, "num_stages": STAGES})
+    card = torch.cuda.get_device_properties(hidden.device)
+    return launch_on(
+        card.major, card.shared_memory_per_block_optin, hidden.itemsize, has_bias=bias is not None,
+        has_softcap=softcap is not None, with_powers=with_unit,
+    )  # fmt: skip
+
+
+def launch_on(
+    major: int, shared_bytes: int, itemsize: int, *, has_bias: bool, has_softcap: bool, with_powers: bool
+) -> _Launch:
+    """The largest blocks whose operands fit the shared memory of a program and whose sums fit its registers.
+
+    major: of the compute capability. shared_bytes: the most a program may have. itemsize: bytes of an operand's element.
+    """
+    # What is done to a tile of sums next needs registers as well: most of all tanh. From 10 on the sums come from a memory
+    # of their own, and a bias, or nothing to write, is already too much beside them.
+    crowded = int(has_softcap) + (has_bias and (has_softcap or major >= 10) or (not with_powers and major >= 10))
+    depth, stages = 64, 3
+    if itemsize == 4:  # no matrix units: the operands pass through registers as well
+        columns, depth, stages = 64 if crowded < 2 else 32, 32, 2
+    elif crowded or shared_bytes < _WIDE_BYTES:
+        columns = 128 if crowded < 2 else 64
+    else:
+        columns = 256
+        if major < 9:  # both operands pass through registers on their way to the matrix units
+            depth, stages = 32, 4
+    blocks = {"BLOCK_ROWS": ROWS, "BLOCK_COLUMNS": columns, "BLOCK_DEPTH": depth, "WIDEN": False}
+    return _Launch(ROWS, columns, blocks | {"num_warps": 8, "num_stages": stages})
 
 
 def _forward(
@@ -230,7 +253,7 @@ def _forward(
     unit = torch.empty((rows if with_unit else 0, hidden_size), dtype=hidden.dtype, device=device)
     if rows == 0:
         return logps, unit
-    launch = _launch(device)
+    launch = _launch(hidden, bias, softcap, with_unit)
     tiles = triton.cdiv(vocabulary, launch.columns)
     row_stride = triton.cdiv(vocabulary, ALIGNMENT) * ALIGNMENT if with_unit else 0
     row_bytes = row_stride * weight.itemsize + 8 * tiles

@@ -61,6 +61,30 @@ def test_a_sent_commit_holds_for_the_code_it_was_sent_with(tmp_path, monkeypatch
         commit.sent(file)
 
 
+NO_COMMITS = ["main", "HEAD", "../..", "a" * 40 + "\n", "a" * 40 + "\nb", "A" * 40, "a" * 6, "a" * 65, "a" * 40 + "+", "a" * 40 + "+dirty", " "]
+
+
+@pytest.mark.parametrize("told", NO_COMMITS, ids=ascii)
+def test_what_is_no_commit_is_not_believed(told, monkeypatch, capsys):
+    """It becomes a folder's name and stands in every record."""
+    commit.known_commit.cache_clear()
+    monkeypatch.setenv("BENCH_COMMIT", told)
+    with pytest.raises(commit.UnknownCommit, match="is not the name of a commit; set it to what git"):
+        commit.known_commit()
+    assert commit.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bench.commit: BENCH_COMMIT='")
+    assert not commit.is_commit(told)
+
+
+@pytest.mark.parametrize("told", ["a" * 40, "a" * 64, "0123abc", "a" * 40 + "+0123abcd"])
+def test_what_git_says_is_believed(told, monkeypatch, capsys):
+    commit.known_commit.cache_clear()
+    monkeypatch.setenv("BENCH_COMMIT", told)
+    assert commit.known_commit() == told and commit.main([]) == 0 and capsys.readouterr().out == told + "\n"
+    commit.known_commit.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
     """The code alone, as it is sent to a machine: no git, no records."""
@@ -72,33 +96,86 @@ def copy(tmp_path_factory) -> Path:
     return folder
 
 
-def bash(copy: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bash(copy: Path, *arguments: str, script: str = "bench/gpu_session.sh", **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("BENCH_COMMIT", "PYTHONPATH", "TRITON_INTERPRET")}
     return subprocess.run(
-        ["bash", "bench/gpu_session.sh", *arguments], cwd=copy, capture_output=True, text=True,
+        ["bash", script, *arguments], cwd=copy, capture_output=True, text=True, timeout=300,
         env={**inherited, "PYTHON": sys.executable, "GIT_CEILING_DIRECTORIES": str(copy.parent), **environment},
     )  # fmt: skip
+
+
+KNOWN = {"BENCH_COMMIT": "a" * 40}
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "says"),
     [
         (("OUT",), {}, "the commit is not known: there is no git here; set BENCH_COMMIT"),
+        (("OUT",), {"BENCH_COMMIT": "../.."}, "BENCH_COMMIT='../..' is not the name of a commit"),
+        (("",), {}, "the folder of the archives has no name; give one"),
+        (("OUT", "--wheels"), {}, "--wheels needs a folder; bash bench/wheels.sh makes it"),
+        (("OUT", "--wheels", ""), {}, "--wheels needs a folder; bash bench/wheels.sh makes it"),
+        (("OUT", "--wheels", "--rehearse"), {}, "--wheels needs a folder; bash bench/wheels.sh makes it"),
+        (("OUT", "--wheels=DIR"), {}, "--wheels and its folder are two words: --wheels DIR"),
+        (("--wheels", "bench"), {}, "the folder of the archives is missing; give it first"),
         (("OUT", "--wheels", "nowhere"), {}, "is no folder; bash bench/wheels.sh makes it"),
-        (("OUT", "--only", "probes"), {"BENCH_COMMIT": "a" * 40}, "'probes' is none of probe, kernel-tests,"),
-        (("OUT", "sixth"), {"BENCH_COMMIT": "a" * 40}, "'sixth' is none of first, second,"),
-        (("bench/commit.py",), {"BENCH_COMMIT": "a" * 40}, "cannot be written (File exists); give another folder"),
+        (("OUT", "--wheels", "bench/commit.py"), {}, "is no folder; bash bench/wheels.sh makes it"),
+        (("OUT", "--only", "probes"), KNOWN, "'probes' is none of probe, kernel-tests,"),
+        (("OUT", "--only"), KNOWN, "argument --only: expected at least one argument"),
+        (("OUT", "--only", "step", "probe", "step"), KNOWN, "'step' is given twice; give it once"),
+        (("OUT", "sixth"), KNOWN, "'sixth' is none of first, second,"),
+        (("OUT", "first", "first"), KNOWN, "'first' is given twice; give it once"),
+        (("OUT", "first", "--only", "step"), KNOWN, "'first' and --only are two answers to one question"),
+        (("OUT", "--reherse"), KNOWN, "unrecognized arguments: --reherse"),
+        *((("OUT", "--minutes", value), KNOWN, f"{value!r} is not a number from 0.5 to 10000")
+          for value in ("nan", "inf", "0", "-3", "0.1", "1e308", "ten", "")),
+        (("OUT", "--minutes", "-3", "--rehearse"), KNOWN, "'-3' is not a number from 0.5 to 10000"),
+        (("OUT", "--minutes"), KNOWN, "argument --minutes: expected one argument"),
+        (("bench/commit.py",), KNOWN, "cannot be written (File exists); give another folder"),
+        (("bench/commit.py/OUT",), KNOWN, "cannot be written (Not a directory); give another folder"),
+        (("/proc/OUT",), KNOWN, "/proc/OUT: cannot be written"),
+        (("TAKEN",), KNOWN, "TAKEN/probe.tgz: is a folder, where an archive goes"),
         (("--rehearse", "OUT"), {}, "the folder of the archives comes first: bash bench/gpu_session.sh OUT --rehearse OUT"),
         (("OUT",), {"PYTHON": "no-such-python"}, "no-such-python is not here; PYTHON=... names another"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_what_is_wrong_with_a_session_is_one_line(copy, arguments, environment, says):
+    (copy / "TAKEN/probe.tgz").mkdir(parents=True, exist_ok=True)
     done = bash(copy, *arguments, **environment)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith(("usage:", "   "))]
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
     assert says in line
     assert not (copy / "OUT").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",), ("OUT", "--help")])
+def test_help_is_the_head_of_the_script(copy, arguments):
+    done = bash(copy, *arguments)
+    assert done.returncode == 0 and done.stdout.startswith("The first half hour on a GPU") and "set -" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "give a folder: bash bench/wheels.sh DIR [PYTHON_VERSION]"),
+        (("",), "give a folder: bash bench/wheels.sh DIR [PYTHON_VERSION]"),
+        (("--help",), "give a folder: bash bench/wheels.sh DIR [PYTHON_VERSION]"),
+        (("DIR", "3.12", "more"), "give a folder: bash bench/wheels.sh DIR [PYTHON_VERSION]"),
+        (("DIR", "newest"), "newest is no version of Python; give one such as 3.12"),
+        (("bench/commit.py",), "is a file; give a folder"),
+        (("/proc/DIR",), "/proc/DIR cannot be written; give another folder"),
+        (("MINE",), "holds wheels that were not gathered here, and would lose them; give another folder"),
+        (("DIR",), "the commit is not known: there is no git here"),
+    ],
+)
+def test_what_is_wrong_with_the_wheels_folder_is_one_line(copy, arguments, says):
+    (copy / "MINE").mkdir(exist_ok=True)
+    mine = wheel(copy / "MINE", "mine", "1.0")
+    done = bash(copy, *arguments, script="bench/wheels.sh")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert says in line and mine.exists()
 
 
 def test_a_real_stage_in_a_copy_without_git(copy, tmp_path):
@@ -136,6 +213,13 @@ def test_wheels_that_lack_something_are_named(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "other-1.0-py3-none-any.whl needs helper>=2", "other-1.0-py3-none-any.whl needs absent",
     ]  # fmt: skip
+
+
+def test_wheels_are_looked_at_with_the_machines_python(tmp_path, capsys):
+    wheel(tmp_path, "peer", "1.0", 'backport; python_version < "3.12"')
+    assert wheels.main([str(tmp_path)]) == 0
+    assert wheels.main([str(tmp_path), "--python", "3.11"]) == 1
+    assert "needs backport" in capsys.readouterr().err
 
 
 def test_wheels_that_cannot_travel_are_named(tmp_path, capsys, monkeypatch):

@@ -95,6 +95,15 @@ def test_a_cpu_has_no_verdict():
     assert f"| {CACHED.name} | ≥ 1.40 | not measured yet | not measured yet | m 1.00 |" in render.ratios(pair)
 
 
+@pytest.mark.parametrize(("content", "says"), [(None, "holds no records"), ("{}", "schema None"), ("{", "not JSON")])
+def test_a_folder_without_records_is_one_line(content, says, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "a.json").write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        render.main([str(tmp_path)])
+    assert says in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "RESULTS.md").exists()
+
+
 @pytest.mark.parametrize(
     ("device", "card", "peak"),
     [

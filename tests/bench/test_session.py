@@ -1,7 +1,6 @@
 """The session's runner with stages of a second, and its archives there and back."""
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from bench import bring_home
-from bench.record import Record, read_records
+from bench.record import read_records
 from bench.session import archive, runner
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
+from mdpo.errors import OutputError
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
@@ -124,7 +124,27 @@ def test_a_stage_that_outlasts_its_box_is_ended_and_what_it_had_is_kept(tmp_path
 def test_what_does_not_fit_is_not_begun(tmp_path, capsys):
     here = session(tmp_path, seconds=12)
     assert here.run([stage("probe", "1")]) == 3
-    assert "probe: skipped after 0 s (not begun: 1 s were left)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "probe: skipped after 0 s (not begun: 1 s were left)" in out
+    assert "no time for the probe, so nothing is begun; give more with --minutes" in out
+
+
+def test_a_rehearsal_whose_probe_fails_is_not_told_to_rehearse(tmp_path, capsys):
+    here = dataclasses.replace(session(tmp_path), rehearse=True)
+    assert here.run([stage("probe", "raise SystemExit(3)"), stage("step", "1")]) == 3
+    out = capsys.readouterr().out
+    assert "the probe failed on this CPU" in out and "--rehearse" not in out
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(folder, target):
+        raise OutputError(f"{target} could not be written: the disk is full")
+
+    monkeypatch.setattr(runner, "pack", full)
+    monkeypatch.setattr(runner, "work_folder", lambda commit, rehearse: tmp_path / "work")
+    monkeypatch.setattr(runner.signal, "signal", lambda *_: None)
+    assert runner.main([str(tmp_path / "out"), "--only", "probe", "--rehearse"]) == 2
+    assert "probe.tgz could not be written: the disk is full" in capsys.readouterr().err
 
 
 def test_what_runs_is_packed_again_and_again(tmp_path, monkeypatch):
@@ -213,111 +233,6 @@ def test_a_long_log_travels(tmp_path):
     content = log.read_bytes()
     assert len(content) < archive.MOST_LOG_BYTES + 100
     assert content.startswith(b"first\n") and content.endswith(b"\nlast") and b"[... cut ...]" in content
-
-
-# What comes from elsewhere
-
-
-def good(tmp_path: Path, **changes) -> tuple[Path, Record]:
-    """An archive of one stage, and its record."""
-    record = Record(
-        part="session", op="stages", shape={"on": "GPU"}, dtype="all", implementation="step", role="ours", status="ok",
-        rates={"seconds": 1.0},
-        environment={"device": "NVIDIA H200", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"},
-    )  # fmt: skip
-    record = dataclasses.replace(record, **changes)
-    folder = tmp_path / "folder"
-    record.write(folder / "records")
-    archive.pack(folder, tmp_path / "step.tgz")
-    return tmp_path / "step.tgz", record
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", content: bytes = b"x") -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, target, len(content) if kind == tarfile.REGTYPE else 0
-    return info, content
-
-
-HOSTILE = {
-    "climbs out": [member("../escaped.json")],
-    "absolute": [member("/tmp/escaped-from-a-session.json")],
-    "link": [member("records/link", tarfile.SYMTYPE, "/etc")],
-    "hard link": [member("records/link", tarfile.LNKTYPE, "../../etc/passwd")],
-    "through a link": [member("records", tarfile.SYMTYPE, "/tmp"), member("records/escaped-from-a-session.json")],
-    "device": [member("records/null", tarfile.CHRTYPE)],
-    "pipe": [member("records/pipe", tarfile.FIFOTYPE)],
-    "not JSON": [member("records/a.json", content=b"{")],
-    "deep": [member("records/a.json", content=b"[" * 100_000)],
-    "another schema": [member("records/a.json", content=b'{"schema": 7}')],
-    "unknown field": [member("records/a.json", content=b'{"schema": 1, "evil": 1}')],
-    "nothing": [],
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_is_one_line_and_nothing_is_written(name, tmp_path, capsys):
-    bad = tmp_path / "bad.tgz"
-    with tarfile.open(bad, "w:gz") as tar:
-        for info, content in HOSTILE[name]:
-            tar.addfile(info, io.BytesIO(content))
-    good_one, _ = good(tmp_path)
-    assert bring_home.main([str(good_one), str(bad), "--into", str(tmp_path / "home")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"bench.bring_home: {bad}: ") and len(line) < 600
-    assert not (tmp_path / "home").exists() and not (tmp_path / "escaped.json").exists()
-    assert not Path("/tmp/escaped-from-a-session.json").exists()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"environment": {"device": "NVIDIA H200", "device_type": "cuda"}},
-        {"environment": []},
-        {"implementation": "no such stage"},
-        {"rates": {}},
-        {"rates": {"seconds": "long"}},
-        {"note": "two\nlines"},
-        {"role": "judge"},
-        {"shape": {"on": "CPU-rehearsal"}},
-    ],
-    ids=str,
-)
-def test_a_record_that_no_session_wrote_is_refused(changes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bring_home, "RESULTS", tmp_path / "results")
-    path, _ = good(tmp_path, **changes)
-    assert bring_home.main([str(path)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "results").exists()
-
-
-def test_every_torn_archive_is_named(tmp_path, capsys):
-    path, _ = good(tmp_path)
-    whole = path.read_bytes()
-    torn = tmp_path / "torn.tgz"
-    for length in range(0, len(whole), 7):
-        torn.write_bytes(whole[:length])
-        assert bring_home.main([str(torn), "--into", str(tmp_path / "home")]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-    assert bring_home.main([str(tmp_path / "missing.tgz"), "--into", str(tmp_path / "home")]) == 2
-    assert not (tmp_path / "home").exists()
-
-
-def test_an_archive_that_swells_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(archive, "MOST_BYTES", 1000)
-    path, _ = good(tmp_path)
-    with tarfile.open(tmp_path / "bomb.tgz", "w:gz") as tar:
-        info, content = member("records/bomb", content=b"0" * 2000)
-        tar.addfile(info, io.BytesIO(content))
-    assert bring_home.main([str(tmp_path / "bomb.tgz"), "--into", str(tmp_path / "home")]) == 2
-    assert "unpacks to more than" in capsys.readouterr().err
-
-
-def test_two_devices_do_not_meet(tmp_path, capsys):
-    path, record = good(tmp_path)
-    other = dataclasses.replace(record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"})
-    other.write(tmp_path / "folder" / "records")
-    archive.pack(tmp_path / "folder", path)
-    assert bring_home.main([str(path), "--into", str(tmp_path / "home")]) == 2
-    assert "two devices" in capsys.readouterr().err
 
 
 def test_the_log_names_no_path_of_the_machine(tmp_path):

@@ -53,32 +53,53 @@ def test_large_logits_in_different_tiles(size: float, device: torch.device) -> N
     assert (found.double().cpu() - truth).abs().max() < 1e-6 + apart
 
 
+# Bytes of shared memory that a program may have, by compute capability, as NVIDIA's programming guide lists them.
+SHARED = {"80": 166912, "86": 101376, "90": 232448, "100": 232448, "120": 101376}
+VARIANTS = {
+    "plain": {},
+    "bias": {"has_bias": True},
+    "softcap": {"has_softcap": True},
+    "softcap and bias": {"has_softcap": True, "has_bias": True},
+    "without a gradient": {"with_powers": False},
+    "softcap, without a gradient": {"has_softcap": True, "with_powers": False},
+    "float32": {"itemsize": 4},
+}
 INSPECT = (
     MACHINE_CODE
     + """
-capability, columns = map(int, sys.argv[1:])
-half, aligned = {"hidden", "weight", "powers"}, {"hidden_row_stride", "weight_row_stride", "row_stride"}
-block = {"HIDDEN_SIZE": 4096, "weight_column_stride": 1, "WIDEN": False,
-         "BLOCK_ROWS": 128, "BLOCK_COLUMNS": columns, "BLOCK_DEPTH": 64}
-first = {"bias": None, "hidden_column_stride": 1, "HAS_BIAS": False, "HAS_SOFTCAP": False, "WITH_POWERS": True}
-for name, constants in (("powers_kernel", first), ("weighted_kernel", {"TILE": columns})):
-    code = machine_code("linear_token_logps_epilogue", name, block | constants, half, aligned, capability, num_stages=3)
-    count = lambda pattern: len(re.findall(pattern, code))
-    print(json.dumps({"kernel": name, "spills": count(r"\\b(?:LDL|STL)\\b"), "products": count(r"\\w*MMA\\b"),
-                      "copies": count(r"LDGSTS\\S*\\.128")}))
+from mdpo_kernels.linear_token_logps_epilogue import launch_on
+capability, shared = map(int, sys.argv[1:3])
+for name, changes in json.loads(sys.argv[3]).items():
+    variant = {"itemsize": 2, "has_bias": False, "has_softcap": False, "with_powers": True} | changes
+    launch = launch_on(capability // 10, shared, **variant)
+    half = {"hidden", "weight", "powers", "bias"} if variant["itemsize"] == 2 else set()
+    aligned = {"hidden_row_stride", "weight_row_stride", "row_stride"}
+    block = {"HIDDEN_SIZE": 4096, "weight_column_stride": 1, **launch.options}
+    options = {"num_warps": block.pop("num_warps"), "num_stages": block.pop("num_stages")}
+    first = {"hidden_column_stride": 1, "HAS_BIAS": variant["has_bias"], "HAS_SOFTCAP": variant["has_softcap"],
+             "WITH_POWERS": variant["with_powers"], **({} if variant["has_bias"] else {"bias": None})}
+    kernels = [("powers_kernel", first), ("weighted_kernel", {"TILE": launch.columns})]
+    for kernel, constants in kernels[:1 + variant["with_powers"]]:
+        code, used = machine_code("linear_token_logps_epilogue", kernel, block | constants, half, aligned, capability, **options)
+        count = lambda pattern: len(re.findall(pattern, code))
+        print(json.dumps({"variant": name, "kernel": kernel, "spills": count(r"\\b(?:LDL|STL)\\b"), "shared": used,
+                          "products": count(r"\\w*MMA\\b"), "copies": count(r"LDGSTS\\S*\\.128")}))
 """
 )
-ALSO = [pytest.param(*case, marks=pytest.mark.slow) for case in (("80", "256"), ("86", "128"), ("100", "256"), ("120", "128"))]
+ALSO = [pytest.param(capability, list(VARIANTS), marks=pytest.mark.slow) for capability in SHARED]
 
 
-@pytest.mark.parametrize("capability, columns", [("90", "256"), *ALSO])
-def test_its_products_run_on_the_matrix_units_and_nothing_spills(capability: str, columns: str) -> None:
+@pytest.mark.parametrize("capability, variants", [("90", ["plain"]), *ALSO])
+def test_its_products_run_on_the_matrix_units_and_nothing_spills(capability: str, variants: list[str]) -> None:
+    """With the blocks that a card of this capability gets: an A100, an RTX 3090, an H100, a B200 and an RTX 5090."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-c", INSPECT, capability, columns]
+    asked = json.dumps({variant: VARIANTS[variant] for variant in variants})
+    command = [sys.executable, "-c", INSPECT, capability, str(SHARED[capability]), asked]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == 2
+    assert len(found) == sum(1 + ("without" not in variant) for variant in variants)
     for kernel in found:
-        assert kernel["spills"] == 0 and kernel["products"] > 0 and kernel["copies"] > 0, kernel
+        assert kernel["spills"] == 0 and kernel["copies"] > 0 and kernel["shared"] <= SHARED[capability], kernel
+        assert kernel["products"] > 0 or kernel["variant"] == "float32", kernel  # which the matrix units would round

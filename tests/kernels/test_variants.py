@@ -139,6 +139,7 @@ def kind(name, half):
     return "*bf16" if name in half else "*fp32"
 
 def machine_code(module, name, constants, half, aligned, capability, **options):
+    # The assembly, and the bytes of shared memory that a program takes.
     kernel = getattr(importlib.import_module("mdpo_kernels." + module), name)
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else kind(n, half) for n in names}
@@ -149,7 +150,8 @@ def machine_code(module, name, constants, half, aligned, capability, **options):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        return subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+        done = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
+    return done.stdout, compiled.metadata.shared
 """
 INSPECT = (
     MACHINE_CODE
@@ -170,7 +172,7 @@ LAUNCHES = [
 ]
 for capability in map(int, sys.argv[1:]):
     for module, name, constants, half, aligned in LAUNCHES:
-        code = machine_code(module, name, constants, half, aligned, capability)
+        code, _ = machine_code(module, name, constants, half, aligned, capability)
         count = lambda pattern: len(re.findall(pattern, code))
         print(json.dumps({"kernel": name, "capability": capability, "spills": count(r"\\b(?:LDL|STL)\\b"),
                           "wide loads": count(r"LDG\\.E\\S*\\.128"), "loads": count(r"\\bLDG\\b"),
