@@ -3,6 +3,9 @@
 Forward hooks put each module's operators into a profiler scope of its component. An operator's component is that of the
 nearest thing around it that says: its own name (our kernels), a scope, or, in the backward, the forward operator that
 made the autograd node, which PyTorch's profiler numbers alike. What nothing says is "other".
+
+A fused LoRA layer is one module, and a hook inside it would have it take peft's way: its operators are the base's, but for
+those of a tensor with the adapter's rank among its sizes. So the rank has to be none of the model's widths.
 """
 
 from collections import defaultdict
@@ -15,6 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import record_function
+
+from mdpo.models.fused_lora import FusedLora
 
 COMPONENTS = (
     "vision", "projections", "attention", "LoRA", "MLP", "norm/rope", "head", "loss", "optimizer", "other"
@@ -64,8 +69,12 @@ def _components(model: PeftModel) -> Iterator[tuple[nn.Module, str]]:
     for name, module in base.get_decoder().named_modules():
         layer: Any = module
         if isinstance(layer, LoraLayer):
-            yield module, "LoRA"
-            yield layer.get_base_layer(), "MLP" if ".mlp." in name else "projections"
+            base_component = "MLP" if ".mlp." in name else "projections"
+            if isinstance(layer, FusedLora):
+                yield module, base_component
+            else:
+                yield module, "LoRA"
+                yield layer.get_base_layer(), base_component
         elif name.endswith(".mlp"):
             yield module, "MLP"
         elif name.endswith(".self_attn") or "rotary" in name or "Norm" in type(module).__name__:
@@ -74,10 +83,10 @@ def _components(model: PeftModel) -> Iterator[tuple[nn.Module, str]]:
             yield module, "other"  # residual sums
 
 
-def milliseconds(events: Sequence[Any], device: str, vocabulary: int) -> dict[str, tuple[float, float]]:
+def milliseconds(events: Sequence[Any], device: str, vocabulary: int, rank: int) -> dict[str, tuple[float, float]]:
     """(forward, backward) of a profile by component, recomputed layers in the backward: on a GPU of its kernels, on a
     CPU of the operators' own time. events: of one profiler that records shapes; one step inside a `STEP` scope.
-    vocabulary: its size tells the head's operators, where they are PyTorch's, from the loss's."""
+    vocabulary: its size tells the head's operators, where they are PyTorch's, from the loss's. rank: the adapter's."""
     ours = [event for event in events if event.device_type == DeviceType.CPU]
     made_by = _forward_components(ours, vocabulary)
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -89,7 +98,10 @@ def milliseconds(events: Sequence[Any], device: str, vocabulary: int) -> dict[st
         else:
             own = event.self_cpu_time_total
         backward = any(each.name.startswith(_BACKWARD) for each in _around(event))
-        totals[_component(event, made_by, vocabulary)][backward] += own / 1e3
+        component = _component(event, made_by, vocabulary)
+        if component in ("projections", "MLP") and any(rank in shape for shape in event.input_shapes or ()):
+            component = "LoRA"
+        totals[component][backward] += own / 1e3
     return {name: (totals[name][0], totals[name][1]) for name in COMPONENTS}
 
 

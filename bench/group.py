@@ -30,6 +30,9 @@ class Implementation:
     """Whether its first call at a new shape compiles for seconds: then it is measured at the typical size only."""
     countable: bool = True
     """Whether its allocations go through PyTorch's dispatcher, so that they can be counted on a CPU."""
+    patches: bool = False
+    """Whether running it changes other packages for the rest of the process: it is the last of its group, and the group
+    has a process of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

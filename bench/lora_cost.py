@@ -1,26 +1,23 @@
-"""What peft's LoRA layers add to a frozen linear layer: `python -m bench.lora_cost`, on a CPU, counted, not timed.
+"""What the LoRAs of a decoder layer write, move and keep: `python -m bench.lora_cost`, on a CPU, counted, not timed.
 
-A linear layer with a LoRA of rank 64 on it runs forward and backward on a CPU, its shape a real one's divided by SCALE
-(bytes per token scale with the width, so they are printed multiplied back). Counted per token: bytes written by casts
-(`_to_copy`) and by the other operators that make a whole (tokens, width) tensor, and bytes kept for the backward.
+All linear layers of one decoder layer, each with a LoRA of rank 64, run forward and backward at a real model's widths divided
+by SCALE; bytes per token grow with the widths, so they are printed multiplied back. Counted are tensors with a row per token,
+in bytes per token: those that operators write, new ones and old ones once more where an operator writes in place; those
+written and read together, which is what a GPU's time goes by; and those kept for the backward. The products of the frozen
+base are counted apart, and so is nothing of a decoder layer that is not linear (attention, norms, activations).
 
-What it shows (bf16 base, fp32 adapter, the shapes of LLaVA-1.5-7B):
+What a CPU does and a GPU does not is left out: copies in float32 before the products that sum in float32.
 
-- Without autocast peft casts the input up to fp32, and the adapter's products run in fp32: each layer keeps its own
-  fp32 copy of its input, though query, key and value read the same.
-- Under bf16 autocast peft still casts the input up to fp32, and autocast casts it down again before the product. Each
-  layer keeps a bf16 copy of its own.
-- Under autocast with peft's cast switched off (`peft.helpers.disable_input_dtype_casting`) neither cast is there and
-  what is kept is the input itself, which the layers that read it share. The values are the same, bit for bit, since
-  bf16 → fp32 → bf16 loses nothing. The trainer does this during a step.
-
-What is left, and no configuration removes: the base product, the adapter's, the scaled one and their sum are four
-tensors of the layer's output where a fused kernel would write one; the cast of A and B to bf16 once a forward, kept as
-long as their graph (2 bytes a parameter); in 4 bits, peft's defensive clone of the base's output (one more).
+The ways: peft's layers as they come, under bf16 autocast; with peft's cast of the inputs up to float32 switched off
+(`peft.helpers.disable_input_dtype_casting`), as the trainer does for the length of a step, bit for bit the same values; and
+`mdpo_kernels.lora_linear` by `mdpo.models.fuse_lora`. Phi's LayerNorm leaves float32 under CUDA's autocast, which every
+reader casts down: a way of its own, which `mdpo.models.norms` takes away. Unsloth's is not installed here: bench/lora_peers.py
+counts it by hand.
 """
 
 import argparse
-from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,77 +25,200 @@ from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-TOKENS = 64
+from mdpo.models import fuse_lora
+
+TOKENS = 61  # a prime, and no width
 RANK = 64
 SCALE = 8
-SHAPES = {"q, k, v of 4096": (4096, 4096, 3), "gate, up of 11008": (4096, 11008, 2), "down of 11008": (11008, 4096, 1)}
-SETTINGS = ("no autocast", "autocast", "autocast, no cast")
+BYTES_PER_SECOND = 2.8e12  # of an H100's memory, as bench/LOG.md counts
+MICRO_BATCH = 11_600  # tokens: seven pairs
 
 
-class Writes(TorchDispatchMode):
-    """Bytes that operators write into new tensors of at least a row a token, casts apart from the rest."""
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """Linear layers that read one input: its width, the layers' names and output widths."""
 
-    def __init__(self) -> None:
+    inputs: int
+    outputs: dict[str, int]
+    bias: bool = False
+
+
+LAYERS = {
+    "LLaVA-1.5-7B": (
+        Readers(4096, {"q": 4096, "k": 4096, "v": 4096}),
+        Readers(4096, {"o": 4096}),
+        Readers(4096, {"gate": 11008, "up": 11008}),
+        Readers(11008, {"down": 4096}),
+    ),
+    "Bunny-3B": (  # Phi's MLP reads what its attention reads
+        Readers(2560, {"q": 2560, "k": 2560, "v": 2560, "fc1": 10240}, bias=True),
+        Readers(2560, {"dense": 2560}, bias=True),
+        Readers(10240, {"fc2": 2560}, bias=True),
+    ),
+    "Qwen2.5-VL-3B": (
+        Readers(2048, {"q": 2048, "k": 256, "v": 256}, bias=True),
+        Readers(2048, {"o": 2048}),
+        Readers(2048, {"gate": 11008, "up": 11008}),
+        Readers(11008, {"down": 2048}),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes per token beside the base's products: written, and moved (written and read); kept: for the backward."""
+
+    written: float = 0
+    moved: float = 0
+    kept: float = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.written + other.written, self.moved + other.moved, self.kept + other.kept)
+
+    def times(self, factor: float) -> "Cost":
+        return Cost(factor * self.written, factor * self.moved, factor * self.kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """wrap: what becomes of the adapter's config. float32_sums: of the gradients of A and B. cast_inputs: whether peft does.
+    norm: the dtype of an input that a norm puts out."""
+
+    name: str
+    wrap: Callable[[LoraConfig], LoraConfig] = lambda config: config
+    float32_sums: bool = False
+    cast_inputs: bool = False
+    norm: torch.dtype = torch.bfloat16
+
+
+AS_IT_COMES = Way("peft, as it comes", cast_inputs=True)
+FLOAT32_NORM = Way("peft, casts off, LayerNorm in float32", norm=torch.float32)
+PEFT = Way("peft, casts off")
+OURS = Way("fused", wrap=fuse_lora, float32_sums=True)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operators write and read of tensors with a row per token; those of products with a base weight apart.
+
+    float32_sums: copies in float32 do not count, and are read as what they are copies of: a CPU makes them before a product
+    that sums in float32.
+    """
+
+    def __init__(self, base: Iterable[Tensor], *, float32_sums: bool = False) -> None:
         super().__init__()
-        self.bytes: Counter[str] = Counter()
+        self.written, self.read, self.base_written = 0, 0, 0
+        self._base = {_storage(weight) for weight in base}
+        self._float32_sums = float32_sums
+        self._copies: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.dim() == 2 and out.shape[0] == TOKENS and not func.is_view:
-            self.bytes["casts" if "_to_copy" in str(func) else "other"] += out.nbytes
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = {_storage(leaf) for leaf in _tensors((args, kwargs))}
+        is_view = not func._schema.is_mutable and all(_storage(leaf) in given for leaf in _tensors(out))
+        if is_view or "empty" in func.name():
+            return out
+        if self._float32_sums and func.name() in ("aten::to.dtype", "aten::_to_copy") and out.dtype == torch.float32:
+            self._copies.append(out)
+            return out
+        if given & self._base:
+            self.base_written += self._bytes(out)
+        else:
+            self.written += self._bytes(out)
+            self.read += self._bytes((args, kwargs))
         return out
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(written=self.written, moved=self.written + self.read)
+
+    def _bytes(self, tree: Any) -> int:
+        copies = {_storage(copy) for copy in self._copies}
+        counted = [leaf for leaf in _tensors(tree) if TOKENS in leaf.shape]
+        return sum(2 * leaf.numel() if _storage(leaf) in copies else leaf.nbytes for leaf in counted)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 class Projections(nn.Module):
     """Linear layers that read one input."""
 
-    def __init__(self, inputs: int, outputs: int, count: int) -> None:
+    def __init__(self, readers: Readers) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(inputs, outputs, bias=False) for _ in range(count))
+        inputs = readers.inputs // SCALE
+        layers = {name: nn.Linear(inputs, outputs // SCALE, readers.bias) for name, outputs in readers.outputs.items()}
+        self.layers = nn.ModuleDict(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [layer(x) for layer in self.layers]
+        return [layer(x) for layer in self.layers.values()]
 
 
-def count(inputs: int, outputs: int, layers: int, setting: str) -> dict[str, float]:
-    """Bytes per token of one group of layers, forward: casts, other writes, and what is kept for the backward."""
+def count(readers: Readers, way: Way) -> tuple[Cost, Cost]:
+    """Forward and backward of the layers that read one input."""
     torch.manual_seed(0)
-    base = Projections(inputs // SCALE, outputs // SCALE, layers).to(torch.bfloat16)
-    model = get_peft_model(base, LoraConfig(r=RANK // SCALE, target_modules=r"layers\.\d+"))
-    x = torch.randn(TOKENS, inputs // SCALE, dtype=torch.bfloat16, requires_grad=True)
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    base = Projections(readers).to(torch.bfloat16)
+    weights = list(base.parameters())
+    model = get_peft_model(base, way.wrap(LoraConfig(r=RANK // SCALE, target_modules=r"layers\.\w+")))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    x = torch.randn(TOKENS, readers.inputs // SCALE, dtype=way.norm, requires_grad=True).clone()  # a leaf's cast is cached
+    known = {_storage(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.shape[0] == TOKENS and tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
+        if TOKENS in tensor.shape and _storage(tensor) not in known:
+            kept[_storage(tensor)] = tensor
         return tensor
 
-    writes = Writes()
     with (
-        disable_input_dtype_casting(model, active=setting == "autocast, no cast"),
-        torch.autocast("cpu", torch.bfloat16, enabled=setting != "no autocast"),
+        disable_input_dtype_casting(model, active=not way.cast_inputs),
+        torch.autocast("cpu", torch.bfloat16),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        writes,
+        Traffic(weights) as forward,
     ):
-        model(x)
+        outputs = model(x)
+    upstream = [torch.randn_like(output) for output in outputs]
+    with Traffic(weights, float32_sums=way.float32_sums) as backward:
+        torch.autograd.grad(outputs, [x, *trained], upstream)
     scale = SCALE / TOKENS
-    return {
-        "casts": writes.bytes["casts"] * scale,
-        "other": writes.bytes["other"] * scale,
-        "kept": sum(tensor.nbytes for tensor in kept.values()) * scale,
-    }
+    held = sum(tensor.nbytes for tensor in kept.values())
+    return forward.cost.times(scale) + Cost(kept=held * scale), backward.cost.times(scale)
+
+
+def layer_cost(model: str, way: Way) -> tuple[Cost, Cost]:
+    """Forward and backward of all linear layers of one decoder layer."""
+    forward, backward = Cost(), Cost()
+    for number, readers in enumerate(LAYERS[model]):
+        # Phi has one norm, before all else; what attention and activations put out is bf16 in any case.
+        found = count(readers, way if number == 0 else replace(way, norm=torch.bfloat16))
+        forward, backward = forward + found[0], backward + found[1]
+    return forward, backward
 
 
 def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    print(f"{'KB per token, forward':24}{'setting':20}{'casts':>8}{'other':>8}{'kept':>8}")
-    for name, (inputs, outputs, layers) in SHAPES.items():
-        for setting in SETTINGS:
-            found = count(inputs, outputs, layers, setting)
-            print(f"{name:24}{setting:20}" + "".join(f"{found[key] / 1e3:8.1f}" for key in ("casts", "other", "kept")))
+    from bench.lora_peers import unsloth
+
+    names = ("writes", "moves", "keeps", "writes", "moves")
+    print(f"{'KB per token and decoder layer':44}{'forward':^24}{'backward':^16}{'H100, predicted':>20}")
+    print(f"{'':44}" + "".join(f"{name:>8}" for name in names) + f"{'ms a layer':>20}")
+    for model in LAYERS:
+        ways = [AS_IT_COMES, *([FLOAT32_NORM] if model == "Bunny-3B" else []), PEFT, OURS]
+        rows = {way.name: layer_cost(model, way) for way in ways} | unsloth(LAYERS[model])
+        for name, (forward, backward) in rows.items():
+            numbers = (forward.written, forward.moved, forward.kept, backward.written, backward.moved)
+            seconds = (forward.moved + backward.moved) * MICRO_BATCH / BYTES_PER_SECOND
+            cells = "".join(f"{number / 1e3:8.1f}" for number in numbers)
+            print(f"{f'{model}, {name}':44}{cells}{1e3 * seconds:20.2f}")
+    print(f"predicted: bytes moved by {MICRO_BATCH:,} tokens at {BYTES_PER_SECOND / 1e12} TB/s; not measured on a GPU")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from bench.record import Record, environment  # noqa: E402
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape  # noqa: E402
 from mdpo.memory.choose import Wishes  # noqa: E402
 from mdpo.memory.layer import Precision  # noqa: E402
-from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, language_layers  # noqa: E402
+from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora, language_layers  # noqa: E402
 from mdpo.models.logps import unwrap  # noqa: E402
 from mdpo.packing import PackedBatch, PreferenceTokens, pack, plan  # noqa: E402
 
@@ -177,7 +177,8 @@ def measure(name: str, case: Case, out: Path | None, device: str) -> None:
 
 def _model(case: Case, device: torch.device) -> PeftModel:
     if case.quantized:
-        return get_peft_model(build_nf4_base(case.shape, case.side**2, device), adapter(RANK)).train()  # type: ignore[return-value]
+        base = build_nf4_base(case.shape, case.side**2, device)
+        return get_peft_model(base, fuse_lora(adapter(RANK))).train()  # type: ignore[return-value]
     return build(case.shape, case.side**2, device, lora_r=RANK)
 
 

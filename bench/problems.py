@@ -1,7 +1,7 @@
-"""The inputs of the benchmarks: heads of real models, and hidden states whose tokens are as confident as a trained
-model's.
+"""The inputs of the benchmarks: heads and linear layers of real models, and hidden states whose tokens are as confident as
+a trained model's.
 
-Shapes: N scored rows, H hidden size, V vocabulary, B examples.
+Shapes: N scored rows, H hidden size, V vocabulary, B examples; of a linear layer T rows, I inputs, O outputs, r its LoRA's rank.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,33 @@ HEADS = (
 )
 # The same proportions of V to H, small enough for two CPU cores.
 CPU_HEADS = (Head("llava-1.5-small", 512, 4008), Head("qwen2.5-vl-small", 128, 9496))
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear layer of a model's decoder, and the rank of the LoRA on it."""
+
+    model: str
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool = False
+    rank: int = 64
+
+
+PROJECTIONS = (
+    Projection("llava-1.5-7b", "q", 4096, 4096),
+    Projection("llava-1.5-7b", "gate", 4096, 11008),
+    Projection("bunny-3b", "q", 2560, 2560, bias=True),
+    Projection("bunny-3b", "fc1", 2560, 10240, bias=True),
+    Projection("qwen2.5-vl-3b", "q", 2048, 2048, bias=True),
+    Projection("qwen2.5-vl-3b", "gate", 2048, 11008),
+)
+# An eighth of the widths and of the rank.
+CPU_PROJECTIONS = (
+    Projection("llava-1.5-small", "q", 512, 512, rank=8),
+    Projection("llava-1.5-small", "gate", 512, 1376, rank=8),
+)
 
 
 @dataclass(frozen=True, slots=True)

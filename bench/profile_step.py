@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -37,6 +38,7 @@ def problems(device: torch.device, tiny: bool = False) -> list[TrainProblem]:
     return [
         TrainProblem(
             shape=shape, image_tokens=image, batch=batch, checkpointing=checkpointing, device=device,
+            lora_r=4 if tiny else 64,  # none of the widths
             # One micro-batch shows what a step of many does, but for the optimizer: its share is of so few pairs.
             examples=preference_rows(shape, 2 * batch, image_tokens=image, shrink=shrink),
         )
@@ -55,7 +57,8 @@ def profiled(step: TrainStep, device: torch.device) -> dict[str, tuple[float, fl
                 step.run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-    found = milliseconds(profiler.events() or [], device.type, step.model.config.text_config.vocab_size)
+    lora: Any = step.model.peft_config["default"]
+    found = milliseconds(profiler.events() or [], device.type, step.model.config.text_config.vocab_size, lora.r)
     if device.type == "cuda":
         found[IDLE] = (max(0.0, wall - sum(map(sum, found.values()))), 0.0)
     return found

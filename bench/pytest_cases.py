@@ -25,6 +25,8 @@ def run_case(benchmark: Any, group: Group, implementation: Implementation) -> No
     """Time one implementation; pytest-benchmark reads the host's clock, so what it times waits for the device."""
     if DEVICE.type not in implementation.devices:
         pytest.skip(f"{implementation.name} needs {' or '.join(implementation.devices)}")
+    if implementation.patches:
+        pytest.skip(f"{implementation.name} changes other packages for the process; bench.suite gives it one of its own")
     try:
         function = implementation.load()
     except ImportError as error:

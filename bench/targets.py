@@ -76,6 +76,7 @@ def _has(record: Record, shape: dict[str, str | int]) -> bool:
 
 
 _CACHED, _EACH_STEP = "ours, reference cached", "ours, reference each step"
+_PEFT_LORA = "ours, peft's LoRA layers"
 _EPOCH = {_CACHED: "from the second epoch on (reference cached)", _EACH_STEP: "in the first epoch (reference each step)"}
 _ON, _OFF = ("checkpointing", "on"), ("checkpointing", "off")
 _PLAIN, _COMPILED, _LIGER = ("layers", "transformers"), ("layers", "compiled"), ("layers", "liger")
@@ -98,6 +99,11 @@ RATIOS = (
     ),
     Ratio(name=f"ours {_EPOCH[_CACHED]}, compiled, checkpointing off: ours not compiled, checkpointing on",
           op="train_step", ours=_CACHED, other=_CACHED, shape=(_OFF, _COMPILED), other_shape=(_ON, _PLAIN), target=2.0),
+    *(
+        Ratio(name=f"ours {_EPOCH[_CACHED]}, {setting}: ours with peft's LoRA layers", op="train_step", ours=_CACHED,
+              other=_PEFT_LORA, shape=shape, target=target)
+        for (setting, shape), target in zip(_SETTINGS[:4], (1.12, 1.12, None, None), strict=True)
+    ),
     *(
         Ratio(name=f"ours {_EPOCH[row]}, {setting}: the authors' shipped settings", op="train_step", ours=row,
               other="authors' way", shape=dict(_SETTINGS)[setting],

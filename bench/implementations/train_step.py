@@ -96,7 +96,7 @@ def token_budget(examples: Sequence[PreferenceTokens], micro_batches: int) -> in
     return budget
 
 
-def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
+def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> TrainStep:
     """MDPOTrainer's own training_step. One step of `train` prepares it, and fills the cache of the reference."""
     build = build_nf4_base if problem.quantized else build_base
     model = build(problem.shape, problem.image_tokens, problem.device)
@@ -106,7 +106,7 @@ def ours(problem: TrainProblem, *, cached: bool) -> TrainStep:
             output_dir=folder, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
             token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
             checkpoint_layers=problem.checkpoint_layers, compile_layers=problem.layers == "compiled", check_start=False,
-            **common_settings(problem),
+            fused_lora=fused_lora, **common_settings(problem),
         )  # fmt: skip
         trainer = KnownWeights(
             model=model, args=args, train_dataset=TokenPairs(problem.examples), peft_config=adapter(problem.lora_r),
@@ -244,8 +244,13 @@ TRAIN_STEP = (
     ),
 )  # fmt: skip
 
+PEFT_LORA = Implementation(
+    name="ours, peft's LoRA layers", role="ours", load=lambda: partial(ours, cached=True, fused_lora=False),
+    comparable=False, note="as ours, reference cached, with fused_lora off",
+)  # fmt: skip
+
 # The authors ship neither.
-TRAIN_STEP_COMPILED = tuple(replace(i, note=f"{i.note}; {_COMPILED_NOTE}") for i in TRAIN_STEP[:3])
+TRAIN_STEP_COMPILED = tuple(replace(i, note=f"{i.note}; {_COMPILED_NOTE}") for i in (*TRAIN_STEP[:3], PEFT_LORA))
 TRAIN_STEP_LIGER = tuple(
     replace(i, load=partial(_load_liger, i.load), devices=("cuda",), note=f"{i.note}; {_LIGER_NOTE}")
     for i in TRAIN_STEP[:3]

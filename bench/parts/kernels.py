@@ -1,4 +1,5 @@
-"""The part `kernels`: log-probs and losses at the heads of LLaVA-1.5, Bunny and Qwen2.5-VL.
+"""The part `kernels`: log-probs and losses at the heads of LLaVA-1.5, Bunny and Qwen2.5-VL; a LoRA on their linear layers
+(bench/parts/lora.py).
 
 Floors. From hidden states: the head's matrix products alone, two for a frozen head with gradient (4NHV flops), one
 without gradient, four with a trainable head (8NHV). From logits: a copy of them, times 1.5, because forward and
@@ -11,6 +12,7 @@ import torch
 
 from bench.group import Bound, Floor, Group, Implementation, Outputs, Prepared
 from bench.implementations import logps, loss
+from bench.parts.lora import lora_groups
 from bench.problems import (
     CPU_HEADS,
     HEADS,
@@ -43,6 +45,7 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
             if rows != 256 or not gpu:
                 listed.append(logits_group(head, rows, dtype, device))
         if rows == typical:  # all there is at this size, before any other
+            listed += lora_groups(dtype, device, tiny)
             for head in heads:
                 listed.append(fused_logits_group(head, rows, dtype, device))
                 listed += [linear_group(head, rows, dtype, device, mode) for mode in ("no grad", "trainable head")]

@@ -2,7 +2,7 @@
 
 `train_step` takes rows with the lengths of real preference data through each trainer: checkpointing on and off, the decoder
 layers as they are, compiled, or Liger's; ours with the reference cached, as from the second epoch on, and with the
-reference computed in the step, as in the first.
+reference computed in the step, as in the first; and ours with peft's LoRA layers in the place of the fused ones.
 `step` is forward and backward of one micro-batch of P prompt tokens (image included) × R response tokens; every such
 group carries what sharing promises: the tokens of three passes over those of the packed row.
 """
@@ -16,6 +16,7 @@ from peft import PeftModel
 from bench.group import Bound, Group, Outputs, Prepared
 from bench.implementations.step import STEP, Step, StepProblem, three_unpadded
 from bench.implementations.train_step import (
+    PEFT_LORA,
     TRAIN_STEP,
     TRAIN_STEP_COMPILED,
     TRAIN_STEP_LIGER,
@@ -76,7 +77,7 @@ def train_group(
     shrink: int = 1, layers: Layers = "transformers",
 ) -> Group:  # fmt: skip
     """One optimizer step of `pairs` pairs, `batch` a micro-batch, by each trainer."""
-    implementations = {"transformers": TRAIN_STEP, "compiled": TRAIN_STEP_COMPILED, "liger": TRAIN_STEP_LIGER}
+    implementations = {"transformers": (*TRAIN_STEP, PEFT_LORA), "compiled": TRAIN_STEP_COMPILED, "liger": TRAIN_STEP_LIGER}
 
     def prepare() -> Prepared:
         problem = TrainProblem(

@@ -60,7 +60,9 @@ def gradients(
             down = A.to(grad.dtype)
             grad_x = torch.mm(grad_h, down) if weight is None else torch.mm(grad, weight).addmm_(grad_h, down)
         if needs_adapter:
-            grad_A, grad_B = _summed(grad_h.t(), x).to(A.dtype), _summed(grad.t(), h).mul_(scale).to(B.dtype)
+            grad_A = _summed(grad_h.t(), x).to(A.dtype)
+            # (hᵀ dy)ᵀ: a CPU takes two to four times as long for dyᵀ h.
+            grad_B = _summed(h.t(), grad).mul_(scale).to(B.dtype).t().contiguous()
     return grad_x, grad_A, grad_B
 
 

@@ -1,17 +1,22 @@
 """The profile's attribution at a tiny shape: every component has its operators, and the shares are the whole step."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench import profile_step, render
 from bench.components import COMPONENTS, STEP, milliseconds, scopes
 from bench.implementations.train_step import TrainProblem, ours
-from bench.models import TINY, build
+from bench.models import TINY, adapter, build, build_base
 from bench.preference_rows import preference_rows
 from bench.record import environment
+from mdpo.models import fuse_lora
+from mdpo.models.fused_lora import FusedLoraLinear
 
 CPU = torch.device("cpu")
 
@@ -43,16 +48,26 @@ def test_every_component_is_seen_forward_and_backward(checkpointing, tmp_path: P
     assert picture.name.endswith("profile-profile.png")
 
 
-def test_the_backward_of_one_component_is_its_own():
-    """Against a loss that only a part of the model feeds: nothing is said of what did not run."""
-    model = build(TINY, 64, CPU, lora_r=4)
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_backward_of_one_component_is_its_own(fused):
+    """Against a loss that only a part of the model feeds: nothing is said of what did not run, and the base's products, a
+    hundred times the adapter's, are not taken for the adapter's."""
+    text = copy.deepcopy(TINY.text)
+    text.hidden_size, text.intermediate_size = 256, 512
+    base, config = build_base(replace(TINY, text=text), 64, CPU), adapter(4)
+    model = get_peft_model(base, fuse_lora(config) if fused else config)
     mlp = model.get_base_model().get_decoder().layers[0].mlp
+    assert fused == isinstance(mlp.up_proj, FusedLoraLinear)
     with scopes(model), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        assert not fused or mlp.up_proj.obstacle(torch.float32) is None
         with record_function(STEP):
-            mlp(torch.randn(1, 5, 64, requires_grad=True)).square().sum().backward()
-    found = milliseconds(profiler.events(), "cpu", TINY.text.vocab_size)
+            for _ in range(10 if fused else 1):  # enough that another program does not turn the times about
+                mlp(torch.randn(1, 300, 256, requires_grad=True)).square().sum().backward()
+    found = milliseconds(profiler.events(), "cpu", TINY.text.vocab_size, rank=4)
     assert {name for name, (forward, _) in found.items() if forward} == {"MLP", "LoRA", "loss", "other"}
     assert {name for name, (_, backward) in found.items() if backward} - {"other"} == {"MLP", "LoRA", "loss"}
+    # peft's own adds whole outputs to whole outputs.
+    assert not fused or all(base > adapter for base, adapter in zip(found["MLP"], found["LoRA"], strict=True))
 
 
 def test_hooks_are_gone_after():

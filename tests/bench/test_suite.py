@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -9,16 +11,18 @@ import torch
 
 from bench import render, suite
 from bench.group import Implementation
-from bench.implementations import attention, logps
+from bench.implementations import attention, logps, lora
 from bench.live_memory import LiveMemory
 from bench.parts import PARTS, load_part
+from bench.parts import lora as lora_part
 from bench.parts.attention import attention_group
 from bench.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
-from bench.problems import Head, sequence_bounds
+from bench.problems import Head, Projection, sequence_bounds
 from bench.record import environment, read_records
 
 CPU = torch.device("cpu")
 TINY = Head("tiny", 16, 40)
+LAYER = Projection("tiny", "q", 16, 24, bias=True, rank=4)
 
 
 def not_installed() -> None:
@@ -74,13 +78,14 @@ def test_every_kernel_group_measures_what_it_says() -> None:
         fused_logits_group(TINY, 12, torch.float32, CPU),
         fused_linear_group(TINY, 12, torch.float32, CPU),
         attention_group(("tiny", 4, 2, 8), 5, 3, 2, torch.float32, CPU),
+        *(lora_part.lora_group(LAYER, 12, torch.float32, CPU, backward) for backward in (True, False)),
     ]
     for group in groups:
         prepared = group.prepare()
         assert prepared.floor is not None
         prepared.floor.run()
         for implementation in group.implementations:
-            if implementation.name in ("ours", "torch eager"):
+            if implementation.name in ("ours", "torch eager", "torch addmm", "peft", "peft, as it comes"):
                 bound = prepared.bind(implementation.load())
                 found = bound.errors(bound.run())
                 # The worst row of a confident token is what eager float32 gets wrong, and what the bench is to show.
@@ -98,6 +103,34 @@ def test_three_calls_compute_what_the_packed_one_does() -> None:
         apart = varlen[4 * branch].view(2, 8, 4, 8)
         torch.testing.assert_close(packed[:, own], apart[:, first:])
         torch.testing.assert_close(apart, sdpa[4 * branch].transpose(1, 2))
+
+
+def test_unsloth_s_layer_is_called_as_its_models_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x with a batch, no state of a quantisation, no bias; in a process of its own, after all others."""
+
+    class LoRA_W:
+        @staticmethod
+        def apply(X, W, W_quant, A, B, S):  # as unsloth/kernels/fast_lora.py has it
+            assert X.dim() == 3 and W_quant is None
+            return X @ W.t() + S * (X @ A.t()) @ B.t()
+
+    stand_in = types.ModuleType("unsloth.kernels.fast_lora")
+    stand_in.LoRA_W = LoRA_W  # pyright: ignore[reportAttributeAccessIssue]
+    problem = lora.lora_problem(dataclasses.replace(LAYER, bias=False), 12, torch.float32, CPU)
+    with monkeypatch.context() as patched:
+        for name in ("unsloth", "unsloth.kernels", "unsloth.kernels.fast_lora"):
+            patched.setitem(sys.modules, name, stand_in)
+        torch.testing.assert_close(lora.unsloth(problem)(problem.x), lora.ours(problem)(problem.x))
+    listed = [group for group in load_part("kernels")(torch.device("cuda")) if group.op == "lora_linear"]
+    assert listed and all(group.implementations[-1].patches for group in listed)
+    assert not any(group.own_process for group in listed)
+    monkeypatch.setattr(lora_part, "find_spec", lambda name: name)
+    assert all(group.own_process for group in lora_part.lora_groups(torch.bfloat16, torch.device("cuda")))
+    assert not any(group.own_process for group in lora_part.lora_groups(torch.float32, CPU))
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    for implementation in (lora.LORA_LINEAR[-1], lora.LORA_LINEAR_BIAS[-1]):
+        with pytest.raises(ImportError, match="No module named 'unsloth'|takes no bias"):
+            implementation.load()
 
 
 def test_live_memory_counts_what_is_alive_at_once() -> None:

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft.tuners.lora import Linear, LoraLayer
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import flops
 from bench.implementations.train_step import (
+    PEFT_LORA,
     TRAIN_STEP,
     TRAIN_STEP_COMPILED,
     TRAIN_STEP_LIGER,
@@ -19,6 +21,7 @@ from bench.implementations.train_step import (
 from bench.models import BUNNY_3B, LLAVA_7B, TINY, build
 from bench.parts.step import groups
 from bench.preference_rows import preference_rows
+from mdpo.models.fused_lora import FusedLoraLinear
 from mdpo.packing import plan
 from mdpo.trainer import trainer
 
@@ -49,6 +52,14 @@ def test_ours_and_the_authors_take_the_same_steps(problem, checkpointing):
     assert cached[0] > cached[1] > cached[2]
     assert losses("ours, reference each step", problem, 3) == pytest.approx(cached, rel=2e-2)
     assert theirs == pytest.approx(cached, rel=2e-2)
+
+
+def test_peft_s_lora_layers_take_the_same_steps(problem):
+    steps = [implementation.load()(problem) for implementation in (TRAIN_STEP[0], PEFT_LORA)]
+    fused = [[type(m) for m in step.model.modules() if isinstance(m, LoraLayer)] for step in steps]
+    assert set(fused[0]) == {FusedLoraLinear} and set(fused[1]) == {Linear} and len(fused[0]) == len(fused[1])
+    ours, peft = ([step.run().item() for _ in range(3)] for step in steps)
+    assert ours == pytest.approx(peft, rel=1e-3)
 
 
 def test_trl_takes_the_step_of_two_branches(problem):
@@ -105,12 +116,18 @@ def test_rows_have_the_lengths_of_real_preference_data():
     assert responses[len(responses) // 4] < 90 < 160 < responses[3 * len(responses) // 4]
 
 
+def flops_of_a_sum(total, left, right, **options) -> int:
+    """Of shapes."""
+    return 2 * left[0] * left[1] * right[1]
+
+
 def test_flops_are_those_of_the_matrix_products(problem):
     """Against PyTorch's own counter on a padded forward and backward of one row; attention there is not causal."""
     model = build(TINY, 64, CPU, lora_r=4)
     model.get_base_model().set_attn_implementation("eager")
     tokens = torch.full((1, 80), 3)
-    with FlopCounterMode(display=False) as counter:
+    # PyTorch counts a sum into a new tensor, and none in place.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: flops_of_a_sum}) as counter:
         hidden = model.get_base_model().model(input_ids=tokens, use_cache=False).last_hidden_state
         model.get_base_model().lm_head(hidden).sum().backward()
     rows = flops.Rows(tokens=80, pairs=80 * 80, scored=80, images=0)

@@ -1,0 +1,11 @@
+"""`lora_linear` under pytest-benchmark: `pytest bench/test_lora_linear.py`."""
+
+from typing import Any
+
+from bench.group import Group, Implementation
+from bench.pytest_cases import cases, run_case
+
+
+@cases("kernels", "lora_linear")
+def test_lora_linear(benchmark: Any, group: Group, implementation: Implementation) -> None:
+    run_case(benchmark, group, implementation)
