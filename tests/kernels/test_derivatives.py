@@ -84,10 +84,11 @@ def test_the_kernels_refuse_to_be_differentiated_twice(name: str, curved: bool, 
 def test_the_op_of_the_loss_refuses_too(device: torch.device) -> None:
     """Its slopes, which the gradient is made of, carry no graph: without a tie the second derivative is 0."""
     logps, cu_seqlens = numbers(3).to(device).requires_grad_(), torch.arange(4, device=device)
-    options = (0.1, True, [True, False, False], [0.0] * 3)
-    losses, *_ = torch.ops.mdpo_kernels.mdpo_loss(logps, cu_seqlens, torch.zeros(3, 1, device=device), *options)
+    matrix = (3, [0], [1], [1.0, -1.0, 0.0], [1.0], [0.0])
+    frozen = torch.zeros(3, 1, device=device)
+    losses, *_ = torch.ops.mdpo_kernels.preference_loss(logps, cu_seqlens, frozen, None, 0.1, *matrix)
     (gradient,) = torch.autograd.grad(losses.sum(), logps, create_graph=True)
-    with pytest.raises(NotImplementedError, match="fused_mdpo_loss was differentiated twice"):
+    with pytest.raises(NotImplementedError, match="fused_linear_preference_loss was differentiated twice"):
         torch.autograd.grad(gradient.sum(), logps)
 
 
