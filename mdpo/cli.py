@@ -187,10 +187,21 @@ def _paths(value: Any) -> list[Path]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor."""
+    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor. And an
+    empty path, such as an unset variable of a shell leaves, is not the working directory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         super().error(shown_text(message, 400))
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; give one")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -62,11 +62,13 @@ def read_argument(text: str, hint: Any, where: str) -> Any:
     trim and fold it. There, YAML is read only for what is not text: an empty argument or null, true where it may be a
     boolean, [a, b] where it may be a list, and {a: 1} where it may be a mapping.
 
-    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML.
+    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML, or empty.
     """
     options = alternatives(hint)
     kinds = {typing.get_origin(option) or option for option in options}
     takes_text = str in kinds or is_list(hint)
+    if not takes_text and not text.strip():
+        raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got nothing")
     try:
         read = read_yaml(text, where)
     except InputError:

@@ -29,6 +29,11 @@ _RANGES = {
     "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "(0, 10000]", "ddp_timeout": "(0, inf)",
     "ddp_bucket_cap_mb": "(0, inf)", "torch_empty_cache_steps": "(0, inf)",
 }  # fmt: skip
+# Settings that name a file or a folder, chat_template where it is not the template itself.
+PATHS = (
+    "model_name_or_path", "train_data", "adapter_name_or_path", "image_dir", "eval_data", "output_dir",
+    "reference_cache_dir", "resume_from_checkpoint", "chat_template",
+)  # fmt: skip
 _LARGEST = 2**63 - 1
 # What the loss computes with, in float32.
 BETA, ANCHOR = "[1e-30, 1e30]", "[-1e30, 1e30]"
@@ -42,6 +47,7 @@ _LAYERWISE = "it steps inside the backward, and here a step has several of them,
 def check_values(args: Any) -> None:
     """Raises InputError for the first value that cannot be used. args: as given, before transformers reads them."""
     check_numbers(args)
+    check_paths(args)
     for name, interval in _RANGES.items():
         check_range(name, getattr(args, name, None), interval)
     _check_choices(args)
@@ -74,6 +80,15 @@ def check_numbers(config: Any) -> None:
                     f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not UTF-8); "
                     "take it out"
                 )
+
+
+def check_paths(config: Any) -> None:
+    """Raises InputError for an empty path, such as an unset variable of a shell leaves: it would mean the working
+    directory, or nothing."""
+    for name in PATHS:
+        value = getattr(config, name, None)
+        if isinstance(value, str) and not value.strip():
+            raise InputError(f"{name}: the path is empty; give one, or leave it out")
 
 
 def check_range(name: str, value: Any, interval: str) -> None:
