@@ -46,7 +46,9 @@ class FusedLoraLinear(Linear):
         return name if frozen and up.bias is None and self._fits(x, base.weight, down.weight, up.weight) else None
 
     def _fits(self, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> bool:
-        """Whether peft's products would run in the weight's dtype too."""
+        """Whether peft's products would run in the weight's dtype too, and the op takes what it is given."""
+        if x.is_nested or x.layout != torch.strided or not weight.shape[1]:
+            return False
         if torch.is_autocast_enabled(x.device.type):
             same = weight.dtype == torch.get_autocast_dtype(x.device.type)
             return same and down.dtype in (weight.dtype, torch.float32) and up.dtype in (weight.dtype, torch.float32)
