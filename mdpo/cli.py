@@ -46,7 +46,7 @@ from mdpo.models.merge import run_merge
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
-from mdpo.settings import BETA, check_range, dtype_name, is_text, shown_text
+from mdpo.settings import BETA, check_range, dtype_name, is_text, path_problem, shown_text
 from mdpo.shown import Formatter, redacted, say, shown
 from mdpo.trainer.preflight import check_rows
 from mdpo.trainer.signals import Stopped, active, name_of, signals
@@ -187,8 +187,8 @@ def _paths(value: Any) -> list[Path]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor. And an
-    empty path, such as an unset variable of a shell leaves, is not the working directory."""
+    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor. And
+    every path is held to ``path_problem``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -199,8 +199,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _path(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty; give one")
+    problem = path_problem(text)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(problem)
     return Path(text)
 
 

@@ -32,6 +32,7 @@ from mdpo.settings import (
     given,
     is_flag,
     is_list,
+    path_problem,
     plain,
     read_argument,
     read_types,
@@ -334,7 +335,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 overrides[key] = words
                 continue
         if not value.strip() and key in PATHS:  # elsewhere an empty text is none
-            raise InputError(f"--{name}: the path is empty; give one, or leave it out")
+            raise InputError(f"--{name}: {path_problem(value)}")
         overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
 

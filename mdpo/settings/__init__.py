@@ -11,7 +11,18 @@ values.py      values that no run can use
 from .arguments import ALWAYS_REFUSED, REFUSED, check_arguments, default_of, idle_arguments
 from .own import ADAPTER, OBJECTIVE, check_adapter, check_objective, given, idle_settings, read_types
 from .peers import unknown_key
-from .types import coerce, dtype_name, is_flag, is_list, is_text, read_argument, shortened, shown, shown_text
+from .types import (
+    coerce,
+    dtype_name,
+    is_flag,
+    is_list,
+    is_text,
+    path_problem,
+    read_argument,
+    shortened,
+    shown,
+    shown_text,
+)
 from .values import ANCHOR, BETA, PATHS, check_numbers, check_paths, check_range
 from .yaml_text import Written, plain, read_yaml
 
@@ -40,6 +51,7 @@ __all__ = [
     "is_flag",
     "is_list",
     "is_text",
+    "path_problem",
     "plain",
     "read_argument",
     "read_yaml",

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from mdpo.errors import InputError
 
-from .types import is_text, shortened, shown
+from .types import is_text, path_problem, shortened, shown
 
 # The numbers that make sense; transformers checks few of them.
 _RANGES = {
@@ -29,7 +29,7 @@ _RANGES = {
     "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "(0, 10000]", "ddp_timeout": "(0, inf)",
     "ddp_bucket_cap_mb": "(0, inf)", "torch_empty_cache_steps": "(0, inf)",
 }  # fmt: skip
-# Settings that name a file or a folder, chat_template where it is not the template itself.
+# Settings that name a file or a folder.
 PATHS = (
     "model_name_or_path", "train_data", "adapter_name_or_path", "image_dir", "eval_data", "output_dir",
     "reference_cache_dir", "resume_from_checkpoint", "chat_template",
@@ -83,12 +83,14 @@ def check_numbers(config: Any) -> None:
 
 
 def check_paths(config: Any) -> None:
-    """Raises InputError for an empty path, such as an unset variable of a shell leaves: it would mean the working
-    directory, or nothing."""
+    """Raises InputError for a path that ``path_problem`` finds something wrong with."""
     for name in PATHS:
         value = getattr(config, name, None)
-        if isinstance(value, str) and not value.strip():
-            raise InputError(f"{name}: the path is empty; give one, or leave it out")
+        if not isinstance(value, str) or name == "chat_template" and value.strip():  # where it may be the template itself
+            continue
+        problem = path_problem(value)
+        if problem is not None:
+            raise InputError(f"{name}: {problem}")
 
 
 def check_range(name: str, value: Any, interval: str) -> None:

@@ -1,4 +1,5 @@
-"""An empty path, such as an unset variable of a shell leaves: never the working directory, and never as good as none."""
+"""An empty path, such as an unset variable of a shell leaves, is never the working directory, and never as good as none; and
+a home directory that nobody has is one line."""
 
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from mdpo import InputError, MDPOConfig, cli
 from mdpo.config import build_config, load_config, parse_overrides
+from mdpo.data.text_options import read_template
 from mdpo.settings import PATHS
 from tests.test_advice import parsers
 
@@ -30,6 +32,14 @@ def test_an_empty_path_is_refused_from_python():
         MDPOConfig(output_dir="", use_cpu=True)
 
 
+@pytest.mark.parametrize("name", sorted(set(PATHS) - {"chat_template"}))
+def test_a_home_directory_that_is_not_known_is_one_line(name):
+    with pytest.raises(InputError, match=f"^run.yaml: {name}: the home directory that '~nobody-here/x' begins with is not known"):
+        build_config({**REQUIRED, name: "~nobody-here/x"}, source="run.yaml")
+    with pytest.raises(InputError, match="neither a Jinja template nor a file"):
+        read_template("~nobody-here/x")
+
+
 def test_a_path_that_is_none_is_none():
     run, args = build_config(REQUIRED | parse_overrides(["--eval_data", "none", "--image_dir=null"]), source="here")
     assert run.eval_data is None and run.image_dir is None and args.reference_cache_dir is None
@@ -48,9 +58,11 @@ def test_every_path_of_every_command_is_refused_when_it_is_empty(capsys):
     assert tried > 20
 
 
-@pytest.mark.parametrize("words", [["train", ""], ["merge", "run", ""], ["score", "", "d", "--output", "o"], ["report", "run", ""]])
-def test_an_empty_path_that_no_option_names(words, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("path", ["", "~nobody-here/x"])
+@pytest.mark.parametrize("words", [["train"], ["merge", "run"], ["score", "m", "--output", "o"], ["report", "run"]])
+def test_such_a_path_that_no_option_names(words, path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        cli.main(words)
-    assert "the path is empty; give one" in capsys.readouterr().err and not os.listdir()
+        cli.main([*words[:2], path, *words[2:]])
+    said = "the path is empty; give one" if not path else "the home directory that '~nobody-here/x' begins with"
+    assert said in capsys.readouterr().err and not os.listdir()
