@@ -38,7 +38,7 @@ def _options(*words: str) -> list[str]:
         if not commands or word not in commands[0]:
             break
         parser = commands[0][word]
-    found = [option for action in parser._actions for option in action.option_strings]
+    found = [option for action in parser._actions for option in action.option_strings if option != "-h"]
     return found + [f"--{name}" for name in NAMES if words[0] in ("train", "plan")]
 
 
