@@ -172,6 +172,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
     inputs = {name: _paths(value) for name, value in vars(options).items() if name not in _WRITTEN and _paths(value)}
     if "data" in inputs and hasattr(options, "image_dir"):  # rows; AMBER's --data is a folder of its own
         inputs["data"] += data_files(options.data)
+    for name in ("output", "picture"):
+        path = getattr(options, name, None)
+        if path is not None and not path.name:  # "." and "/", beside which nothing can be named after them
+            raise InputError(f"--{name}: {path} is a folder; give a file")
     if hasattr(options, "results"):
         check_outputs(options.results(options), inputs)
     for name, called in (("destination", "destination"), ("reference", "--reference")):
