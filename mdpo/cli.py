@@ -46,7 +46,7 @@ from mdpo.models.merge import run_merge
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
-from mdpo.settings import BETA, check_range, dtype_name, is_text, shown_text
+from mdpo.settings import BETA, check_range, dtype_name, is_text, path_problem, shown_text
 from mdpo.shown import Formatter, redacted, say, shown
 from mdpo.trainer.preflight import check_rows
 from mdpo.trainer.signals import Stopped, active, name_of, signals
@@ -172,6 +172,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
     inputs = {name: _paths(value) for name, value in vars(options).items() if name not in _WRITTEN and _paths(value)}
     if "data" in inputs and hasattr(options, "image_dir"):  # rows; AMBER's --data is a folder of its own
         inputs["data"] += data_files(options.data)
+    for name in ("output", "picture"):
+        path = getattr(options, name, None)
+        if path is not None and not path.name:  # "." and "/", beside which nothing can be named after them
+            raise InputError(f"--{name}: {path} is a folder; give a file")
     if hasattr(options, "results"):
         check_outputs(options.results(options), inputs)
     for name, called in (("destination", "destination"), ("reference", "--reference")):
@@ -187,10 +191,22 @@ def _paths(value: Any) -> list[Path]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor."""
+    """argparse repeats what it was given: here in one line, shortened and without what moves a terminal's cursor. And
+    every path is held to ``path_problem``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         super().error(shown_text(message, 400))
+
+
+def _path(text: str) -> Path:
+    problem = path_problem(text)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(problem)
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:

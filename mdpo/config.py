@@ -18,11 +18,13 @@ from mdpo.settings import (
     ALWAYS_REFUSED,
     ANCHOR,
     BETA,
+    PATHS,
     REFUSED,
     check_adapter,
     check_arguments,
     check_numbers,
     check_objective,
+    check_paths,
     check_range,
     coerce,
     default_of,
@@ -30,6 +32,7 @@ from mdpo.settings import (
     given,
     is_flag,
     is_list,
+    path_problem,
     plain,
     read_argument,
     read_types,
@@ -235,6 +238,7 @@ class RunConfig:
         for name in ("lora_r", "lora_alpha", "plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max"):
             check_range(name, getattr(self, name), "(0, inf)")
         check_numbers(self)
+        check_paths(self)
         check_range("lora_r", self.lora_r, "[1, 16384]")  # beyond any layer's width it is a mistyped number
         self.dtype = dtype_name(self.dtype)
         if self.eval_data is not None and self.eval_fraction:
@@ -334,6 +338,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             if len(words) > 1:
                 overrides[key] = words
                 continue
+        if not value.strip() and key in PATHS:  # elsewhere an empty text is none
+            raise InputError(f"--{name}: {path_problem(value)}")
         overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
 

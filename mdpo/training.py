@@ -36,6 +36,7 @@ from mdpo.trainer.ranks import meet, misses_a_rank, over_ranks, together, withou
 from mdpo.trainer.resume import checkpoint_to_resume, saved_settings
 from mdpo.trainer.run_settings import chosen_by
 from mdpo.trainer.signals import active, name_of
+from mdpo.trainer.way_on import resumes
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:
     if not trainer.has_trained:
         return f"{line} before the first step; nothing was trained"
     line = f"{line} after step {trainer.state.global_step}"
-    if args.save_only_model or args.deepspeed_plugin is not None:
+    if not resumes(args):
         reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
         return f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
     launcher = ", under the same launcher," if args.world_size > 1 else ""

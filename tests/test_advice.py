@@ -2,6 +2,7 @@
 on that a stopped run names is taken."""
 
 import ast
+import errno
 import re
 import shlex
 import signal
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 from mdpo import MDPOTrainer, cli, training
 from mdpo.config import build_config, parse_overrides
+from mdpo.errors import OutputError
+from mdpo.trainer import keeps_checkpoints
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +96,7 @@ SAID_BY = {
     "mdpo/trainer/layers.py": ["train"],
     "mdpo/trainer/preflight.py": ["train"],
     "mdpo/trainer/stoppable.py": ["train"],
+    "mdpo/trainer/way_on.py": ["train"],
 }
 
 
@@ -198,6 +202,37 @@ def test_a_run_that_keeps_weights_alone_is_not_told_to_resume(world, tmp_path, c
     said = capsys.readouterr().out
     assert "stopped by SIGTERM" in said and "save_only_model leaves nothing to resume from" in said
     assert "--resume_from_checkpoint" not in said
+
+
+@pytest.mark.parametrize("full_at", [1, 2])
+def test_the_way_on_after_a_full_disk_leads_to_the_end(world, tmp_path, capsys, monkeypatch, full_at):
+    path = str(config(world, tmp_path, save_strategy="steps", save_steps=1))
+    real = keeps_checkpoints.put_in_place
+
+    def full(staged, folder):
+        if folder.name == f"checkpoint-{full_at}":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(staged, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeps_checkpoints, "put_in_place", full)
+        assert cli.main(["train", path]) == 1
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    again = [] if full_at == 1 else ["--resume_from_checkpoint", "true"]
+    ways = ["there is no checkpoint: make room, and run again", "checkpoint-1: make room, and go on with --resume_from_checkpoint"]
+    assert ways[full_at - 1] in said and f"step {full_at} could not be written: the disk is full" in said
+    assert cli.main(["train", path, *again]) == 0
+
+
+def test_checkpoints_without_an_optimizer_are_named_as_what_they_are(world, tmp_path, capsys, monkeypatch):
+    def full(self, folder):
+        raise OutputError("the disk is full") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MDPOTrainer, "_save_whole", full)
+    path = config(world, tmp_path, save_strategy="steps", save_steps=3, save_only_model=True)
+    assert cli.main(["train", str(path)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "its weights are in the checkpoint" in said and "--resume_from_checkpoint" not in said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mdpo.cli import main
@@ -154,6 +155,14 @@ def test_images_outside_the_image_folder_take_a_word_from_the_user(world, config
         assert "outside" in capsys.readouterr().err
         assert main([*command, flag, *(["true"] if command[0] == "train" else [])]) == 0
     assert main(["score", model, str(data), "--output", output + "2", "--allow-outside"]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU whose memory can be read")
+@pytest.mark.parametrize("words", [[], ["--memory", "auto"]])
+def test_a_plan_without_a_gpu_says_which_option_to_give(config, capsys, words):
+    assert main(["plan", str(config), *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: there is no GPU here") and said.endswith("as in --memory 24GiB")
 
 
 @pytest.mark.parametrize("command", [["train"], ["plan", "--memory", "24GiB"]])

@@ -109,6 +109,16 @@ def test_somebody_elses_file_is_not_replaced(made, tmp_path, capsys, name):
         assert content(tmp_path) == {Path(target).name: b'{"id": "row9", "response": "mine"}\n'}
 
 
+@pytest.mark.parametrize("folder", [".", "..", "/", "new"])
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"convert", "merge"}))
+def test_a_folder_is_no_file(made, tmp_path, capsys, monkeypatch, name, folder):
+    (tmp_path / "here" / "new").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    words = [folder if word.startswith(str(tmp_path)) else word for word in command(name, made, tmp_path)]
+    assert main(words) == 2
+    assert f"error: --{'picture' if name == 'picture' else 'output'}: {folder} is a folder; give a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [

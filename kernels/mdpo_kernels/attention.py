@@ -19,6 +19,7 @@ import torch
 
 from . import attention_flash, attention_segmentwise
 from .attention_segments import Segments
+from .autocast import autocast_is_on
 from .checks import FLOATING, check_positive, check_same_device, check_tensor, describe
 from .derivatives import differentiable_once, refuse_forward_mode
 
@@ -182,7 +183,7 @@ def varlen_attention(
     The plain twin is `mdpo_kernels.reference.varlen_attention`. Method: Dao, FlashAttention-2 (arXiv:2307.08691).
     """
     check_tensor("query", query, "(T, Hq, D)", FLOATING)
-    if torch.is_autocast_enabled(query.device.type):
+    if autocast_is_on(query.device):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (t.to(dtype) if isinstance(t, torch.Tensor) else t for t in (query, key, value))
     _check(query, key, value, segments, backend)

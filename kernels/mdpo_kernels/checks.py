@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .autocast import autocast_is_on
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int64, torch.int32)
 MIN_WORKSPACE_BYTES = 1024
@@ -22,11 +24,22 @@ def describe(value: object) -> str:
     """A tensor's shape, dtype and device in one phrase, or another value's type: the "what came" of a message."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__module__}.{type(value).__qualname__}"
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    kind = f"{str(value.dtype).removeprefix('torch.')} on {value.device}"
+    if value.is_nested:  # which may have no shape
+        return f"a nested tensor of {kind}"
+    layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+    return f"{tuple(value.shape)} {layout}{kind}"
+
+
+def check_dense(name: str, value: object) -> None:
+    """`value`, if it is a tensor, lies in memory entry by entry: not sparse, not nested, not in oneDNN's layout."""
+    if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided):
+        raise ValueError(f"{name} is {describe(value)}; expected a dense tensor")
 
 
 def check_tensor(name: str, value: object, shape: str, dtypes: tuple[torch.dtype, ...]) -> None:
-    """`value` is a tensor with as many dimensions as `shape` (as in "(N, V)") names, of one of `dtypes`."""
+    """`value` is a dense tensor with as many dimensions as `shape` (as in "(N, V)") names, of one of `dtypes`."""
+    check_dense(name, value)
     dimensions = len([part for part in shape.strip("()").split(",") if part.strip()])
     if not isinstance(value, Tensor) or value.dim() != dimensions or value.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -203,7 +216,7 @@ def check_linear_arguments(
         raise ValueError(
             f"hidden is {describe(hidden)}; expected {weight.shape[1]} columns as in weight {describe(weight)}"
         )
-    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+    if hidden.dtype != weight.dtype and not autocast_is_on(hidden.device):
         raise ValueError(f"hidden is {describe(hidden)}; expected the dtype of weight {describe(weight)}, or autocast")
     if bias is not None:
         check_vector("bias", bias, floating=True, length=weight.shape[0])
@@ -221,9 +234,11 @@ def check_lora_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tens
         if isinstance(value, nn.Module):
             raise ValueError(f"{name} is {describe(value)}; expected a tensor: pass the layer's .weight")
     check_tensor("weight", weight, "(O, I)", FLOATING)
+    _check_columns("weight", weight)
+    check_dense("x", x)
     if not isinstance(x, Tensor) or x.dim() < 1 or x.dtype not in FLOATING or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x is {describe(x)}; expected (…, {weight.shape[1]}), floating, as the weight {describe(weight)} reads")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not autocast_is_on(x.device):
         raise ValueError(f"x is {describe(x)}; expected the dtype of weight {describe(weight)}, or autocast")
     if bias is not None:
         check_vector("bias", bias, floating=True, length=weight.shape[0])

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autocast import without_autocast
 from .checks import check_lora_arguments
 from .derivatives import differentiable_once, refuse_forward_mode
 from .tiling import float32_product
@@ -29,13 +30,13 @@ from .tiling import float32_product
 
 def down(x: Tensor, A: Tensor) -> Tensor:
     """h (T, r), in the dtype of x."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return torch.mm(x, A.to(x.dtype).t())
 
 
 def up(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, B: Tensor, scale: float) -> Tensor:
     """y (T, O), in the dtype of x."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
         return y.addmm_(h, B.to(x.dtype).t(), alpha=scale)
 
@@ -54,7 +55,7 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """→ dx (T, I), without a weight the adapter's share of it; dA (r, I), dB (O, r). None where not needed."""
     grad_x = grad_A = grad_B = None
-    with torch.autocast(grad.device.type, enabled=False):
+    with without_autocast(grad.device):
         grad_h = torch.mm(grad, B.to(grad.dtype)).mul_(scale)
         if needs_x:
             down = A.to(grad.dtype)

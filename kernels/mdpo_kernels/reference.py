@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention_reference import varlen_attention
+from .autocast import without_autocast
 from .checks import (
     check_linear_arguments,
     check_logits_arguments,
@@ -236,7 +237,7 @@ def _linear_tile_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_tile_statistics` of hidden @ weightᵀ + bias for a tile of the head, (T, H) and (T,)."""
     # Casting the tile, not the product: bf16 logits would cost 1e-2 a token. Autocast would round them again.
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         logits = F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
     logits.masked_fill_(~scored.unsqueeze(1), 0)  # as in token_logps
     return _tile_statistics(_scale_and_cap(logits, softcap, scale), targets, first_column)
@@ -289,6 +290,6 @@ def _tile_shape(rows: int, hidden_size: int, columns: int, elements: int) -> tup
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """`mdpo_kernels.lora_linear` in plain PyTorch: as peft computes it, in the weight's dtype."""
     x = check_lora_arguments(x, weight, bias, A, B, scale)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         adapted = F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype)) + adapted * scale

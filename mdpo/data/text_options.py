@@ -90,12 +90,12 @@ def read_template(setting: str) -> str:
     """
     if "{%" in setting or "{{" in setting or "\n" in setting:
         return setting
-    path = Path(setting).expanduser()
     try:
+        path = Path(setting).expanduser()
         if not path.is_file():  # reading a named pipe would wait for ever
             raise FileNotFoundError
         return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home directory that is not known
         problem = f"{setting[:80]!r} is neither a Jinja template nor a file that can be read"
         raise InputError(f"chat_template: {problem} ({type(error).__name__}); give one of the two") from error
 

@@ -25,7 +25,7 @@ def run_plan(options: argparse.Namespace) -> None:
     # A plan is made where there is no GPU yet; a configuration with bf16 would be refused there.
     here = {} if torch.cuda.is_available() else {"use_cpu": True}
     run, args = load_config(options.config, {**overrides, **here})
-    memory = memory_of(options.memory or AUTO, lambda: free_memory(args.device))
+    memory = memory_of(AUTO if options.memory is None else options.memory, lambda: free_memory(args.device))
     if options.memory is None:
         _print_automatic(run, args, memory, options.lora_pattern)
     else:

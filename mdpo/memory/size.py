@@ -25,7 +25,9 @@ class Memory(NamedTuple):
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on ``device``, with this process's context on it. Raises InputError where it is not a GPU."""
     if device.type != "cuda":
-        raise InputError(f"--memory: there is no GPU here whose free memory could be read ({device.type}); give a size: 24GiB")
+        raise InputError(
+            "there is no GPU here whose free memory could be read; say how much the GPU has that is meant, as in --memory 24GiB"
+        )
     return torch.cuda.mem_get_info(device)[0]
 
 
@@ -37,11 +39,13 @@ def memory_of(text: str, free: Callable[[], int]) -> Memory:
 
 
 def parse_size(text: str) -> int:
-    """``"24GiB"``, ``"7.25 gib"`` or ``"8GB"`` in bytes. Raises InputError for anything without a unit, or not above 0."""
+    """``"24GiB"``, ``"7.25 gib"`` or ``"8GB"`` in bytes. Raises InputError for anything without a unit, for less than a
+    byte, and for more than a computer counts."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", text.lower())
-    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise InputError(f"--memory {text!r}: expected a number above 0 with its unit, as in 24GiB, or auto")
-    return int(float(match[1]) * _UNITS[match[2]])
+    count = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2], 0)
+    if not 1 <= count < 2**63:
+        raise InputError(f"--memory {text[:80]!r}: expected a size of at least a byte with its unit, as in 24GiB, or auto")
+    return int(count)
 
 
 def gibibytes(count: float) -> str:

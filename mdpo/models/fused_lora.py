@@ -23,7 +23,7 @@ class FusedLora:
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         given = args or any(value is not None for value in kwargs.values())
-        if given or self.obstacle(x.dtype) is not None:
+        if given or x.is_nested or x.layout != torch.strided or self.obstacle(x.dtype) is not None:
             return super().forward(x, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]  # peft's
         (adapter,) = _active(self)
         down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
@@ -56,7 +56,7 @@ class FusedLoraLinear(FusedLora, Linear):
         return lora_linear(x, base.weight, base.bias, down, up, scale)
 
     def obstacle_of_base(self, base: Any, dtype: torch.dtype, adapter: tuple[torch.dtype, ...]) -> str | None:
-        if not _is_plain(base):
+        if not _is_plain(base) or not base.weight.shape[1]:
             return "its base is no plain linear layer"
         return obstacle_of_dtypes(base.weight.device.type, dtype, base.weight.dtype, adapter)
 

@@ -39,9 +39,10 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     config = adapter_config(adapter)
     check_destination(destination)
     named = config.get("base_model_name_or_path")
-    base = Path(base or (named if isinstance(named, str) else ""))
-    if not (base / "config.json").is_file():
-        raise InputError(f"the base model {str(base)[:200]!r} that the adapter names is not here; give its folder with --base")
+    found = base or (named if isinstance(named, str) else "")
+    if not found or not Path(found, "config.json").is_file():  # "" would be the working directory
+        raise InputError(f"the base model {str(found)[:200]!r} that the adapter names is not here; give its folder with --base")
+    base = Path(found)
     loaded = load(base)
     repair_generation_config(loaded)  # one that is read is not always one that can be written
     model = load_adapter(loaded, adapter, base=base)

@@ -11,8 +11,19 @@ values.py      values that no run can use
 from .arguments import ALWAYS_REFUSED, REFUSED, check_arguments, default_of, idle_arguments
 from .own import ADAPTER, OBJECTIVE, check_adapter, check_objective, given, idle_settings, read_types
 from .peers import unknown_key
-from .types import coerce, dtype_name, is_flag, is_list, is_text, read_argument, shortened, shown, shown_text
-from .values import ANCHOR, BETA, check_numbers, check_range
+from .types import (
+    coerce,
+    dtype_name,
+    is_flag,
+    is_list,
+    is_text,
+    path_problem,
+    read_argument,
+    shortened,
+    shown,
+    shown_text,
+)
+from .values import ANCHOR, BETA, PATHS, check_numbers, check_paths, check_range
 from .yaml_text import Written, plain, read_yaml
 
 __all__ = [
@@ -26,10 +37,12 @@ __all__ = [
     "ALWAYS_REFUSED",
     "ANCHOR",
     "BETA",
+    "PATHS",
     "REFUSED",
     "Written",
     "check_arguments",
     "check_numbers",
+    "check_paths",
     "check_range",
     "coerce",
     "default_of",
@@ -38,6 +51,7 @@ __all__ = [
     "is_flag",
     "is_list",
     "is_text",
+    "path_problem",
     "plain",
     "read_argument",
     "read_yaml",

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
@@ -62,11 +63,13 @@ def read_argument(text: str, hint: Any, where: str) -> Any:
     trim and fold it. There, YAML is read only for what is not text: an empty argument or null, true where it may be a
     boolean, [a, b] where it may be a list, and {a: 1} where it may be a mapping.
 
-    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML.
+    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML, or empty.
     """
     options = alternatives(hint)
     kinds = {typing.get_origin(option) or option for option in options}
     takes_text = str in kinds or is_list(hint)
+    if not takes_text and not text.strip():
+        raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got nothing")
     try:
         read = read_yaml(text, where)
     except InputError:
@@ -191,3 +194,15 @@ def shortened(error: object) -> str:
 def is_text(text: str) -> bool:
     """Whether a file, a path and a log can all hold it: no NUL, and no half of a character (bytes that are no UTF-8)."""
     return re.search(r"[\x00\ud800-\udfff]", text) is None
+
+
+def path_problem(text: str) -> str | None:
+    """What is wrong with a path before anybody looks for it, and what to do; None where nothing is. An empty one, such as
+    an unset variable of a shell leaves, would be the working directory."""
+    if not text.strip():
+        return "the path is empty; give one"
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        return f"the home directory that {shown(text)} begins with is not known here; write the path out"
+    return None

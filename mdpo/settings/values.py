@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from mdpo.errors import InputError
 
-from .types import is_text, shortened, shown
+from .types import is_text, path_problem, shortened, shown
 
 # The numbers that make sense; transformers checks few of them.
 _RANGES = {
@@ -29,6 +29,11 @@ _RANGES = {
     "dataloader_num_workers": "[0, 1024]", "dataloader_prefetch_factor": "(0, 10000]", "ddp_timeout": "(0, inf)",
     "ddp_bucket_cap_mb": "(0, inf)", "torch_empty_cache_steps": "(0, inf)",
 }  # fmt: skip
+# Settings that name a file or a folder.
+PATHS = (
+    "model_name_or_path", "train_data", "adapter_name_or_path", "image_dir", "eval_data", "output_dir",
+    "reference_cache_dir", "resume_from_checkpoint", "chat_template",
+)  # fmt: skip
 _LARGEST = 2**63 - 1
 # What the loss computes with, in float32.
 BETA, ANCHOR = "[1e-30, 1e30]", "[-1e30, 1e30]"
@@ -42,6 +47,7 @@ _LAYERWISE = "it steps inside the backward, and here a step has several of them,
 def check_values(args: Any) -> None:
     """Raises InputError for the first value that cannot be used. args: as given, before transformers reads them."""
     check_numbers(args)
+    check_paths(args)
     for name, interval in _RANGES.items():
         check_range(name, getattr(args, name, None), interval)
     _check_choices(args)
@@ -74,6 +80,17 @@ def check_numbers(config: Any) -> None:
                     f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not UTF-8); "
                     "take it out"
                 )
+
+
+def check_paths(config: Any) -> None:
+    """Raises InputError for a path that ``path_problem`` finds something wrong with."""
+    for name in PATHS:
+        value = getattr(config, name, None)
+        if not isinstance(value, str) or name == "chat_template" and value.strip():  # where it may be the template itself
+            continue
+        problem = path_problem(value)
+        if problem is not None:
+            raise InputError(f"{name}: {problem}")
 
 
 def check_range(name: str, value: Any, interval: str) -> None:

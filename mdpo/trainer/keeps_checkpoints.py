@@ -17,11 +17,12 @@ from mdpo.errors import TrainingError
 from mdpo.models.folder import short
 from mdpo.outputs import unwritten
 
-from .checkpoints import STAGING, checkpoint_folder, last_whole_checkpoint, put_in_place, recover, rotate
+from .checkpoints import STAGING, checkpoint_folder, put_in_place, recover, rotate
 from .finite import check_weights_finite
 from .keeps_weights import KeepsWeights
 from .manifest import sign
 from .ranks import from_all_ranks, raised_by_all
+from .way_on import way_on
 from .weights import save_weights_alone
 
 
@@ -113,8 +114,7 @@ class KeepsCheckpoints(KeepsWeights):
         if self.args.should_save:
             recover(folder.parent)
             state = self._rescued(error, folder)
-        kept = last_whole_checkpoint(self.args.output_dir, digests=False)
-        state += "no earlier one is there" if kept is None else f"the last good state is {kept}"
+        state += way_on(self.args, reasons[0], digests=False)
         raise raised_by_all(
             self.args, f"the checkpoint of step {self.state.global_step} could not be written: {reasons[0]}; {state}"
         ) from error

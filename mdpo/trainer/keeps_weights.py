@@ -20,6 +20,7 @@ from mdpo.models.folder import short
 from mdpo.outputs import unwritten, whole_contents, whole_file
 
 from .checkpoints import checkpoints_newest_first, last_whole_checkpoint, remove
+from .way_on import remedy, resumes, way_on
 from .weights import check_adapters, load_weights, save_weights_alone
 
 if TYPE_CHECKING:
@@ -121,21 +122,26 @@ class KeepsWeights(Trainer):
 
     def _unsaved(self, folder: Path, error: BaseException) -> TrainingError:
         reason = unwritten(error) or short(error)
-        return TrainingError(f"the model could not be saved to {folder}: {reason}; {self._keep_weights()}")
+        return TrainingError(f"the model could not be saved to {folder}: {reason}; {self._keep_weights(reason)}")
 
-    def _keep_weights(self) -> str:
-        """Keeps the weights wherever there is room, unless they are kept already. Returns where, and how to go on."""
+    def _keep_weights(self, reason: str) -> str:
+        """Keeps the weights wherever there is room, unless they are kept already. Returns where, and how to go on.
+
+        reason: why they could not be saved.
+        """
         step, best = self.state.global_step, self.state.best_model_checkpoint
-        way = "make room, and run again with --resume_from_checkpoint true: it trains nothing again, and saves them"
+        way = ""
+        if resumes(self.args):
+            way = f"; {remedy(reason)}run again with --resume_from_checkpoint true: it trains nothing again, and saves them"
         if self.args.load_best_model_at_end and best is not None:
-            return f"its weights are those of the best checkpoint, {best}; {way}"
+            return f"its weights are those of the best checkpoint, {best}{way}"
         if not self._is_kept(step) and step and self.args.world_size == 1 and not self.is_deepspeed_enabled:
             with suppress(Exception):  # most likely there is no room for that either
                 self._save_checkpoint(self.model, trial=None)
         last = last_whole_checkpoint(self.args.output_dir)
         if self._is_kept(step):
-            return f"its weights are in the checkpoint {last}; {way}"
-        state = "there is no checkpoint" if last is None else f"the last good state is {last}"
+            return f"its weights are in the checkpoint {last}{way}"
+        state = way_on(self.args, reason)
         if not self.is_fsdp_enabled:
             with suppress(Exception):
                 path = save_weights_alone(self.model, Path(self.args.output_dir, f"weights-{step}"))

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError, OutputError, TrainingError
 
-from .checkpoints import last_whole_checkpoint
 from .signals import active
+from .way_on import way_on
 
 _T = TypeVar("_T")
 
@@ -73,9 +73,7 @@ def misses_a_rank(args: MDPOConfig, error: RuntimeError) -> bool:
 
 def without_a_rank(args: MDPOConfig) -> TrainingError:
     """What is left where another rank is gone."""
-    kept = last_whole_checkpoint(str(args.output_dir))
-    state = "there is no whole checkpoint" if kept is None else f"the last whole checkpoint is {kept}"
-    error = TrainingError(f"another process of the run is gone; {state}")
+    error = TrainingError(f"another process of the run is gone; {way_on(args)}")
     error.said = False
     return error
 

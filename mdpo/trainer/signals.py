@@ -1,5 +1,8 @@
 """SIGINT, SIGTERM and SIGHUP: what has begun is finished first; a second one ends the process at once.
 
+The same one again within a tenth of a second is no second one: nobody changes their mind that fast, but ``timeout`` sends
+its signal to its child and then to the whole group, and others do the same.
+
 Three things can be interrupted. A command that has nothing to finish is left by an exception (``Stopped``). A training
 ``holds``: the signal is only remembered until the step and its checkpoint are done. And where a training waits for its
 data, it waits for ten more seconds.
@@ -28,6 +31,7 @@ from torch.utils.data._utils import signal_handling
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 PATIENCE = 10.0  # seconds after a signal: for data that a training waits for, or for a start-up blocked outside of Python
 _SAME = 2.0  # seconds in which one Ctrl-C may reach a process twice, from the terminal and from its launcher
+_ECHO = 0.1  # seconds in which the same signal again is the first one's echo
 _POLL = 0.5
 
 
@@ -69,6 +73,7 @@ class Signals:
         self._others: list[tuple[bytes, bytes]] = []
         self._first: float | None = None  # when the first one came, and which
         self._number = 0
+        self._echoes_until: float | None = None  # while the same one again is an echo of the first
         self._seen = False  # whether the main thread knows of it
         self._waiting: float | None = None  # since when the main thread waits for data
         self._own = 0  # signals that the watching thread has sent itself
@@ -171,7 +176,10 @@ class Signals:
     def _watch(self) -> None:
         ends = [self._pipe[0]] if self._door is None else [self._pipe[0], self._door]
         while True:
-            ready = select.select(ends, [], [], _POLL)[0]
+            # The system says whether an echo came in time, however long Python keeps this thread from looking.
+            echoes = self._echoes_until
+            wait = _POLL if echoes is None else max(0.0, echoes - time.monotonic())
+            ready = select.select(ends, [], [], wait)[0]
             if self._door in ready:
                 self._told()
             if self._pipe[0] in ready:
@@ -180,6 +188,8 @@ class Signals:
                         return
                     if number in self._before:
                         self._came(number)
+            if echoes is not None and time.monotonic() >= echoes:
+                self._echoes_until = None
             if self._overdue:
                 self._interrupt()
             elif self._first is not None and not self._seen and not self.holding:
@@ -193,8 +203,10 @@ class Signals:
         elif self.over:
             return
         elif self._first is None:
-            self._first, self._number = now, number
+            self._first, self._number, self._echoes_until = now, number, now + _ECHO
             self._tell(number)
+        elif number == self._number and self._echoes_until is not None:
+            return
         elif now - self._first >= _SAME or not (self._launched or number == self._number == signal.SIGHUP):
             self._leave(number)  # (a shell and the terminal behind it both say that they hang up)
 

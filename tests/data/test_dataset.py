@@ -1,5 +1,6 @@
 """Rows as packed examples: lengths, cuts, branches, and errors before training."""
 
+import json
 import logging
 import pickle
 
@@ -16,7 +17,7 @@ from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows
 from mdpo.data.image_tokens import ImageTokens
 from mdpo.data.token_store import TokenWriter
 from mdpo.errors import InputError
-from mdpo.models import sequence_logps
+from mdpo.models import load_processor, sequence_logps
 from mdpo.packing import pack
 from tests import tiny
 
@@ -247,3 +248,13 @@ def test_tokens_come_back_as_they_were_written(largest):
     assert tokens.largest() == (largest, 0)
     with pytest.raises(IndexError):
         tokens[2]
+
+
+def test_a_token_id_past_any_vocabulary_is_one_line(tmp_path):
+    PROCESSOR.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    damaged = json.loads(path.read_text())
+    damaged["model"]["vocab"]["a"] = 2**31
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(InputError, match="^the tokenizer has a token with id 2147483648, for which no model has"):
+        PreferenceDataset(mixed(), load_processor(tmp_path), DataOptions())

@@ -9,7 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from mdpo_kernels import linear_token_logps, token_logps
+from mdpo_kernels import (
+    Segments,
+    Term,
+    fused_linear_mdpo_loss,
+    fused_linear_preference_loss,
+    fused_mdpo_loss,
+    linear_token_logps,
+    lora_linear,
+    mdpo_loss,
+    preference_loss,
+    sequence_logps,
+    token_logps,
+    varlen_attention,
+)
 
 LOGITS, TARGETS = torch.zeros(3, 10), torch.tensor([0, 9, -100])
 HIDDEN, WEIGHT = torch.zeros(3, 4), torch.zeros(10, 4)
@@ -73,6 +86,90 @@ def test_linear_token_logps(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS} | change
     with pytest.raises(ValueError, match=message):
         linear_token_logps(**arguments)
+
+
+B, CU_SEQLENS = 1, torch.arange(4)
+ATTENDED = torch.zeros(3, 2, 8)
+OBJECTIVE: dict[str, Any] = {"terms": [Term("t", {"a": 1, "b": -1})], "branches": ("a", "b")}
+OPS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "token_logps": (token_logps, {"logits": LOGITS, "targets": TARGETS}),
+    "linear_token_logps": (
+        linear_token_logps, {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS, "bias": torch.zeros(10)},
+    ),
+    "sequence_logps": (sequence_logps, {"token_logps": torch.zeros(3), "cu_seqlens": CU_SEQLENS}),
+    "mdpo_loss": (mdpo_loss, {"policy": torch.zeros(3, B), "reference": torch.zeros(3, B)}),
+    "fused_mdpo_loss": (
+        fused_mdpo_loss,
+        {"logits": LOGITS, "targets": TARGETS, "cu_seqlens": CU_SEQLENS, "reference": torch.zeros(3, B)},
+    ),
+    "fused_linear_mdpo_loss": (
+        fused_linear_mdpo_loss,
+        {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS, "cu_seqlens": CU_SEQLENS, "reference": torch.zeros(3, B)},
+    ),
+    "preference_loss": (
+        preference_loss,
+        {"policy": torch.zeros(2, 1), "reference": torch.zeros(2, 1), "beta": torch.ones(1), **OBJECTIVE},
+    ),
+    "fused_linear_preference_loss": (
+        fused_linear_preference_loss,
+        {"hidden": HIDDEN[:2], "weight": WEIGHT, "targets": TARGETS[:2], "cu_seqlens": CU_SEQLENS[:3],
+         "reference": torch.zeros(2, 1), **OBJECTIVE},
+    ),
+    "varlen_attention": (
+        varlen_attention,
+        {"query": ATTENDED, "key": ATTENDED, "value": ATTENDED, "segments": Segments.build([(0, 3)], [[(0, 3)]])},
+    ),
+    "lora_linear": (
+        lora_linear,
+        {"x": HIDDEN, "weight": WEIGHT, "bias": torch.zeros(10), "A": torch.zeros(2, 4), "B": torch.zeros(10, 2), "scale": 2.0},
+    ),
+}  # fmt: skip
+EACH = pytest.mark.parametrize(
+    "op, argument", [(op, name) for op, (_, given) in OPS.items() for name in given if isinstance(given[name], torch.Tensor)]
+)
+
+
+def nested(tensor: torch.Tensor, layout: torch.layout) -> torch.Tensor:
+    return torch.nested.nested_tensor([tensor] if tensor.dim() == 1 else list(tensor), layout=layout)
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore")  # PyTorch calls sparse and nested tensors beta
+def test_tensors_that_are_not_dense(op: str, argument: str) -> None:
+    function, given = OPS[op]
+    tensor = given[argument]
+    odd = {"sparse_coo": tensor.to_sparse(), "a nested tensor": nested(tensor, torch.strided)}
+    if tensor.dim() == 2:
+        odd["sparse_csr"] = tensor.to_sparse_csr()
+    if tensor.dim() > 1:
+        odd["a nested tensor of"] = nested(tensor, torch.jagged)
+    for said, value in odd.items():
+        with pytest.raises(ValueError, match=f"^{argument} is .*{said}.*; expected a dense tensor$"):
+            function(**given | {argument: value})
+
+
+@EACH
+def test_tensors_of_other_numbers(op: str, argument: str) -> None:
+    function, given = OPS[op]
+    tensor = given[argument].float()
+    for value in (tensor.to(torch.complex64), tensor.to(torch.float8_e4m3fn), tensor.bool()):
+        with pytest.raises(ValueError, match=rf"^{argument} is .* {str(value.dtype).removeprefix('torch.')} on cpu"):
+            function(**given | {argument: value})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_on_the_meta_device_all_ops_give_shapes(op: str) -> None:
+    function, given = OPS[op]
+    on_meta = {name: value.to("meta") if hasattr(value, "to") else value for name, value in given.items()}
+    found, expected = function(**on_meta), function(**given)
+    for one, other in [(found, expected)] if isinstance(found, torch.Tensor) else [(found.losses, expected.losses)]:
+        assert one.is_meta and one.shape == other.shape and one.dtype == other.dtype
+
+
+def test_a_layer_without_columns() -> None:
+    x, A = torch.zeros(3, 0), torch.zeros(2, 0)
+    with pytest.raises(ValueError, match=r"^weight is \(10, 0\) float32 on cpu; expected at least one column$"):
+        lora_linear(x, torch.zeros(10, 0), None, A, torch.zeros(10, 2), 1.0)
 
 
 def test_a_workspace_beyond_any_memory_is_no_bound() -> None:

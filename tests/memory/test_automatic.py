@@ -217,7 +217,7 @@ def test_free_memory_holds_the_context_already():
 
 
 def test_there_is_none_to_read_without_a_gpu():
-    with pytest.raises(InputError, match="--memory: there is no GPU here .* give a size: 24GiB"):
+    with pytest.raises(InputError, match="^there is no GPU here .* as in --memory 24GiB"):
         free_memory(torch.device("cpu"))
 
 

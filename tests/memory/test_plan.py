@@ -126,7 +126,7 @@ def test_sizes(text, count):
     assert parse_size(text) == count
 
 
-@pytest.mark.parametrize("text", ["24", "lots", "0GiB", "-1GiB", "24 GiB more", ""])
+@pytest.mark.parametrize("text", ["24", "lots", "0GiB", "-1GiB", "24 GiB more", "", "0.000000001b", "0.9b", "9" * 400 + "gib", "1" + "0" * 30 + "GiB", "1\nb\n2"])
 def test_bad_sizes(text):
     with pytest.raises(InputError, match="24GiB"):
         parse_size(text)
@@ -163,7 +163,7 @@ def test_plan_from_the_yaml_alone(tmp_path, capsys):
         ({"optim": "sgd"}, "24GiB", "'sgd'"),
         ({"dtype": "float7"}, "24GiB", "'float7' is unknown"),
         ({"lora_target_modules": "nothing"}, "24GiB", "matches no linear layer"),
-        ({}, "24", "expected a number above 0 with its unit"),
+        ({}, "24", "expected a size of at least a byte with its unit"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, changes, memory, message):

@@ -144,7 +144,7 @@ def test_an_empty_value_is_called_nothing(tmp_path):
     path.write_text("model_name_or_path: m\ntrain_data: d\nanchors:\n")
     with pytest.raises(InputError, match="anchors: expected a list of words, got nothing$"):
         load_config(path)
-    for name in ("anchors", "beta", "max_steps", "train_data", "conditional"):
+    for name in ("anchors", "beta", "max_steps", "max_length", "compile_layers", "conditional"):
         with pytest.raises(InputError, match=f"{name}: expected .*, got nothing$"):
             build_config({**REQUIRED, **parse_overrides([f"--{name}="])}, source="run.yaml")
 

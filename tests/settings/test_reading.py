@@ -121,7 +121,7 @@ def test_text_on_the_command_line_is_taken_as_it_is(load, name, text):
         ("ignore_columns", "# of likes", ["# of likes"]),
         ("ignore_columns", "a: b, c", ["a: b", "c"]),
         ("ignore_columns", "[a, 2]", ["a", "2"]),
-        ("eval_data", "", None),
+        ("system_prompt", "", None),
         ("run_name", "null", None),
     ],
 )

@@ -190,7 +190,8 @@ class Disturbed:
             if code not in allowed and not (code == -self.what.signal and self._was_out_of_reach(rank))
         ]
         stopped = all(code not in (0, None) for code in codes)
-        if self.what.times == 1 and self.steps_before and stopped:
+        once = self.what.times == 1 or self.what.gap == 0  # as timeout sends one: to the process, and to its group
+        if once and self.steps_before and stopped:
             if not checks.checkpoints(self.out):
                 problems.append("stopped by one signal, and there is no checkpoint")
             if not checks.ways_on([member.text for member in self.run.members]):

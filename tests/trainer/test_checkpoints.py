@@ -113,7 +113,7 @@ def test_what_cannot_be_saved_beside_the_weights_leaves_them(tmp_path, monkeypat
         raise TypeError("a callback's state is no JSON")
 
     monkeypatch.setattr(run.state.__class__, "save_to_json", refuses)
-    with pytest.raises(TrainingError, match=r"the step's weights are in .*weights-1/adapter_model.safetensors, and no earlier"):
+    with pytest.raises(TrainingError, match=r"the step's weights are in .*weights-1/adapter_model.safetensors, and there is no checkpoint: see to that"):
         run.train()
     assert names(tmp_path) == ["weights-1"] and load_file(tmp_path / "weights-1" / "adapter_model.safetensors")
 

@@ -229,27 +229,29 @@ def test_an_ignored_signal_stays_ignored(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_signal_ends_the_process_whatever_it_does():
-    read, write = os.pipe()
+def test_a_signal_to_the_process_and_then_to_its_group_writes_a_checkpoint(world, whole, tmp_path, capsys):
+    """As ``timeout`` sends it, and Kubernetes or systemd may; a data worker is in the group too."""
+    path = config(world, tmp_path, dataloader_num_workers=1)
     process = os.fork()
     if process == 0:
-        handlers._active = None
-        for number in NUMBERS:
-            signal.signal(number, signal.SIG_DFL)
-        with handlers.Signals() as current:
-            current.hold()
-            os.write(write, b".")
-            lock = threading.Lock()
-            with lock:
-                lock.acquire(timeout=60)
-        os._exit(0)
-    os.read(read, 1)
-    began = time.monotonic()
-    for _ in range(2):
-        os.kill(process, signal.SIGTERM)
-        time.sleep(0.2)
+        original = MDPOTrainer.training_step
+
+        def training_step(self, *arguments):
+            if self.state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.killpg(os.getpid(), signal.SIGTERM)
+            return original(self, *arguments)
+
+        code = 70
+        try:
+            os.setsid()
+            MDPOTrainer.training_step = training_step
+            code = cli.main(["train", str(path)])
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
-    assert time.monotonic() - began < 30
+    assert last_whole_checkpoint(tmp_path / "out") == tmp_path / "out" / "checkpoint-3"
+    go_on(path, capsys, whole)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """The fuzzers: each draws a command line and changes to the scene, from a seed."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, get_origin, get_type_hints
 
 import yaml
 
+from mdpo import cli
 from mdpo.config import MDPOConfig, RunConfig
 from mdpo.settings.types import alternatives
 
@@ -25,19 +27,19 @@ HINTS = {
 NAMES = sorted(HINTS)
 # Stay as they are in the scene, whatever is drawn; to compile takes minutes.
 _KEPT = {"use_cpu", "compile_layers", "torch_compile", "torch_compile_mode", "torch_compile_backend"}
-_OPTIONS = {
-    "train": [f"--{name}" for name in NAMES] + ["--memory", "--help"],
-    "score": "--adapter --image-dir --allow-outside --ignore-columns --output --dtype --beta --negative --seed --token-budget "
-    "--reference --no-check-start --system-prompt --chat-template --max-length".split(),
-    "generate": "--benchmark --adapter --output --dtype --preset --max-new-tokens --batch-size --image-dir".split(),
-    "data": "--model --max-length --picture --output --rows --seed --count --negative --image-dir --ignore-columns".split(),
-    "evaluate": "--output --data --threshold --corrected --instances --captions --synonyms --variant --questions --judge --script "
-    "--base-url --key-variable --cache --concurrency --attempts --timeout --dry-run --template --names --seed --benchmark".split(),
-    "merge": ["--base"],
-    "convert": ["--vision-tower"],
-    "report": "--names --title --output".split(),
-}  # fmt: skip
-_OPTIONS["plan"] = _OPTIONS["train"]
+
+
+@functools.cache
+def _options(*words: str) -> list[str]:
+    """The options of the command that a command line begins with; of train and plan, every setting."""
+    parser = cli._parser()
+    for word in words:
+        commands = [action.choices for action in parser._actions if not action.option_strings and isinstance(action.choices, dict)]
+        if not commands or word not in commands[0]:
+            break
+        parser = commands[0][word]
+    found = [option for action in parser._actions for option in action.option_strings if option != "-h"]
+    return found + [f"--{name}" for name in NAMES if words[0] in ("train", "plan")]
 
 
 @dataclass
@@ -89,7 +91,7 @@ def command_lines(random: Random, number: int, scene: Path) -> Case:
     words = list(COMMANDS.values())[number % len(COMMANDS)].words.split()
     if random.random() < 0.05:
         words[0] = mutate.word(random)
-    arguments = mutate.mutate_words(random, words, _OPTIONS.get(words[0], ["--output"]))
+    arguments = mutate.mutate_words(random, words, _options(*words[:3]))
     return Case(arguments, said=" ".join(word if len(word) < 80 else f"{word[:20]}...{len(word)}" for word in arguments))
 
 

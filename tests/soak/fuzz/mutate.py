@@ -184,6 +184,12 @@ def mutate_words(random: Random, words: list[str], options: list[str]) -> list[s
     return words
 
 
+_WORDS = (
+    "caf\udce9", "--output", "--key=", "-x", "@file", "train.jsonl", "model", "x" * 200_000, "24GiB", "1e9GiB", "0.1b",
+    "9" * 400 + "GiB", "auto", ".", "~no such user/x", '{"a": 1}', "https://127.0.0.1:1/x",
+)  # fmt: skip
+
+
 def word(random: Random) -> str:
-    value = random.choice((*NASTY, "caf\udce9", "--output", "--key=", "-x", "@file", "train.jsonl", "model", "x" * 200_000))
+    value = random.choice((*NASTY, *_WORDS))
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
