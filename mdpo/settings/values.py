@@ -171,8 +171,8 @@ def _check_optimizer(args: Any) -> None:
         raise InputError(f"optim: {name} keeps two sets of weights, and the wrong one would be saved; choose another")
     if name in ("lomo", "adalomo") or name.endswith("_layerwise"):
         raise InputError(f"optim: {name} is not supported: {_LAYERWISE}; choose another, such as adamw_torch_fused")
-    for part in (args.optim_args or "").replace(" ", "").split(","):
-        if part and part.count("=") != 1:
+    for part in args.optim_args.replace(" ", "").split(",") if args.optim_args else ():
+        if part.count("=") != 1:
             raise InputError(f"optim_args: expected name=value, separated by commas, got {shown(args.optim_args)}")
 
 
