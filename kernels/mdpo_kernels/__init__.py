@@ -7,12 +7,13 @@ from . import reference
 from .attention import Segments, varlen_attention
 from .fused_loss import fused_linear_mdpo_loss, fused_linear_preference_loss, fused_mdpo_loss
 from .linear_token_logps import linear_token_logps
-from .lora_linear import lora_linear
+from .lora_linear import LoraLayer, lora_linear, lora_linears
 from .loss import MDPOLoss, PreferenceLoss, mdpo_loss, preference_loss, sequence_logps
 from .terms import Term, mdpo_terms
 from .token_logps import token_logps
 
 __all__ = [
+    "LoraLayer",
     "MDPOLoss",
     "PreferenceLoss",
     "Segments",
@@ -22,6 +23,7 @@ __all__ = [
     "fused_mdpo_loss",
     "linear_token_logps",
     "lora_linear",
+    "lora_linears",
     "mdpo_loss",
     "mdpo_terms",
     "preference_loss",

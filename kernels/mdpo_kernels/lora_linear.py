@@ -17,7 +17,8 @@ everything kept is there again, never recomputes the product of its last linear 
 Shapes: T rows, I inputs, O outputs, r the adapter's rank.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,30 +42,55 @@ def up(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, B: Tensor, sca
         return y.addmm_(h, B.to(x.dtype).t(), alpha=scale)
 
 
+class LoraLayer(NamedTuple):
+    """A frozen linear layer and its LoRA, as `lora_linear` takes them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    A: Tensor
+    B: Tensor
+    scale: float
+
+
 def gradients(
-    grad: Tensor,
+    grads: Sequence[Tensor | None],
     x: Tensor,
     h: Tensor,
-    weight: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scale: float,
+    layers: Sequence[tuple[Tensor | None, Tensor, Tensor, float]],
     *,
     needs_x: bool,
     needs_adapter: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """→ dx (T, I), without a weight the adapter's share of it; dA (r, I), dB (O, r). None where not needed."""
-    grad_x = grad_A = grad_B = None
-    with without_autocast(grad.device):
-        grad_h = torch.mm(grad, B.to(grad.dtype)).mul_(scale)
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+    """→ dx (T, I), and of each layer dA (r, I) and dB (O, r). None where not needed.
+
+    grads: dy of each layer, None for one that nobody reads. layers: W, A, B, scale; without W, dx is the adapter's share.
+    """
+    total, dA, dB = None, [None] * len(layers), [None] * len(layers)
+    ranks = [A.shape[0] for _, A, _, _ in layers]
+    with without_autocast(x.device):
+        slopes = [
+            x.new_zeros((x.shape[0], rank)) if grad is None else torch.mm(grad, B.to(grad.dtype)).mul_(scale)
+            for grad, rank, (_, _, B, scale) in zip(grads, ranks, layers, strict=True)
+        ]
+        grad_h = _joined(slopes, 1)
         if needs_x:
-            down = A.to(grad.dtype)
-            grad_x = torch.mm(grad_h, down) if weight is None else torch.mm(grad, weight).addmm_(grad_h, down)
+            for grad, (weight, _, _, _) in zip(grads, layers, strict=True):
+                if grad is not None and weight is not None:
+                    total = torch.mm(grad, weight) if total is None else total.addmm_(grad, weight)
+            down = _joined([A.to(x.dtype) for _, A, _, _ in layers], 0)
+            total = torch.mm(grad_h, down) if total is None else total.addmm_(grad_h, down)
         if needs_adapter:
-            grad_A = _summed(grad_h.t(), x).to(A.dtype)
+            dA = [part.to(A.dtype) for part, (_, A, _, _) in zip(_summed(grad_h.t(), x).split(ranks), layers, strict=True)]
             # (hᵀ dy)ᵀ: a CPU takes two to four times as long for dyᵀ h.
-            grad_B = _summed(h.t(), grad).mul_(scale).to(B.dtype).t().contiguous()
-    return grad_x, grad_A, grad_B
+            dB = [
+                None if grad is None else _summed(part.t(), grad).mul_(scale).to(B.dtype).t().contiguous()
+                for part, grad, (_, _, B, scale) in zip(h.split(ranks, 1), grads, layers, strict=True)
+            ]
+    return total, dA, dB
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _summed(left: Tensor, right: Tensor) -> Tensor:
@@ -73,38 +99,42 @@ def _summed(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Down(torch.autograd.Function):
-    """(x, weight, A, B, scale, O) → h and a carrier: a tensor of y's shape without y's memory, whose gradient is dy.
+    """(x, (s_1, s_2, …), W_1, A_1, B_1, W_2, A_2, B_2, …) → all h side by side, and a carrier for each layer: a tensor of its
+    y's shape without y's memory, whose gradient is dy.
 
-    weight: None where another node differentiates the layer's own product; dx is then the adapter's share of it.
+    W: None where another node differentiates the layer's own product; dx is then the adapter's share of it.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, A: Tensor, B: Tensor, scale: float, outputs: int) -> tuple[Tensor, Tensor]:
-        return down(x, A), x.new_empty((1, 1)).expand(x.shape[0], outputs)
+    def forward(x: Tensor, scales: tuple[float, ...], *tensors: Any) -> tuple[Tensor, ...]:
+        return (
+            down(x, _joined(list(tensors[1::3]), 0)),
+            *(x.new_empty((1, 1)).expand(x.shape[0], B.shape[0]) for B in tensors[2::3]),
+        )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, A, B, ctx.scale, _ = inputs
-        ctx.save_for_backward(x, output[0], weight, A, B)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.scales, *tensors = inputs
+        ctx.save_for_backward(x, output[0], *tensors)
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        grad = grads[1]
-        if grad is None:
-            return (None,) * 6
-        x, h, weight, A, B = ctx.saved_tensors
-        needs_x, _, needs_A, needs_B, *_ = ctx.needs_input_grad
+        dy = [None if grad is None else grad.contiguous() for grad in grads[1:]]
+        if all(grad is None for grad in dy):
+            return (None,) * len(ctx.needs_input_grad)
+        x, h, *tensors = ctx.saved_tensors
+        layers = [(*tensors[3 * i : 3 * i + 3], scale) for i, scale in enumerate(ctx.scales)]
+        needs_x, _, *needs = ctx.needs_input_grad
         with torch.no_grad():
-            found = gradients(
-                grad.contiguous(), x, h, weight, A, B, ctx.scale, needs_x=needs_x, needs_adapter=needs_A or needs_B
-            )
-        grad_x, grad_A, grad_B = (
-            differentiable_once("lora_linear", value, x, A, B, grad) if needed and value is not None else None
-            for value, needed in zip(found, (needs_x, needs_A, needs_B), strict=True)
+            grad_x, dA, dB = gradients(dy, x, h, layers, needs_x=needs_x, needs_adapter=any(needs))
+        found = [grad_x, None, *(each for pair in zip(dA, dB, strict=True) for each in (None, *pair))]
+        tied = (x, *(tensor for tensor in (*tensors[1::3], *tensors[2::3], *dy) if tensor is not None))
+        return tuple(
+            differentiable_once("lora_linear", value, *tied) if needed and value is not None else None
+            for value, needed in zip(found, ctx.needs_input_grad, strict=True)
         )
-        return grad_x, None, grad_A, grad_B, None, None
 
 
 class _Up(torch.autograd.Function):
@@ -126,10 +156,26 @@ class _Up(torch.autograd.Function):
 
 
 def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    if not torch.is_grad_enabled() or not (x.requires_grad or A.requires_grad or B.requires_grad):
-        return _plain(x, weight, bias, A, B, scale)
-    h, carrier = Down.apply(x, weight, A, B, scale, weight.shape[0])  # pyright: ignore[reportGeneralTypeIssues]
-    return _Up.apply(carrier, x.detach(), h, weight, bias, B.detach(), scale)  # pyright: ignore[reportReturnType]
+    return _several(x, [LoraLayer(weight, bias, A, B, scale)])[0]
+
+
+def _several(x: Tensor, layers: Sequence[LoraLayer]) -> list[Tensor]:
+    """y (T, O) of each layer."""
+    adapters = [tensor for layer in layers for tensor in (layer.A, layer.B)]
+    ranks = [layer.A.shape[0] for layer in layers]
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (x, *adapters)):
+        h = down(x, _joined([layer.A for layer in layers], 0))
+        return [
+            up(x, part, layer.weight, layer.bias, layer.B, layer.scale)
+            for part, layer in zip(h.split(ranks, 1), layers, strict=True)
+        ]
+    tensors = [tensor for layer in layers for tensor in (layer.weight, layer.A, layer.B)]
+    h, *carriers = Down.apply(x, tuple(layer.scale for layer in layers), *tensors)  # pyright: ignore[reportGeneralTypeIssues]
+    values = x.detach()
+    return [
+        _Up.apply(carrier, values, part, layer.weight, layer.bias, layer.B.detach(), layer.scale)  # pyright: ignore[reportReturnType]
+        for carrier, part, layer in zip(carriers, h.split(ranks, 1), layers, strict=True)
+    ]
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -164,3 +210,26 @@ def lora_linear(
     op = torch.ops.mdpo_kernels.lora_linear if torch.compiler.is_compiling() else _differentiable
     y = op(x.reshape(-1, x.shape[-1]), weight, bias, A, B, float(scale))
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def lora_linears(x: Tensor, layers: Sequence[LoraLayer]) -> tuple[Tensor, ...]:
+    """`lora_linear` of several layers that read one x, such as query, key and value.
+
+    x is read once for all of their A, and in the backward once for all dA; dx is added up where it lies.
+
+    layers: at least one; of one dtype, as each fits x. Returns each layer's (…, O).
+
+    Raises ValueError as `lora_linear`, and where there is no layer or their weights differ in dtype.
+    """
+    check_one_dtype(layers)
+    values = [check_lora_arguments(x, *layer) for layer in layers][0]
+    refuse_forward_mode("lora_linears", x, *(tensor for layer in layers for tensor in (layer.A, layer.B)))
+    rows = values.reshape(-1, x.shape[-1])
+    cast = [layer._replace(bias=None if layer.bias is None else layer.bias.to(rows.dtype)) for layer in layers]
+    return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in _several(rows, cast))
+
+
+def check_one_dtype(layers: Sequence[LoraLayer]) -> None:
+    """Raises ValueError where there is no layer, or they do not all compute in one dtype."""
+    if not layers or any(layer.weight.dtype != layers[0].weight.dtype for layer in layers):
+        raise ValueError(f"layers has {len(layers)} layers; expected at least one, their weights of one dtype")

@@ -26,6 +26,7 @@ from .checks import (
     check_lora_arguments,
     check_sequences,
 )
+from .lora_linear import LoraLayer, check_one_dtype
 from .loss import MDPOLoss, PreferenceLoss, loss_of_branches, mdpo_loss, preference_loss, result_dtype, sequence_logps
 from .terms import BRANCHES, Matrix, Term, matrix_of, mdpo_terms
 
@@ -35,6 +36,7 @@ __all__ = [
     "fused_mdpo_loss",
     "linear_token_logps",
     "lora_linear",
+    "lora_linears",
     "mdpo_loss",
     "preference_loss",
     "sequence_logps",
@@ -285,6 +287,12 @@ def _tile_shape(rows: int, hidden_size: int, columns: int, elements: int) -> tup
     """
     tile_rows = max(1, min(rows, elements // min(columns, MIN_TILE_COLUMNS)))
     return tile_rows, max(1, min(columns, elements // max(tile_rows, hidden_size)))
+
+
+def lora_linears(x: Tensor, layers: Sequence[LoraLayer]) -> tuple[Tensor, ...]:
+    """`mdpo_kernels.lora_linears` in plain PyTorch: one layer after the other."""
+    check_one_dtype(layers)
+    return tuple(lora_linear(x, *layer) for layer in layers)
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:

@@ -10,6 +10,7 @@ from .lora_targets import check_lora_targets, lora_expression
 from .policy import PackedPolicy
 from .reference import Reference, establish_reference
 from .reference_cache import ReferenceCache, fingerprint, reference_weights
+from .shared_input import share_inputs
 
 __all__ = [
     "LANGUAGE_LINEAR",
@@ -32,5 +33,6 @@ __all__ = [
     "reference_weights",
     "lora_expression",
     "sequence_logps",
+    "share_inputs",
     "torch_dtype",
 ]

@@ -50,10 +50,16 @@ class FusedLora:
 
 
 class FusedLoraLinear(FusedLora, Linear):
-    """peft's LoRA on a plain linear layer, by ``mdpo_kernels.lora_linear``."""
+    """peft's LoRA on a plain linear layer, by ``mdpo_kernels.lora_linear``.
+
+    shared_input: with the layers that read the same, see ``share_inputs``.
+    """
+
+    shared_input: Any = None
 
     def fused(self, x: Tensor, base: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:
-        return lora_linear(x, base.weight, base.bias, down, up, scale)
+        found = None if self.shared_input is None else self.shared_input.output(self, x)
+        return lora_linear(x, base.weight, base.bias, down, up, scale) if found is None else found
 
     def obstacle_of_base(self, base: Any, dtype: torch.dtype, adapter: tuple[torch.dtype, ...]) -> str | None:
         if not _is_plain(base) or not base.weight.shape[1]:

@@ -21,7 +21,7 @@ class FusedLoraLinear4bit(FusedLora, Linear4bit):
     def fused(self, x: Tensor, base: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         # Before the base: a checkpointed layer is recomputed up to here, and not its product.
-        h, carrier = Down.apply(rows, None, down, up, scale, base.out_features)  # pyright: ignore[reportGeneralTypeIssues]
+        h, carrier = Down.apply(rows, (scale,), None, down, up)  # pyright: ignore[reportGeneralTypeIssues]
         return _Added.apply(base(x), carrier, h, up.detach(), scale)  # pyright: ignore[reportReturnType]
 
     def obstacle_of_base(self, base: Any, dtype: torch.dtype, adapter: tuple[torch.dtype, ...]) -> str | None:

@@ -11,7 +11,7 @@ from transformers.utils import is_liger_kernel_available
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
-from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers
+from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers, share_inputs
 
 from .machine import compiler_fault_anywhere
 
@@ -30,6 +30,8 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
 
     Raises InputError where a setting does not fit the model.
     """
+    if args.fused_lora:
+        share_inputs(model)
     if args.checkpoint_layers is not None:
         check_checkpoint_layers(model, args.checkpoint_layers)
     if args.use_liger_kernel:

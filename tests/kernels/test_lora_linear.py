@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from mdpo_kernels import lora_linear, reference
+from mdpo_kernels import LoraLayer, lora_linear, lora_linears, reference
 from tests.numerics import assert_as_exact_as_torch
 
 OPS = torch.ops.mdpo_kernels
@@ -240,3 +240,88 @@ def test_second_derivatives_are_refused_and_those_of_the_reference_right(device:
     (first,) = torch.autograd.grad(lora_linear(x, **arguments).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="lora_linear was differentiated twice"):
         first.sum().backward()
+
+
+def three(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, list[LoraLayer], list[Tensor]]:
+    """Layers of other widths and ranks on one input, and a gradient from above for each."""
+    found = [make(Case("three", outputs=outputs, rank=rank, dtype=dtype, bias=outputs == 9, scale=scale), device)
+             for outputs, rank, scale in ((21, 4, 2.0), (9, 2, 0.5), (13, 4, 1.0))]  # fmt: skip
+    layers = [LoraLayer(*(arguments[name] for name in LoraLayer._fields)) for arguments, _ in found]
+    return found[0][0]["x"], layers, [grad for _, grad in found]
+
+
+def values_and_grads(function: Any, x: Tensor, layers: list[LoraLayer], grads: list[Tensor | None]) -> list[Tensor]:
+    """Each y, then the gradients of x and of each A and B that has one."""
+    x = x.clone().requires_grad_()
+    layers = [layer._replace(A=layer.A.clone().requires_grad_(), B=layer.B.clone().requires_grad_()) for layer in layers]
+    values = function(x, layers)
+    torch.autograd.backward(
+        [value for value, grad in zip(values, grads, strict=True) if grad is not None], [g for g in grads if g is not None]
+    )
+    leaves = [x, *(tensor for layer in layers for tensor in (layer.A, layer.B))]
+    return [*(value.detach() for value in values), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def one_by_one(x: Tensor, layers: list[LoraLayer]) -> list[Tensor]:
+    return [reference.lora_linear(x, *layer) for layer in layers]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_layers_as_exact_as_one_by_one(dtype: torch.dtype, device: torch.device) -> None:
+    x, layers, grads = three(device, dtype)
+    wide = [LoraLayer(*(v.double() if isinstance(v, Tensor) else v for v in layer)) for layer in layers]
+    truth = values_and_grads(one_by_one, x.double(), wide, [grad.double() for grad in grads])
+    plain = values_and_grads(one_by_one, x, layers, grads)
+    for index, value in enumerate(values_and_grads(lora_linears, x, layers, grads)):
+        assert_as_exact_as_torch(value, truth=truth[index], torch_value=plain[index], what=str(index))
+
+
+def test_several_layers_of_which_one_is_not_read(device: torch.device) -> None:
+    x, layers, grads = three(device)
+    found = values_and_grads(lora_linears, x, layers, [grads[0], None, grads[2]])
+    expected = values_and_grads(one_by_one, x, layers, [grads[0], None, grads[2]])
+    unread = found.pop(6)  # dA is 0 here, and PyTorch's is none
+    assert not unread.any() and len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_several_layers_read_their_input_once_for_their_adapters(device: torch.device) -> None:
+    x, layers, grads = three(device)
+    reads: list[str] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "mm" in str(func) and any(isinstance(a, Tensor) and a.data_ptr() == x.data_ptr() for a in args):
+                reads.append(str(func))
+            elif "add.Tensor" in str(func):
+                reads.append("a sum of gradients")
+            return func(*args, **(kwargs or {}))
+
+    x.requires_grad_()
+    layers = [layer._replace(A=layer.A.requires_grad_(), B=layer.B.requires_grad_()) for layer in layers]
+    with Reads():
+        values = lora_linears(x, layers)
+    assert len(reads) == 1 + len(layers), reads  # all A, and each weight
+    reads.clear()
+    with Reads():
+        torch.autograd.backward(values, grads)
+    assert len(reads) == 1, reads
+
+
+def test_several_layers_in_one_graph(device: torch.device) -> None:
+    x, layers, grads = three(device)
+    compiled = torch.compile(lora_linears, backend="aot_eager", fullgraph=True, dynamic=True)
+    expected = values_and_grads(lora_linears, x, layers, grads)
+    for found, value in zip(values_and_grads(compiled, x, layers, grads), expected, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_several_layers_that_do_not_fit_are_refused(device: torch.device) -> None:
+    x, layers, _ = three(device)
+    with pytest.raises(ValueError, match="layers has 0 layers; expected at least one"):
+        lora_linears(x, [])
+    with pytest.raises(ValueError, match="their weights of one dtype"):
+        lora_linears(x, [layers[0], layers[1]._replace(weight=layers[1].weight.double())])
+    with pytest.raises(ValueError, match=r"expected \(…, 32\)"):
+        lora_linears(x, [layers[0], layers[1]._replace(weight=layers[1].weight[:, 1:])])
