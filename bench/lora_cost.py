@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mdpo.models import fuse_lora
+from mdpo.models import fuse_lora, share_inputs
 
 TOKENS = 61  # a prime, and no width
 RANK = 64
@@ -84,19 +84,21 @@ class Cost:
 @dataclass(frozen=True, slots=True)
 class Way:
     """wrap: what becomes of the adapter's config. float32_sums: of the gradients of A and B. cast_inputs: whether peft does.
-    norm: the dtype of an input that a norm puts out."""
+    norm: the dtype of an input that a norm puts out. shares: whether layers that read one input are computed together."""
 
     name: str
     wrap: Callable[[LoraConfig], LoraConfig] = lambda config: config
     float32_sums: bool = False
     cast_inputs: bool = False
     norm: torch.dtype = torch.bfloat16
+    shares: bool = False
 
 
 AS_IT_COMES = Way("peft, as it comes", cast_inputs=True)
 FLOAT32_NORM = Way("peft, casts off, LayerNorm in float32", norm=torch.float32)
 PEFT = Way("peft, casts off")
-OURS = Way("fused", wrap=fuse_lora, float32_sums=True)
+FUSED = Way("fused, one by one", wrap=fuse_lora, float32_sums=True)
+OURS = Way("fused", wrap=fuse_lora, float32_sums=True, shares=True)
 
 
 class Traffic(TorchDispatchMode):
@@ -154,7 +156,7 @@ class Projections(nn.Module):
     def __init__(self, readers: Readers) -> None:
         super().__init__()
         inputs = readers.inputs // SCALE
-        layers = {name: nn.Linear(inputs, outputs // SCALE, readers.bias) for name, outputs in readers.outputs.items()}
+        layers = {f"{name}_proj": nn.Linear(inputs, outputs // SCALE, readers.bias) for name, outputs in readers.outputs.items()}
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -167,6 +169,8 @@ def count(readers: Readers, way: Way) -> tuple[Cost, Cost]:
     base = Projections(readers).to(torch.bfloat16)
     weights = list(base.parameters())
     model = get_peft_model(base, way.wrap(LoraConfig(r=RANK // SCALE, target_modules=r"layers\.\w+")))
+    if way.shares:
+        share_inputs(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     x = torch.randn(TOKENS, readers.inputs // SCALE, dtype=way.norm, requires_grad=True).clone()  # a leaf's cast is cached
     known = {_storage(parameter) for parameter in model.parameters()}
@@ -211,7 +215,7 @@ def main() -> None:
     print(f"{'KB per token and decoder layer':44}{'forward':^24}{'backward':^16}{'H100, predicted':>20}")
     print(f"{'':44}" + "".join(f"{name:>8}" for name in names) + f"{'ms a layer':>20}")
     for model in LAYERS:
-        ways = [AS_IT_COMES, *([FLOAT32_NORM] if model == "Bunny-3B" else []), PEFT, OURS]
+        ways = [AS_IT_COMES, *([FLOAT32_NORM] if model == "Bunny-3B" else []), PEFT, FUSED, OURS]
         rows = {way.name: layer_cost(model, way) for way in ways} | unsloth(LAYERS[model])
         for name, (forward, backward) in rows.items():
             numbers = (forward.written, forward.moved, forward.kept, backward.written, backward.moved)
