@@ -60,7 +60,7 @@ def gradients(
     *,
     needs_x: bool,
     needs_adapter: bool,
-) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
     """→ dx (T, I), and of each layer dA (r, I) and dB (O, r). None where not needed.
 
     grads: dy of each layer, None for one that nobody reads. layers: W, A, B, scale; without W, dx is the adapter's share.
