@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mdpo.models import fuse_lora, share_inputs
+from mdpo.models import fuse_lora
+from mdpo.models.shared_input import share_among_children
 
 TOKENS = 61  # a prime, and no width
 RANK = 64
@@ -170,7 +171,7 @@ def count(readers: Readers, way: Way) -> tuple[Cost, Cost]:
     weights = list(base.parameters())
     model = get_peft_model(base, way.wrap(LoraConfig(r=RANK // SCALE, target_modules=r"layers\.\w+")))
     if way.shares:
-        share_inputs(model)
+        share_among_children(base.layers)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     x = torch.randn(TOKENS, readers.inputs // SCALE, dtype=way.norm, requires_grad=True).clone()  # a leaf's cast is cached
     known = {_storage(parameter) for parameter in model.parameters()}

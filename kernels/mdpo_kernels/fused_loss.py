@@ -100,6 +100,7 @@ def _several_rows(matrix, rewards, present, lane, offset, FIRST: tl.constexpr, S
         _, argument, there = _row(matrix, rewards, present, lane, offset, FIRST + row, BRANCHES)
         highest = tl.maximum(highest, -argument)
         used = used & there
+    highest = tl.minimum(highest, 3.4028234e38)  # infinite, it would make NaN of what is finite
     total = tl.exp(-highest)
     for row in tl.static_range(SIZE):
         _, argument, _ = _row(matrix, rewards, present, lane, offset, FIRST + row, BRANCHES)

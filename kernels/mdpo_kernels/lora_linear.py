@@ -54,33 +54,44 @@ class LoraLayer(NamedTuple):
 
 def gradients(
     grads: Sequence[Tensor | None],
-    x: Tensor,
-    h: Tensor,
+    x: Tensor | None,
+    h: Tensor | None,
     layers: Sequence[tuple[Tensor | None, Tensor, Tensor, float]],
     *,
     needs_x: bool,
-    needs_adapter: bool,
+    needs_A: bool,
+    needs_B: bool,
 ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
     """→ dx (T, I), and of each layer dA (r, I) and dB (O, r). None where not needed.
 
-    grads: dy of each layer, None for one that nobody reads. layers: W, A, B, scale; without W, dx is the adapter's share.
+    grads: dy of each layer, None for one that nobody reads, whose adapter then has no gradient. x: for dA, h: for dB. layers:
+    W, A, B, scale; without W, dx is the adapter's share.
     """
     total, dA, dB = None, [None] * len(layers), [None] * len(layers)
+    some = next(grad for grad in grads if grad is not None)
     ranks = [A.shape[0] for _, A, _, _ in layers]
-    with without_autocast(x.device):
-        slopes = [
-            x.new_zeros((x.shape[0], rank)) if grad is None else torch.mm(grad, B.to(grad.dtype)).mul_(scale)
-            for grad, rank, (_, _, B, scale) in zip(grads, ranks, layers, strict=True)
-        ]
-        grad_h = _joined(slopes, 1)
-        if needs_x:
-            for grad, (weight, _, _, _) in zip(grads, layers, strict=True):
-                if grad is not None and weight is not None:
-                    total = torch.mm(grad, weight) if total is None else total.addmm_(grad, weight)
-            down = _joined([A.to(x.dtype) for _, A, _, _ in layers], 0)
-            total = torch.mm(grad_h, down) if total is None else total.addmm_(grad_h, down)
-        if needs_adapter:
-            dA = [part.to(A.dtype) for part, (_, A, _, _) in zip(_summed(grad_h.t(), x).split(ranks), layers, strict=True)]
+    with without_autocast(some.device):
+        if needs_x or needs_A:
+            # The scale goes into B first: in float16 dy·B by itself may be too large, or too small, for what s makes of it.
+            slopes = [
+                some.new_zeros((some.shape[0], rank)) if grad is None else torch.mm(grad, (scale * B).to(grad.dtype))
+                for grad, rank, (_, _, B, scale) in zip(grads, ranks, layers, strict=True)
+            ]
+            grad_h = _joined(slopes, 1)
+            if needs_x:
+                for grad, (weight, _, _, _) in zip(grads, layers, strict=True):
+                    if grad is not None and weight is not None:
+                        total = torch.mm(grad, weight) if total is None else total.addmm_(grad, weight)
+                down = _joined([A.to(some.dtype) for _, A, _, _ in layers], 0)
+                total = torch.mm(grad_h, down) if total is None else total.addmm_(grad_h, down)
+            if needs_A:
+                assert x is not None
+                dA = [
+                    None if grad is None else part.to(A.dtype)
+                    for part, grad, (_, A, _, _) in zip(_summed(grad_h.t(), x).split(ranks), grads, layers, strict=True)
+                ]
+        if needs_B:
+            assert h is not None
             # (hᵀ dy)ᵀ: a CPU takes two to four times as long for dyᵀ h.
             dB = [
                 None if grad is None else _summed(part.t(), grad).mul_(scale).to(B.dtype).t().contiguous()
@@ -115,7 +126,8 @@ class Down(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.scales, *tensors = inputs
-        ctx.save_for_backward(x, output[0], *tensors)
+        ctx.needs_A, ctx.needs_B = (any(ctx.needs_input_grad[2 + which :: 3]) for which in (1, 2))
+        ctx.save_for_backward(x if ctx.needs_A else None, output[0] if ctx.needs_B else None, *tensors)
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
 
@@ -126,11 +138,11 @@ class Down(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         x, h, *tensors = ctx.saved_tensors
         layers = [(*tensors[3 * i : 3 * i + 3], scale) for i, scale in enumerate(ctx.scales)]
-        needs_x, _, *needs = ctx.needs_input_grad
+        needs_x = ctx.needs_input_grad[0]
         with torch.no_grad():
-            grad_x, dA, dB = gradients(dy, x, h, layers, needs_x=needs_x, needs_adapter=any(needs))
+            grad_x, dA, dB = gradients(dy, x, h, layers, needs_x=needs_x, needs_A=ctx.needs_A, needs_B=ctx.needs_B)
         found = [grad_x, None, *(each for pair in zip(dA, dB, strict=True) for each in (None, *pair))]
-        tied = (x, *(tensor for tensor in (*tensors[1::3], *tensors[2::3], *dy) if tensor is not None))
+        tied = [tensor for tensor in (x, *tensors[1::3], *tensors[2::3], *dy) if tensor is not None]
         return tuple(
             differentiable_once("lora_linear", value, *tied) if needed and value is not None else None
             for value, needed in zip(found, ctx.needs_input_grad, strict=True)
@@ -198,7 +210,7 @@ def lora_linear(
         which do not train. A: (r, I) and B: (O, r), in the weight's dtype or in float32; they train where they want a
         gradient. scale: α/r, or what rank-stabilised LoRA has in its place.
 
-    Returns (…, O) in the weight's dtype. Kept for the backward: x and x Aᵀ.
+    Returns (…, O) in the weight's dtype. Kept for the backward: x where A trains, and x Aᵀ where B does.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, and for a weight or bias that trains. A second
     derivative and forward mode raise NotImplementedError; ``mdpo_kernels.reference`` has both.
@@ -231,5 +243,9 @@ def lora_linears(x: Tensor, layers: Sequence[LoraLayer]) -> tuple[Tensor, ...]:
 
 def check_one_dtype(layers: Sequence[LoraLayer]) -> None:
     """Raises ValueError where there is no layer, or they do not all compute in one dtype."""
-    if not layers or any(layer.weight.dtype != layers[0].weight.dtype for layer in layers):
-        raise ValueError(f"layers has {len(layers)} layers; expected at least one, their weights of one dtype")
+    known = isinstance(layers, Sequence) and all(isinstance(layer, LoraLayer) for layer in layers)
+    if not known or not layers:
+        raise ValueError(f"layers is {type(layers).__name__}; expected at least one LoraLayer, in a list")
+    dtypes = [str(layer.weight.dtype).removeprefix("torch.") for layer in layers]
+    if len(set(dtypes)) > 1:
+        raise ValueError(f"layers have weights of {', '.join(dtypes)}; expected one dtype")

@@ -103,7 +103,7 @@ def preference_loss(
     check_branch_logps("policy", policy, branches=branches)
     if reference is not None:
         check_branch_logps("reference", reference, branches=branches, examples=policy.shape[1])
-    check_same_device(policy=policy, reference=reference, beta=beta if isinstance(beta, Tensor) else None)
+    check_same_device(policy=policy, reference=reference)
     present = ~policy.isnan() if reference is None else ~(policy.isnan() | reference.isnan())
     return loss_of_branches(policy, reference, present, matrix, beta=beta, num_examples=num_examples)
 
@@ -145,6 +145,7 @@ def loss_of_branches(
 ) -> PreferenceLoss:
     """`preference_loss` where `present`, (K, B) bool, says which branches there are: a NaN of a present one stays a NaN."""
     check_options(beta, policy.shape[1], num_examples)
+    check_same_device(policy=policy, beta=beta if isinstance(beta, Tensor) else None)
     # NaN is replaced before it enters any arithmetic: a NaN that is masked afterwards still poisons the gradient.
     dtype = result_dtype(policy, *([] if reference is None else [reference]))
     ratio = policy.to(dtype).where(present, 0)

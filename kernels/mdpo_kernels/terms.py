@@ -15,8 +15,10 @@ with the links f
 import difflib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, NamedTuple, get_args
+
+import torch
 
 from .checks import is_finite
 
@@ -24,6 +26,7 @@ Link = Literal["log_sigmoid", "square", "linear"]
 LINKS: tuple[str, ...] = get_args(Link)
 LOG_SIGMOID, SQUARE, LINEAR = range(3)
 
+_TINY = torch.finfo(torch.float32).tiny
 # mDPO's.
 BRANCHES = ("chosen", "rejected", "image_rejected")
 
@@ -40,7 +43,7 @@ class Term:
     """
 
     name: str
-    rows: Mapping[str, float] | Sequence[Mapping[str, float]]
+    rows: Mapping[str, float] | Sequence[Mapping[str, float]] = field(hash=False)
     _: KW_ONLY
     link: Link = "log_sigmoid"
     weight: float = 1.0
@@ -56,6 +59,9 @@ class Term:
         if not is_finite(self.offset):
             raise ValueError(f"term {self.name}: offset is {self.offset!r}; expected a finite number")
         rows = self.matrix
+        # Copies: what the caller does with its own afterwards is another objective.
+        copied = dict(self.rows) if isinstance(self.rows, Mapping) else tuple(map(dict, rows))
+        object.__setattr__(self, "rows", copied)
         if len(rows) > 1 and self.link != "log_sigmoid":
             raise ValueError(f"term {self.name}: {len(rows)} rows with link {self.link}; only log_sigmoid takes several")
 
@@ -67,10 +73,10 @@ class Term:
         if not several or not all(isinstance(row, Mapping) and row for row in rows):
             raise ValueError(f"term {self.name}: rows is {self.rows!r}; expected {{branch: coefficient}}, or several of them")
         for branch, coefficient in ((branch, value) for row in rows for branch, value in row.items()):
-            if not isinstance(branch, str) or not is_finite(coefficient) or coefficient == 0:
+            if not isinstance(branch, str) or not is_finite(coefficient) or abs(coefficient) < _TINY:
                 raise ValueError(
                     f"term {self.name}: {branch!r} has the coefficient {coefficient!r}; expected a branch's name and a finite "
-                    "number other than 0"
+                    "number other than 0 in float32"
                 )
         return tuple(rows)
 

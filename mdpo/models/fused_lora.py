@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftType
 from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mdpo_kernels import lora_linear
+from mdpo_kernels.autocast import autocast_is_on, without_autocast
 
 
 class FusedLora:
@@ -71,7 +73,7 @@ def obstacle_of_dtypes(
     device: str, dtype: torch.dtype, products: torch.dtype, adapter: tuple[torch.dtype, ...]
 ) -> str | None:
     """None where peft's layer would run the adapter's products in the dtype of the base's, ``products``, too."""
-    if torch.is_autocast_enabled(device):
+    if autocast_is_on(torch.device(device)):
         same = products == torch.get_autocast_dtype(device) and all(each in (products, torch.float32) for each in adapter)
     else:
         same = {dtype, *adapter} == {products}
@@ -103,7 +105,7 @@ def _obstacles(model: nn.Module, autocast: torch.dtype | None) -> Iterator[tuple
             continue
         base: Any = layer.base_layer
         dtype = getattr(base, "compute_dtype", None) or base.weight.dtype  # of a weight in 4 bits, its products'
-        with torch.autocast(base.weight.device.type, autocast, enabled=autocast is not None):
+        with without_autocast(base.weight.device) if autocast is None else torch.autocast(base.weight.device.type, autocast):
             yield name, layer.obstacle(dtype)
 
 
@@ -120,6 +122,8 @@ def _is_plain(layer: nn.Module) -> bool:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether somebody's code runs when the module is called: a hook, or a forward put in the place of its own."""
+    if not torch.compiler.is_compiling() and _has_any_global_hook():
+        return True
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
 
@@ -140,7 +144,7 @@ def _layer(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: A
 
 def can_fuse(config: PeftConfig) -> TypeGuard[LoraConfig]:
     """Whether ``fuse_lora`` takes the config."""
-    return isinstance(config, LoraConfig) and not config._custom_modules
+    return isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA and not config._custom_modules
 
 
 def fuse_lora(config: LoraConfig) -> LoraConfig:
@@ -152,8 +156,10 @@ def fuse_lora(config: LoraConfig) -> LoraConfig:
     four times, and what is kept for the backward is no more. In the backward A and B get their gradients summed in float32.
     A fused layer is differentiated once: a second derivative and forward mode raise NotImplementedError.
 
-    Raises ValueError for a config with custom modules of its own: peft asks one for each layer, the first that fits.
+    Raises ValueError for another kind of config, and for one with custom modules of its own: peft asks one for each layer, the first that fits.
     """
+    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
+        raise ValueError(f"config is a {type(config).__name__}; expected a peft.LoraConfig")
     if not can_fuse(config):
         raise ValueError("the config has custom modules of its own, which fuse_lora would hide; register one or the other")
     config = copy.deepcopy(config)

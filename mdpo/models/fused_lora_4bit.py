@@ -22,10 +22,12 @@ class FusedLoraLinear4bit(FusedLora, Linear4bit):
         rows = x.reshape(-1, x.shape[-1])
         # Before the base: a checkpointed layer is recomputed up to here, and not its product.
         h, carrier = Down.apply(rows, (scale,), None, down, up)  # pyright: ignore[reportGeneralTypeIssues]
-        return _Added.apply(base(x), carrier, h, up.detach(), scale)  # pyright: ignore[reportReturnType]
+        # Of rows, since with a bias the product of anything else is a view, and nothing writes into a view's base.
+        y: Any = _Added.apply(base(rows), carrier, h, up.detach(), scale)
+        return y.view(*x.shape[:-1], base.out_features)
 
     def obstacle_of_base(self, base: Any, dtype: torch.dtype, adapter: tuple[torch.dtype, ...]) -> str | None:
-        products = base.compute_dtype
+        products = base.compute_dtype or dtype  # where it is not said, bitsandbytes takes its input's
         if products != dtype:
             return "bitsandbytes casts its input"
         return obstacle_of_dtypes(base.weight.device.type, dtype, products, adapter)
@@ -36,12 +38,11 @@ class _Added(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, carrier: Tensor, h: Tensor, B: Tensor, scale: float) -> Tensor:
-        rows, up = y.view(-1, y.shape[-1]), B.to(y.dtype).t()
+        up = B.to(y.dtype).t()
         with torch.autocast(y.device.type, enabled=False):
             if torch.compiler.is_compiling():  # which finds out by itself that nobody reads y any more
-                return torch.addmm(rows, h, up, alpha=scale).view_as(y)
-            rows.addmm_(h, up, alpha=scale)
-        return y
+                return torch.addmm(y, h, up, alpha=scale)
+            return y.addmm_(h, up, alpha=scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -51,7 +52,7 @@ class _Added(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = grads
-        return grad, grad.reshape(-1, grad.shape[-1]), None, None, None
+        return grad, grad, None, None, None
 
 
 def fused_layer_4bit(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> nn.Module | None:

@@ -12,26 +12,38 @@ from torch import Tensor, nn
 from mdpo_kernels import LoraLayer, lora_linears
 
 from .fused_lora import FusedLoraLinear
+from .layers import language_layers
 
 _GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def share_inputs(model: nn.Module) -> None:
-    """Has the fused layers of each group, where there are at least two, read their input together.
+    """Has the fused layers of each group in the language model's repeated layers, where there are at least two, read their
+    input together.
 
     model: bare or PEFT. Nothing is done twice.
     """
-    for module in model.modules():
-        for names in _GROUPS:
-            layers = [layer for layer in (getattr(module, name, None) for name in names) if isinstance(layer, FusedLoraLinear)]
-            if len(layers) > 1 and all(layer.shared_input is None for layer in layers):
-                shared = SharedInput(tuple(layers))
-                for layer in layers:
-                    layer.shared_input = shared
+    for module in language_layers(model).modules():
+        share_among_children(module)
+
+
+def share_among_children(module: nn.Module) -> None:
+    """As ``share_inputs``, for the layers of an attention or of an MLP."""
+    for names in _GROUPS:
+        layers = [layer for layer in (getattr(module, name, None) for name in names) if isinstance(layer, FusedLoraLinear)]
+        widths = {layer.in_features for layer in layers}
+        if len(layers) > 1 and len(widths) == 1 and all(layer.shared_input is None for layer in layers):
+            shared = SharedInput(tuple(layers))
+            for layer in layers:
+                layer.shared_input = shared
 
 
 class SharedInput:
-    """Of the layers that read one input. Where they turn out not to, they go apart for good."""
+    """Of the layers that read one input.
+
+    Where they turn out not to in a forward without gradients, such as the check before the first step, they go apart for
+    good. In one with gradients they never do: what is recomputed in its backward has to be what was computed.
+    """
 
     def __init__(self, layers: tuple[FusedLoraLinear, ...]) -> None:
         self._layers = layers
@@ -48,29 +60,33 @@ class SharedInput:
         if self._apart or (not torch.compiler.is_compiling() and x.is_inference()):
             return None
         position = next((i for i, other in enumerate(self._layers) if other is layer), None)
-        if self._input is x and self._state == _state(x) and position in self._waiting:
+        if self._input is x and position in self._waiting and self._state == self._now(x):
             found = self._waiting.pop(position)
             if not self._waiting:
                 self._input = None
             return found
-        self._apart = bool(self._waiting)
+        self._apart = bool(self._waiting) and not torch.is_grad_enabled()
         self._waiting, self._input = {}, None
-        if self._apart or position != 0 or any(other.obstacle(x.dtype) is not None for other in self._layers):
+        if self._apart or position is None or any(other.obstacle(x.dtype) is not None for other in self._layers):
             return None
-        first, *others = lora_linears(x, [_parts(other) for other in self._layers])
-        self._waiting = dict(enumerate(others, 1))
-        self._input, self._state = x, _state(x)
-        return first
+        self._waiting = dict(enumerate(lora_linears(x, [_parts(other) for other in self._layers])))
+        self._input, self._state = x, self._now(x)
+        return self._waiting.pop(position)
 
-
-def _state(x: Tensor) -> tuple[Any, ...]:
-    """What must not have changed since the others' results were computed."""
-    version = 0 if torch.compiler.is_compiling() else x._version  # a compiler knows by itself what is written to
-    return version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
+    def _now(self, x: Tensor) -> tuple[Any, ...]:
+        """What must not change until the others' results are asked for."""
+        device = x.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        modes = (x.requires_grad, torch.is_grad_enabled(), autocast)
+        if torch.compiler.is_compiling():  # which knows by itself what is written to
+            return modes
+        parts = [_parts(layer) for layer in self._layers]
+        tensors = [x, *(tensor for part in parts for tensor in (part.A, part.B))]
+        return *modes, *((id(tensor), tensor._version) for tensor in tensors), *(part.scale for part in parts)
 
 
 def _parts(layer: Any) -> LoraLayer:
-    (adapter,) = (name for name in layer.active_adapters if name in layer.lora_A)
+    adapter = next(name for name in layer.active_adapters if name in layer.lora_A)
     base = layer.base_layer
     return LoraLayer(
         base.weight, base.bias, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]

@@ -20,7 +20,7 @@ def test_a_layer_writes_its_output_twice_and_peft_s_four_times(wide, out):
     r, readers = RANK, Readers(wide, {"layer": out}, bias=True)
     forward, backward = map(numbers, count(readers, OURS))
     assert forward == (out + r, 2 * out + wide + 2 * r, wide + r)
-    assert backward == (wide + 2 * r, 2 * out + 3 * wide + 6 * r, 0)
+    assert backward == (wide + r, 2 * out + 3 * wide + 4 * r, 0)
     forward, backward = map(numbers, count(readers, PEFT))
     assert forward == (3 * out + r, 6 * out + wide + 2 * r, wide + r)
     assert backward == (out + 2 * wide + r, 4 * out + 5 * wide + 4 * r, 0)

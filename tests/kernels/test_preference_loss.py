@@ -281,3 +281,25 @@ def test_sequences_that_do_not_fit_are_refused(device: torch.device) -> None:
             function(**tensors, branches=NAMES[:4])
         with pytest.raises(ValueError, match=r"expected 5·2 \+ 1 entries for 2 examples"):
             function(**tensors | {"reference": tensors["reference"][:, :2]}, branches=NAMES)
+
+
+def test_a_term_is_what_it_was_made_of_and_can_be_a_key() -> None:
+    row = {"chosen": 1.0}
+    rows = [row, {"rejected": 1.0}]
+    term, terms = Term("t", row), Term("t", rows)
+    row["rejected"] = 2.0
+    rows.append({"chosen": 3.0})
+    assert term.matrix == ({"chosen": 1.0},) and terms.matrix == ({"chosen": 1.0}, {"rejected": 1.0})
+    assert {term: 1}[Term("t", {"chosen": 1.0})] == 1
+    with pytest.raises(ValueError, match="other than 0 in float32"):
+        Term("t", {"chosen": 1e-50})
+
+
+def test_an_infinite_reward_among_several_rows(device: torch.device) -> None:
+    """Of a branch whose reference has probability 0 for what the policy does not."""
+    tensors = make(device)
+    tensors["reference"][0, 0] = float("inf")
+    terms = [Term("images", [{"chosen": 1, "image_rejected": -1}, {"rejected": 1, "rejected@negative": -1}])]
+    for function in (fused_linear_preference_loss, reference.fused_linear_preference_loss):
+        found = function(**tensors, terms=terms, branches=NAMES)
+        assert found.losses[0] == float("inf") and found.losses[1:].isfinite().all()

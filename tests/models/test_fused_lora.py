@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora
@@ -205,3 +205,21 @@ def test_custom_modules_of_the_user_are_not_hidden():
     given._register_custom_module({nn.Linear: FusedLoraLinear})
     with pytest.raises(ValueError, match="custom modules of its own"):
         fuse_lora(given)
+
+
+@pytest.mark.parametrize("config", [None, "lora", IA3Config(), AdaLoraConfig(total_step=10)], ids=lambda value: type(value).__name__)
+def test_other_configs_are_refused_by_kind(config):
+    with pytest.raises(ValueError, match=f"config is a {type(config).__name__}; expected a peft.LoraConfig"):
+        fuse_lora(config)
+
+
+def test_a_hook_on_every_module_is_seen_and_meta_tensors_are_taken():
+    layer = fused(pair()[1])[0].eval()
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        assert layer.obstacle(torch.float32) is not None
+    finally:
+        handle.remove()
+    assert layer.obstacle(torch.float32) is None
+    meta = pair()[1].to("meta")
+    assert fused(meta)[0](torch.zeros(2, 32, device="meta")).shape == (2, fused(meta)[0].out_features)

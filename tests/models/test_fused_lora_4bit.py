@@ -134,3 +134,24 @@ def test_compiled_to_the_same_numbers(folder):
         layer.compile(backend="aot_eager", dynamic=True)
     for name, grad in gradients(own).items():
         torch.testing.assert_close(grad, expected[name], rtol=0.02, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", ["bunny", "qwen2_5_vl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_with_a_bias_whose_product_is_a_view(kind, dtype, tmp_path):
+    wide.model(kind).to(dtype).save_pretrained(tmp_path)
+    plain, own = (learnt(model).train() for model in pair(tmp_path))
+    biased = [layer for layer in own.modules() if isinstance(layer, FusedLora) and layer.base_layer.bias is not None]
+    assert biased
+    x = torch.randn(2, 3, biased[0].in_features, dtype=dtype, requires_grad=True)
+    theirs = dict(plain.named_modules())
+    names = {layer: name for name, layer in own.named_modules()}
+    for layer in biased:
+        given = x if layer.in_features == x.shape[-1] else torch.randn(2, 3, layer.in_features, dtype=dtype, requires_grad=True)
+        results = []
+        for module in (layer, theirs[names[layer]]):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                y = module(given)
+            results.append((y, *torch.autograd.grad(y.float().square().sum(), given)))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

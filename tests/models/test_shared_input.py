@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora, language_layers, share_inputs
 from mdpo.models import shared_input as module
@@ -121,21 +122,78 @@ def alone(layer: Any, x: Tensor) -> Tensor:
     return y
 
 
-def test_layers_that_read_different_inputs_go_apart(calls: list[int]) -> None:
+def test_layers_that_read_different_inputs_go_apart_where_nothing_is_recomputed(calls: list[int]) -> None:
     q, k, v = attention()
     x, y = torch.randn(3, 32), torch.randn(3, 32)
+    pairs = ((q, x), (k, y), (v, y))
     for _ in range(2):
-        for layer, given in ((q, x), (k, y), (v, y)):
+        for layer, given in pairs:
             torch.testing.assert_close(layer(given), alone(layer, given))
-    assert calls == [3] and q.shared_input._apart and not q.shared_input._waiting
+    assert calls == [3] * 4 and not q.shared_input._apart  # by q, and by k for itself and v
+    with torch.no_grad():
+        for layer, given in pairs:
+            torch.testing.assert_close(layer(given), alone(layer, given))
+    assert q.shared_input._apart and not q.shared_input._waiting
+    calls.clear()
+    q(x)
+    assert not calls
 
 
-def test_an_input_that_is_written_to_in_between_is_read_anew() -> None:
+@pytest.mark.parametrize("order", ["kvq", "qkv", "qq", "qkxv", "k"])
+def test_in_any_order_and_checkpointed_the_first_time(order: str) -> None:
+    """x: an input of its own for what follows."""
+    layers = dict(zip("qkv", attention(), strict=True))
+    inputs = torch.randn(3, 32, requires_grad=True)
+
+    def forward(x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for letter in order:
+            if letter == "x":
+                x = x * 2
+            else:
+                total = total + layers[letter](x).square().sum()
+        return total
+
+    (found,) = torch.autograd.grad(checkpoint(forward, inputs, use_reentrant=False), inputs)
+    for layer in layers.values():
+        layer.shared_input = None
+    (expected,) = torch.autograd.grad(forward(inputs), inputs)
+    torch.testing.assert_close(found, expected)
+
+
+def set_scale(q: Any, k: Any, x: Tensor) -> None:
+    k.set_scale("default", 3.0)
+
+
+def write_x(q: Any, k: Any, x: Tensor) -> None:
+    x.mul_(2)
+
+
+def write_weight(q: Any, k: Any, x: Tensor) -> None:
+    with torch.no_grad():
+        k.lora_B["default"].weight.mul_(2)
+
+
+def another_adapter(q: Any, k: Any, x: Tensor) -> None:
+    for layer in (q, k):
+        layer.update_layer("second", r=2, lora_alpha=4, config=LoraConfig(r=2, init_lora_weights=False))
+        layer.set_adapter("second")
+
+
+def want_a_gradient(q: Any, k: Any, x: Tensor) -> None:
+    x.requires_grad_()
+
+
+@pytest.mark.parametrize("change", [set_scale, write_x, write_weight, another_adapter, want_a_gradient])
+def test_what_has_changed_in_between_is_computed_anew(change: Any) -> None:
     q, k, _ = attention()
     x = torch.randn(3, 32)
     q(x)
-    x.mul_(2)
-    torch.testing.assert_close(k(x), alone(k, x))
+    change(q, k, x)
+    found = k(x)
+    torch.testing.assert_close(found, alone(k, x))
+    (found.sum() + 0 * x.sum()).backward()
+    assert change is not want_a_gradient or (x.grad is not None and x.grad.any())
 
 
 def test_what_was_computed_without_a_graph_is_not_taken_with_one() -> None:
@@ -146,13 +204,13 @@ def test_what_was_computed_without_a_graph_is_not_taken_with_one() -> None:
     assert k(x).requires_grad
 
 
-def test_another_order_is_each_alone(calls: list[int]) -> None:
+def test_layers_that_nobody_reads_get_no_gradient() -> None:
     q, k, v = attention()
     x = torch.randn(3, 32)
-    for layer in (k, v, q):
-        torch.testing.assert_close(layer(x), alone(layer, x))
-    assert calls == [3]  # by the last one, q, for calls that may come
-    torch.testing.assert_close(k(x), alone(k, x))
+    kept = q(x), k(x), v(x)
+    kept[0].sum().backward()
+    assert q.lora_A["default"].weight.grad is not None
+    assert k.lora_A["default"].weight.grad is None and v.lora_B["default"].weight.grad is None
 
 
 def test_copied_and_pickled_in_the_middle_of_a_step() -> None:
