@@ -24,7 +24,7 @@ from bench.implementations.train_step import TrainProblem, TrainStep, ours
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, TINY
 from bench.preference_rows import preference_rows
 from bench.record import Record, environment
-from bench.timing import time_callables
+from bench.timing import time_box, time_callables
 
 IDLE = "GPU idle"
 
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the records, that of bench.suite")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="on a CPU: a size that shows no more than that it runs")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after them no further profile is begun")
+    parser.add_argument("--minutes", type=time_box, default=math.inf, help="after them no further profile is begun")
     args = parser.parse_args(arguments)
     require_commit(parser)
     device = torch.device(args.device)

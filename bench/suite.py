@@ -26,7 +26,7 @@ from bench.flops import peak_flops
 from bench.group import Bound, Floor, Group, Implementation, Prepared
 from bench.parts import PARTS, load_part
 from bench.record import Record, environment, read_record, record_path, same_conditions
-from bench.timing import peak_memory, time_callables
+from bench.timing import peak_memory, time_box, time_callables
 
 MINUTES = 8.0
 # On a CPU all parts together take ten minutes of two quiet cores; a part may outlast its box by one measurement.
@@ -225,9 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument(
-        "--minutes", type=float, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)"
+        "--minutes", type=time_box, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)"
     )
-    parser.add_argument("--seconds", type=float, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
+    parser.add_argument("--seconds", type=time_box, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
     parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
     parser.add_argument("--tiny", action="store_true", help="on a CPU: sizes that show no more than that it runs")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child

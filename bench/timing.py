@@ -1,5 +1,6 @@
 """How long, and how much memory: the device is waited for inside what is timed."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,17 @@ import torch
 from bench.live_memory import LiveMemory
 
 _L2_BYTES = 256 * 2**20  # larger than any L2 cache, so that one run does not find its inputs warm from the last
+
+
+def time_box(text: str) -> float:
+    """A command line's minutes or seconds, at least 0. Raises ArgumentTypeError, of which argparse makes one line."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not found >= 0:  # NaN is not, and no clock would ever reach it
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

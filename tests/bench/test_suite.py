@@ -177,6 +177,14 @@ def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytes
     assert "0 minutes are up, 1 groups left" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--minutes", "--seconds"])
+@pytest.mark.parametrize("value", ["nan", "-1", "soon"])
+def test_a_time_that_no_clock_reaches_is_one_line(option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        suite.main(["kernels", "--out", str(tmp_path), f"{option}={value}"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{option}: {value!r} is not a number from 0 on")
+
+
 def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
 
