@@ -60,11 +60,13 @@ class _SequenceSums(torch.autograd.Function):
         return grad_sums[torch.bucketize(rows, offsets[1:], right=True)], None
 
 
-def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor) -> Tensor:
+def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sums token log-probs over each sequence.
 
     token_logps: (N,), floating. cu_seqlens: (S + 1,), int32 or int64, non-decreasing from 0 to N; sequence s is the
     rows cu_seqlens[s] to cu_seqlens[s + 1] − 1.
+    weights: (N,), floating, how much each token counts, such as more in a corrected span (dense DPO, RLHF-V, Yu et al. 2024);
+        no gradient. None: 1 each. A token of weight 0 counts nothing, whatever its log-prob.
 
     Returns (S,) float32 (float64 for float64); an empty sequence gives 0. Added up in float64, in a fixed order: the
     result does not depend on what else is in the batch, nor changes from run to run.
@@ -74,8 +76,14 @@ def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor) -> Tensor:
     """
     check_vector("token_logps", token_logps, floating=True)
     check_cu_seqlens(cu_seqlens, rows=token_logps.shape[0])
-    check_same_device(token_logps=token_logps, cu_seqlens=cu_seqlens)
-    sums: Tensor = _SequenceSums.apply(token_logps.double(), cu_seqlens.long())  # pyright: ignore[reportAssignmentType]
+    if weights is not None:
+        check_vector("weights", weights, floating=True, length=token_logps.shape[0])
+    check_same_device(token_logps=token_logps, cu_seqlens=cu_seqlens, weights=weights)
+    values = token_logps.double()
+    if weights is not None:
+        weights = weights.detach().double()
+        values = values.where(weights != 0, 0) * weights
+    sums: Tensor = _SequenceSums.apply(values, cu_seqlens.long())  # pyright: ignore[reportAssignmentType]
     return sums.to(result_dtype(token_logps))
 
 

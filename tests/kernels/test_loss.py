@@ -117,6 +117,22 @@ def test_sequence_logps_by_hand_and_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x: sequence_logps(x, cu_seqlens), logps.double().requires_grad_())
 
 
+def test_sequence_logps_with_a_weight_for_each_token() -> None:
+    cu_seqlens = torch.tensor([0, 2, 2, 5])
+    logps = torch.tensor([1.0, 2.0, 3.0, -math.inf, 5.0], requires_grad=True)
+    weights = torch.tensor([1.0, 5.0, 0.5, 0.0, 2.0], requires_grad=True)
+    found = sequence_logps(logps, cu_seqlens, weights)
+    assert found.tolist() == [11.0, 0.0, 11.5] and found.dtype == torch.float32
+    found.sum().backward()
+    assert logps.grad is not None and torch.equal(logps.grad, weights) and weights.grad is None
+    finite = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(sequence_logps(finite, cu_seqlens, torch.ones(5)), sequence_logps(finite, cu_seqlens))
+    assert torch.autograd.gradcheck(lambda x: sequence_logps(x, cu_seqlens, weights), finite)
+    for wrong, message in [(weights[:3], "5 entries"), (weights.long(), "int64"), (weights.to("meta"), "different devices")]:
+        with pytest.raises(ValueError, match=message):
+            sequence_logps(logps, cu_seqlens, wrong)
+
+
 def test_sequence_logps_loses_nothing_over_long_sequences() -> None:
     logps = -torch.rand(100_000)
     total = sequence_logps(logps, torch.tensor([0, 100_000]))
