@@ -190,15 +190,27 @@ def _several(x: Tensor, layers: Sequence[LoraLayer]) -> list[Tensor]:
     ]
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    return up(x, down(x, A), weight, bias, B, scale)
+def _of_lists(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    A: list[Tensor],
+    B: list[Tensor],
+    scales: list[float],
+) -> list[Tensor]:
+    return _several(x, [LoraLayer(*layer) for layer in zip(weights, biases, A, B, scales, strict=True)])
 
 
-# Registered by hand: torch.library.custom_op would make the two nodes one.
+# Registered by hand: torch.library.custom_op would make the two nodes one. A graph holds the ops, whose nodes are traced
+# below them: Dynamo of PyTorch 2.11 differentiates a node with several outputs wrongly.
 _library = torch.library.Library("mdpo_kernels", "FRAGMENT")
 _library.define("lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor A, Tensor B, float scale) -> Tensor")
-_library.impl("lora_linear", _plain, "CompositeExplicitAutograd")
-_library.impl("lora_linear", _differentiable, "Autograd")
+_library.define(
+    "lora_linears(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor[] A, Tensor[] B, float[] scales) -> Tensor[]"
+)
+for _key in ("CompositeExplicitAutograd", "Autograd"):
+    _library.impl("lora_linear", _differentiable, _key)
+    _library.impl("lora_linears", _of_lists, _key)
 
 
 def lora_linear(
@@ -218,7 +230,7 @@ def lora_linear(
     x = check_lora_arguments(x, weight, bias, A, B, scale)
     refuse_forward_mode("lora_linear", x, A, B)
     bias = None if bias is None else bias.to(x.dtype)
-    # A graph holds the op; without one, the way through the dispatcher would take as long as the op.
+    # Without a graph, the way through the dispatcher would take as long as the op.
     op = torch.ops.mdpo_kernels.lora_linear if torch.compiler.is_compiling() else _differentiable
     y = op(x.reshape(-1, x.shape[-1]), weight, bias, A, B, float(scale))
     return y.view(*x.shape[:-1], weight.shape[0])
@@ -238,7 +250,12 @@ def lora_linears(x: Tensor, layers: Sequence[LoraLayer]) -> tuple[Tensor, ...]:
     refuse_forward_mode("lora_linears", x, *(tensor for layer in layers for tensor in (layer.A, layer.B)))
     rows = values.reshape(-1, x.shape[-1])
     cast = [layer._replace(bias=None if layer.bias is None else layer.bias.to(rows.dtype)) for layer in layers]
-    return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in _several(rows, cast))
+    if torch.compiler.is_compiling():
+        weights, biases, A, B, scales = map(list, zip(*cast, strict=True))
+        found = torch.ops.mdpo_kernels.lora_linears(rows, weights, biases, A, B, scales)
+    else:
+        found = _several(rows, cast)
+    return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in found)
 
 
 def check_one_dtype(layers: Sequence[LoraLayer]) -> None:
