@@ -115,7 +115,8 @@ def test_opcheck(device: torch.device) -> None:
         tensor.requires_grad_()
     torch.library.opcheck(OPS.lora_linear.default, (x, weight, bias, A, B, 2.0))
     torch.library.opcheck(OPS.lora_linear.default, (x.detach(), weight, None, A.detach(), B.detach(), 2.0))
-    several = ([weight, weight[:9]], [bias, None], [A, 2 * A], [B, B[:9]], [2.0, 0.5])
+    others = [tensor.detach().clone().requires_grad_() for tensor in (A, B[:9])]
+    several = ([weight, weight[:9]], [bias, None], [A, others[0]], [B, others[1]], [2.0, 0.5])
     torch.library.opcheck(OPS.lora_linears.default, (x, *several))
 
 
