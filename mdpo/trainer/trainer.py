@@ -6,9 +6,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_s
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from mdpo.config import MDPOConfig
-from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
+from mdpo.data import PreferenceDataset
 from mdpo.data.text_options import read_template
 from mdpo.errors import InputError
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint, reference_weights
@@ -45,6 +43,7 @@ from .arguments import (
     settle_evaluation,
 )
 from .checkpoints import recover
+from .datasets import EvalRows, Rows, dataset_of, eval_datasets_of
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
 from .host_copy import HostCopy, to_device
@@ -59,9 +58,6 @@ from .steps import MicroBatches, Step, StepSampler, collate
 from .workers import begin_worker
 
 _log = logging.getLogger(__name__)
-
-Rows = Iterable[PreferenceRow] | Iterable[Mapping] | PreferenceDataset
-EvalRows = Rows | dict[str, Rows]
 
 
 class MDPOTrainer(StopsWhereNotFinite):
@@ -112,7 +108,7 @@ class MDPOTrainer(StopsWhereNotFinite):
                 raise InputError("peft_config: the model already has an adapter; give one or the other")
             set_seed(args.seed)  # the base class seeds too, but only after the adapter has drawn its weights
             model = adapted(model, peft_config, fused=args.fused_lora)
-        eval_datasets = _eval_datasets(eval_dataset, processing_class, args)
+        eval_datasets = eval_datasets_of(eval_dataset, processing_class, args)
         if train_dataset is not None:
             named = eval_datasets if isinstance(eval_datasets, dict) else {"": eval_datasets}
             settle_evaluation(args, sum(len(dataset) for dataset in named.values() if dataset is not None))
@@ -120,7 +116,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(train_dataset, processing_class, args, "train_dataset"),
+            train_dataset=dataset_of(train_dataset, processing_class, args, "train_dataset"),
             eval_dataset=eval_datasets,
             processing_class=processing_class,
             callbacks=[*(callbacks or []), _SetEpoch(self)],
@@ -178,7 +174,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
-        dataset = _dataset(dataset, self.processing_class, self.args)
+        dataset = dataset_of(dataset, self.processing_class, self.args)
         if dataset is None:
             raise InputError("eval_dataset is missing")
         return self._dataloader(dataset, self._sampler(dataset))
@@ -477,25 +473,3 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         sampler = self.trainer.sampler
         sampler.set_epoch(state.global_step // len(sampler))
-
-
-def _eval_datasets(
-    rows: EvalRows | None, processor: ProcessorMixin, args: MDPOConfig
-) -> PreferenceDataset | dict[str, PreferenceDataset | None] | None:
-    if not isinstance(rows, dict):
-        return _dataset(rows, processor, args)
-    return {name: _dataset(part, processor, args, f"eval_dataset[{name!r}]") for name, part in rows.items()}
-
-
-def _dataset(
-    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
-) -> PreferenceDataset | None:
-    if rows is None or isinstance(rows, PreferenceDataset):
-        return rows
-    checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
-    options = DataOptions.of(args)
-    # A few held-out rows may all be without an image where those that train are not.
-    if options.image_rejected and name != "train_dataset" and checked.first_with_images() is None:
-        _log.warning("%s: no row has an image, so its loss is without the image preference", name)
-        options = replace(options, image_rejected=False)
-    return PreferenceDataset(checked, processor, options)
