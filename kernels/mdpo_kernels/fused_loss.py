@@ -356,18 +356,22 @@ def fused_linear_mdpo_loss(
     Returns an `MDPOLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as `linear_token_logps`
     and `mdpo_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
     """
-    logps = linear_token_logps(
+    return fused_linear_preference_loss(
         hidden,
         weight,
         targets,
+        cu_seqlens,
+        reference,
+        mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor),
+        branches=BRANCHES,
         bias=bias,
         ignore_index=ignore_index,
         softcap=softcap,
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
+        beta=beta,
+        num_examples=num_examples,
     )
-    terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
-    return _loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, BRANCHES), beta, num_examples)
 
 
 def fused_linear_preference_loss(

@@ -82,8 +82,8 @@ def gradients(
                 for grad, (weight, _, _, _) in zip(grads, layers, strict=True):
                     if grad is not None and weight is not None:
                         total = torch.mm(grad, weight) if total is None else total.addmm_(grad, weight)
-                down = _joined([A.to(some.dtype) for _, A, _, _ in layers], 0)
-                total = torch.mm(grad_h, down) if total is None else total.addmm_(grad_h, down)
+                every_A = _joined([A.to(some.dtype) for _, A, _, _ in layers], 0)
+                total = torch.mm(grad_h, every_A) if total is None else total.addmm_(grad_h, every_A)
             if needs_A:
                 assert x is not None
                 dA = [

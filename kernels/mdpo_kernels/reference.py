@@ -152,18 +152,22 @@ def fused_linear_mdpo_loss(
     num_examples: int | None = None,
 ) -> MDPOLoss:
     """`mdpo_kernels.fused_linear_mdpo_loss` in plain PyTorch."""
-    logps = linear_token_logps(
+    return fused_linear_preference_loss(
         hidden,
         weight,
         targets,
+        cu_seqlens,
+        reference,
+        mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor),
+        branches=BRANCHES,
         bias=bias,
         ignore_index=ignore_index,
         softcap=softcap,
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
+        beta=beta,
+        num_examples=num_examples,
     )
-    matrix = matrix_of(mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor), BRANCHES)
-    return loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
 
 
 def fused_linear_preference_loss(
