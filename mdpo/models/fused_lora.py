@@ -66,15 +66,15 @@ class FusedLoraLinear(FusedLora, Linear):
     def obstacle_of_base(self, base: Any, dtype: torch.dtype, adapter: tuple[torch.dtype, ...]) -> str | None:
         if not _is_plain(base) or not base.weight.shape[1]:
             return "its base is no plain linear layer"
-        return obstacle_of_dtypes(base.weight.device.type, dtype, base.weight.dtype, adapter)
+        return obstacle_of_dtypes(base.weight.device, dtype, base.weight.dtype, adapter)
 
 
 def obstacle_of_dtypes(
-    device: str, dtype: torch.dtype, products: torch.dtype, adapter: tuple[torch.dtype, ...]
+    device: torch.device, dtype: torch.dtype, products: torch.dtype, adapter: tuple[torch.dtype, ...]
 ) -> str | None:
     """None where peft's layer would run the adapter's products in the dtype of the base's, ``products``, too."""
-    if autocast_is_on(torch.device(device)):
-        same = products == torch.get_autocast_dtype(device) and all(each in (products, torch.float32) for each in adapter)
+    if autocast_is_on(device):
+        same = products == torch.get_autocast_dtype(device.type) and all(each in (products, torch.float32) for each in adapter)
     else:
         same = {dtype, *adapter} == {products}
     return None if same else "peft computes the adapter in another dtype than the base"
@@ -156,7 +156,8 @@ def fuse_lora(config: LoraConfig) -> LoraConfig:
     four times, and what is kept for the backward is no more. In the backward A and B get their gradients summed in float32.
     A fused layer is differentiated once: a second derivative and forward mode raise NotImplementedError.
 
-    Raises ValueError for another kind of config, and for one with custom modules of its own: peft asks one for each layer, the first that fits.
+    Raises ValueError for another kind of config, and for one with custom modules of its own: peft asks one for each layer, the
+    first that fits.
     """
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
         raise ValueError(f"config is a {type(config).__name__}; expected a peft.LoraConfig")

@@ -30,7 +30,7 @@ class FusedLoraLinear4bit(FusedLora, Linear4bit):
         products = base.compute_dtype or dtype  # where it is not said, bitsandbytes takes its input's
         if products != dtype:
             return "bitsandbytes casts its input"
-        return obstacle_of_dtypes(base.weight.device.type, dtype, products, adapter)
+        return obstacle_of_dtypes(base.weight.device, dtype, products, adapter)
 
 
 class _Added(torch.autograd.Function):

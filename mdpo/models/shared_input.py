@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdpo_kernels import LoraLayer, lora_linears
+from mdpo_kernels.autocast import autocast_is_on
 
 from .fused_lora import FusedLoraLinear
 from .layers import language_layers
@@ -75,8 +76,7 @@ class SharedInput:
 
     def _now(self, x: Tensor) -> tuple[Any, ...]:
         """What must not change until the others' results are asked for."""
-        device = x.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        autocast = torch.get_autocast_dtype(x.device.type) if autocast_is_on(x.device) else None
         modes = (x.requires_grad, torch.is_grad_enabled(), autocast)
         if torch.compiler.is_compiling():  # which knows by itself what is written to
             return modes

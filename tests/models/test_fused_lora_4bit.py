@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora, load
 from mdpo.models.fused_lora import FusedLora, describe_lora
 from tests import wide
+from tests.models.test_fused_lora import assert_the_same_after_twenty_steps
 
 pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes: pip install 'multimodal-dpo[quant]'")
 
@@ -77,20 +78,10 @@ def test_gradients_are_peft_s_and_the_same_bits_under_checkpointing(folder):
 
 
 def test_the_same_adapter_after_twenty_steps(tmp_path):
-    """In float32, where both round alike."""
     wide.model("llava-llama").save_pretrained(tmp_path)
     plain, own = pair(tmp_path)
-    for model in (plain, own):
-        model.train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        for _ in range(20):
-            model(input_ids=IDS, labels=IDS).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
     assert describe_lora(own, None) == "LoRA: 14 of 14 layers fused"
-    theirs = dict(plain.named_parameters())
-    for name, parameter in own.named_parameters():
-        torch.testing.assert_close(parameter, theirs[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert_the_same_after_twenty_steps(plain, own)
 
 
 def test_saved_loaded_and_switched_off_by_peft(folder, tmp_path):
@@ -103,6 +94,25 @@ def test_saved_loaded_and_switched_off_by_peft(folder, tmp_path):
     assert torch.equal(logits(again), logits(own))
     plainly = PeftModel.from_pretrained(load(folder, load_in_4bit=True), tmp_path)
     torch.testing.assert_close(logits(plainly), logits(own), rtol=0.05, atol=0.05)
+
+
+def test_merged_and_with_several_adapters_by_peft(folder, capsys):
+    plain, own = (learnt(model) for model in pair(folder))
+    for model in (plain, own):
+        model.print_trainable_parameters()
+        torch.manual_seed(5)
+        given = LoraConfig(r=2, target_modules=LANGUAGE_LINEAR, init_lora_weights=False)
+        model.add_adapter("second", given if model is plain else fuse_lora(given))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and "trainable params" in first
+    for names in ("second", ["default", "second"], "default"):
+        for model in (plain, own):
+            model.base_model.set_adapter(names)
+        assert ("14 of 14" in str(describe_lora(own, torch.bfloat16))) == isinstance(names, str)
+        torch.testing.assert_close(logits(own), logits(plain), rtol=0.05, atol=0.05)
+    merged = [model.merge_and_unload() for model in (plain, own)]
+    assert not any(isinstance(module, FusedLora) for module in merged[1].modules())
+    assert torch.equal(*map(logits, merged))
 
 
 def kept(model: nn.Module) -> int:
