@@ -12,7 +12,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from mdpo.models import LANGUAGE_LINEAR, fuse_lora, language_layers
+from mdpo.models import LANGUAGE_LINEAR, fuse_lora, language_layers, share_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ CPU_60M = Shape(
 def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int = 64) -> PeftModel:
     """The model with a LoRA on the language model's linear layers, fused as the trainer has it, bf16 base on a GPU, adapters
     fp32, no checkpointing."""
-    return get_peft_model(build_base(shape, image_tokens, device), fuse_lora(adapter(lora_r))).train()
+    model = get_peft_model(build_base(shape, image_tokens, device), fuse_lora(adapter(lora_r))).train()
+    share_inputs(model)
+    return model
 
 
 def build_base(shape: Shape, image_tokens: int, device: torch.device) -> transformers.PreTrainedModel:
