@@ -42,13 +42,12 @@ def share_among_children(module: nn.Module) -> None:
 class SharedInput:
     """Of the layers that read one input.
 
-    Where they turn out not to in a forward without gradients, such as the check before the first step, they go apart for
-    good. In one with gradients they never do: what is recomputed in its backward has to be what was computed.
+    It learns nothing from one forward for the next: what is recomputed in a backward has to be what was computed. Layers that
+    do not read one input after all are computed more often than needed, and right.
     """
 
     def __init__(self, layers: tuple[FusedLoraLinear, ...]) -> None:
         self._layers = layers
-        self._apart = False
         self._input: Tensor | None = None
         self._state: tuple[Any, ...] = ()
         self._waiting: dict[int, Tensor] = {}
@@ -58,7 +57,7 @@ class SharedInput:
 
     def output(self, layer: FusedLoraLinear, x: Tensor) -> Tensor | None:
         """What the layer puts out for ``x``; None where it is to be computed alone."""
-        if self._apart or (not torch.compiler.is_compiling() and x.is_inference()):
+        if not torch.compiler.is_compiling() and x.is_inference():
             return None
         position = next((i for i, other in enumerate(self._layers) if other is layer), None)
         if self._input is x and position in self._waiting and self._state == self._now(x):
@@ -66,9 +65,8 @@ class SharedInput:
             if not self._waiting:
                 self._input = None
             return found
-        self._apart = bool(self._waiting) and not torch.is_grad_enabled()
         self._waiting, self._input = {}, None
-        if self._apart or position is None or any(other.obstacle(x.dtype) is not None for other in self._layers):
+        if position is None or any(other.obstacle(x.dtype) is not None for other in self._layers):
             return None
         self._waiting = dict(enumerate(lora_linears(x, [_parts(other) for other in self._layers])))
         self._input, self._state = x, self._now(x)
@@ -81,7 +79,7 @@ class SharedInput:
         if torch.compiler.is_compiling():  # which knows by itself what is written to
             return modes
         parts = [_parts(layer) for layer in self._layers]
-        tensors = [x, *(tensor for part in parts for tensor in (part.A, part.B))]
+        tensors = [x, *(tensor for part in parts for tensor in part[:-1] if tensor is not None)]
         return *modes, *((id(tensor), tensor._version) for tensor in tensors), *(part.scale for part in parts)
 
 

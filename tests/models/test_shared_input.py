@@ -64,7 +64,7 @@ def test_the_same_numbers_and_nothing_is_left(calls: list[int]) -> None:
     share_inputs(own)  # a second time changes nothing
     assert_close(gradients(own), gradients(model()))
     assert calls == [3, 2] * len(language_layers(own))
-    assert all(not group._apart and not group._waiting and group._input is None for group in groups(own))
+    assert all(not group._waiting and group._input is None for group in groups(own))
 
 
 def test_checkpointed_and_compiled_the_same(calls: list[int]) -> None:
@@ -78,7 +78,7 @@ def test_checkpointed_and_compiled_the_same(calls: list[int]) -> None:
     for layer in language_layers(own):
         layer.compile(backend="aot_eager", dynamic=True, fullgraph=True)
     assert_close(gradients(own), expected)
-    assert all(not group._apart and not group._waiting for group in groups(own))
+    assert all(not group._waiting for group in groups(own))
 
 
 def test_without_gradients_and_in_inference_mode() -> None:
@@ -122,21 +122,28 @@ def alone(layer: Any, x: Tensor) -> Tensor:
     return y
 
 
-def test_layers_that_read_different_inputs_go_apart_where_nothing_is_recomputed(calls: list[int]) -> None:
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+def test_layers_that_read_different_inputs_are_right(context: Any, calls: list[int]) -> None:
     q, k, v = attention()
     x, y = torch.randn(3, 32), torch.randn(3, 32)
-    pairs = ((q, x), (k, y), (v, y))
-    for _ in range(2):
-        for layer, given in pairs:
-            torch.testing.assert_close(layer(given), alone(layer, given))
-    assert calls == [3] * 4 and not q.shared_input._apart  # by q, and by k for itself and v
+    with context():
+        for _ in range(2):
+            for layer, given in ((q, x), (k, y), (v, y)):
+                torch.testing.assert_close(layer(given), alone(layer, given))
+    assert calls == [3] * 4  # by q, and by k for itself and v
+
+
+def test_what_is_left_of_a_forward_changes_nothing_in_a_backward_s() -> None:
+    """A checkpointed forward of q alone, one without gradients, and then the recomputation."""
+    q, k, v = attention()
+    x = torch.randn(3, 32, requires_grad=True)
+    y = checkpoint(lambda x: q(x * 2).sum(), x, use_reentrant=False)
     with torch.no_grad():
-        for layer, given in pairs:
-            torch.testing.assert_close(layer(given), alone(layer, given))
-    assert q.shared_input._apart and not q.shared_input._waiting
-    calls.clear()
-    q(x)
-    assert not calls
+        q(torch.randn(3, 32))
+        k(torch.randn(3, 32))
+    (found,) = torch.autograd.grad(y, x)
+    (expected,) = torch.autograd.grad(alone(q, x * 2).sum(), x)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("order", ["kvq", "qkv", "qq", "qkxv", "k"])
