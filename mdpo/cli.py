@@ -43,6 +43,7 @@ from mdpo.models import (
 )
 from mdpo.models.adapters import load_adapter
 from mdpo.models.merge import run_merge
+from mdpo.objectives import help_table
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "train",
         help="train from a YAML file; any key can be overridden: --key value",
-        epilog=settings_help(),
+        epilog=f"{settings_help()}\n\n{help_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("config", type=Path)

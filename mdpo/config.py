@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from mdpo.errors import InputError
+from mdpo.objectives import objective_of, read_objective
 from mdpo.settings import (
     ALWAYS_REFUSED,
     ANCHOR,
@@ -24,6 +25,7 @@ from mdpo.settings import (
     check_arguments,
     check_numbers,
     check_objective,
+    check_parameters,
     check_paths,
     check_range,
     coerce,
@@ -72,12 +74,15 @@ class MDPOConfig(TrainingArguments):
     examples_per_step: int = field(default=32, metadata={"help": "Preference pairs of an optimizer step, all ranks."})
     token_budget: int = field(default=16384, metadata={"help": "Packed tokens of a micro-batch at the most."})
     beta: float = field(default=0.1, metadata={"help": "β of the DPO terms and the rewards."})
-    conditional: bool = field(default=True, metadata={"help": "With the image preference (CoPO)."})
+    objective: str | list[dict] = field(
+        default="mdpo", metadata={"help": "What is compared: a preset's name (below) or a list of terms."}
+    )
+    conditional: bool = field(default=True, metadata={"help": "mdpo's: with the image preference (CoPO)."})
     anchors: list[str] = field(
-        default_factory=lambda: ["chosen"], metadata={"help": "Anchored branches: chosen, rejected, image_rejected."}
+        default_factory=lambda: ["chosen"], metadata={"help": "mdpo's anchored branches: chosen, rejected, image_rejected."}
     )
     anchor: float | list[float] = field(
-        default=0.0, metadata={"help": "Anchor δ in reward units, one number or one per entry of anchors."}
+        default=0.0, metadata={"help": "mdpo's anchor δ in reward units, one number or one per entry of anchors."}
     )
     negative: str = field(default="crop_0_20", metadata={"help": "How the rejected image is made."})
     negative_per_epoch: bool = field(default=False, metadata={"help": "A fresh negative in every epoch."})
@@ -135,6 +140,7 @@ class MDPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.objective = read_objective(self.objective)
         read_types(self, MDPOConfig.__annotations__)
         # What was given in a file or on the command line replaces it (build_config).
         self.given = given(self, MDPOConfig.__annotations__)
@@ -189,9 +195,19 @@ class MDPOConfig(TrainingArguments):
         return -(-self.examples_per_step // self.world_size)
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that a term of the objective reads; what none does is not computed."""
+        return objective_of(self).read
+
+    @property
+    def negatives(self) -> int:
+        """Rejected pictures of a row that a term of the objective reads."""
+        return objective_of(self).negatives
+
+    @property
     def uses_image_rejected(self) -> bool:
-        """Whether any term reads the third branch; where none does, it is not computed."""
-        return self.conditional or "image_rejected" in self.anchors
+        """Whether any term reads the chosen response with the rejected picture."""
+        return "image_rejected" in self.branches
 
 
 @dataclass
@@ -300,6 +316,10 @@ def build_config(values: Mapping[str, Any], *, source: str) -> tuple[RunConfig, 
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
         parts[-1].given = tuple(chosen)
+    try:
+        check_parameters(parts[1])  # once more: a default that stands in the file is given too
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     return parts[0], parts[1]
 
 

@@ -25,7 +25,7 @@ ALLOWED = {
     "mdpo.stops": set(),
     "mdpo.config": {"mdpo.settings", "mdpo.objectives"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
-    "mdpo.objectives": {"mdpo.packing", "mdpo_kernels"},
+    "mdpo.objectives": {"mdpo.objectives", "mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {

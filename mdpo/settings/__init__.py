@@ -9,7 +9,7 @@ values.py      values that no run can use
 """
 
 from .arguments import ALWAYS_REFUSED, REFUSED, check_arguments, default_of, idle_arguments
-from .own import ADAPTER, OBJECTIVE, check_adapter, check_objective, given, idle_settings, read_types
+from .own import ADAPTER, OBJECTIVE, check_adapter, check_objective, check_parameters, given, idle_settings, read_types
 from .peers import unknown_key
 from .types import (
     coerce,
@@ -42,6 +42,7 @@ __all__ = [
     "Written",
     "check_arguments",
     "check_numbers",
+    "check_parameters",
     "check_paths",
     "check_range",
     "coerce",

@@ -16,6 +16,9 @@ from .types import alternatives, coerce, shown
 
 Condition = Callable[[Any], bool]
 
+# Of the objective mdpo alone.
+MDPO_PARAMETERS = ("conditional", "anchors", "anchor")
+
 
 def read_types(config: Any, own: Collection[str]) -> None:
     """Holds the values of a config to their fields' types, in place, as a YAML file's are: "chosen" is ["chosen"].
@@ -59,8 +62,30 @@ def given(config: Any, own: Collection[str]) -> tuple[str, ...]:
 
 def check_objective(args: Any) -> None:
     """Raises InputError where settings of ``MDPOConfig`` contradict each other."""
+    check_parameters(args)
     _check_anchors(args)
     if args.drop_images:
+        _check_one_picture(args)
+    if not args.cache_reference and args.reference_cache_dir is not None:
+        raise InputError("reference_cache_dir: cache_reference is false, so nothing is kept there; keep one of them")
+
+
+def check_parameters(args: Any) -> None:
+    """Raises InputError where mDPO's own parameters are given (``args.given``) beside another objective."""
+    if args.objective == "mdpo":
+        return
+    called = args.objective if isinstance(args.objective, str) else "a list of terms"
+    for name in MDPO_PARAMETERS:
+        if name in args.given:
+            raise InputError(
+                f"{name}: a parameter of objective mdpo, and objective is {called}; leave {name} out, or write what it should "
+                "do as a term of the objective"
+            )
+
+
+def _check_one_picture(args: Any) -> None:
+    """Without images every branch reads the same prompt, so that a term between two pictures would compare nothing."""
+    if args.objective == "mdpo":
         if args.conditional:
             raise InputError(
                 "drop_images: without images there is no image preference (conditional); set --conditional false, or "
@@ -71,8 +96,12 @@ def check_objective(args: Any) -> None:
                 "drop_images: without images there is no rejected one to anchor; take image_rejected out of anchors, or "
                 "leave drop_images out"
             )
-    if not args.cache_reference and args.reference_cache_dir is not None:
-        raise InputError("reference_cache_dir: cache_reference is false, so nothing is kept there; keep one of them")
+    other = [name for name in args.branches if name not in ("chosen", "rejected", "contrast@image")]
+    if other:
+        raise InputError(
+            f"drop_images: the objective compares pictures ({', '.join(other)}), and without images there is nothing to compare; "
+            "choose another objective, such as dpo, or leave drop_images out"
+        )
 
 
 def _check_anchors(args: Any) -> None:
@@ -98,14 +127,14 @@ def check_adapter(run: Any) -> None:
 
 
 def _no_rejected_image(args: Any) -> bool:
-    return not args.uses_image_rejected
+    return not args.negatives
 
 
 def _no_adapter(run: Any) -> bool:
     return not run.use_lora
 
 
-_NO_IMAGE = "there is no rejected image: conditional is false, and image_rejected is not in anchors"
+_NO_IMAGE = "there is no rejected image: no term of the objective reads one"
 _NOT_CACHED = "negative_per_epoch asks for the reference anew in every epoch"
 # Without effect when the condition holds: said once, when given.
 OBJECTIVE: dict[str, tuple[Condition, str]] = {

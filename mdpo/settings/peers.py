@@ -107,7 +107,7 @@ _INSTEAD: dict[str, str] = {
 }
 _COLUMNS = ("image_column", "images_column", "text_column", "prompt_column", "chosen_column", "rejected_column", "columns",
             "column_mapping", "dataset_text_field", "dataset_image_field")  # fmt: skip
-# Other objectives: right settings for a loss that is not this one.
+# What chooses or shapes the loss.
 _LOSSES = (
     "loss_type", "pref_loss", "loss_weights", "label_smoothing", "dpo_label_smoothing", "ld_alpha", "use_weighting",
     "f_divergence_type", "f_alpha_divergence_coef", "discopop_tau", "simpo_gamma", "cpo_alpha", "orpo_beta",
@@ -133,9 +133,12 @@ def _advice(name: str, known: Collection[str]) -> str:
     if name in _COLUMNS:
         return "columns are found by their names in the data (images, prompt, chosen, rejected and others); rename them there"
     if name in _LOSSES:
-        return "mDPO trains on mDPO's objective (conditional, anchors, anchor, beta) and on plain DPO; leave it out"
+        return "the loss is the setting objective's: set it to one of its presets, such as symmpo, or to a list of terms"
     if name in _SFT_TERMS:
-        return "the objective has no SFT term; its anchor (anchors: [chosen]) is what keeps the chosen response likely"
+        return (
+            "set objective: mpo, whose generation term keeps the chosen response likely, or a list of terms of which one is "
+            "{name: sft, rows: {chosen: 1}, link: linear, weight: 0.03}; mdpo's anchor (anchors: [chosen]) does so too"
+        )
     if name in _LORA:
         return "adapters other than plain LoRA are given from Python: MDPOTrainer(peft_config=LoraConfig(...))"
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.75)

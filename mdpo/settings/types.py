@@ -167,7 +167,8 @@ def _number(value: Any, kind: type) -> Any:
 
 def _name(option: Any) -> str:
     if typing.get_origin(option) is list:
-        return {str: "a list of words", float: "a list of numbers"}.get(typing.get_args(option)[0], "a list")
+        kinds = {str: "a list of words", float: "a list of numbers", dict: "a list of mappings"}
+        return kinds.get(typing.get_args(option)[0], "a list")
     if option is dict or typing.get_origin(option) is dict:
         return "a mapping"
     return _WORDS.get(option, getattr(option, "__name__", str(option)))
