@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from mdpo.packing.branches import MDPO_BRANCHES, RESPONSES, pictures_of
+from mdpo.packing.branches import MDPO_BRANCHES, pictures_of
 
 # Spread of the logarithm of a response's length. What bench/plan.py takes for realistic: the middle half of the
 # responses lies between 2/3 and 3/2 of the median.
@@ -13,7 +13,7 @@ SIGMA = 0.6
 _DRAWN = 1024
 # Steps from one pair's quantile to the next: coprime to the count, and near its golden section, so that every quantile of
 # one response meets every one of another.
-_STRIDES = dict(zip(RESPONSES, (1, 617, 391), strict=True))
+_STRIDES = {"chosen": 1, "rejected": 617, "contrast": 391}
 
 
 @dataclass(frozen=True, slots=True)
