@@ -28,7 +28,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from bench.commit import require_commit
 from bench.record import environment
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows
-from mdpo.packing import PreferenceTokens
+from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
 from mdpo.packing.families import Llava
 from mdpo.trainer.steps import MicroBatches, StepSampler, collate
 
@@ -84,7 +84,7 @@ def measure(dataset: PreferenceDataset, *, workers: int, examples: int, step_sec
     family = Llava(image_token_id=IMAGE, max_branch_tokens=None, patch_size=PATCH, extra_tokens=0)
     sampler = StepSampler(dataset.lengths, 16384, examples_per_step=examples, seed=0)
     loader = DataLoader(
-        MicroBatches(dataset, family),
+        MicroBatches(dataset, family, MDPO_BRANCHES),
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,

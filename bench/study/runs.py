@@ -26,7 +26,7 @@ from bench.study.questions import TYPES, correct, tune_questions, write_question
 from mdpo.config import load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.models import load, load_processor, sequence_logps
-from mdpo.models.reference_cache import Record, ReferenceCache, fingerprint
+from mdpo.models.reference_cache import ReferenceCache, fingerprint
 from mdpo.outputs import write_text
 from mdpo.packing import pack, plan
 
@@ -174,9 +174,8 @@ def _cache_of_other_crops(start: Path, preferences: Path, seed: int, folder: Pat
     (step,) = plan(seen.lengths, TOKEN_BUDGET, examples_per_step=len(seen))
     for indices in step:
         names = pack([seen[index] for index in indices], model)
-        logps = sequence_logps(model, pack([other[index] for index in indices], model)).T.tolist()
-        columns = zip(names.digests, names.ids, map(tuple, logps), strict=True)
-        cache.keep(Record(*column) for column in columns)
+        logps = sequence_logps(model, pack([other[index] for index in indices], model))
+        cache.keep(cache.new_records(names, logps))
     return folder
 
 

@@ -1,28 +1,31 @@
 """The branches' log-probs and rewards of every row."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
-from mdpo.models import ReferenceCache, sequence_logps
+from mdpo.models import ReferenceCache, branch_logps
 from mdpo.models.start_check import check_packed, first_examples, rounding_of
-from mdpo.packing import PackedBatch, family_of, pack, plan
+from mdpo.packing import MDPO_BRANCHES, PackedBatch, family_of, pack, part, plan
 
-BRANCHES = ("chosen", "rejected", "image_rejected")
-
-Logps = dict[str, tuple[float, ...]]  # of each row's branches, in the order of BRANCHES, by the row's id
+Logps = dict[str, tuple[float, ...]]  # of each row's branches, in their order, by the row's id
 
 
 @torch.no_grad()
 def row_logps(
-    model: nn.Module, dataset: PreferenceDataset, *, token_budget: int = 16384, cache: ReferenceCache | None = None
+    model: nn.Module,
+    dataset: PreferenceDataset,
+    *,
+    branches: Sequence[str] = MDPO_BRANCHES,
+    token_budget: int = 16384,
+    cache: ReferenceCache | None = None,
 ) -> Logps:
     """The log-probs of every row under ``model``, bare or PEFT; NaN for a branch that a row does not have.
 
@@ -30,19 +33,27 @@ def row_logps(
     """
     model.eval()
     scored: Logps = {}
-    for packed in _micro_batches(model, dataset, token_budget):
-        found = None if cache is None else cache.find(packed)
-        logps = sequence_logps(model, packed) if found is None else found
-        if cache is not None:
-            cache.keep(cache.new_records(packed, logps))
+    for packed in _micro_batches(model, dataset, branches, token_budget):
+        logps = branch_logps(model, packed) if cache is None else _cached(model, packed, cache)
         scored |= dict(zip(packed.ids, map(tuple, logps.T.tolist()), strict=True))
     return scored
+
+
+def _cached(model: nn.Module, packed: PackedBatch, cache: ReferenceCache) -> Tensor:
+    found = cache.find(packed)
+    if not found.missing:
+        return found.logps
+    computed = branch_logps(model, part(packed, found.missing).packed).cpu()
+    logps = found.logps.where(~found.logps.isnan(), computed)
+    cache.keep(cache.new_records(packed, logps))
+    return logps
 
 
 def score(
     model: nn.Module,
     dataset: PreferenceDataset,
     *,
+    branches: Sequence[str] = MDPO_BRANCHES,
     reference: Logps | None = None,
     token_budget: int = 16384,
     beta: float = 0.1,
@@ -52,6 +63,7 @@ def score(
 
     Args:
         model: bare, or PEFT.
+        branches: as which the rows are read, by name.
         reference: ``row_logps`` of the base model, from before an adapter was put on it: afterwards some kinds of
             adapter leave another model behind when they are switched off. A bare model is its own reference.
         beta: of the rewards, β(π − ρ).
@@ -65,28 +77,32 @@ def score(
     """
     if reference is None and isinstance(model, PeftModel):
         raise InputError("reference is missing: give row_logps of the base model, from before the adapter was put on it")
-    policy = row_logps(model, dataset, token_budget=token_budget, cache=cache)
+    policy = row_logps(model, dataset, branches=branches, token_budget=token_budget, cache=cache)
     reference = policy if reference is None else reference
     for row in dataset.rows:
         rewards = [beta * (p - r) for p, r in zip(policy[row.id], reference[row.id], strict=True)]
         values = {"policy_logps": policy[row.id], "reference_logps": reference[row.id], "rewards": rewards}
-        yield {"id": row.id} | {name: _by_branch(of_branches) for name, of_branches in values.items()}
+        yield {"id": row.id} | {name: _by_branch(branches, numbers) for name, numbers in values.items()}
 
 
-def check_first_rows(model: nn.Module, dataset: PreferenceDataset) -> str:
+def check_first_rows(
+    model: nn.Module, dataset: PreferenceDataset, branches: Sequence[str] = MDPO_BRANCHES
+) -> str:
     """The start check of training on the first rows. Returns its line; raises InputError beyond rounding."""
     model.eval()
-    check = check_packed(model, first_examples(dataset.lengths, dataset.__getitem__), rounding=rounding_of(model))
-    return check.line
+    examples = first_examples(dataset.lengths, dataset.__getitem__)
+    return check_packed(model, examples, branches=branches, rounding=rounding_of(model)).line
 
 
-def _micro_batches(model: nn.Module, dataset: PreferenceDataset, token_budget: int) -> Iterator[PackedBatch]:
+def _micro_batches(
+    model: nn.Module, dataset: PreferenceDataset, branches: Sequence[str], token_budget: int
+) -> Iterator[PackedBatch]:
     family = family_of(model)
     device = next(model.parameters()).device
     micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
-        yield pack([dataset[index] for index in micro_batch], family).to(device)
+        yield pack([dataset[index] for index in micro_batch], family, branches=branches).to(device)
 
 
-def _by_branch(values: Any) -> Mapping[str, float | None]:
-    return {name: None if value != value else value for name, value in zip(BRANCHES, values, strict=True)}
+def _by_branch(branches: Sequence[str], values: Sequence[float]) -> Mapping[str, float | None]:
+    return {name: None if value != value else value for name, value in zip(branches, values, strict=True)}

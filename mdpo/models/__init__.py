@@ -5,7 +5,7 @@ from .fused_lora import fuse_lora
 from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
 from .load import load, load_processor, torch_dtype
-from .logps import encode_images, sequence_logps
+from .logps import branch_logps, encode_images, sequence_logps
 from .lora_targets import check_lora_targets, lora_expression
 from .policy import PackedPolicy
 from .reference import Reference, establish_reference
@@ -17,6 +17,7 @@ __all__ = [
     "PackedPolicy",
     "Reference",
     "ReferenceCache",
+    "branch_logps",
     "check_checkpoint_layers",
     "check_lora_targets",
     "checkpoint_first_layers",

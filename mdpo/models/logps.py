@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
-from mdpo.packing import PackedBatch, family_of
+from mdpo.packing import MDPO_BRANCHES, PackedBatch, family_of
 from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
 from .head import head_logps
 from .tower import tower_inputs
 
-# Shapes: B examples, T packed tokens, N scored tokens, M image tokens, H hidden size, V vocabulary
+# Shapes: B examples, K branches, T packed tokens, N scored tokens, M image tokens, H hidden size, V vocabulary
 
 
 class ImageFeatures(NamedTuple):
@@ -30,9 +30,28 @@ class ImageFeatures(NamedTuple):
     embeddings: Tensor
     deepstack: tuple[Tensor, ...]
 
+    def of(self, image_tokens: Tensor | None) -> "ImageFeatures":
+        """Those of some image tokens, (m,) int64; None: of all."""
+        if image_tokens is None:
+            return self
+        return ImageFeatures(
+            self.embeddings.index_select(0, image_tokens),
+            tuple(level.index_select(0, image_tokens) for level in self.deepstack),
+        )
+
 
 def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None) -> Tensor:
-    """Summed log-probs of the responses: (3, B) float32, rows chosen, rejected, image_rejected.
+    """``branch_logps`` of mDPO's three branches: (3, B) float32, rows chosen, rejected, image_rejected.
+
+    Raises InputError as ``branch_logps``, and for a row of other branches.
+    """
+    if packed.branches != MDPO_BRANCHES:
+        raise InputError(f"the row has the branches {', '.join(packed.branches)}; take branch_logps, which gives (K, B)")
+    return branch_logps(model, packed, image_features=image_features)
+
+
+def branch_logps(model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None) -> Tensor:
+    """Log-probs of the responses, summed over their tokens by ``packed.weights``: (K, B) float32, rows as packed.branches.
 
     model: a supported Hugging Face model, bare or PEFT. Nothing has to be set on it before.
     packed: on the model's device.
@@ -41,15 +60,15 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ima
     A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter that cannot be
     packed.
     """
-    logps = sum_logps(response_token_logps(model, packed, image_features=image_features), packed.cu_seqlens)
-    absent = packed.cu_seqlens.diff() == 0
-    return logps.masked_fill(absent, torch.nan).view(3, -1)
+    token_logps = response_token_logps(model, packed, image_features=image_features)
+    logps = sum_logps(token_logps, packed.cu_seqlens, packed.weights).view(len(packed.branches), -1)
+    return logps.masked_fill(~packed.present, torch.nan)
 
 
 def response_token_logps(
     model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None
 ) -> Tensor:
-    """The log-prob of every scored token: (N,) float32, in the order of ``packed.targets``. As ``sequence_logps``."""
+    """The log-prob of every scored token: (N,) float32, in the order of ``packed.targets``. As ``branch_logps``."""
     family_of(model)
     check_adapter_kinds(model)
     base = unwrap(model)

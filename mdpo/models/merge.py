@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from mdpo.errors import InputError
 from mdpo.outputs import whole_folder, write_part
-from mdpo.packing import PreferenceTokens
+from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
 from mdpo.shown import say
 
 from .adapters import adapter_config, load_adapter
@@ -19,7 +19,7 @@ from .load import load, load_processor
 from .logps import check_adapter_kinds, unwrap
 from .model_card import model_card
 from .official import check_destination
-from .plain import branches, plain_token_logps
+from .plain import plain_branches, plain_token_logps
 from .start_check import rounding_of
 
 
@@ -60,8 +60,8 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
 def _merged(model: PeftModel, adapter: Path) -> Any:
     """The merged model, held to the adapter's own log-probs on a text."""
     model.eval()
-    example = _text(model)
-    expected = [plain_token_logps(model, example, branch) for branch in branches(example)]
+    text = plain_branches([_text(model)], MDPO_BRANCHES, unwrap(model).config.image_token_id)
+    expected = [plain_token_logps(model, branch) for branch in text]
     rounding = rounding_of(model)
     tuner: Any = model
     try:
@@ -69,7 +69,7 @@ def _merged(model: PeftModel, adapter: Path) -> Any:
     except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
         kind = model.peft_config[model.active_adapters[0]].peft_type
         raise InputError(f"{adapter}: this adapter ({kind}) cannot be merged: {short(error)}; use it as an adapter") from error
-    got = [plain_token_logps(merged, example, branch) for branch in branches(example)]
+    got = [plain_token_logps(merged, branch) for branch in text]
     off = float((torch.cat(got) - torch.cat(expected)).abs().mean())
     if not off <= rounding or _comes_apart(merged):
         tied = ": the adapter is on embeddings that are tied to lm_head" if merged.config.tie_word_embeddings else ""

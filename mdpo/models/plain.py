@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdpo.packing import PreferenceTokens
+from mdpo.packing.branches import branch_of, pictures_of
+from mdpo.packing.readings import readings
 
 from .attention import own_attention
 from .logps import unwrap
@@ -16,26 +18,33 @@ from .logps import unwrap
 # Shapes: R tokens of the response
 
 
-class Branch(NamedTuple):
-    """One reading of an example: a response after the prompt with one of its images."""
+class PlainBranch(NamedTuple):
+    """One branch of an example: what it is called, the prompt, its picture if any, and the response."""
 
+    example: str
     name: str
+    prompt_ids: Sequence[int]
     images: Mapping[str, Tensor] | None
     response: Sequence[int]
 
 
-def branches(example: PreferenceTokens) -> list[Branch]:
-    """The example's branches in the order of ``PackedBatch.cu_seqlens``; one that it does not have is left out."""
-    found = [Branch("chosen", example.images, example.chosen_ids), Branch("rejected", example.images, example.rejected_ids)]
-    if example.rejected_images is not None:
-        found.append(Branch("image_rejected", example.rejected_images, example.chosen_ids))
-    return found
+def plain_branches(
+    examples: Sequence[PreferenceTokens], branches: Sequence[str], image_token_id: int
+) -> list[PlainBranch]:
+    """In the order of ``PackedBatch.cu_seqlens``; one that an example does not have is left out."""
+    pictures = pictures_of(branches)
+    found = [
+        PlainBranch(example.id, response.branch.name, reading.prompt_ids, reading.images, response.ids)
+        for example in examples
+        for reading in readings(example, pictures, image_token_id)
+        for response in reading.responses
+    ]
+    order = [branch_of(name).name for name in branches]
+    return sorted(found, key=lambda each: order.index(each.name))
 
 
 @torch.no_grad()
-def plain_token_logps(
-    model: nn.Module, example: PreferenceTokens, branch: Branch, values: dict[str, Tensor] | None = None
-) -> Tensor:
+def plain_token_logps(model: nn.Module, branch: PlainBranch, values: dict[str, Tensor] | None = None) -> Tensor:
     """The log-prob of each token of the response: (R,) float32.
 
     Args:
@@ -45,7 +54,7 @@ def plain_token_logps(
     device = next(model.parameters()).device
     base = unwrap(model)
     parameters = inspect.signature(base.forward).parameters
-    ids = torch.tensor([[*example.prompt_ids, *branch.response]], device=device)
+    ids = torch.tensor([[*branch.prompt_ids, *branch.response]], device=device)
     # An image processor may return more than the model reads, such as InternVL's num_patches.
     images = {name: tensor for name, tensor in (branch.images or {}).items() if name in parameters}
     inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in images.items()}

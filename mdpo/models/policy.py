@@ -1,5 +1,6 @@
 """The module that trainers wrap: policy, reference and loss of one micro-batch in a single forward."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,18 +9,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from mdpo.packing import PackedBatch
-from mdpo_kernels import MDPOLoss, mdpo_loss
+from mdpo.packing import PackedBatch, part
+from mdpo_kernels import PreferenceLoss, Term, mdpo_terms, preference_loss
 
-from .logps import ImageFeatures, encode_images, sequence_logps, unwrap, vision_parameters
+from .logps import ImageFeatures, branch_logps, encode_images, unwrap, vision_parameters
 from .norms import cast_norms_once
 from .reference import Reference
 
 
 class PolicyOutput(NamedTuple):
-    """loss: of the micro-batch; policy, reference: (3, B) log-probs, the reference without gradient."""
+    """loss: of the micro-batch; policy, reference: (K, B) log-probs, the reference without gradient."""
 
-    loss: MDPOLoss
+    loss: PreferenceLoss
     policy: Tensor
     reference: Tensor
 
@@ -33,7 +34,7 @@ class PackedPolicy(nn.Module):
     model: bare or PEFT, with what is to train set to.
     reference_model: a frozen model to measure against, in place of ``reference``.
     reference: from ``establish_reference``. Without either, the reference is the model with its adapter off.
-    objective: keyword arguments of ``mdpo_loss``.
+    terms: of the objective, over the branches of the rows that it will be given. beta: of the rewards.
     """
 
     def __init__(
@@ -42,34 +43,50 @@ class PackedPolicy(nn.Module):
         reference_model: nn.Module | None = None,
         *,
         reference: Reference | None = None,
-        **objective,
+        terms: Sequence[Term] | None = None,
+        beta: float = 0.1,
     ) -> None:
         super().__init__()
         self.model = model
         # A dataclass, so that a frozen model in it is neither wrapped, sharded, counted nor saved with the policy.
         self.reference = Reference(frozen=reference_model) if reference is None else reference
-        self.objective = objective
+        self.terms = mdpo_terms() if terms is None else tuple(terms)
+        self.beta = beta
         # What trains is what trained when the policy was made: looking for it takes as long as queueing a layer.
         self._vision_trains = any(parameter.requires_grad for parameter in vision_parameters(unwrap(model)))
         self._vision_is_shared = not self._vision_trains and not _has_adapter_on_vision(model)
-        for part in filter(None, (model, self.reference.frozen)):
-            cast_norms_once(part)
+        for module in filter(None, (model, self.reference.frozen)):
+            cast_norms_once(module)
 
     def forward(
-        self, packed: PackedBatch, reference: Tensor | None = None, num_examples: int | None = None
+        self,
+        packed: PackedBatch,
+        reference: Tensor | None = None,
+        num_examples: int | None = None,
+        missing: Collection[int] = (),
     ) -> PolicyOutput:
-        """reference: (3, B) cached log-probs, or None to compute them here. num_examples: of the optimizer step."""
+        """num_examples: of the optimizer step.
+
+        reference: (K, B) cached log-probs, or None to compute them here. missing: the sequences of the row that are not in
+        it, which are computed here.
+        """
         features = self._features(packed, trains=False) if self._vision_is_shared else None
         if reference is None:
-            reference = self._reference_logps(packed, features)
+            reference = self.reference.branch_logps(self.model, packed, features)
+        elif missing:
+            reference = reference.where(~reference.isnan(), self._reference_of(packed, missing, features))
         if features is None:
             features = self._features(packed, trains=self._vision_trains)
-        policy = sequence_logps(self.model, packed, image_features=features)
-        loss = mdpo_loss(policy, reference, num_examples=num_examples, **self.objective)
-        return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, packed)), policy, reference)
+        policy = branch_logps(self.model, packed, image_features=features)
+        loss = preference_loss(
+            policy, reference, self.terms, branches=packed.branches, beta=self.beta, num_examples=num_examples
+        )
+        return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, reference, packed)), policy, reference)
 
-    def _reference_logps(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
-        return self.reference.sequence_logps(self.model, packed, features)
+    def _reference_of(self, packed: PackedBatch, sequences: Collection[int], features: ImageFeatures | None) -> Tensor:
+        some = part(packed, sequences)
+        features = None if features is None else features.of(some.image_tokens)
+        return self.reference.branch_logps(self.model, some.packed, features)
 
     def _features(self, packed: PackedBatch, *, trains: bool) -> ImageFeatures | None:
         return encode_images(self.model, packed, trains=trains) if packed.images else None
@@ -83,8 +100,7 @@ def _has_adapter_on_vision(model: nn.Module) -> bool:
     return any(isinstance(module, adapters) and module not in text for module in base.model.modules())
 
 
-def _nan_if_broken(loss: Tensor, policy: Tensor, packed: PackedBatch) -> Tensor:
+def _nan_if_broken(loss: Tensor, policy: Tensor, reference: Tensor, packed: PackedBatch) -> Tensor:
     """NaN means an absent branch to the loss, which would let a model that has gone NaN pass as an empty batch."""
-    present = (packed.cu_seqlens.diff() > 0).view(3, -1)
-    broken = (present & ~policy.isfinite()).any()
+    broken = (packed.present & ~(policy.isfinite() & reference.isfinite())).any()
     return torch.where(broken, torch.nan, loss)

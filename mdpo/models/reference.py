@@ -22,7 +22,7 @@ from torch.func import functional_call
 from mdpo.errors import InputError
 from mdpo.packing import PackedBatch, PreferenceTokens, pack
 
-from .logps import ImageFeatures, check_adapter_kinds, sequence_logps, without_adapter
+from .logps import ImageFeatures, branch_logps, check_adapter_kinds, without_adapter
 
 _CHOICES = ("start", "base")
 # LoRA initialisations after which the adapter adds exactly nothing.
@@ -47,17 +47,16 @@ class Reference:
     description: str = "the model with its adapter off"
 
     @torch.no_grad()
-    def sequence_logps(self, model: nn.Module, packed: PackedBatch, features: ImageFeatures | None = None) -> Tensor:
-        """(3, B) float32, as ``mdpo.models.sequence_logps``. model: the policy. features: shared with the policy."""
+    def branch_logps(self, model: nn.Module, packed: PackedBatch, features: ImageFeatures | None = None) -> Tensor:
+        """(K, B) float32, as ``mdpo.models.branch_logps``. model: the policy. features: shared with the policy."""
         self._move_to(packed.input_ids.device)
         if self.frozen is not None:
-            return sequence_logps(self.frozen, packed, image_features=features)
+            return branch_logps(self.frozen, packed, image_features=features)
         with nullcontext() if self.adapter else without_adapter(model), in_mode(model, training=False):
             if not self.values:
-                return sequence_logps(model, packed, image_features=features)
+                return branch_logps(model, packed, image_features=features)
             starting_values = {f"model.{name}": value for name, value in self.values.items()}
-            return functional_call(_SequenceLogps(model), starting_values, (packed, features))
-
+            return functional_call(_BranchLogps(model), starting_values, (packed, features))
 
     def _move_to(self, device: torch.device) -> None:
         """Under DeepSpeed the policy reaches its device after the reference was made."""
@@ -67,15 +66,15 @@ class Reference:
             self.values[name] = value.to(device)
 
 
-class _SequenceLogps(nn.Module):
-    """``sequence_logps`` as a module's forward, for ``functional_call``."""
+class _BranchLogps(nn.Module):
+    """``branch_logps`` as a module's forward, for ``functional_call``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
-        return sequence_logps(self.model, packed, image_features=features)
+        return branch_logps(self.model, packed, image_features=features)
 
 
 def establish_reference(
@@ -155,9 +154,9 @@ def _measured_with_adapter(
         )
     packed = pack(examples() or [_text(model)], model).to(next(model.parameters()).device)
     with torch.no_grad(), in_mode(model, training=False):
-        on = sequence_logps(model, packed)
+        on = branch_logps(model, packed)
         with without_adapter(model):
-            off = sequence_logps(model, packed)
+            off = branch_logps(model, packed)
     # Bit by bit: an adapter that adds nothing adds zeros. Anything else has something to be measured against.
     return not torch.equal(on.nan_to_num(), off.nan_to_num())
 

@@ -1,17 +1,19 @@
 """Reference log-probs on disk: a frozen model says the same of the same example in every epoch and every run.
 
 A file's name is a digest of the reference: its weights, the whole config, the adapter that is part of it, the dtype it
-runs in, and how (which attention, compiled or not, Liger's layers). A record's name is a digest of everything the model
-sees of the example (token ids and processed images, so row, image bytes, negative, template, length limit and image
-processor are all in it). A cache can therefore be incomplete, never wrong: what has changed is not found.
+runs in, and how (which attention, compiled or not, Liger's layers). A record's name is a digest of all that the log-prob of
+one branch depends on (token ids, their weights and processed images, so row, image bytes, negative, template, length limit
+and image processor are all in it). A cache can therefore be incomplete, never wrong: what has changed is not found. And what
+one objective computed, every other one that has the branch finds.
 
-One folder holds a file per model, a JSON line per example, appended by one process as they are computed. A line torn by
+One folder holds a file per model, a JSON line per branch, appended by one process as they are computed. A line torn by
 a crash is dropped; the records before it stand. A full disk costs time alone: the run goes on without keeping more.
 """
 
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -35,6 +37,7 @@ from .tensors_digest import tensors_digest
 _log = logging.getLogger(__name__)
 
 
+_RECORDS = "a number per branch"  # an earlier version kept one per example, under digests that say nothing here
 # What a config says of files and of generating, and settings that trainers change without changing the numbers.
 _NOT_THE_FORWARD = (
     "_name_or_path", "architectures", "transformers_version", "use_cache", "dtype", "torch_dtype", "_attn_implementation",
@@ -70,7 +73,7 @@ def fingerprint(
         adapters = [adapters, model.active_adapters, _scales(model)]
     layers = {"attention": attention_backend(base, autocast), "compiled": compiled, "liger": liger}
     arithmetic = [str(autocast), next(base.parameters()).device.type, torch.get_float32_matmul_precision()]
-    facts = [_forward_config(base.config.to_dict()), _modules(base), adapters, layers, arithmetic]
+    facts = [_RECORDS, _forward_config(base.config.to_dict()), _modules(base), adapters, layers, arithmetic]
     digest.update(json.dumps(facts, sort_keys=True, default=_as_text).encode())
     digest.update((reference_weights(model, reference) if weights is None else weights).encode())
     return digest.hexdigest()
@@ -141,11 +144,19 @@ def _without_wrappers(name: str) -> str:
 
 
 class Record(NamedTuple):
-    """logps: chosen, rejected, image_rejected; NaN for a branch that the example does not have."""
+    """digest: of what the branch shows the model. id: the example's. logp: summed over the response."""
 
     digest: str
     id: str
-    logps: tuple[float, float, float]
+    branch: str
+    logp: float
+
+
+class Found(NamedTuple):
+    """logps: (K, B) float32 on the CPU, NaN where there is none. missing: the row's sequences that were not found."""
+
+    logps: Tensor
+    missing: tuple[int, ...]
 
 
 class ReferenceCache:
@@ -153,7 +164,7 @@ class ReferenceCache:
 
     writes: whether this process keeps the file; the other ranks of a run only read it.
 
-    ``found`` and ``computed`` count the examples that were looked up and that had to be computed, epoch by epoch.
+    ``found`` and ``computed`` count the branches that were looked up and that had to be computed, epoch by epoch.
     """
 
     def __init__(self, folder: str | Path, model_fingerprint: str, *, writes: bool = True) -> None:
@@ -164,9 +175,9 @@ class ReferenceCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 self._write_no_more(error)
-        self.found = self.computed = 0  # examples, since the cache was opened
+        self.found = self.computed = 0  # branches, since the cache was opened
         self._path = self.folder / f"{model_fingerprint}.jsonl"
-        self._logps: dict[str, tuple[float, float, float]] = {}
+        self._logps: dict[str, float] = {}
         if self._path.exists():
             self._read()
         elif any(self.folder.glob("*.jsonl")):
@@ -178,27 +189,31 @@ class ReferenceCache:
     @property
     def line(self) -> str:
         """What was found and what was computed, in one line."""
-        return f"reference cache {self.folder}: {self.found} examples found, {self.computed} computed"
+        return f"reference cache {self.folder}: {self.found} branches found, {self.computed} computed"
 
-    def find(self, packed: PackedBatch) -> Tensor | None:
-        """(3, B) float32 on the CPU, or None where an example of the micro-batch is not there yet."""
-        logps = [self._logps.get(digest) for digest in packed.digests]
-        if None not in logps:
-            self.found += len(logps)
-        return None if None in logps else torch.tensor(logps, dtype=torch.float32).T.contiguous()
+    def find(self, packed: PackedBatch) -> Found:
+        """What is kept of the micro-batch."""
+        logps = [self._logps.get(digest, math.nan) for digest in packed.digests]
+        missing = tuple(at for at, digest in enumerate(packed.digests) if digest and digest not in self._logps)
+        self.found += sum(map(bool, packed.digests)) - len(missing)
+        return Found(torch.tensor(logps, dtype=torch.float32).view(len(packed.branches), -1), missing)
 
     def new_records(self, packed: PackedBatch, reference: Tensor) -> list[Record]:
-        """Those of (3, B) log-probs that are not kept yet; waits for the device only where there are any."""
-        if all(digest in self._logps for digest in packed.digests):
+        """Those of (K, B) log-probs that are not kept yet; waits for the device only where there are any."""
+        fresh = [at for at, digest in enumerate(packed.digests) if digest and digest not in self._logps]
+        if not fresh:
             return []
-        self.computed += len(packed.digests)
-        columns = zip(packed.digests, packed.ids, map(tuple, reference.T.tolist()), strict=True)
-        return [Record(*column) for column in columns if column[0] not in self._logps]
+        self.computed += len(fresh)
+        values, examples = reference.flatten().tolist(), len(packed.ids)
+        return [
+            Record(packed.digests[at], packed.ids[at % examples], packed.branches[at // examples], values[at])
+            for at in fresh
+        ]
 
     def keep(self, records: Iterable[Record]) -> None:
         """Takes records into memory, and appends them to the file if this process writes it."""
         fresh = {record.digest: record for record in records if record.digest not in self._logps}
-        self._logps |= {digest: record.logps for digest, record in fresh.items()}
+        self._logps |= {digest: record.logp for digest, record in fresh.items()}
         if self.writes and fresh:
             self._append("".join(json.dumps(record._asdict()) + "\n" for record in fresh.values()).encode())
 
@@ -230,8 +245,7 @@ class ReferenceCache:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-                chosen, rejected, image_rejected = map(float, record["logps"])
-                self._logps[record["digest"]] = (chosen, rejected, image_rejected)
+                self._logps[record["digest"]] = float(record["logp"])
             except (ValueError, KeyError, TypeError):
                 dropped += 1
         if self.writes and len(whole) < len(content):

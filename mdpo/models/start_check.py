@@ -4,7 +4,7 @@ It needs no rule for what can be wrong. An adapter that a packed row passes by, 
 does not do, dropout left on, a reference that is not the policy's start: each shows as a difference in log-probs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdpo.errors import InputError
-from mdpo.packing import PackedBatch, PreferenceTokens, pack
+from mdpo.packing import MDPO_BRANCHES, PackedBatch, PreferenceTokens, family_of, pack
+from mdpo_kernels import sequence_logps
 
 from .logps import response_token_logps, without_adapter
-from .plain import branches, plain_token_logps
+from .plain import PlainBranch, plain_branches, plain_token_logps
 from .reference import in_mode
 
 # Mean difference a token, in nats, that rounding alone can explain between two orders of the same sums. bf16: logits of
@@ -26,7 +27,7 @@ _TF32 = 2e-2
 _WORST = 20  # a single token may be this much further off than the mean
 _NUDGE = 0.01  # added to an adapter's weights, so that one that adds nothing yet is seen to act
 
-# Shapes: N scored tokens; B examples
+# Shapes: N scored tokens; K branches, B examples
 
 
 class Difference(NamedTuple):
@@ -98,6 +99,7 @@ def check_packed(
     model: nn.Module,
     examples: Sequence[PreferenceTokens],
     *,
+    branches: Sequence[str] = MDPO_BRANCHES,
     rounding: float,
     training: bool = False,
 ) -> Check:
@@ -105,59 +107,56 @@ def check_packed(
 
     Args:
         model: bare or PEFT, on its device.
+        branches: as which each example is read.
         rounding: from ``rounding_of``.
         training: whether the packed way runs in training mode, as a step does. The model's own forward never does.
 
     Raises InputError where they differ by more than rounding, with the branch that differs most and the likely cause.
     """
-    packed = pack(examples, model).to(next(model.parameters()).device)
+    family = family_of(model)
+    packed = pack(examples, family, branches=branches).to(next(model.parameters()).device)
+    read = plain_branches(examples, branches, family.image_token_id)
     with in_mode(model, training=False), _uncompiled():
-        theirs = [plain_token_logps(model, *reading) for reading in _readings(examples)]
-    _check_are_numbers(examples, theirs)
+        theirs = [plain_token_logps(model, branch) for branch in read]
+    _check_are_numbers(read, theirs)
     ours = _packed_token_logps(model, packed, training)
-    check = _compare(examples, ours, theirs, rounding)
+    check = _compare(read, ours, theirs, rounding)
     if not check.agrees:
-        raise InputError(_refusal(check, _cause(model, examples, packed, ours, theirs, rounding, training)))
+        raise InputError(_refusal(check, _cause(model, read, packed, ours, theirs, rounding, training)))
     if isinstance(model, PeftModel):
-        _check_adapter_is_seen(model, examples, packed, theirs, rounding, training)
+        _check_adapter_is_seen(model, read, packed, theirs, rounding, training)
     return check
 
 
-def _check_are_numbers(examples: Sequence[PreferenceTokens], theirs: Sequence[Tensor]) -> None:
-    for (example, branch), logps in zip(_readings(examples), theirs, strict=True):
+def _check_are_numbers(read: Sequence[PlainBranch], theirs: Sequence[Tensor]) -> None:
+    for branch, logps in zip(read, theirs, strict=True):
         if logps.isnan().any():
             raise InputError(
-                f"check_start: example {example.id!r}, {branch.name}: the model's own forward gives NaN; a weight is not a "
+                f"check_start: example {branch.example!r}, {branch.name}: the model's own forward gives NaN; a weight is not a "
                 "number, or values overflow in this dtype (dtype: float32)"
             )
 
 
-def check_equal_start(ids: Sequence[str], policy: Tensor, reference: Tensor, lengths: Tensor, rounding: float) -> float:
-    """Before the first step the policy is its reference. (3, B) log-probs; lengths: (3, B) tokens of each branch.
+def check_equal_start(packed: PackedBatch, policy: Tensor, reference: Tensor, rounding: float) -> float:
+    """Before the first step the policy is its reference. policy, reference: (K, B) log-probs.
 
     Returns the largest difference a token. Raises InputError where one is more than rounding.
     """
-    difference = ((policy - reference).abs() / lengths.clamp_min(1)).nan_to_num(0.0)
+    tokens = packed.cu_seqlens.diff()
+    if packed.weights is not None:
+        tokens = torch.maximum(tokens, sequence_logps(packed.weights, packed.cu_seqlens))
+    difference = ((policy - reference).abs() / tokens.view_as(policy).clamp_min(1)).nan_to_num(0.0)
     difference = difference.masked_fill(policy.isnan() != reference.isnan(), torch.inf)
-    worst = int(difference.argmax())
-    branch, example = divmod(worst, len(ids))
-    largest = float(difference.flatten()[worst])
+    branch, example = divmod(int(difference.argmax()), len(packed.ids))
+    largest = float(difference[branch, example])
     if largest > rounding:
-        name = ("chosen", "rejected", "image_rejected")[branch]
         raise InputError(
-            f"check_start: policy and reference differ before the first step: example {ids[example]!r}, {name}: "
-            f"{float(policy[branch, example]):.4f} and {float(reference[branch, example]):.4f} nats, {largest:.2g} a token "
-            f"where rounding explains {rounding:.2g}. Likely: reference log-probs from a cache of another model "
-            "(delete reference_cache_dir), or an adapter that is not its own reference (reference: base)"
+            f"check_start: policy and reference differ before the first step: example {packed.ids[example]!r}, "
+            f"{packed.branches[branch]}: {float(policy[branch, example]):.4f} and {float(reference[branch, example]):.4f} nats, "
+            f"{largest:.2g} a token where rounding explains {rounding:.2g}. Likely: reference log-probs from a cache of another "
+            "model (delete reference_cache_dir), or an adapter that is not its own reference (reference: base)"
         )
     return largest
-
-
-def _readings(examples: Sequence[PreferenceTokens]) -> Iterable:
-    """(example, branch) in the order of a packed row's sequences: by branch, then by example."""
-    found = [(example, branch) for example in examples for branch in branches(example)]
-    order = ("chosen", "rejected", "image_rejected")
-    return sorted(found, key=lambda reading: order.index(reading[1].name))
 
 
 @torch.no_grad()
@@ -186,24 +185,22 @@ class _TokenLogps(nn.Module):
         return response_token_logps(self.model, packed)
 
 
-def _compare(
-    examples: Sequence[PreferenceTokens], ours: Tensor, theirs: Sequence[Tensor], rounding: float
-) -> Check:
+def _compare(read: Sequence[PlainBranch], ours: Tensor, theirs: Sequence[Tensor], rounding: float) -> Check:
     differences = []
     pieces = ours.split([len(logps) for logps in theirs])
-    for (example, branch), mine, other in zip(_readings(examples), pieces, theirs, strict=True):
+    for branch, mine, other in zip(read, pieces, theirs, strict=True):
         off = (mine - other).abs()
         # Where both say −inf they agree, though their difference is NaN.
         off = off.masked_fill(mine == other, 0.0)
         differences.append(
-            Difference(example.id, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
+            Difference(branch.example, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
         )
     return Check(differences, rounding)
 
 
 def _check_adapter_is_seen(
     model: PeftModel,
-    examples: Sequence[PreferenceTokens],
+    read: Sequence[PlainBranch],
     packed: PackedBatch,
     theirs: Sequence[Tensor],
     rounding: float,
@@ -220,13 +217,13 @@ def _check_adapter_is_seen(
         if p.requires_grad
     }
     with in_mode(model, training=False), _uncompiled():
-        moved_theirs = [plain_token_logps(model, *reading, values=nudged) for reading in _readings(examples)]
+        moved_theirs = [plain_token_logps(model, branch, nudged) for branch in read]
     with _uncompiled():
         ours = _packed_token_logps(model, packed, training)
         moved_ours = _packed_token_logps(model, packed, training, nudged)
         again = _packed_token_logps(model, packed, training, nudged)
     unseen = torch.equal(moved_ours, ours) and not all(map(torch.equal, moved_theirs, theirs))
-    check = _compare(examples, moved_ours, moved_theirs, rounding)
+    check = _compare(read, moved_ours, moved_theirs, rounding)
     if not torch.allclose(moved_ours, again, atol=rounding, rtol=0, equal_nan=True):
         raise InputError(_refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config"))
     if unseen or not check.agrees:
@@ -236,7 +233,7 @@ def _check_adapter_is_seen(
 
 def _cause(
     model: nn.Module,
-    examples: Sequence[PreferenceTokens],
+    read: Sequence[PlainBranch],
     packed: PackedBatch,
     ours: Tensor,
     theirs: Sequence[Tensor],
@@ -251,11 +248,10 @@ def _cause(
     if training and float((calm - expected).abs().mean()) <= rounding:
         return "the model behaves otherwise in training mode, as with dropout left on; set disable_dropout: true"
     if isinstance(model, PeftModel):
-        first = next(iter(_readings(examples)))
         with without_adapter(model):
             unmoved = torch.equal(_packed_token_logps(model, packed, False), calm)
             with in_mode(model, training=False):
-                acts = not torch.equal(plain_token_logps(model, *first), theirs[0])
+                acts = not torch.equal(plain_token_logps(model, read[0]), theirs[0])
         if unmoved and acts:
             return "the packed row does not see the adapter; use LoRA, or another adapter of the layers"
     kind = getattr(model.config, "model_type", type(model).__name__)

@@ -12,9 +12,11 @@ from transformers.training_args import ParallelMode
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
+from mdpo.objectives import objective_of
+from mdpo.packing import branch_of
 from mdpo.settings import OBJECTIVE, idle_arguments, idle_settings, shortened
 
-from .metrics import METRICS
+from .metrics import metrics_of
 
 _log = logging.getLogger(__name__)
 
@@ -107,8 +109,11 @@ def _check_metric(args: MDPOConfig, names: tuple[str, ...]) -> None:
     if args.metric_for_best_model is None:
         return
     wanted = args.metric_for_best_model.removeprefix("eval_")
-    third = args.uses_image_rejected and not args.drop_images
-    measured = [metric for metric in METRICS if third or "imageless" not in metric]
+    objective = objective_of(args)
+    read = {"chosen", "rejected", *(branch for term in objective.terms for row in term.matrix for branch in row)}
+    if args.drop_images:
+        read = {branch for branch in read if branch_of(branch).picture == "image"}
+    measured = [metric.name for metric in metrics_of(objective.branches, objective.terms) if metric.branches <= read]
     known = [f"{name}_{metric}".removeprefix("_") for name in names for metric in measured]
     if wanted not in known:
         raise InputError(f"metric_for_best_model: {wanted!r} is not measured; choose from {', '.join(known)}")

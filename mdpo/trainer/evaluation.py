@@ -22,11 +22,11 @@ NAMES = ("policy_logps", "reference_logps", "rewards")
 class Evaluation:
     """Collects the outputs of micro-batches; nothing waits for the device until it is asked for.
 
-    keep_rows: whether ``rows`` will be asked for.
+    metrics: an empty one, of the objective. keep_rows: whether ``rows`` will be asked for.
     """
 
-    def __init__(self, *, keep_rows: bool) -> None:
-        self._metrics = Metrics()
+    def __init__(self, metrics: Metrics, *, keep_rows: bool) -> None:
+        self._metrics = metrics
         self._keep_rows = keep_rows
         self._rows: list[tuple[Sequence[int], Tensor]] = []
         self._broken: list[tuple[tuple[str, ...], Tensor]] = []
@@ -66,14 +66,14 @@ class Evaluation:
         return dict.fromkeys(["loss", *means], float("nan")), tuple(bad)
 
     def rows(self) -> list[tuple[int, list]]:
-        """For each row its index and, by NAMES, its three branches."""
+        """For each row its index and, by NAMES, its branches."""
         pairs = ((examples, numbers.tolist()) for examples, numbers in self._rows)
         return [pair for examples, numbers in pairs for pair in zip(examples, numbers, strict=True)]
 
 
 def _broken(packed: PackedBatch, output: PolicyOutput) -> Tensor:
     """(B,) whether a row's loss is not finite, or a log-prob of a branch that it has."""
-    present = (packed.cu_seqlens.diff() > 0).view(3, -1).to(output.policy.device)
+    present = packed.present.to(output.policy.device)
     logps = output.policy.isfinite() & output.reference.isfinite()
     return (present & ~logps).any(0) | ~output.loss.losses.isfinite()
 
@@ -85,11 +85,12 @@ def _without(output: PolicyOutput, broken: Tensor) -> PolicyOutput:
         output.loss,
         losses=output.loss.losses.where(~broken, nan),
         rewards=output.loss.rewards.where(~broken, nan),
+        terms={name: values.where(~broken, nan) for name, values in output.loss.terms.items()},
     )
     return PolicyOutput(loss, output.policy.where(~broken, nan), output.reference)
 
 
-def predictions(rows: Sequence[tuple[int, list]]) -> dict[str, np.ndarray]:
-    """By NAMES an (N, 3) float64 array: the rows in their own order; chosen, rejected, image_rejected, NaN if absent."""
-    numbers = np.array([values for _, values in sorted(rows, key=lambda row: row[0])]).reshape(-1, len(NAMES), 3)
+def predictions(rows: Sequence[tuple[int, list]], branches: int) -> dict[str, np.ndarray]:
+    """By NAMES an (N, K) float64 array: the rows in their own order, by the K branches of the objective; NaN if absent."""
+    numbers = np.array([values for _, values in sorted(rows, key=lambda row: row[0])]).reshape(-1, len(NAMES), branches)
     return {name: numbers[:, column] for column, name in enumerate(NAMES)}

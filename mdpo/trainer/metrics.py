@@ -1,18 +1,77 @@
-"""What a step logs: TRL's names, and the mDPO authors' for the branch on the rejected image."""
+"""What a step logs: TRL's names, the mDPO authors' for the chosen answer on the rejected image, and each term's own.
+
+    loss
+    rewards/x, logps/x                              of each branch x: chosen, rejected, imageless_chosen, or its name
+    rewards/margins, rewards/accuracies             chosen over rejected
+    rewards/imageless_margins, …_accuracies         chosen on its image over chosen on the rejected one
+    terms/t                                         of each term t its value, weighted
+    terms/t/margins, terms/t/accuracies             of a term that prefers: how far, and how often
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mdpo.models.policy import PolicyOutput
+from mdpo_kernels import Term
 
-_BRANCHES = ("chosen", "rejected", "imageless_chosen")
-METRICS = (
-    "loss",
-    *(f"{kind}/{branch}" for kind in ("rewards", "logps") for branch in _BRANCHES),
-    *(f"rewards/{prefix}{name}" for prefix in ("", "imageless_") for name in ("margins", "accuracies")),
-)
+_LABELS = {"image_rejected": "imageless_chosen"}
+_PAIRS = {"": "rejected", "imageless_": "image_rejected"}
 
-# Shapes: B examples; rows of (3, B) tensors: chosen, rejected, image_rejected
+# Shapes: K branches, B examples, M metrics
+
+
+class Metric(NamedTuple):
+    """name: as logged. branches: those that it is computed of. values: (B,), from the output of a micro-batch."""
+
+    name: str
+    branches: frozenset[str]
+    values: Callable[[PolicyOutput], Tensor]
+
+
+def metrics_of(branches: Sequence[str], terms: Sequence[Term]) -> list[Metric]:
+    """Of an objective, in the order in which they are logged."""
+    found = [Metric("loss", frozenset(), lambda output: output.loss.losses)]
+    for number, branch in enumerate(branches):
+        label = _LABELS.get(branch, branch)
+        for kind, rows in (("rewards", lambda output: output.loss.rewards), ("logps", lambda output: output.policy)):
+            row = lambda output, rows=rows, number=number: rows(output)[number]  # noqa: E731
+            found.append(Metric(f"{kind}/{label}", frozenset({branch}), row))
+    for prefix, other in _PAIRS.items():
+        if {"chosen", other} <= set(branches):
+            found += _preference(f"rewards/{prefix}", ({"chosen": 1.0, other: -1.0},), branches)
+    for term in terms:
+        used = frozenset(branch for row in term.matrix for branch in row)
+        value = lambda output, term=term, used=used: _present(output.loss.terms[term.name], output, branches, used)  # noqa: E731
+        found.append(Metric(f"terms/{term.name}", used, value))
+        if term.link == "log_sigmoid" and all(abs(sum(row.values())) < 1e-6 for row in term.matrix):
+            found += _preference(f"terms/{term.name}/", term.matrix, branches)
+    return found
+
+
+def _preference(prefix: str, rows: Sequence[Mapping[str, float]], branches: Sequence[str]) -> list[Metric]:
+    """Of several rows, "better than all of these", the least margin."""
+    numbered = [[(branches.index(branch), coefficient) for branch, coefficient in row.items()] for row in rows]
+    used = frozenset(branch for row in rows for branch in row)
+
+    def margins(output: PolicyOutput) -> Tensor:
+        rewards = output.loss.rewards
+        each = [sum(coefficient * rewards[branch] for branch, coefficient in row) for row in numbered]
+        return each[0] if len(each) == 1 else torch.stack(each).amin(0)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+    def accuracies(output: PolicyOutput) -> Tensor:
+        found = margins(output)
+        return (found > 0).float().masked_fill(found.isnan(), torch.nan)
+
+    return [Metric(f"{prefix}margins", used, margins), Metric(f"{prefix}accuracies", used, accuracies)]
+
+
+def _present(values: Tensor, output: PolicyOutput, branches: Sequence[str], used: frozenset[str]) -> Tensor:
+    """A term's values, NaN where an example lacks a branch of it."""
+    absent = torch.stack([output.loss.rewards[branches.index(branch)].isnan() for branch in used]).any(0)
+    return values.masked_fill(absent, torch.nan)
 
 
 class Metrics:
@@ -21,33 +80,24 @@ class Metrics:
     Sums stay on the device until ``means`` is asked for, so that a step never waits for a number.
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = dict.fromkeys(METRICS, torch.zeros(()))
-        self._counts: dict[str, Tensor] = dict.fromkeys(METRICS, torch.zeros(()))
+    def __init__(self, branches: Sequence[str], terms: Sequence[Term]) -> None:
+        self._metrics = metrics_of(tuple(branches), terms)
+        self._totals: Tensor | None = None  # (2, M) sums and counts
 
     @torch.no_grad()
     def add(self, output: PolicyOutput) -> None:
-        chosen, rejected, imageless = output.loss.rewards
-        self._add("loss", output.loss.losses)
-        for name, values in zip(_BRANCHES, output.loss.rewards, strict=True):
-            self._add(f"rewards/{name}", values)
-        for name, values in zip(_BRANCHES, output.policy, strict=True):
-            self._add(f"logps/{name}", values)
-        for prefix, margins in (("", chosen - rejected), ("imageless_", chosen - imageless)):
-            self._add(f"rewards/{prefix}margins", margins)
-            self._add(f"rewards/{prefix}accuracies", (margins > 0).float().masked_fill(margins.isnan(), torch.nan))
-
-    def _add(self, name: str, values: Tensor) -> None:
+        values = torch.stack([metric.values(output).float() for metric in self._metrics])
         present = ~values.isnan()
-        # The zeros at the start are on the host: in a sum they are a kernel's argument, while to copy them would wait.
-        self._sums[name] = self._sums[name] + values.where(present, 0).sum()
-        self._counts[name] = self._counts[name] + present.sum()
+        totals = torch.stack([values.where(present, 0).sum(1), present.sum(1)])
+        self._totals = totals if self._totals is None else self._totals + totals
 
-    def means(self, reduce=lambda totals: totals) -> dict[str, float]:
+    def means(self, reduce: Callable[[Tensor], Tensor] = lambda totals: totals) -> dict[str, float]:
         """Every metric that was seen. reduce: sums a (2, M) tensor of sums and counts over ranks.
 
         M is the same on every rank, also on one that has seen no example: all of them take part.
         """
-        totals = torch.stack([torch.stack([kept[name] for name in METRICS]) for kept in (self._sums, self._counts)])
+        totals = torch.zeros(2, len(self._metrics)) if self._totals is None else self._totals
         sums, counts = reduce(totals).tolist()
-        return {name: s / c for name, s, c in zip(METRICS, sums, counts, strict=True) if c > 0}
+        return {
+            metric.name: total / count for metric, total, count in zip(self._metrics, sums, counts, strict=True) if count > 0
+        }

@@ -56,6 +56,7 @@ def check_start(
     model: nn.Module,
     args: MDPOConfig,
     examples: Sequence[PreferenceTokens],
+    branches: Sequence[str],
     autocast: torch.dtype | None,
     forward: Callable[[PackedBatch], PolicyOutput],
 ) -> str:
@@ -64,19 +65,19 @@ def check_start(
     Args:
         model: the policy, before its first step.
         examples: of the data to train on.
+        branches: of the objective.
         forward: policy and reference of a packed row, the reference from the cache where it is there.
 
     Returns the line that says how close they are. Raises InputError beyond rounding.
     """
     rounding = rounding_of(model, autocast)
-    check = check_packed(model, examples, rounding=rounding, training=args.disable_dropout)
+    check = check_packed(model, examples, branches=branches, rounding=rounding, training=args.disable_dropout)
     if args.reference == "base":  # then a trained adapter starts away from its reference, as asked for
         return check.line
-    packed = pack(examples, model).to(_device(model))
+    packed = pack(examples, model, branches=branches).to(_device(model))
     with torch.no_grad():
         output = forward(packed)
-    lengths = packed.cu_seqlens.diff().view(3, -1)
-    largest = check_equal_start(packed.ids, output.policy, output.reference, lengths, rounding / _SAME_WAY)
+    largest = check_equal_start(packed, output.policy, output.reference, rounding / _SAME_WAY)
     return f"{check.line}; policy and reference by {largest:.1e}"
 
 

@@ -95,17 +95,21 @@ class StepSampler(BatchSampler):
 
 
 class MicroBatches(Dataset):
-    """A dataset whose items are micro-batches: the dataloader's workers read the images and lay out the rows."""
+    """A dataset whose items are micro-batches: the dataloader's workers read the images and lay out the rows.
 
-    def __init__(self, dataset: PreferenceDataset, family: Family) -> None:
+    branches: as which every example is read.
+    """
+
+    def __init__(self, dataset: PreferenceDataset, family: Family, branches: Sequence[str]) -> None:
         self.dataset = dataset
         self.family = family
+        self.branches = branches
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, PackedBatch | Unread]:
         try:
             with memory_bound():
                 examples = [self.dataset[index, micro_batch.epoch] for index in micro_batch.examples]
-                return micro_batch, pack(examples, self.family)
+                return micro_batch, pack(examples, self.family, branches=self.branches)
         except InputError as error:  # an image that was there when the run began; torch would hand over a traceback
             return micro_batch, Unread(str(error))
 

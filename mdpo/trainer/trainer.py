@@ -31,6 +31,7 @@ from mdpo.models.lora_targets import adapted
 from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
+from mdpo.objectives import objective_of
 from mdpo.packing import PackedBatch, PreferenceTokens, family_of
 
 from .arguments import (
@@ -102,6 +103,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         check_run(args, eval_names(eval_dataset))
         check_weights(args, model)
         self.family = family_of(model)
+        self.objective = objective_of(args)
         check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
             if isinstance(model, PeftModel):
@@ -149,12 +151,10 @@ class MDPOTrainer(StopsWhereNotFinite):
         self.policy = PackedPolicy(
             model,
             reference=reference,
+            terms=self.objective.terms,
             beta=args.beta,
-            conditional=args.conditional,
-            anchors=tuple(args.anchors),
-            anchor=args.anchor,
         )
-        self._metrics = Metrics()
+        self._metrics = self._new_metrics()
         self.sampler: StepSampler | None = None
         self._reference_weights = self.weights_digest(reference)
         self._cache = self._open_cache()
@@ -196,7 +196,7 @@ class MDPOTrainer(StopsWhereNotFinite):
     def _dataloader(self, dataset: PreferenceDataset, sampler: StepSampler) -> DataLoader:
         workers = self.args.dataloader_num_workers
         return DataLoader(
-            MicroBatches(dataset, self.family),
+            MicroBatches(dataset, self.family, self.objective.branches),
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
@@ -309,7 +309,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         # As accelerate wraps it for a step, which it has not done yet.
         autocast = torch.autocast(self.args.device.type, self._autocast, enabled=self._autocast is not None)
         with disable_input_dtype_casting(self.model, active=self._autocast is not None), autocast:
-            line = check_start(self.model, self.args, self._first_examples(), self._autocast, self._evaluate_packed)
+            line = check_start(self.model, self.args, self._first_examples(), self.objective.branches, self._autocast, self._evaluate_packed)
         if self._cache is not None:
             self._cache.found = 0
         _log.info(line)
@@ -375,15 +375,14 @@ class MDPOTrainer(StopsWhereNotFinite):
 
     def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
         """The micro-batch's output, with the cached reference where there is one."""
-        reference = None if self._cache is None else self._cache.find(packed)
+        reference, missing = (None, ()) if self._cache is None else self._cache.find(packed)
         # Sharded weights are gathered by all ranks together: all run the reference, or none.
-        shared = self._cache is not None and self.is_fsdp_enabled
-        if shared and not self._over_ranks(int(reference is not None), "min"):
-            reference = None
+        if reference is not None and self.is_fsdp_enabled and self._over_ranks(int(bool(missing)), "max"):
+            reference, missing = None, ()
         if reference is not None:
             reference = to_device(reference, self.args.device)
         with self.compute_loss_context_manager():
-            return model(packed.to(self.args.device, non_blocking=True), reference, num_examples)
+            return model(packed.to(self.args.device, non_blocking=True), reference, num_examples, missing)
 
     def _keep_references(self, step: Step, references: list[HostCopy]) -> None:
         """references: of each micro-batch; read after the step's last one, since reading a number waits for the device."""
@@ -414,8 +413,11 @@ class MDPOTrainer(StopsWhereNotFinite):
         if "loss" in logs:
             means = self._metrics.means(self._sum_over_ranks)
             logs |= {name: value for name, value in means.items() if name != "loss"}
-            self._metrics = Metrics()
+            self._metrics = self._new_metrics()
         super().log(logs, start_time)
+
+    def _new_metrics(self) -> Metrics:
+        return Metrics(self.objective.branches, self.objective.terms)
 
     def _sum_over_ranks(self, totals: Tensor) -> Tensor:
         return self.accelerator.reduce(totals.to(self.args.device), "sum")
@@ -439,7 +441,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
-        found = Evaluation(keep_rows=not loss_only)
+        found = Evaluation(self._new_metrics(), keep_rows=not loss_only)
         for step, planned in self._evaluated_steps(dataloader):
             outputs = []
             for packed in step.micro_batches:
@@ -457,7 +459,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             self._sum_over_ranks, bad, rows, skip=self.args.eval_skip_not_finite, says=self.is_world_process_zero()
         )
         return EvalLoopOutput(
-            predictions=None if loss_only else predictions(self._from_all_ranks(found.rows())),
+            predictions=None if loss_only else predictions(self._from_all_ranks(found.rows()), len(self.objective.branches)),
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=rows,

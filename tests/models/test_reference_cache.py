@@ -23,13 +23,21 @@ def keep(cache, packed, reference):
     cache.keep(cache.new_records(packed, reference))
 
 
+def assert_found(cache, packed, reference):
+    logps, missing = cache.find(packed)
+    assert not missing
+    torch.testing.assert_close(logps, reference, atol=0, rtol=0, equal_nan=True)
+
+
 def test_found_again_exactly(computed, tmp_path):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))
-    assert cache.find(packed) is None
+    present = packed.present.flatten().nonzero().flatten().tolist()
+    assert cache.find(packed).logps.isnan().all() and list(cache.find(packed).missing) == present
     keep(cache, packed, reference)
     for again in (cache, ReferenceCache(tmp_path, fingerprint(model))):
-        torch.testing.assert_close(again.find(packed), reference, atol=0, rtol=0, equal_nan=True)
+        assert_found(again, packed, reference)
+    assert (cache.found, cache.computed) == (len(present), len(present))
 
 
 def test_found_in_another_packing(computed, tmp_path):
@@ -37,30 +45,47 @@ def test_found_in_another_packing(computed, tmp_path):
     cache = ReferenceCache(tmp_path, fingerprint(model))
     keep(cache, packed, reference)
     batch = examples("llava-llama")
-    found = cache.find(pack([batch[2], batch[0]], model))
-    torch.testing.assert_close(found, reference[:, [2, 0]], atol=0, rtol=0, equal_nan=True)
+    assert_found(cache, pack([batch[2], batch[0]], model), reference[:, [2, 0]])
+
+
+def test_another_objective_finds_the_branches_that_it_has(computed, tmp_path):
+    model, packed, reference = computed
+    batch = examples("llava-llama")
+    cache = ReferenceCache(tmp_path, fingerprint(model))
+    two = pack(batch, model, branches=("chosen", "rejected"))
+    keep(cache, two, reference[:2])
+    found = cache.find(packed)
+    torch.testing.assert_close(found.logps[:2], reference[:2], atol=0, rtol=0)
+    third = [2 * len(batch) + at for at, example in enumerate(batch) if example.rejected_images is not None]
+    assert found.logps[2].isnan().all() and list(found.missing) == third
+    policy = PackedPolicy(model).eval()
+    completed = policy(packed, found.logps, None, found.missing)
+    torch.testing.assert_close(completed.reference, reference, equal_nan=True)
+    torch.testing.assert_close(completed.loss.loss, policy(packed).loss.loss)
+    assert {record.branch for record in cache.new_records(packed, completed.reference)} == {"image_rejected"}
 
 
 def changed_examples():
     first = examples("llava-llama")[0]
     crop, image = first.rejected_images["pixel_values"], first.images["pixel_values"]
     fields = {name: getattr(first, name) for name in first.__slots__}
-    yield "prompt", {**fields, "prompt_ids": [25, *first.prompt_ids[1:]]}
-    yield "chosen", {**fields, "chosen_ids": first.chosen_ids[1:]}
-    yield "rejected", {**fields, "rejected_ids": [34, 1]}
-    yield "image", {**fields, "images": {"pixel_values": image + 1e-6}}
-    yield "negative", {**fields, "rejected_images": {"pixel_values": crop.flip(-1)}}
-    yield "no negative", {**fields, "rejected_images": None}
-    yield "dtype of the pixels", {**fields, "images": {"pixel_values": image.half()}}
+    yield "prompt", [0, 1, 2], {**fields, "prompt_ids": [25, *first.prompt_ids[1:]]}
+    yield "chosen", [0, 2], {**fields, "chosen_ids": first.chosen_ids[1:]}
+    yield "rejected", [1], {**fields, "rejected_ids": [34, 1]}
+    yield "image", [0, 1], {**fields, "images": {"pixel_values": image + 1e-6}}
+    yield "negative", [2], {**fields, "rejected_images": {"pixel_values": crop.flip(-1)}}
+    yield "no negative", [], {**fields, "rejected_images": None}
+    yield "dtype of the pixels", [0, 1], {**fields, "images": {"pixel_values": image.half()}}
+    yield "weights", [1], {**fields, "rejected_weights": [2.0] * len(first.rejected_ids)}
 
 
-@pytest.mark.parametrize(("what", "fields"), list(changed_examples()), ids=lambda value: value if isinstance(value, str) else "")
-def test_a_changed_example_is_not_found(computed, tmp_path, what, fields):
+@pytest.mark.parametrize(("what", "missing", "fields"), list(changed_examples()), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_branch_is_not_found_where_what_it_reads_has_changed(computed, tmp_path, what, missing, fields):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))
     keep(cache, packed, reference)
     example = type(examples("llava-llama")[0])(**fields)
-    assert cache.find(pack([example], model)) is None
+    assert list(cache.find(pack([example], model)).missing) == missing
 
 
 def test_another_model_or_dtype_is_not_used_and_said(computed, tmp_path, caplog):
@@ -69,7 +94,7 @@ def test_another_model_or_dtype_is_not_used_and_said(computed, tmp_path, caplog)
     prints.add(fingerprint(tiny.llava().bfloat16()))
     assert len(prints) == 4
     keep(ReferenceCache(tmp_path, fingerprint(model)), packed, reference)
-    assert ReferenceCache(tmp_path, fingerprint(tiny.llava(seed=1))).find(packed) is None
+    assert ReferenceCache(tmp_path, fingerprint(tiny.llava(seed=1))).find(packed).logps.isnan().all()
     assert "another model" in caplog.text
 
 
@@ -88,13 +113,12 @@ def test_a_torn_file_loses_its_last_record_alone(computed, tmp_path, cut):
     (path,) = tmp_path.glob("*.jsonl")
     path.write_bytes(path.read_bytes()[:-cut])
     torn = ReferenceCache(tmp_path, fingerprint(model))
-    assert len(torn) == len(packed.ids) - 1
+    assert len(torn) == len({*packed.digests} - {""}) - 1
     keep(torn, packed, reference)
-    whole = ReferenceCache(tmp_path, fingerprint(model))
-    torch.testing.assert_close(whole.find(packed), reference, atol=0, rtol=0, equal_nan=True)
+    assert_found(ReferenceCache(tmp_path, fingerprint(model)), packed, reference)
 
 
 def test_digests_do_not_depend_on_the_batch(computed):
     model, packed, _ = computed
     for index, example in enumerate(examples("llava-llama")):
-        assert pack([replace(example)], model).digests == packed.digests[index : index + 1]
+        assert pack([replace(example)], model).digests == packed.digests[index :: len(packed.ids)]

@@ -10,7 +10,6 @@ from mdpo import MDPOConfig, MDPOTrainer
 from mdpo.data import read_rows
 from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, load, load_processor
 from mdpo.packing import pack
-from mdpo.trainer.metrics import Metrics
 from mdpo.trainer.steps import Step
 from tests import tiny
 from tests.fake_cuda import Wait, needs_cuda_build, waits
@@ -118,7 +117,7 @@ def test_a_training_step_reads_its_loss_alone(tmp_path, monkeypatch):
 
     def step(batches, backward):
         monkeypatch.setattr(trainer.accelerator, "backward", backward)
-        trainer._metrics = Metrics()
+        trainer._metrics = trainer._new_metrics()
         trainer.training_step(trainer.policy, Step(batches, planned.num_examples, planned.weights))
 
     seen = waits(step, trainer.policy, planned.micro_batches)

@@ -138,7 +138,7 @@ def test_a_full_disk_behind_the_model_leaves_it_and_asks_for_no_other_run(world,
 
 
 def record(name: str) -> Record:
-    return Record(name, name, (-1.0, -2.0, float("nan")))
+    return Record(name, name, "chosen", -1.0)
 
 
 def test_a_full_disk_under_the_reference_cache_costs_time_alone(tmp_path, caplog):
