@@ -128,7 +128,7 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
         rows = read_rows(
             run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
         )
-        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args))
+        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args, objective_of(args)))
         return counted(args, shape, dataset.lengths.tolist())
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from mdpo.config import MDPOConfig
-from mdpo.data import DataOptions, PreferenceDataset
+from mdpo.data import PreferenceDataset, TextOptions
 from mdpo.data.images import StoredImage
 from mdpo.errors import InputError
 
@@ -52,7 +52,7 @@ def run_settings(
     by = "use_lora, lora_target_modules, freeze_vision_tower, freeze_multi_modal_projector"
     settings[f"trained parameters ({by})"] = f"{len(trained)} ({_digest(trained)})"
     settings["weights of the reference (base model, adapter to go on from)"] = reference
-    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
+    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = TextOptions.of(args).digest()  # a template by its content, not its path
     if dataset is not None:
         settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
         settings["images of the rows"] = _images(dataset)
