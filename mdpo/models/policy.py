@@ -72,9 +72,11 @@ class PackedPolicy(nn.Module):
         """
         features = self._features(packed, trains=False) if self._vision_is_shared else None
         if reference is None:
-            reference = self.reference.branch_logps(self.model, packed, features)
+            reference = self._reference_logps(packed, features)
         elif missing:
-            reference = reference.where(~reference.isnan(), self._reference_of(packed, missing, features))
+            some = part(packed, missing)
+            computed = self._reference_logps(some.packed, None if features is None else features.of(some.image_tokens))
+            reference = reference.where(~reference.isnan(), computed)
         if features is None:
             features = self._features(packed, trains=self._vision_trains)
         policy = branch_logps(self.model, packed, image_features=features)
@@ -83,10 +85,8 @@ class PackedPolicy(nn.Module):
         )
         return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, reference, packed)), policy, reference)
 
-    def _reference_of(self, packed: PackedBatch, sequences: Collection[int], features: ImageFeatures | None) -> Tensor:
-        some = part(packed, sequences)
-        features = None if features is None else features.of(some.image_tokens)
-        return self.reference.branch_logps(self.model, some.packed, features)
+    def _reference_logps(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
+        return self.reference.branch_logps(self.model, packed, features)
 
     def _features(self, packed: PackedBatch, *, trains: bool) -> ImageFeatures | None:
         return encode_images(self.model, packed, trains=trains) if packed.images else None

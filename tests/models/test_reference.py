@@ -110,7 +110,7 @@ def test_base_is_measured_against_where_it_is_asked_for():
     reference = establish_reference(model, "base")
     assert not reference.adapter and not reference.values
     with torch.no_grad():
-        assert_close(reference.sequence_logps(model, pack(batch, model)), expected_logps(tiny.llava(), batch))
+        assert_close(reference.branch_logps(model, pack(batch, model)), expected_logps(tiny.llava(), batch))
 
 
 def prompt_learning():

@@ -127,7 +127,7 @@ def test_a_cache_of_wrong_numbers_is_refused(world, tmp_path):
     run(load(world[0]), world, tmp_path / "a", peft_config=lora(), reference_cache_dir=str(tmp_path / "cache")).train()
     (path,) = (tmp_path / "cache").iterdir()
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**r, "logps": [x + 1 for x in r["logps"]]}) + "\n" for r in records))
+    path.write_text("".join(json.dumps({**r, "logp": r["logp"] + 1}) + "\n" for r in records))
     poisoned = run(load(world[0]), world, tmp_path / "b", peft_config=lora(), reference_cache_dir=str(tmp_path / "cache"))
     with pytest.raises(InputError, match="policy and reference differ before the first step"):
         poisoned.train()
@@ -143,7 +143,7 @@ def test_the_cache_says_what_it_found(world, tmp_path, caplog):
         for _ in range(2):
             run(load(world[0]), world, tmp_path, peft_config=lora(), max_steps=2).train()
     lines = [record.message for record in caplog.records if record.message.startswith("reference cache")]
-    assert [line.split(": ")[-1] for line in lines] == ["0 examples found, 8 computed", "8 examples found, 0 computed"]
+    assert [line.split(": ")[-1] for line in lines] == ["0 branches found, 24 computed", "24 branches found, 0 computed"]
 
 
 def test_another_reference_does_not_find_the_numbers_of_the_first(world, sft, tmp_path):
