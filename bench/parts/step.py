@@ -43,7 +43,7 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
         small = partial(train_group, shape, device, pairs=4, batch=2, image_tokens=144, shrink=4)
         micro = step_group(shape, 650, 100, device)
         others = [step_group(shape, 650, 100, device, name) for name in OBJECTIVES]
-        return [small(False), micro, *others, small(True), small(False, layers="compiled"), small(True, layers="liger")]
+        return [small(False), micro, small(True), *others, small(False, layers="compiled"), small(True, layers="liger")]
     llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
     bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])
     micro = [
