@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,7 +43,7 @@ from mdpo.models import (
 )
 from mdpo.models.adapters import load_adapter
 from mdpo.models.merge import run_merge
-from mdpo.objectives import help_table
+from mdpo.objectives import PRESETS, help_table
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
@@ -250,6 +249,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("score", help="log-probs and rewards of every row of a preference file")
     _model_and_data(command)
     command.add_argument("--beta", type=float, default=0.1)
+    command.add_argument("--objective", choices=list(PRESETS), default="mdpo", help="whose branches are scored")
+    command.add_argument(
+        "--changed-weight", type=float, help="how much the words count in which the answers differ, as in training"
+    )
     command.add_argument("--negative", default="crop_0_20", help="how the rejected image is made")
     command.add_argument("--seed", type=int, default=42, help="of the rejected images")
     command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
@@ -290,10 +293,15 @@ def run_score(options: argparse.Namespace) -> None:
     )
     images = rows.first_with_images() is not None
     if not images:
-        _log.warning("no row of %s has an image: image_rejected is null in every record", options.data)
-    data = DataOptions(negative=options.negative, seed=options.seed, text=text_options(options))
-    if not images:
-        data = replace(data, branches=("chosen", "rejected"))
+        _log.warning("no row of %s has an image: what is read with another one is null in every record", options.data)
+    branches = PRESETS[options.objective].branches
+    data = DataOptions(
+        branches=branches if images else ("chosen", "rejected"),
+        negative=options.negative,
+        seed=options.seed,
+        text=text_options(options),
+        changed_weight=options.changed_weight,
+    )
     processor = load_processor(options.model)
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
@@ -301,16 +309,18 @@ def run_score(options: argparse.Namespace) -> None:
     check_rows(base, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
     if not options.no_check_start:
-        _log.info(check_first_rows(base, dataset))
+        _log.info(check_first_rows(base, dataset, branches))
     # Before the adapter goes on: some kinds leave another model behind when they are switched off.
-    reference = row_logps(base, dataset, token_budget=options.token_budget, cache=cache)
+    reference = row_logps(base, dataset, branches=branches, token_budget=options.token_budget, cache=cache)
     model: torch.nn.Module = base
     if options.adapter is not None:
         model = load_adapter(base, options.adapter, base=options.model)
         say_other_text(options.adapter, data.text)
         if not options.no_check_start:
-            _log.info(check_first_rows(model, dataset))
-    records = score(model, dataset, reference=reference, token_budget=options.token_budget, beta=options.beta)
+            _log.info(check_first_rows(model, dataset, branches))
+    records = score(
+        model, dataset, branches=branches, reference=reference, token_budget=options.token_budget, beta=options.beta
+    )
     _write(options.output, records)
     if cache is not None:
         print(cache.line)

@@ -92,6 +92,10 @@ class MDPOConfig(TrainingArguments):
     )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
+    changed_weight: float | None = field(
+        default=None,
+        metadata={"help": "How much the words count in which the two answers differ, such as 5 (dense DPO); None: as all."},
+    )
     ignore_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
     )
@@ -203,11 +207,6 @@ class MDPOConfig(TrainingArguments):
     def negatives(self) -> int:
         """Rejected pictures of a row that a term of the objective reads."""
         return objective_of(self).negatives
-
-    @property
-    def uses_image_rejected(self) -> bool:
-        """Whether any term reads the chosen response with the rejected picture."""
-        return "image_rejected" in self.branches
 
 
 @dataclass

@@ -57,7 +57,7 @@ class DataOptions:
             seed=settings.seed,
             max_length=settings.max_length,
             text=TextOptions.of(settings),
-            changed_weight=getattr(settings, "changed_weight", None),
+            changed_weight=settings.changed_weight,
         )
 
     @property
