@@ -247,7 +247,9 @@ def content_digest(use: Use) -> str:
         return digest.hexdigest()
     _, file, _ = _opened(use.source, use.where, use.field)
     with file:
-        return hashlib.file_digest(file, lambda: digest).hexdigest()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 class Inspector:

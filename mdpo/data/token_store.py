@@ -45,7 +45,7 @@ class Tokens:
 
     def weighted(self) -> np.ndarray:
         """(N,) bool: the rows that have weights."""
-        return np.diff(self.weight_ends, prepend=0).reshape(-1, len(WEIGHTED)).any(axis=1)
+        return np.diff(self.weight_ends, prepend=0).reshape(-1, len(WEIGHTED)).sum(axis=1) > 0
 
     def lengths(self) -> np.ndarray:
         """(N, 5) int64."""
