@@ -20,7 +20,8 @@ from .image_facts import look_at_images
 from .image_tokens import ImageTokens, image_settings
 from .images import open_image
 from .lengths import ANSWERS, CONTRAST, PROMPT, branches_there, check_weights, kept_parts, packed_lengths
-from .negatives import parse_negative
+from .nearest import Embed, Neighbours
+from .negatives import NEEDS_MODEL, parse_negative
 from .options import DataOptions, check_contrast
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
@@ -121,6 +122,18 @@ class PreferenceDataset(Dataset):
         first, *more = map(self._processed, self._rejected_images.make(index, images, epoch))
         return (first, *more) if more else first
 
+    def find_neighbours(self, embed: Embed) -> None:
+        """Finds the pictures that look alike, where the negative is nearest_image; before the first row is read.
+
+        embed: ``mdpo.models.image_embeddings.image_embeddings`` of the model. Raises RowError for a row without another
+        picture.
+        """
+        made = self._rejected_images
+        if made is None or made.neighbours is not None or NEEDS_MODEL not in made.negative.names:
+            return
+        settings = [self.processor.image_processor.to_dict(), self._image_settings]
+        made.neighbours = Neighbours(self.rows, embed, self._processed_alone, settings, made.count)
+
     def first_with_images(self) -> int | None:
         """The index of the first row that has an image."""
         return self.rows.first_with_images()
@@ -147,6 +160,10 @@ class PreferenceDataset(Dataset):
 
     def _process(self, images: list[Image.Image]) -> Mapping[str, Tensor] | None:
         return self._processed(images) if images else None
+
+    def _processed_alone(self, number: int) -> Mapping[str, Tensor]:
+        """The picture with this number in the rows' table."""
+        return self._processed([open_image(self.rows.source(number), f"image {number} of the rows")])
 
     def _processed(self, images: list[Image.Image]) -> Mapping[str, Tensor]:
         return dict(self.processor.image_processor(images=images, **self._image_settings))

@@ -52,7 +52,8 @@ def check_weights(tokens: Tokens, parts: np.ndarray, rows: Rows) -> None:
 
     parts: from ``kept_parts``.
     """
-    for index in tokens.weighted().tolist():
+    cut = (parts[:, ANSWERS] < tokens.lengths()[:, ANSWERS]).any(axis=1)
+    for index in np.flatnonzero(cut & tokens.weighted()).tolist():
         for at, (name, weights) in enumerate(zip(WEIGHTED, tokens.weights_of(index), strict=True), CHOSEN):
             kept = int(parts[index, at])
             if kept < len(weights) and not weights[:kept].any():

@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from torch import nn
 from transformers import ProcessorMixin
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.data import Rows as Checked
+from mdpo.models.image_embeddings import image_embeddings
 from mdpo.objectives import objective_of
 
 _log = logging.getLogger(__name__)
@@ -38,6 +41,22 @@ def dataset_of(
     if name != "train_dataset":
         options = _held_out(options, checked, name)
     return PreferenceDataset(checked, processor, options)
+
+
+def find_neighbours(dataset: PreferenceDataset | None, model: nn.Module, args: MDPOConfig) -> None:
+    """Asks the model which pictures look alike, where the data set's negative wants to know.
+
+    model: on its device. Raises InputError for a row without another picture.
+    """
+    if dataset is None:
+        return
+    folder = (
+        Path(args.reference_cache_dir or Path(str(args.output_dir), "reference_cache"))
+        if args.cache_reference
+        else None
+    )
+    with args.main_process_first(local=False, desc="embedding pictures"):  # the others find its file
+        dataset.find_neighbours(partial(image_embeddings, model, folder=folder))
 
 
 def _held_out(options: DataOptions, rows: Checked, name: str) -> DataOptions:
