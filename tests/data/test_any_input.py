@@ -62,8 +62,16 @@ completion = st.fixed_dictionaries(
         | value,
     },
 )
+number = st.integers(-1, 8) | st.floats(-1, 8)
+spans = st.lists(st.lists(number, min_size=3, max_size=3) | value, max_size=3) | value
 COLUMNS = {
     "id": value,
+    "contrast": answer,
+    "chosen_weights": spans,
+    "rejected_weights": spans,
+    "chosen_response_spans": value,
+    "rejected_response_spans": value,
+    **{name: text | value for name in ("image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w")},
     "prompt": answer,
     "question": answer,
     "chosen": answer,
@@ -85,7 +93,10 @@ COLUMNS = {
     "idx": value,
 }
 row = st.fixed_dictionaries({}, optional=COLUMNS) | st.dictionaries(text, value, max_size=3)
-good = st.just({"img_path": "a.png", "prompt": "what?", "chosen": "a cat", "rejected": "a dog"})
+good = st.fixed_dictionaries(
+    {"img_path": st.just("a.png"), "prompt": st.just("what?"), "chosen": st.just("a cat"), "rejected": st.just("a dog")},
+    optional={"contrast": text, "chosen_weights": spans, "rejected_images": st.lists(st.just("a.png"), max_size=3)},
+)
 
 
 @pytest.fixture(scope="module")
