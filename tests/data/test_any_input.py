@@ -175,6 +175,14 @@ SOUND = [
         "images": ["a.png"],
     },
     {
+        "question": "what?", "image_1": "a.png", "image_2": "a.png", "resp_1_w": "a cat", "resp_1_l": "a dog",
+        "resp_2_w": "an owl",
+    },
+    {
+        "prompt": "what?", "images": ["a.png", "a.png"], "chosen": "a cat", "rejected": "a dog",
+        "chosen_response_spans": [[0, 1]], "rejected_response_spans": [],
+    },
+    {
         "chosen": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}],
         "rejected": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a dog"}],
     },
@@ -204,7 +212,8 @@ def meaning(record: dict, folder: Path):
         [image.read() if isinstance(image, StoredImage) else image for image in given]
         for given in (read.images, read.rejected_images)
     )
-    return read.id, images, read.prompt, read.chosen, read.rejected, negatives
+    beside = read.contrast, read.chosen_weights, read.rejected_weights
+    return read.id, images, read.prompt, read.chosen, read.rejected, negatives, *beside
 
 
 def test_of_the_columns_that_are_tried_one_is_harmless():
