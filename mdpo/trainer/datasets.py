@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.data import Rows as Checked
+from mdpo.errors import InputError
 from mdpo.models.image_embeddings import image_embeddings
 from mdpo.objectives import objective_of
 
@@ -68,4 +69,7 @@ def _held_out(options: DataOptions, rows: Checked, name: str) -> DataOptions:
         terms = ", ".join(options.contrast)
         _log.warning("%s: no row has a contrast, so its loss is without the terms that read %s", name, terms)
         left_out += options.contrast
-    return replace(options, branches=tuple(branch for branch in options.branches if branch not in left_out))
+    branches = tuple(branch for branch in options.branches if branch not in left_out)
+    if not branches:
+        raise InputError(f"{name}: no row has what the objective reads ({', '.join(left_out)}); give rows that have it")
+    return replace(options, branches=branches)

@@ -165,6 +165,20 @@ def test_two_pictures_with_an_answer_each(name, kind, folder, tmp_path):
         assert question(row) == f"which, {index}?" and not row.chosen_weights
 
 
+@pytest.mark.parametrize(("name", "column"), [("SymMPO", "images"), ("IC-VCO", "image"), ("IC-VCO", "rejected_images")])
+def test_a_picture_that_such_a_row_says_twice_is_an_error(name, column, folder, tmp_path):
+    with pytest.raises(InputError, match=f"row 0.*: {column}: columns .* and {column} both say which pictures"):
+        read_rows(save([{**PAIRED[name](0), column: ["0.png"]}], tmp_path / "rows.jsonl"), folder)
+
+
+@pytest.mark.parametrize("column", ["images_file_names", "file_names"])
+def test_ic_vcos_own_file_names_its_pictures_as_an_imagefolder_does(column, folder, tmp_path):
+    row = PAIRED["IC-VCO"](1)
+    row[column] = row.pop("images")
+    (read,) = read_rows(save([row], tmp_path / "metadata.parquet"), folder)
+    assert [path.name for path in (*read.images, *read.rejected_images)] == ["1.png", "2.png"]
+
+
 def test_a_row_of_ic_vco_has_two_pictures(folder, tmp_path):
     row = PAIRED["IC-VCO"](1)
     with pytest.raises(InputError, match="row 0.*: images: 1 pictures, where a row of IC-VCO has two"):

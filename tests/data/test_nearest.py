@@ -1,5 +1,7 @@
 """The most similar other picture: by embeddings, never the row's own, and the same in every run."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,7 @@ def test_the_kth_negative_is_the_kth_nearest(tmp_path):
     assert levels(data, 5) == levels(data, 6) == [0, 30, 100], "a copy is never its own negative, nor in another format"
     data.find_neighbours(embed)
     assert len(embed.asked) == 6, "found once"
+    assert levels(pickle.loads(pickle.dumps(data)), 1) == [0, 30, 100], "a worker has them too"
 
 
 def test_a_rows_own_other_pictures_are_passed_over():
