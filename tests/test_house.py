@@ -10,11 +10,12 @@ OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
 EVERYBODYS = {
-    "mdpo.errors", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
+    "mdpo.errors", "mdpo.hub", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
 }  # fmt: skip
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
+    "mdpo.hub": set(),
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),

@@ -6,6 +6,7 @@ own code is run.
 
 import functools
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 from PIL import Image
 
 from mdpo.errors import InputError
+from mdpo.hub import Name, look_at_dataset
 from mdpo.reading import open_regular
 
 from .images import StoredImage, open_image
 from .problem import names
 
 Record = tuple[str, Any]
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 64  # rows of a table at a time, with the bytes of their images
 
@@ -138,13 +142,13 @@ def _datasets() -> Any:
     return datasets
 
 
-def parquet(paths: Sequence[Path], name: str) -> Any:
-    """The rows of Parquet files, one after the other. Raises InputError naming ``name`` where they can't be read."""
+def parquet(path: Path) -> Any:
+    """The rows of a Parquet file. Raises InputError naming it where it can't be read."""
     datasets = _datasets()
     try:
-        return datasets.Dataset.from_parquet([str(path) for path in paths])
+        return datasets.Dataset.from_parquet(str(path))
     except Exception as error:  # pyarrow's and datasets' own kinds, many of them
-        raise InputError(f"{name}: not a Parquet file that can be read: {_one_line(error)}") from error
+        raise InputError(f"{path}: not a Parquet file that can be read: {_one_line(error)}") from error
 
 
 def saved_dataset(path: Path, split: str | None) -> Any:
@@ -157,16 +161,32 @@ def saved_dataset(path: Path, split: str | None) -> Any:
     return _split(table, split, f"data folder {path}", datasets)
 
 
-def hub_dataset(name: str, split: str | None) -> Any:
-    """A data set of the hub, of which ``split``. Raises InputError where the hub does not hand it out."""
+def hub_dataset(name: Name, split: str | None) -> Any:
+    """A data set of the hub, of which ``split``. Without a network it is what the cache of ``datasets`` has.
+
+    Raises InputError where the hub does not hand it out, and where neither the hub can be reached nor the cache has it.
+    """
     datasets = _datasets()
-    try:
-        table = datasets.load_dataset(name)
-    except Exception as error:  # no network, no such dataset, a dataset that is code: each of another kind
+    commit = look_at_dataset(name)
+    if commit is None and name.revision is not None:  # the cache of datasets would give any revision for it
         raise InputError(
-            f"{name} is no local file, and no dataset that the hub hands out: {_one_line(error)}; check the name"
-        ) from error
+            f"{name}: the hub cannot be reached, and without it no revision is told from another; leave @{name.revision} out to "
+            "take what the cache has"
+        )
+    try:
+        table = datasets.load_dataset(name.repo, revision=commit)
+    except Exception as error:  # no network, a dataset that is code, several subsets: each of another kind
+        raise InputError(f"{name} is not a file here, and the hub's dataset does not load: {_remedied(name, error)}") from error
+    if commit is None:
+        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it", name)
     return _split(table, split, f"dataset {name}", datasets)
+
+
+def _remedied(name: Name, error: Exception) -> str:
+    if "Config name is missing" in str(error):
+        fetch = f"hf download {name.repo} --repo-type dataset --local-dir FOLDER"
+        return f"it has several subsets; fetch it ({fetch}) and give the files of one: FOLDER/SUBSET/*.parquet"
+    return f"{_one_line(error)}; check the name, or fetch it where there is a network: hf download {name.repo} --repo-type dataset"
 
 
 def _split(table: Any, split: str | None, name: str, datasets: Any) -> Any:
