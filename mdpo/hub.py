@@ -11,7 +11,6 @@ import functools
 import glob
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -118,14 +117,20 @@ def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model"
     if part == "config":
         return _fetch(name, seen, tuple(file for file in _CONFIGS if file in seen.files))
     folder = _fetch(name, seen, settings)
-    return folder if part == "settings" else _fetch(name, seen, (*settings, *_weight_files(name, seen, folder)))
+    weights = () if part == "settings" else _weight_files(name, seen, folder)
+    return _fetch(name, seen, weights) if weights else folder
 
 
 def check_weights_there(path: str | Path) -> None:
-    """Raises InputError where ``path`` is a name on the hub and its repository holds no safetensors weights."""
+    """Raises InputError where ``path`` is a name on the hub and its repository holds no safetensors weights; without a
+    network, where the cache does not."""
     name = None if Path(path).expanduser().is_dir() else hub_name(path)
-    if name is not None:
-        _check_safetensors(name, _look(name).files)
+    if name is None:
+        return
+    seen = _look(name)
+    _check_safetensors(name, seen)
+    if seen.folder is not None:
+        _weight_files(name, seen, seen.folder)
 
 
 def cached_config(path: str | Path) -> Path | None:
@@ -152,6 +157,8 @@ def look_at_dataset(name: Name) -> str | None:
     """
     try:
         info = HfApi().dataset_info(name.repo, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        if info.gated:  # everybody may read about it
+            HfApi().auth_check(name.repo, repo_type="dataset")
     except HfHubHTTPError as error:
         raise _refusal(name, "dataset", error) from error
     except _NO_NETWORK:
@@ -231,13 +238,12 @@ def _is_setting(file: str) -> bool:
     return path.suffix in _SETTINGS and (len(path.parts) == 1 or str(path.parent) == _TEMPLATES)
 
 
-def _weight_files(name: Name, seen: _Seen, folder: Path) -> list[str]:
+def _weight_files(name: Name, seen: _Seen, folder: Path) -> tuple[str, ...]:
     """The safetensors that the model or adapter is read from. folder: of its settings.
 
     Raises InputError where the repository holds none, and where the cache holds only part of them.
     """
-    if seen.folder is None:
-        _check_safetensors(name, seen.files)
+    _check_safetensors(name, seen)
     whole = [file for file in _WEIGHTS if file in seen.files]
     files = whole or (_indexed(folder / _INDEX) if _INDEX in seen.files else list(_WEIGHTS[:1]))
     missing = [file for file in files if file not in seen.files]
@@ -246,7 +252,7 @@ def _weight_files(name: Name, seen: _Seen, folder: Path) -> list[str]:
             f"{name}: the cache lacks {missing[0]}, so it was not fetched to its end; fetch the rest where there is a network: "
             f"hf download {name.repo}"
         )
-    return [file for file in files if file in seen.files]
+    return tuple(file for file in files if file in seen.files)
 
 
 def _indexed(index: Path) -> list[str]:
@@ -258,17 +264,20 @@ def _indexed(index: Path) -> list[str]:
         return []
 
 
-def _check_safetensors(name: Name, files: Sequence[str]) -> None:
-    if any(file in (*_WEIGHTS, _INDEX) for file in files):
+def _check_safetensors(name: Name, seen: _Seen) -> None:
+    if any(file in (*_WEIGHTS, _INDEX) for file in seen.files):
         return
-    pickles = [file for file in files if file.endswith(_PICKLES)]
+    pickles = [file for file in seen.files if file.endswith(_PICKLES)]
     if pickles:
         raise InputError(
             f"{name} has its weights as {pickles[0]} alone, a pickle, which is not read; look among its pull requests for one that "
             f"adds safetensors, and give it as {name.repo}@refs/pr/NUMBER, or ask for one: "
             "https://huggingface.co/spaces/safetensors/convert"
         )
-    raise InputError(f"{name} on the hub has no {_WEIGHTS[0]} (or {_INDEX}): weights in another layout are not read")
+    if seen.folder is None:
+        raise InputError(
+            f"{name} on the hub has no {_WEIGHTS[0]} (or {_INDEX}): weights in another layout are not read"
+        )
 
 
 def _no_folder(folder: Path, called: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _API = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
+    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>auth-check|revision|tree|paths-info)(?:/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?)?"
 )
+_GATED = ("GatedRepo", "Access to this repository is restricted")
 _FILE = re.compile(r"(?:/(?P<kind>datasets))?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -34,17 +36,18 @@ class Repo:
 
 @dataclass
 class Hub:
-    """url: its endpoint. requests: method and path of each, in order."""
+    """url: its endpoint. folder: where it keeps what it serves. requests: method and path of each, in order."""
 
+    folder: Path
     url: str = ""
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
     def add(self, name: str, folder: Path, *, kind: str = "models", branch: str = "main", **options) -> str:
         """Publishes a copy of ``folder`` as the newest commit of a branch, which is returned."""
-        commit = hashlib.sha1(f"{name} {branch} {len(self.requests)} {len(self.repos)} {folder}".encode()).hexdigest()
         repo = self.repos.setdefault((kind, name), Repo({}, {}, **options))
-        kept = folder.parent / f"published-{commit}"
+        commit = hashlib.sha1(f"{kind} {name} {len(repo.folders)}".encode()).hexdigest()
+        kept = self.folder / commit
         shutil.copytree(folder, kept)
         repo.folders[commit], repo.refs[branch] = kept, commit
         return commit
@@ -82,17 +85,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         revision = match["revision"] and unquote(match["revision"])
         commit = repo.commit(revision)
+        allowed = not repo.gated or token in (repo.readers or ())
         if commit is None:
             self._send(404, error=("RevisionNotFound", f"Invalid rev id: {revision}"))
+        elif api and api["verb"] == "auth-check":
+            self._send(200) if allowed else self._send(403, error=_GATED)
         elif file:
-            allowed = not repo.gated or token in (repo.readers or ())
             self._file(repo.folders[commit] / unquote(file["path"]), commit, allowed)
         else:
             self._api(match, repo, commit, body)
 
     def _file(self, path: Path, commit: str, allowed: bool) -> None:
         if not allowed:
-            self._send(403, error=("GatedRepo", "Access to this repository is restricted"))
+            self._send(403, error=_GATED)
         elif not path.is_file():
             self._send(404, error=("EntryNotFound", "Entry not found"))
         else:
@@ -152,7 +157,7 @@ def _below(path: Path, folder: Path, deep: bool) -> bool:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    hub = Hub()
+    hub = Hub(Path(tempfile.mkdtemp()))
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -164,3 +169,4 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+        shutil.rmtree(hub.folder)

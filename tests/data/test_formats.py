@@ -316,24 +316,6 @@ def test_folders_and_files_that_are_none(tmp_path):
         read_rows(tmp_path / "bad.parquet")
 
 
-def test_a_hub_name_is_asked_of_the_hub(tmp_path, monkeypatch, folder):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.chdir(tmp_path)
-    asked = []
-
-    def load_dataset(name):
-        asked.append(name)
-        if name != "somebody/pairs":
-            raise ConnectionError("no network")
-        return datasets.DatasetDict(train=datasets.Dataset.from_list(records("RLAIF-V")[:2]))
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(read_rows("somebody/pairs", folder)) == 2
-    with pytest.raises(InputError, match="no local file, and no dataset that the hub hands out: no network"):
-        read_rows("somebody/else")
-    assert asked == ["somebody/pairs", "somebody/else"]
-
-
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     (tmp_path / "rows.parquet").write_bytes(b"")
