@@ -147,6 +147,7 @@ def _log_to_terminal() -> None:
     logging.captureWarnings(True)
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
+    logging.getLogger("huggingface_hub").handlers.clear()  # its lines come here too
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:

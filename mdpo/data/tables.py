@@ -139,6 +139,8 @@ def _datasets() -> Any:
             "Parquet files, saved datasets and datasets of the hub need the datasets library; "
             'pip install "multimodal-dpo[data]"'
         ) from error
+    if logging.getLogger().handlers:  # its lines reach them too: with a handler of its own it would say everything twice
+        logging.getLogger("datasets").handlers.clear()
     return datasets
 
 
@@ -173,12 +175,13 @@ def hub_dataset(name: Name, split: str | None) -> Any:
             f"{name}: the hub cannot be reached, and without it no revision is told from another; leave @{name.revision} out to "
             "take what the cache has"
         )
+    if commit is None:
+        wait = "" if datasets.config.HF_HUB_OFFLINE else "; HF_HUB_OFFLINE=1 saves asking for it again and again"
+        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it%s", name, wait)
     try:
         table = datasets.load_dataset(name.repo, revision=commit)
     except Exception as error:  # no network, a dataset that is code, several subsets: each of another kind
         raise InputError(f"{name} is not a file here, and the hub's dataset does not load: {_remedied(name, error)}") from error
-    if commit is None:
-        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it", name)
     return _split(table, split, f"dataset {name}", datasets)
 
 
