@@ -31,6 +31,7 @@ from huggingface_hub.utils import validate_repo_id
 from mdpo.errors import InputError
 from mdpo.reading import parse_json, read_bytes
 from mdpo.shown import shown
+from mdpo.stops import is_main_process
 
 Part = Literal["config", "settings", "weights"]
 
@@ -194,7 +195,8 @@ def _cached(name: Name, error: Exception) -> _Seen:
             f"network: hf download {name.repo}"
         )
     folder = paths[0].parent
-    _log.warning("%s: %s, so it is taken as the cache has it, commit %s", name, why, folder.name[:12])
+    if is_main_process():
+        _log.warning("%s: %s, so it is taken as the cache has it, commit %s", name, why, folder.name[:12])
     files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     return _Seen(folder.name, tuple(files), folder)
 

@@ -293,6 +293,58 @@ def test_without_a_network_the_cache_is_taken(hub, world, monkeypatch, caplog, h
     assert len(hub.requests) == asked
 
 
+def test_commands_take_names(hub, world, adapter, tmp_path):
+    model, data = world
+    hub.add("tiny/model", model)
+    hub.add("tiny/adapter", adapter)
+    names = ["tiny/model", str(data), "--adapter", "tiny/adapter"]
+    assert main(["score", *names, "--output", "by-name.jsonl"]) == 0
+    assert main(["score", str(model), str(data), "--adapter", str(adapter), "--output", "by-folder.jsonl"]) == 0
+    assert Path("by-name.jsonl").read_text() == Path("by-folder.jsonl").read_text()
+    assert main(["generate", *names, "--max-new-tokens", "2", "--output", "answers.jsonl"]) == 0
+    assert main(["data", "check", str(data), "--model", "tiny/model"]) == 0
+    assert main(["merge", "tiny/adapter", "merged", "--base", "tiny/model"]) == 0
+    hub.add("tiny/bunny", Path(__file__).parent / "golden" / "bunny-official")
+    assert main(["convert", "bunny", "tiny/bunny", "bunny"]) == 0
+    load(tmp_path / "bunny")
+
+
+def test_a_run_goes_on_from_an_adapter_of_the_hub(hub, world, adapter, tmp_path):
+    first = hub.add("tiny/model", world[0])
+    hub.add("tiny/adapter", adapter)
+    (tmp_path / "run.yaml").write_text(
+        f"model_name_or_path: tiny/model\nmodel_revision: {first}\nadapter_name_or_path: tiny/adapter\n"
+        f"train_data: [{world[1]}]\noutput_dir: out\nmax_steps: 2\nexamples_per_step: 4\nuse_cpu: true\nreport_to: none\n"
+        "save_steps: 1\n"
+    )
+    assert main(["train", "run.yaml"]) == 0
+    record = json.loads(Path("out/mdpo_run.json").read_text())["run"]
+    assert record["model_name_or_path"] == f"tiny/model@{first}"
+    assert adapter_config("out")["base_model_name_or_path"] == "tiny/model"
+
+    # A checkpoint names the folder in the cache, which may be gone; its run's record does not.
+    shutil.rmtree(tmp_path / "cache")
+    forget()
+    assert main(["merge", "out/checkpoint-1", "merged"]) == 0
+
+
+def test_a_plan_counts_the_data_that_is_here(hub, world, tmp_path, capsys):
+    hub.add("tiny/model", world[0])
+    (tmp_path / "plan.yaml").write_text(f"model_name_or_path: tiny/model\ntrain_data: {world[1]}\noutput_dir: out\n")
+    assert main(["plan", "plan.yaml", "--memory", "8GiB"]) == 0
+    assert "8 examples" in capsys.readouterr().out
+    assert "tokenizer.json" in hub.fetched() and "model.safetensors" not in hub.fetched()
+
+
+def test_a_plan_by_shape_asks_nobody(hub, tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        "model_name_or_path: llava-hf/llava-1.5-7b-hf\ntrain_data: tiny/pairs\noutput_dir: out\nplan_prompt_tokens: 600\n"
+        "plan_response_tokens_median: 80\nplan_response_tokens_max: 120\nplan_model_shape: llava-1.5-7b\n"
+    )
+    assert main(["plan", "plan.yaml", "--memory", "80GiB"]) == 0
+    assert hub.requests == []
+
+
 def test_data_of_the_hub(hub, world, tmp_path, monkeypatch):
     import datasets
 
