@@ -59,6 +59,7 @@ def train(options: argparse.Namespace) -> int:
     inputs = _inputs(run)
     try:
         meet(args)
+        together(args, lambda: check_trainable(run.model_name_or_path))  # before a folder is made, or data fetched
         with together(args, partial(hold_folder, args, args)) or nullcontext() as lock:
             together(args, partial(begin, args, _resume_from(args.resume_from_checkpoint), inputs))
             return _train(run, args, lock, options, overrides)
@@ -76,7 +77,6 @@ def _train(
     lock: on the folder, on the main process. options: the command. overrides: of its config file.
     """
     resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
-    together(args, lambda: check_trainable(run.model_name_or_path))
     processor = together(args, lambda: load_processor(run.model_name_or_path))
     rows, eval_rows = together(args, lambda: _training_rows(run, args))
     data: Rows | PreferenceDataset = rows

@@ -15,7 +15,7 @@ EVERYBODYS = {
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
-    "mdpo.hub": {"mdpo.stops"},
+    "mdpo.hub": {"mdpo.hub", "mdpo.stops"},
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from mdpo import InputError
-from mdpo import hub as hub_names
 from mdpo.cli import main
 from mdpo.data import read_rows
+from mdpo.hub import repositories
 from mdpo.models import LANGUAGE_LINEAR, load, load_processor
 from mdpo.models.adapters import adapter_config, load_adapter
 from tests import hub as loopback
@@ -55,8 +55,8 @@ def hub(monkeypatch, tmp_path):
 
 def forget() -> None:
     """As a new process."""
-    hub_names._look.cache_clear()
-    hub_names._fetch.cache_clear()
+    repositories._look.cache_clear()
+    repositories._fetch.cache_clear()
 
 
 def parquet_repo(data: Path, folder: Path, *, split: str = "train", count: int | None = None) -> Path:
@@ -89,23 +89,23 @@ def run(hub, folder: Path, *words: str, **more: str) -> subprocess.CompletedProc
 def test_from_hub_names_to_a_trained_adapter_in_one_command(hub, world, tmp_path):
     model, data = world
     commit = hub.add("tiny/model", model)
-    hub.add("tiny/pairs", parquet_repo(data, tmp_path / "rows"), kind="datasets")
+    hub.add("some/pairs", parquet_repo(data, tmp_path / "rows"), kind="datasets")
     (tmp_path / "run.yaml").write_text(
-        "model_name_or_path: tiny/model\ntrain_data: tiny/pairs\noutput_dir: out\nmax_steps: 1\nexamples_per_step: 4\n"
+        "model_name_or_path: tiny/model\ntrain_data: some/pairs\noutput_dir: tiny/out\nmax_steps: 1\nexamples_per_step: 4\n"
         "lora_r: 2\nuse_cpu: true\nreport_to: none\nsave_strategy: 'no'\n"
     )
     done = run(hub, tmp_path, "train", "run.yaml")
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "tiny/out" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("tiny/model", commit)
-    assert "base_model: tiny/model\n" in (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: tiny/model\n" in (tmp_path / "tiny/out" / "README.md").read_text()
 
     # Whoever gets the adapter finds its base, also where there is no network any more.
     shutil.copytree(tmp_path / "home" / "hub", tmp_path / "cache", symlinks=True)
     hub.repos.clear()
     constants.HF_HUB_OFFLINE = True
     forget()
-    assert main(["merge", "out", "merged"]) == 0
+    assert main(["merge", "tiny/out", "merged"]) == 0
     trained, base = load_file(tmp_path / "merged" / "model.safetensors"), load_file(model / "model.safetensors")
     assert trained.keys() == base.keys()
 
@@ -114,7 +114,7 @@ def test_the_model_is_looked_at_before_the_data_is_fetched(hub, world, tmp_path)
     hub.add("tiny/pickles", copy(world[0], tmp_path / "pickles", without="*.safetensors"))
     (tmp_path / "run.yaml").write_text("model_name_or_path: tiny/pickles\ntrain_data: tiny/pairs\noutput_dir: out\n")
     assert main(["train", "run.yaml", "--use_cpu"]) == 2
-    assert not any("tiny/pairs" in request for request in hub.requests)
+    assert not any("tiny/pairs" in request for request in hub.requests) and not Path("out").exists()
 
 
 def test_models_processors_and_adapters_in_python(hub, world, adapter):
@@ -281,7 +281,7 @@ def test_without_a_network_the_cache_is_taken(hub, world, monkeypatch, caplog, h
     reason = "HF_HUB_OFFLINE is set" if how == "offline" else "the hub cannot be reached"
     load("tiny/model")
     load_processor("tiny/model")
-    said = [record.getMessage() for record in caplog.records if record.name == "mdpo.hub"]
+    said = [record.getMessage() for record in caplog.records if record.name == "mdpo.hub.repositories"]
     assert len(said) == 1 and said[0].startswith(f"tiny/model: {reason}") and said[0].endswith(commit[:12])
     load_processor("tiny/half")
     with pytest.raises(InputError, match="tiny/half: the cache lacks model.safetensors.*hf download tiny/half"):

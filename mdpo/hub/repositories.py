@@ -1,43 +1,27 @@
-"""Models, adapters and data sets by the name under which the Hugging Face hub has them: ``owner/name``, or
-``owner/name@revision`` for a branch, tag or commit.
-
-Whatever stands on disk under a name comes first. Token, cache and endpoint are huggingface_hub's own (``HF_TOKEN``,
-``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``). Of a repository only settings, vocabularies, chat templates and
-safetensors are fetched: no pickle, no code.
-"""
+"""Repositories of the hub: looked at, fetched into huggingface_hub's cache, or found there without a network."""
 
 import errno
 import functools
 import glob
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from mdpo.errors import InputError
 from mdpo.reading import parse_json, read_bytes
-from mdpo.shown import shown
 from mdpo.stops import is_main_process
+
+from .names import Name, hub_name, no_folder
+from .refusals import reason, refusal
 
 Part = Literal["config", "settings", "weights"]
 
 _log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>\w[\w./+-]*))?", re.ASCII)
 _CONFIGS = ("config.json", "adapter_config.json")
 _SETTINGS = (".json", ".jinja", ".txt", ".model")  # .model: SentencePiece's vocabulary, which is no pickle
 _TEMPLATES = "additional_chat_templates"
@@ -47,16 +31,6 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NO_NETWORK = (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
-class Name(NamedTuple):
-    """A repository of the hub. revision: branch, tag or commit; None: the default branch."""
-
-    repo: str
-    revision: str | None
-
-    def __str__(self) -> str:
-        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
-
-
 @dataclass(frozen=True)
 class _Seen:
     """What a repository holds at one commit. folder: where the cache keeps it, when the hub was not asked."""
@@ -64,35 +38,6 @@ class _Seen:
     commit: str
     files: tuple[str, ...]
     folder: Path | None = None
-
-
-def hub_name(path: str | Path) -> Name | None:
-    """The name on the hub that ``path`` is; None for a path on this machine, and for text that the hub has no name like.
-
-    A mistyped path must not become a request to the hub: where its folder exists, it is a path.
-    """
-    match = _NAME.fullmatch(str(path))
-    if match is None or Path(path).exists() or Path(match["repo"]).parent.exists():
-        return None
-    try:
-        validate_repo_id(match["repo"])
-    except HFValidationError:
-        return None
-    return Name(match["repo"], match["revision"])
-
-
-def with_revision(path: str | Path, revision: str | None) -> str:
-    """``path`` at a revision. Raises InputError for a folder, and for a name that has another revision already."""
-    if revision is None:
-        return str(path)
-    name = hub_name(path)
-    if name is None:
-        raise InputError(
-            f"revision {shown(revision)[:80]!r}: {path} is not a name on the hub, and only there are revisions; leave it out"
-        )
-    if name.revision not in (None, revision):
-        raise InputError(f"revision {shown(revision)[:80]!r}: {path} has a revision already; keep one of them")
-    return str(Name(name.repo, revision))
 
 
 def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model") -> Path:
@@ -112,7 +57,7 @@ def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model"
         return folder
     name = hub_name(path)
     if name is None:
-        raise InputError(_no_folder(folder, called))
+        raise InputError(no_folder(folder, called))
     seen = _look(name)
     settings = tuple(file for file in seen.files if _is_setting(file))
     if part == "config":
@@ -161,15 +106,12 @@ def look_at_dataset(name: Name) -> str | None:
         if info.gated:  # everybody may read about it
             HfApi().auth_check(name.repo, repo_type="dataset")
     except HfHubHTTPError as error:
-        raise _refusal(name, "dataset", error) from error
+        if error.response.status_code < 500:
+            raise refusal(name, "dataset", error) from error
+        return None
     except _NO_NETWORK:
         return None
     return info.sha
-
-
-def reason(error: BaseException) -> str:
-    """A library's message on one line, shortened."""
-    return shown(" ".join(str(error)[:800].split()))[:200] or type(error).__name__
 
 
 @functools.lru_cache
@@ -178,7 +120,9 @@ def _look(name: Name) -> _Seen:
     try:
         info = HfApi().model_info(name.repo, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HfHubHTTPError as error:
-        raise _refusal(name, "model", error) from error
+        if error.response.status_code < 500:
+            raise refusal(name, "model", error) from error
+        return _cached(name, error)
     except _NO_NETWORK as error:
         return _cached(name, error)
     return _Seen(str(info.sha), tuple(file.rfilename for file in info.siblings or ()))
@@ -214,7 +158,7 @@ def _fetch(name: Name, seen: _Seen, files: tuple[str, ...]) -> Path:
             name.repo, revision=name.revision, allow_patterns=[glob.escape(file) for file in files]
         )
     except HfHubHTTPError as error:
-        raise _refusal(name, "model", error) from error
+        raise refusal(name, "model", error) from error
     except (LocalEntryNotFoundError, *_NO_NETWORK) as error:
         raise InputError(
             f"{name} could not be fetched to its end: {reason(error)}; run again, it goes on where it was"
@@ -280,45 +224,3 @@ def _check_safetensors(name: Name, seen: _Seen) -> None:
         raise InputError(
             f"{name} on the hub has no {_WEIGHTS[0]} (or {_INDEX}): weights in another layout are not read"
         )
-
-
-def _no_folder(folder: Path, called: str) -> str:
-    looked = "" if folder.is_absolute() else f" in {Path.cwd()}, where relative paths start"
-    if folder.is_file():
-        return f"{called} folder {folder} is a file; give the folder that holds it, or owner/name on the hub"
-    match = _NAME.fullmatch(str(folder))
-    if match is None:
-        return f"{called} folder {folder} does not exist{looked}; give a folder, or owner/name on the hub"
-    repo, owner = match["repo"], PurePosixPath(match["repo"]).parent
-    return (
-        f"{called} folder {folder} does not exist{looked}; the hub is not asked, because {owner} is a folder here: check the "
-        f"path, or put the hub's there: hf download {repo} --local-dir {repo}"
-    )
-
-
-def _refusal(name: Name, kind: Literal["model", "dataset"], error: HfHubHTTPError) -> InputError:
-    """What to do about an answer of the hub's."""
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name.repo}"
-    status = error.response.status_code
-    if isinstance(error, GatedRepoError):
-        return InputError(
-            f"{name} is gated: accept its terms at {page}, then log in as who accepted them: hf auth login, or set HF_TOKEN"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return InputError(
-            f"{name} is not a {'file or ' if kind == 'dataset' else ''}folder here, and the hub has no such {kind}, or a private "
-            f"one: check the spelling at {page}, or log in as who may read it: hf auth login, or set HF_TOKEN"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return InputError(
-            f"{name}: the hub has {name.repo}, but not the revision {name.revision}; see {page}/tree/main"
-        )
-    if status == 401:
-        return InputError(
-            f"{name}: the hub does not know the token (HF_TOKEN, or hf auth login); log in again: hf auth login"
-        )
-    if status == 403:
-        return InputError(
-            f"{name}: the token may not read it; give it that right at {constants.ENDPOINT}/settings/tokens"
-        )
-    return InputError(f"{name}: the hub answers {status} ({reason(error)}); try again later")
