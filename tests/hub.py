@@ -36,10 +36,12 @@ class Repo:
 
 @dataclass
 class Hub:
-    """url: its endpoint. folder: where it keeps what it serves. requests: method and path of each, in order."""
+    """url: its endpoint. folder: where it keeps what it serves. down: whether it answers with an error of its own.
+    requests: method and path of each, in order."""
 
     folder: Path
     url: str = ""
+    down: bool = False
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -49,6 +51,7 @@ class Hub:
         commit = hashlib.sha1(f"{kind} {name} {len(repo.folders)}".encode()).hexdigest()
         kept = self.folder / commit
         shutil.copytree(folder, kept)
+        (kept / ".gitattributes").touch()
         repo.folders[commit], repo.refs[branch] = kept, commit
         return commit
 
@@ -80,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
         match = api or file
         repo = match and self.hub.repos.get((match["kind"] or "models", match["repo"]))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if self.hub.down:
+            self._send(503)
+            return
         if match is None or repo is None or repo.readers is not None and not repo.gated and token not in repo.readers:
             self._send(401, error=("RepoNotFound", "Repository not found"))
             return

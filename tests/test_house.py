@@ -27,7 +27,7 @@ ALLOWED = {
     "mdpo.config": {"mdpo.settings", "mdpo.objectives"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
     "mdpo.objectives": {"mdpo.packing", "mdpo_kernels"},
-    "mdpo.data": {"mdpo.data", "mdpo.packing"},
+    "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {
         "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels",

@@ -145,7 +145,7 @@ def test_no_pickle_and_no_code_is_fetched(hub, world, tmp_path):
     (folder / "original" / "model.safetensors").write_bytes(b"x")
     hub.add("tiny/model", folder)
     load("tiny/model")
-    assert hub.fetched() == {path.name for path in world[0].iterdir()} - {".gitattributes"}
+    assert hub.fetched() == {path.name for path in world[0].iterdir()}
 
 
 def test_a_processor_takes_no_weights_and_a_plan_the_config_alone(hub, world):
@@ -266,7 +266,7 @@ def test_what_is_fetched_is_checked_as_a_folder_is(hub, world, adapter, tmp_path
         load("tiny/empty")
 
 
-@pytest.mark.parametrize("how", ["offline", "no network"])
+@pytest.mark.parametrize("how", ["offline", "no network", "down"])
 def test_without_a_network_the_cache_is_taken(hub, world, monkeypatch, caplog, how):
     commit = hub.add("tiny/model", world[0])
     hub.add("tiny/half", world[0])
@@ -276,8 +276,9 @@ def test_without_a_network_the_cache_is_taken(hub, world, monkeypatch, caplog, h
     asked = len(hub.requests)
     if how == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    else:
+    elif how == "no network":
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.down = how == "down"
     reason = "HF_HUB_OFFLINE is set" if how == "offline" else "the hub cannot be reached"
     load("tiny/model")
     load_processor("tiny/model")
@@ -290,7 +291,7 @@ def test_without_a_network_the_cache_is_taken(hub, world, monkeypatch, caplog, h
         InputError, match=f"tiny/other is not a folder here and not in the cache .*, and {reason}.*hf download"
     ):
         load("tiny/other")
-    assert len(hub.requests) == asked
+    assert (len(hub.requests) == asked) == (how != "down")
 
 
 def test_commands_take_names(hub, world, adapter, tmp_path):
@@ -345,7 +346,7 @@ def test_a_plan_by_shape_asks_nobody(hub, tmp_path):
     assert hub.requests == []
 
 
-def test_data_of_the_hub(hub, world, tmp_path, monkeypatch):
+def test_data_of_the_hub(hub, world, tmp_path, monkeypatch, caplog):
     import datasets
 
     for name, value in {
@@ -357,7 +358,7 @@ def test_data_of_the_hub(hub, world, tmp_path, monkeypatch):
     first = parquet_repo(world[1], tmp_path / "first", count=3)
     commit = hub.add("tiny/pairs", first, kind="datasets")
     both = parquet_repo(world[1], copy(first, tmp_path / "both"), split="held_out", count=2)
-    hub.add("tiny/pairs", both, kind="datasets")
+    newest = hub.add("tiny/pairs", both, kind="datasets")
     hub.add("tiny/gated", both, kind="datasets", gated=True)
     assert len(read_rows("tiny/pairs")) == 3 and len(read_rows("tiny/pairs:held_out")) == 2
     assert len(read_rows(f"tiny/pairs@{commit}")) == 3
@@ -369,3 +370,20 @@ def test_data_of_the_hub(hub, world, tmp_path, monkeypatch):
         read_rows("tiny/gated")
     with pytest.raises(InputError, match="not the revision v9"):
         read_rows("tiny/pairs@v9")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    caplog.clear()
+    with pytest.raises(InputError, match=f"has commit {commit[:12]}, not {newest[:12]}; .*: tiny/pairs@{commit[:12]}"):
+        read_rows("tiny/pairs")  # the cache has what was read last, which is not what the name says
+    assert len(read_rows(f"tiny/pairs@{commit[:12]}")) == 3
+    assert (
+        f"tiny/pairs@{commit[:12]}: the hub cannot be reached, so it is taken as the cache of datasets has it, commit {commit[:12]}"
+        in caplog.text
+    )
+    with pytest.raises(InputError, match=f"has commit {commit[:12]}, not v1"):
+        read_rows("tiny/pairs@v1")
+    with pytest.raises(
+        InputError, match="tiny/other is not a file here, and the hub's dataset does not load: .*hf download tiny/other"
+    ):
+        read_rows("tiny/other")

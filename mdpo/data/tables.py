@@ -16,6 +16,7 @@ from PIL import Image
 from mdpo.errors import InputError
 from mdpo.hub import Name, look_at_dataset
 from mdpo.reading import open_regular
+from mdpo.stops import is_main_process
 
 from .images import StoredImage, open_image
 from .problem import names
@@ -166,23 +167,41 @@ def saved_dataset(path: Path, split: str | None) -> Any:
 def hub_dataset(name: Name, split: str | None) -> Any:
     """A data set of the hub, of which ``split``. Without a network it is what the cache of ``datasets`` has.
 
-    Raises InputError where the hub does not hand it out, and where neither the hub can be reached nor the cache has it.
+    Raises InputError where the hub does not hand it out, and where it cannot be reached while the cache has it not, or at
+    another commit.
     """
     datasets = _datasets()
-    commit = look_at_dataset(name)
-    if commit is None and name.revision is not None:  # the cache of datasets would give any revision for it
-        raise InputError(
-            f"{name}: the hub cannot be reached, and without it no revision is told from another; leave @{name.revision} out to "
-            "take what the cache has"
-        )
-    if commit is None:
-        wait = "" if datasets.config.HF_HUB_OFFLINE else "; HF_HUB_OFFLINE=1 saves asking for it again and again"
-        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it%s", name, wait)
+    commit, online = look_at_dataset(name)
+    if not online and not datasets.config.HF_HUB_OFFLINE and is_main_process():
+        _log.warning("%s: the hub cannot be reached; HF_HUB_OFFLINE=1 saves asking it again and again", name)
     try:
-        table = datasets.load_dataset(name.repo, revision=commit)
+        table = datasets.load_dataset(name.repo, revision=commit if online else None)
     except Exception as error:  # no network, a dataset that is code, several subsets: each of another kind
         raise InputError(f"{name} is not a file here, and the hub's dataset does not load: {_remedied(name, error)}") from error
+    if not online:
+        _check_commit(name, commit, _prepared(table))
     return _split(table, split, f"dataset {name}", datasets)
+
+
+def _prepared(table: Any) -> str:
+    """The commit of a data set that ``datasets`` has taken from its cache, where each is a folder of its own."""
+    tables = list(table.values()) if isinstance(table, Mapping) else [table]
+    return next((Path(file["filename"]).parent.name for part in tables for file in part.cache_files), "unknown")
+
+
+def _check_commit(name: Name, wanted: str | None, found: str) -> None:
+    """Says which commit the cache has, which hands out the one that was read last, whatever is asked for.
+
+    Raises InputError where it is not the one that the name stands for.
+    """
+    wanted = wanted or name.revision
+    if wanted is not None and not found.startswith(wanted):
+        raise InputError(
+            f"{name}: the hub cannot be reached, and the cache of datasets has commit {found[:12]}, not {wanted[:12]}; read it once "
+            f"where there is a network, or take what is there: {name.repo}@{found[:12]}"
+        )
+    if is_main_process():
+        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it, commit %s", name, found[:12])
 
 
 def _remedied(name: Name, error: Exception) -> str:

@@ -4,12 +4,19 @@ import errno
 import functools
 import glob
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from mdpo.errors import InputError
 from mdpo.reading import parse_json, read_bytes
@@ -27,6 +34,7 @@ _SETTINGS = (".json", ".jinja", ".txt", ".model")  # .model: SentencePiece's voc
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _INDEX = "model.safetensors.index.json"
+_ANY = ".gitattributes"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NO_NETWORK = (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
@@ -96,22 +104,29 @@ def base_of(path: str | Path) -> tuple[str, str | None]:
     return (str(path), None) if name is None else (name.repo, _look(name).commit)
 
 
-def look_at_dataset(name: Name) -> str | None:
-    """The commit of a data set of the hub; None where the hub cannot be reached.
+def look_at_dataset(name: Name) -> tuple[str | None, bool]:
+    """The commit of a data set of the hub, and whether the hub was asked. Where it cannot be reached it is the commit that
+    the name had when it was last asked, or None.
 
     Raises InputError where the hub has no such data set, or does not hand it out.
     """
+    api, where = HfApi(), {"repo_type": "dataset", "revision": name.revision}
     try:
-        info = HfApi().dataset_info(name.repo, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = api.dataset_info(name.repo, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if info.gated:  # everybody may read about it
-            HfApi().auth_check(name.repo, repo_type="dataset")
+            api.auth_check(name.repo, repo_type="dataset")
+        with suppress(
+            EntryNotFoundError
+        ):  # every repository has this small file: what it is kept for is the name's commit
+            api.hf_hub_download(name.repo, _ANY, **where)
+        return info.sha, True
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise refusal(name, "dataset", error) from error
-        return None
     except _NO_NETWORK:
-        return None
-    return info.sha
+        pass
+    found = try_to_load_from_cache(name.repo, _ANY, **where)
+    return Path(found).parent.name if isinstance(found, str) else None, False
 
 
 @functools.lru_cache
