@@ -31,10 +31,12 @@ from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
 from mdpo.evaluation.trained_text import say_other_text
+from mdpo.hub import folder_of
 from mdpo.memory.commands import run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
     ReferenceCache,
+    check_trainable,
     convert_bunny,
     convert_llava,
     fingerprint,
@@ -146,6 +148,7 @@ def _log_to_terminal() -> None:
     logging.captureWarnings(True)
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
+    logging.getLogger("huggingface_hub").handlers.clear()  # its lines come here too
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
@@ -243,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("merge", help="an adapter into its base model's weights, with a model card")
     command.add_argument("adapter", type=Path)
     command.add_argument("destination", type=Path)
-    command.add_argument("--base", type=Path, help="folder of the base model; the one the adapter names without it")
+    command.add_argument("--base", type=Path, help="base model, folder or owner/name on the hub; the one the adapter names without it")
     command.set_defaults(run=run_merge)
 
     command = commands.add_parser("score", help="log-probs and rewards of every row of a preference file")
@@ -265,9 +268,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
     command.add_argument("layout", choices=["bunny", "llava"])
-    command.add_argument("source", type=Path)
+    command.add_argument("source", type=Path, help="folder, or owner/name on the hub")
     command.add_argument("destination", type=Path)
-    command.add_argument("--vision-tower", type=Path, help="llava: folder of the CLIP model, where the source has none")
+    command.add_argument(
+        "--vision-tower", type=Path, help="llava: the CLIP model, folder or owner/name on the hub, where the source has none"
+    )
     command.set_defaults(run=run_convert)
     data_commands.add_commands(commands, load_processor)
     evaluation_commands.add_commands(commands)
@@ -276,9 +281,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _model_and_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", type=Path, help="folder of the base model and its processor")
+    command.add_argument("model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub")
     command.add_argument("data", type=Path, help="file, folder or hub dataset, as for mdpo data")
-    command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
+    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     data_commands.add_row_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
@@ -288,6 +293,8 @@ def run_score(options: argparse.Namespace) -> None:
     check_range("--beta", options.beta, BETA)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: expected a number from 0 on")
+    check_trainable(options.model)  # before gigabytes of data are fetched
+    adapter = None if options.adapter is None else folder_of(options.adapter, called="adapter")
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )
@@ -313,9 +320,9 @@ def run_score(options: argparse.Namespace) -> None:
     # Before the adapter goes on: some kinds leave another model behind when they are switched off.
     reference = row_logps(base, dataset, branches=branches, token_budget=options.token_budget, cache=cache)
     model: torch.nn.Module = base
-    if options.adapter is not None:
-        model = load_adapter(base, options.adapter, base=options.model)
-        say_other_text(options.adapter, data.text)
+    if adapter is not None:
+        model = load_adapter(base, adapter, base=options.model)
+        say_other_text(adapter, data.text)
         if not options.no_check_start:
             _log.info(check_first_rows(model, dataset, branches))
     records = score(

@@ -12,7 +12,7 @@ from mdpo.data import PreferenceRow, read_rows
 from mdpo.data.formats import FORMATS
 from mdpo.data.images import StoredImage, open_image
 from mdpo.data.rows import Checked, check_rows, image_root
-from mdpo.data.sources import open_source
+from mdpo.data.sources import data_files, line_files, open_source
 from mdpo.errors import InputError
 
 COUNT = 24
@@ -331,6 +331,33 @@ def test_a_folder_of_shards_is_read_as_one(folder, tmp_path, suffix):
         read_rows(f"{shards}:test", folder)
 
 
+def test_a_row_of_a_shard_names_its_file(folder, tmp_path):
+    pytest.importorskip("datasets")
+    rows = records("TRL")
+    save(rows[:3], tmp_path / "a.parquet")
+    save([rows[3], {**rows[4], "images": ["../none.png"]}], tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="^b.parquet, row 1: images: .*none.png"):
+        read_rows(str(tmp_path / "*.parquet"), folder)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match=f"^{tmp_path / 'b.parquet'}: not a Parquet file"):
+        read_rows(tmp_path, folder)
+
+
+def test_a_list_of_files_is_read_in_its_order(folder, tmp_path):
+    rows = records("TRL")
+    parts = [save(rows[:5], tmp_path / "b.jsonl"), save(rows[5:7], tmp_path / "a.json"), save(rows[7:9], folder / "c.jsonl")]
+    read = read_rows(parts, folder)
+    assert [row.chosen for row in read] == [row["chosen"] for row in rows[:9]] and read[8].id == "8"
+    assert len(read_rows([str(parts[0]), str(tmp_path / "a.*")], folder)) == 7
+    assert data_files(parts) == parts and line_files([parts[0], parts[2]]) == [parts[0], parts[2]] and line_files(parts) == []
+    with pytest.raises(InputError, match="b.jsonl and 2 more: files in several folders.*say with image_dir"):
+        read_rows(parts)
+    with pytest.raises(InputError, match="none.jsonl does not exist"):
+        read_rows([*parts, tmp_path / "none.jsonl"], folder)
+    with pytest.raises(InputError, match="holds no rows"):
+        read_rows([], folder)
+
+
 def test_shards_of_the_hub_are_split_by_their_names(folder, tmp_path):
     (tmp_path / "data").mkdir()
     rows = records("TRL")
@@ -362,24 +389,6 @@ def test_folders_and_files_that_are_none(tmp_path):
         read_rows(f"{tmp_path / 'a.jsonl'}:train")
     with pytest.raises(InputError, match="not a Parquet file"):
         read_rows(tmp_path / "bad.parquet")
-
-
-def test_a_hub_name_is_asked_of_the_hub(tmp_path, monkeypatch, folder):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.chdir(tmp_path)
-    asked = []
-
-    def load_dataset(name):
-        asked.append(name)
-        if name != "somebody/pairs":
-            raise ConnectionError("no network")
-        return datasets.DatasetDict(train=datasets.Dataset.from_list(records("RLAIF-V")[:2]))
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(read_rows("somebody/pairs", folder)) == 2
-    with pytest.raises(InputError, match="no local file, and no dataset that the hub hands out: no network"):
-        read_rows("somebody/else")
-    assert asked == ["somebody/pairs", "somebody/else"]
 
 
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
