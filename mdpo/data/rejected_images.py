@@ -93,7 +93,8 @@ class _Sources:
         neighbours = self.made.neighbours
         if neighbours is None:
             raise InputError(
-                f"negative: {NEEDS_MODEL} needs the model, whose vision tower says which pictures are alike; training finds them"
+                f"negative: {NEEDS_MODEL} needs the model, which says what pictures look alike, and none was asked; choose "
+                "another negative here, or train with it"
             )
         picture = neighbours.choose(self.index, self.position, self._alike)
         self._alike.add(picture)
