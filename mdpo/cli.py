@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ from mdpo.models import (
     load_processor,
 )
 from mdpo.models.adapters import load_adapter
+from mdpo.models.image_embeddings import image_embeddings
 from mdpo.models.merge import run_merge
 from mdpo.objectives import PRESETS, help_table
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
@@ -274,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
         "--vision-tower", type=Path, help="llava: the CLIP model, folder or owner/name on the hub, where the source has none"
     )
     command.set_defaults(run=run_convert)
-    data_commands.add_commands(commands, load_processor)
+    data_commands.add_commands(commands, load_processor, {name: each.branches for name, each in PRESETS.items()})
     evaluation_commands.add_commands(commands)
     report_commands.add_commands(commands)
     return parser
@@ -313,6 +315,7 @@ def run_score(options: argparse.Namespace) -> None:
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, data)
+    dataset.find_neighbours(partial(image_embeddings, base, folder=options.reference))
     check_rows(base, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
     if not options.no_check_start:

@@ -76,8 +76,9 @@ class PreferenceDataset(Dataset):
             self._tokens.lengths(), self.rows, self._facts, self._image_tokens, options.max_length
         )
         check_weights(self._tokens, self._parts, self.rows)
-        self.lengths = packed_lengths(self._parts, self.rows, options.read)
-        there = branches_there(self._parts, self.rows, options.read)
+        with_images = self.rows.images.counts() > 0
+        self.lengths = packed_lengths(self._parts, with_images, options.read)
+        there = branches_there(self._parts, with_images, options.read)
         if options.reads_contrast:
             _check_contrast_there(self.rows, self._parts[:, CONTRAST] > 0, options)
         reading = [rows for name, rows in there.items() if branch_of(name).negative]

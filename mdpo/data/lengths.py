@@ -61,21 +61,23 @@ def check_weights(tokens: Tokens, parts: np.ndarray, rows: Rows) -> None:
                 raise RowError.at(rows[index].where, f"{name}_weights", problem, "raise max_length, or drop the row")
 
 
-def branches_there(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away."""
-    with_images = rows.images.counts() > 0
+def branches_there(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away.
+
+    parts: (N, parts) tokens. with_images: (N,) bool.
+    """
     there = {}
     for branch in map(branch_of, branches):
         there[branch.name] = (parts[:, PARTS.index(branch.response)] > 0) & (with_images | (branch.picture == "image"))
     return there
 
 
-def packed_lengths(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> np.ndarray:
+def packed_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> np.ndarray:
     """(N,) int64 tokens of each packed row: every picture's prompt once, and the responses that are read with it.
 
-    parts: from ``kept_parts``.
+    parts: (N, parts) tokens, such as from ``kept_parts``. with_images: (N,) bool.
     """
-    there = branches_there(parts, rows, branches)
+    there = branches_there(parts, with_images, branches)
     total = np.zeros(len(parts), np.int64)
     for picture, readers in pictures_of(branches).items():
         prompt = parts[:, IMAGELESS if picture == "none" else PROMPT]

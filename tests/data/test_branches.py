@@ -16,7 +16,7 @@ from mdpo.data.check_report import report_lines
 from mdpo.data.image_sources import image_root
 from mdpo.data.sample import sample_file
 from mdpo.errors import InputError
-from mdpo.objectives import Objective
+from mdpo.objectives import PRESETS, Objective
 from mdpo.packing.branches import MDPO_BRANCHES
 from mdpo.trainer.datasets import dataset_of
 from mdpo_kernels import Term
@@ -182,3 +182,20 @@ def test_a_sample_brings_what_its_rows_bring(tmp_path):
     )
     assert "contrasts 1 rows bring the answer that is right for their rejected picture" in lines
     assert "weights   1 rows bring chosen_weights or rejected_weights" in lines
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_check_measures_the_packed_rows_of_an_objective(tmp_path, preset):
+    """And shows what the model reads of a row: all of its answers, and the prompt without its picture."""
+    for name in ("a", "b", "c", "d"):
+        noise(ord(name)).save(tmp_path / f"{name}.png")
+    full = {**TEXT, "image": "a.png", "rejected_images": ["b.png", "c.png", "d.png"], "contrast": "two dogs"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(full) + "\n" + json.dumps({**TEXT, "id": "alone"}) + "\n")
+    branches = PRESETS[preset].branches
+    report = check_file(path, image_root(tmp_path), processor=PROCESSOR, branches=branches)
+    options = DataOptions(branches, negative="own")
+    assert list(report.lengths["packed"]) == PreferenceDataset(read_rows(path), PROCESSOR, options).lengths.tolist()
+    shown = "\n".join(report.shown.lines())
+    assert "contrast  « two dogs" in shown
+    assert ("imageless" in shown) == any(name.endswith("@none") for name in branches)
