@@ -190,6 +190,9 @@ def test_revisions(hub, world, tmp_path):
         load("tiny/model@v9")
     with pytest.raises(InputError, match="revision 'v1': tiny/model@v2 has a revision already"):
         load("tiny/model@v2", revision="v1")
+    for bad in ("a/../../b", "", "-x", "a b"):
+        with pytest.raises(InputError, match="not a branch, tag or commit"):
+            load("tiny/model", revision=bad)
     with pytest.raises(InputError, match="is not a name on the hub, and only there are revisions"):
         load_processor(world[0], revision="v1")
 
@@ -224,6 +227,14 @@ def test_what_the_hub_does_not_hand_out(hub, world, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     load("tiny/gated")
     load("tiny/private")
+
+
+def test_a_cache_that_cannot_be_written(hub, world, tmp_path, monkeypatch):
+    hub.add("tiny/model", world[0])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=f"tiny/model cannot be kept in the cache {tmp_path}/file: .*; set HF_HOME"):
+        load("tiny/model")
 
 
 def test_weights_that_are_no_safetensors_are_refused(hub, world, adapter, tmp_path):

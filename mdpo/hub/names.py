@@ -12,11 +12,11 @@ from huggingface_hub.utils import validate_repo_id
 from mdpo.errors import InputError
 from mdpo.shown import shown
 
-_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>\w[\w./+-]*))?", re.ASCII)
+_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>(?!.*\.\.)\w[\w./+-]*))?", re.ASCII)
 
 
 class Name(NamedTuple):
-    """A repository of the hub. revision: branch, tag or commit; None: the default branch."""
+    """A repository on the hub. revision: branch, tag or commit; None: the default branch."""
 
     repo: str
     revision: str | None
@@ -24,12 +24,17 @@ class Name(NamedTuple):
     def __str__(self) -> str:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
+    @property
+    def download(self) -> str:
+        """The command that fetches it, of a model or an adapter."""
+        return f"hf download {self.repo}" + ("" if self.revision is None else f" --revision {self.revision}")
+
 
 def hub_name(path: str | Path) -> Name | None:
-    """The name on the hub that ``path`` is; None for a path on this machine, and for text that the hub has no name like.
+    """``path`` as a name on the hub, or None if it is a path on this machine or no repository can have that name.
 
-    A mistyped path must not become a request to the hub: where its folder exists, it is a path, unless the cache has that
-    repository from before.
+    A mistyped path must not become a request to the hub: if its parent folder exists, it is a path, unless the cache already
+    has that repository.
     """
     match = _NAME.fullmatch(str(path))
     if match is None or Path(path).exists():
@@ -49,10 +54,15 @@ def _is_cached(repo: str) -> bool:
 
 
 def with_revision(path: str | Path, revision: str | None) -> str:
-    """``path`` at a revision. Raises InputError for a folder, and for a name that has another revision already."""
+    """``path`` at a revision.
+
+    Raises InputError for a folder, for a name that has another revision already, and for text that cannot be a revision.
+    """
     if revision is None:
         return str(path)
     name = hub_name(path)
+    if name is not None and hub_name(f"{name.repo}@{revision}") is None:
+        raise InputError(f"revision {shown(revision)[:80]!r}: not a branch, tag or commit; correct it")
     if name is None:
         raise InputError(
             f"revision {shown(revision)[:80]!r}: {path} is not a name on the hub, and only there are revisions; leave it out"
@@ -63,7 +73,7 @@ def with_revision(path: str | Path, revision: str | None) -> str:
 
 
 def no_folder(folder: Path, called: str) -> str:
-    """What is wrong with a path that is no folder, and no name to ask the hub for."""
+    """What is wrong with a path that is not a folder, and that the hub is not asked for."""
     looked = "" if folder.is_absolute() else f" in {Path.cwd()}, where relative paths start"
     if folder.is_file():
         return f"{called} folder {folder} is a file; give the folder that holds it, or owner/name on the hub"

@@ -14,7 +14,6 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
 
@@ -41,7 +40,7 @@ _NO_NETWORK = (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a repository holds at one commit. folder: where the cache keeps it, when the hub was not asked."""
+    """The files of a repository at one commit. folder: where the cache keeps them, if the hub could not be asked."""
 
     commit: str
     files: tuple[str, ...]
@@ -49,7 +48,7 @@ class _Seen:
 
 
 def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model") -> Path:
-    """The folder of a model or an adapter: ``path`` itself where it is one, else where huggingface_hub's cache has it.
+    """The folder of a model or an adapter: ``path`` itself if it is one, else the one in huggingface_hub's cache.
 
     Args:
         path: Folder, or ``owner/name`` or ``owner/name@revision`` on the hub.
@@ -57,8 +56,8 @@ def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model"
             safetensors weights as well.
         called: What messages call it, "model" or "adapter".
 
-    Raises InputError where there is no such folder, and where the hub has no such repository, does not hand it out or
-    cannot be reached while the cache lacks it; for weights, where the repository holds no safetensors.
+    Raises InputError if there is no such folder, if the hub has no such repository or does not hand it out, if neither
+    the hub can be reached nor the cache has it, and, for weights, if the repository has no safetensors.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -76,8 +75,8 @@ def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model"
 
 
 def check_weights_there(path: str | Path) -> None:
-    """Raises InputError where ``path`` is a name on the hub and its repository holds no safetensors weights; without a
-    network, where the cache does not."""
+    """Raises InputError if ``path`` is a name on the hub whose repository has no safetensors weights; without a network, if
+    the cache does not have them."""
     name = None if Path(path).expanduser().is_dir() else hub_name(path)
     if name is None:
         return
@@ -88,8 +87,8 @@ def check_weights_there(path: str | Path) -> None:
 
 
 def cached_config(path: str | Path) -> Path | None:
-    """The folder that has ``path``'s config.json on this machine, in the cache for a name on the hub; the network is not
-    asked. None where there is none."""
+    """The folder on this machine that has the config.json of ``path``: the folder itself, or the one in the cache for a
+    name on the hub; None if there is none. Never uses the network."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         name = hub_name(path)
@@ -105,19 +104,18 @@ def base_of(path: str | Path) -> tuple[str, str | None]:
 
 
 def look_at_dataset(name: Name) -> tuple[str | None, bool]:
-    """The commit of a data set of the hub, and whether the hub was asked. Where it cannot be reached it is the commit that
-    the name had when it was last asked, or None.
+    """The commit of a data set on the hub, and whether the hub was asked. If it cannot be reached, the commit is the one that
+    the name stood for when it was last asked, or None.
 
-    Raises InputError where the hub has no such data set, or does not hand it out.
+    Raises InputError if the hub has no such data set, or does not hand it out.
     """
     api, where = HfApi(), {"repo_type": "dataset", "revision": name.revision}
     try:
         info = api.dataset_info(name.repo, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if info.gated:  # everybody may read about it
             api.auth_check(name.repo, repo_type="dataset")
-        with suppress(
-            EntryNotFoundError
-        ):  # every repository has this small file: what it is kept for is the name's commit
+        # Every repository has this small file. In the cache it says which commit the name stood for.
+        with suppress(EntryNotFoundError):
             api.hf_hub_download(name.repo, _ANY, **where)
         return info.sha, True
     except HfHubHTTPError as error:
@@ -144,14 +142,14 @@ def _look(name: Name) -> _Seen:
 
 
 def _cached(name: Name, error: Exception) -> _Seen:
-    """What the cache has. error: why the hub was not asked."""
+    """The repository as the cache has it. error: why the hub could not be asked."""
     found: Any = [try_to_load_from_cache(name.repo, file, revision=name.revision) for file in _CONFIGS]
     paths = [Path(path) for path in found if isinstance(path, str)]
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({reason(error)})"
     if not paths:
         raise InputError(
             f"{name} is not a folder here and not in the cache {constants.HF_HUB_CACHE}, and {why}; fetch it where there is a "
-            f"network: hf download {name.repo}"
+            f"network: {name.download}"
         )
     folder = paths[0].parent
     if is_main_process():
@@ -174,15 +172,13 @@ def _fetch(name: Name, seen: _Seen, files: tuple[str, ...]) -> Path:
         )
     except HfHubHTTPError as error:
         raise refusal(name, "model", error) from error
-    except (LocalEntryNotFoundError, *_NO_NETWORK) as error:
-        raise InputError(
-            f"{name} could not be fetched to its end: {reason(error)}; run again, it goes on where it was"
-        ) from error
+    except _NO_NETWORK as error:
+        raise _not_whole(name, error) from error
     except OSError as error:
+        if error.errno is None:  # fewer bytes than were announced
+            raise _not_whole(name, error) from error
         remedy = (
-            "make room, or set HF_HOME to a larger disk"
-            if error.errno == errno.ENOSPC
-            else "set HF_HOME to another folder"
+            "make room, or set HF_HOME to a larger disk" if error.errno == errno.ENOSPC else "set HF_HOME to a folder"
         )
         raise InputError(
             f"{name} cannot be kept in the cache {constants.HF_HUB_CACHE}: {reason(error)}; {remedy}"
@@ -194,15 +190,19 @@ def _fetch(name: Name, seen: _Seen, files: tuple[str, ...]) -> Path:
     return Path(folder)
 
 
+def _not_whole(name: Name, error: Exception) -> InputError:
+    return InputError(f"{name} could not be fetched to its end: {reason(error)}; run again, it goes on where it was")
+
+
 def _is_setting(file: str) -> bool:
     path = PurePosixPath(file)
     return path.suffix in _SETTINGS and (len(path.parts) == 1 or str(path.parent) == _TEMPLATES)
 
 
 def _weight_files(name: Name, seen: _Seen, folder: Path) -> tuple[str, ...]:
-    """The safetensors that the model or adapter is read from. folder: of its settings.
+    """The safetensors that the model or adapter is read from. folder: where its settings are.
 
-    Raises InputError where the repository holds none, and where the cache holds only part of them.
+    Raises InputError if the repository has none, and if the cache has only some of them.
     """
     _check_safetensors(name, seen)
     whole = [file for file in _WEIGHTS if file in seen.files]
@@ -211,13 +211,13 @@ def _weight_files(name: Name, seen: _Seen, folder: Path) -> tuple[str, ...]:
     if missing and seen.folder is not None:
         raise InputError(
             f"{name}: the cache lacks {missing[0]}, so it was not fetched to its end; fetch the rest where there is a network: "
-            f"hf download {name.repo}"
+            f"{name.download}"
         )
     return tuple(file for file in files if file in seen.files)
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that a damaged index does not name are missed when the folder is read, by a message of its own."""
+    """The files that an index names; none if it is damaged, which is said when the folder is read."""
     try:
         table = parse_json(read_bytes(index))["weight_map"]
         return sorted({file for file in table.values() if isinstance(file, str) and file.endswith(".safetensors")})
