@@ -86,6 +86,9 @@ class TokenPairs(PreferenceDataset):
     def digest(self) -> str:
         return f"{len(self.examples)} random examples"
 
+    def find_neighbours(self, embed: Embed) -> None:
+        """Negatives are made already."""
+
     def first_with_images(self) -> int | None:
         return next((index for index, example in enumerate(self.examples) if example.images), None)
 
