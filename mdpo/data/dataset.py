@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .lengths import ANSWERS, CONTRAST, PROMPT, branches_there, check_weights, k
 from .nearest import Embed, Neighbours
 from .negatives import NEEDS_MODEL, parse_negative
 from .options import DataOptions, check_contrast
+from .problem import RowError
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
 from .row_store import Rows
@@ -78,10 +79,11 @@ class PreferenceDataset(Dataset):
         check_weights(self._tokens, self._parts, self.rows)
         with_images = self.rows.images.counts() > 0
         self.lengths = packed_lengths(self._parts, with_images, options.read)
-        there = branches_there(self._parts, with_images, options.read)
+        self._there = branches_there(self._parts, with_images, options.read)
         if options.reads_contrast:
             _check_contrast_there(self.rows, self._parts[:, CONTRAST] > 0, options)
-        reading = [rows for name, rows in there.items() if branch_of(name).negative]
+        _check_each_has_something(self.rows, self.lengths, options)
+        reading = [rows for name, rows in self._there.items() if branch_of(name).negative]
         self._with_negatives = np.logical_or.reduce(reading) if reading else np.zeros(len(self.rows), bool)
         self._say_longest()
 
@@ -134,6 +136,12 @@ class PreferenceDataset(Dataset):
             return
         settings = [self.processor.image_processor.to_dict(), self._image_settings]
         made.neighbours = Neighbours(self.rows, embed, self._processed_alone, settings, made.count)
+
+    def any_with(self, branches: Collection[str]) -> bool:
+        """Whether any row has all of these branches."""
+        return all(name in self._there for name in branches) and bool(
+            np.logical_and.reduce([self._there[name] for name in branches]).any()
+        )
 
     def first_with_images(self) -> int | None:
         """The index of the first row that has an image."""
@@ -212,3 +220,11 @@ def _check_contrast_there(rows: Rows, there: np.ndarray, options: DataOptions) -
         )
     if not there.all():
         logger.warning("%d of %d rows have no contrast: they train without %s", int((~there).sum()), len(rows), terms)
+
+
+def _check_each_has_something(rows: Rows, lengths: np.ndarray, options: DataOptions) -> None:
+    """A row without any of the branches would take no tokens at all."""
+    for index in np.flatnonzero(lengths == 0)[:1].tolist():
+        lacks = "contrast" if rows[index].images else "images"
+        problem = f"is empty, so that the row has nothing of what the objective reads ({', '.join(options.read)})"
+        raise RowError.at(rows[index].where, lacks, problem, "fill it, or drop the row")

@@ -30,13 +30,27 @@ def row_logps(
     """The log-probs of every row under ``model``, bare or PEFT; NaN for a branch that a row does not have.
 
     cache: where they are looked up first, and kept; for a model that is some run's reference.
+
+    Raises InputError for a log-prob that is not finite, with its row and branch.
     """
     model.eval()
     scored: Logps = {}
     for packed in _micro_batches(model, dataset, branches, token_budget):
-        logps = branch_logps(model, packed) if cache is None else _cached(model, packed, cache)
+        logps = branch_logps(model, packed).cpu() if cache is None else _cached(model, packed, cache)
+        _check_finite(packed, logps)
         scored |= dict(zip(packed.ids, map(tuple, logps.T.tolist()), strict=True))
     return scored
+
+
+def _check_finite(packed: PackedBatch, logps: Tensor) -> None:
+    """NaN says that a row does not have a branch: a broken number would pass for one."""
+    broken = packed.present.cpu() & ~logps.isfinite()
+    if broken.any():
+        branch, example = broken.nonzero()[0].tolist()
+        raise InputError(
+            f"row {packed.ids[example]!r}, {packed.branches[branch]}: the log-prob is {float(logps[branch, example])}; a weight of "
+            "the model is not a number, or values overflow in its dtype (float32 has room)"
+        )
 
 
 def _cached(model: nn.Module, packed: PackedBatch, cache: ReferenceCache) -> Tensor:
