@@ -13,7 +13,7 @@ from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
 from mdpo.models import ReferenceCache, branch_logps
 from mdpo.models.start_check import check_packed, first_examples, rounding_of
-from mdpo.packing import MDPO_BRANCHES, PackedBatch, family_of, pack, part, plan
+from mdpo.packing import MDPO_BRANCHES, Batch, family_of, pack, part, plan
 
 Logps = dict[str, tuple[float, ...]]  # of each row's branches, in their order, by the row's id
 
@@ -39,7 +39,7 @@ def row_logps(
     return scored
 
 
-def _cached(model: nn.Module, packed: PackedBatch, cache: ReferenceCache) -> Tensor:
+def _cached(model: nn.Module, packed: Batch, cache: ReferenceCache) -> Tensor:
     found = cache.find(packed)
     if not found.missing:
         return found.logps
@@ -96,7 +96,7 @@ def check_first_rows(
 
 def _micro_batches(
     model: nn.Module, dataset: PreferenceDataset, branches: Sequence[str], token_budget: int
-) -> Iterator[PackedBatch]:
+) -> Iterator[Batch]:
     family = family_of(model)
     device = next(model.parameters()).device
     micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))

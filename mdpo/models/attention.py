@@ -66,7 +66,7 @@ def attention_backend(model: PreTrainedModel, autocast: torch.dtype | None) -> s
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """The text model on transformers' own attention for as long as the context lasts."""
-    before = model.config.text_config._attn_implementation
+    before = model.config.get_text_config()._attn_implementation
     if before == NAME:
         model.set_attn_implementation({"text_config": "sdpa"})
     try:

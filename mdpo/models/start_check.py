@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdpo.errors import InputError
-from mdpo.packing import MDPO_BRANCHES, PackedBatch, PreferenceTokens, family_of, pack
+from mdpo.packing import MDPO_BRANCHES, Batch, PreferenceTokens, family_of, pack
 from mdpo_kernels import sequence_logps
 
 from .logps import response_token_logps, without_adapter
@@ -137,7 +137,7 @@ def _check_are_numbers(read: Sequence[PlainBranch], theirs: Sequence[Tensor]) ->
             )
 
 
-def check_equal_start(packed: PackedBatch, policy: Tensor, reference: Tensor, rounding: float) -> float:
+def check_equal_start(packed: Batch, policy: Tensor, reference: Tensor, rounding: float) -> float:
     """Before the first step the policy is its reference. policy, reference: (K, B) log-probs.
 
     Returns the largest difference a token. Raises InputError where one is more than rounding.
@@ -161,7 +161,7 @@ def check_equal_start(packed: PackedBatch, policy: Tensor, reference: Tensor, ro
 
 @torch.no_grad()
 def _packed_token_logps(
-    model: nn.Module, packed: PackedBatch, training: bool, values: dict[str, Tensor] | None = None
+    model: nn.Module, packed: Batch, training: bool, values: dict[str, Tensor] | None = None
 ) -> Tensor:
     with in_mode(model, training):
         if not values:
@@ -181,7 +181,7 @@ class _TokenLogps(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, packed: PackedBatch) -> Tensor:
+    def forward(self, packed: Batch) -> Tensor:
         return response_token_logps(self.model, packed)
 
 
@@ -201,7 +201,7 @@ def _compare(read: Sequence[PlainBranch], ours: Tensor, theirs: Sequence[Tensor]
 def _check_adapter_is_seen(
     model: PeftModel,
     read: Sequence[PlainBranch],
-    packed: PackedBatch,
+    packed: Batch,
     theirs: Sequence[Tensor],
     rounding: float,
     training: bool,
@@ -234,7 +234,7 @@ def _check_adapter_is_seen(
 def _cause(
     model: nn.Module,
     read: Sequence[PlainBranch],
-    packed: PackedBatch,
+    packed: Batch,
     ours: Tensor,
     theirs: Sequence[Tensor],
     rounding: float,

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, get_worker_info
 
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
-from mdpo.packing import Family, PackedBatch, pack
+from mdpo.packing import Batch, Family, Separate, pack
 from mdpo.packing.plan import plan_steps
 
 from .workers import Unread, memory_bound
@@ -36,7 +36,7 @@ class MicroBatch(NamedTuple):
 class Step:
     """One optimizer step on this rank. num_examples: of the step, over all ranks. weights: 0 or 1 by micro-batch."""
 
-    micro_batches: list[PackedBatch]
+    micro_batches: list[Batch]
     num_examples: int
     weights: list[float]
 
@@ -100,12 +100,12 @@ class MicroBatches(Dataset):
     branches: as which every example is read.
     """
 
-    def __init__(self, dataset: PreferenceDataset, family: Family, branches: Sequence[str]) -> None:
+    def __init__(self, dataset: PreferenceDataset, family: Family | Separate, branches: Sequence[str]) -> None:
         self.dataset = dataset
         self.family = family
         self.branches = branches
 
-    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, PackedBatch | Unread]:
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, Batch | Unread]:
         try:
             with memory_bound():
                 examples = [self.dataset[index, micro_batch.epoch] for index in micro_batch.examples]
@@ -114,7 +114,7 @@ class MicroBatches(Dataset):
             return micro_batch, Unread(str(error))
 
 
-def collate(items: list[tuple[MicroBatch, PackedBatch | Unread]]) -> Step | Unread:
+def collate(items: list[tuple[MicroBatch, Batch | Unread]]) -> Step | Unread:
     """The micro-batches of one step."""
     planned, packed = [micro_batch for micro_batch, _ in items], []
     for _, item in items:

@@ -32,7 +32,7 @@ from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.objectives import objective_of
-from mdpo.packing import PackedBatch, PreferenceTokens, family_of
+from mdpo.packing import Batch, PreferenceTokens, family_of
 
 from .arguments import (
     check_fsdp,
@@ -314,7 +314,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             self._cache.found = 0
         _log.info(line)
 
-    def _evaluate_packed(self, packed: PackedBatch) -> PolicyOutput:
+    def _evaluate_packed(self, packed: Batch) -> PolicyOutput:
         with in_mode(self.policy, training=False):
             return self._forward(self.policy, packed)
 
@@ -373,7 +373,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             clear_device_cache()
         return torch.stack(losses).sum() * self.args.world_size
 
-    def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
+    def _forward(self, model: nn.Module, packed: Batch, num_examples: int | None = None) -> PolicyOutput:
         """The micro-batch's output, with the cached reference where there is one."""
         reference, missing = (None, ()) if self._cache is None else self._cache.find(packed)
         # Sharded weights are gathered by all ranks together: all run the reference, or none.
