@@ -73,7 +73,7 @@ def planned(case: Case, device: str = "cuda") -> tuple[Plan, list[PreferenceToke
     prompt_tokens = case.side**2 + 74 // case.shrink
     lengths = log_normal(
         prompt_tokens=prompt_tokens, response_tokens_median=120 // case.shrink, response_tokens_max=400 // case.shrink,
-        images=2, image_tokens=case.side**2,
+        image_tokens=case.side**2,
     )  # fmt: skip
     on_gpu = device == "cuda"
     wishes = Wishes(

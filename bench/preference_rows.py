@@ -27,16 +27,22 @@ def preference_rows(
     return _rows(shape, image_tokens + TEXT_TOKENS // shrink, responses, image_tokens, seed)
 
 
-def even_rows(shape: Shape, prompt: int, response: int, count: int, *, image_tokens: int) -> list[PreferenceTokens]:
-    """Responses around one length, spread by a quarter where there are several pairs: padding has something to pad."""
+def even_rows(
+    shape: Shape, prompt: int, response: int, count: int, *, image_tokens: int, negatives: int = 1, contrast: bool = False
+) -> list[PreferenceTokens]:
+    """Responses around one length, spread by a quarter where there are several pairs: padding has something to pad.
+
+    negatives: rejected images of each. contrast: with an answer to the first of them, as long as the chosen one.
+    """
     spreads = [round(response * (1 + spread)) for spread in (-0.25, 0.25)] if count > 1 else [response, response]
     responses = [(spreads[index % 2], spreads[(index + 1) % 2]) for index in range(count)]
-    return _rows(shape, prompt, responses, image_tokens, 0)
+    return _rows(shape, prompt, responses, image_tokens, 0, negatives, contrast)
 
 
 def _rows(
-    shape: Shape, prompt: int, responses: Sequence[tuple[int, int]], image_tokens: int, seed: int
-) -> list[PreferenceTokens]:
+    shape: Shape, prompt: int, responses: Sequence[tuple[int, int]], image_tokens: int, seed: int, negatives: int = 1,
+    contrast: bool = False,
+) -> list[PreferenceTokens]:  # fmt: skip
     """prompt: tokens, the image's among them. responses: tokens of chosen and rejected."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +62,8 @@ def _rows(
             chosen_ids=ids(chosen),
             rejected_ids=ids(rejected),
             images=image(),
-            rejected_images=image(),
+            rejected_images=image() if negatives == 1 else [image() for _ in range(negatives)],
+            contrast_ids=ids(chosen) if contrast else None,
         )
         for index, (chosen, rejected) in enumerate(responses)
     ]

@@ -132,4 +132,9 @@ RATIOS = (
           shape=_MICRO, measure="memory"),
     Ratio(name="forward and backward of a packed pair, P=650, R=100: plain DPO's two padded branches", op="step", ours="ours",
           other="two-branch DPO", shape=_MICRO),
+    *(
+        Ratio(name=f"forward and backward of a packed {objective} pair, P=650, R=100: a pass for each branch", op="objective",
+              ours="ours", other="separate passes", shape=(("objective", objective), *_MICRO), target=target)
+        for objective, target in (("symmpo", 1.5), ("misp", 1.2))
+    ),
 )  # fmt: skip

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -290,9 +291,9 @@ def run_score(options: argparse.Namespace) -> None:
     images = rows.first_with_images() is not None
     if not images:
         _log.warning("no row of %s has an image: image_rejected is null in every record", options.data)
-    data = DataOptions(
-        image_rejected=images, negative=options.negative, seed=options.seed, text=text_options(options)
-    )
+    data = DataOptions(negative=options.negative, seed=options.seed, text=text_options(options))
+    if not images:
+        data = replace(data, branches=("chosen", "rejected"))
     processor = load_processor(options.model)
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")

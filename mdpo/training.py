@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PreferenceDataset, Rows, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, Rows, TextOptions, read_rows
 from mdpo.errors import InputError
 from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
@@ -24,6 +24,7 @@ from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, load, load_processo
 from mdpo.models.adapters import adapter_config, load_adapter
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.model_card import write_run_record
+from mdpo.objectives import objective_of
 from mdpo.run_lock import RunLock
 from mdpo.settings import ADAPTER, idle_settings
 from mdpo.shown import say
@@ -79,7 +80,7 @@ def _train(
     processor = together(args, lambda: load_processor(run.model_name_or_path))
     data: Rows | PreferenceDataset = rows
     if _on_gpu(args) and options.memory is None:
-        data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args)))
+        data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args))))
         overrides |= _chosen(run, args, data.lengths.tolist(), resume)
         run, args = load_config(options.config, overrides)
     model = together(args, lambda: _model(run, args))
@@ -98,7 +99,7 @@ def _train(
         str(args.output_dir),
         asdict(run),
         base_weights=weights_digest(run.model_name_or_path),
-        text=DataOptions.of(args).text.values(),
+        text=TextOptions.of(args).values(),
     )
     trainer.run_folder.at_first_step(record)
     trainer.train(resume_from_checkpoint=resume)

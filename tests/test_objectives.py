@@ -5,16 +5,18 @@ import json
 import math
 import random
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mdpo import MDPOConfig
 from mdpo.cli import main
 from mdpo.config import build_config, load_config, parse_overrides
 from mdpo.errors import InputError
-from mdpo.objectives import PRESETS, Objective, help_table, objective_of, read_objective, rows
+from mdpo.objectives import PRESETS, Objective, help_table, objective_of, presets, read_objective, rows
 from mdpo_kernels import Term, mdpo_loss, preference_loss
 
 ROOT = Path(__file__).parents[1]
@@ -259,3 +261,39 @@ def test_the_help_shows_the_table(capsys):
     assert help_table() in shown
     for row in rows():
         assert re.search(rf"^  {row.name} +{row.packed:,} +{row.unshared:,} ", shown, re.MULTILINE)
+
+
+def test_the_readmes_table_is_the_helps():
+    head = ["| objective | branches | packed | unshared | a row brings |", "|---|---|---|---|---|"]
+    lines = [f"| `{r.name}` | {', '.join(r.branches)} | {r.packed:,} | {r.unshared:,} | {r.brings} |" for r in rows()]
+    readme = (ROOT / "README.md").read_text()
+    table = re.search(r"<!-- objectives:[^\n]*-->\n(.*?)\n<!-- /objectives -->", readme, re.DOTALL)
+    assert table is not None and table[1].splitlines() == head + lines
+
+
+def test_the_readmes_terms_are_an_objective(tmp_path):
+    (spelled,) = re.findall(r"```yaml\n(objective:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    objective = objective_of(config(tmp_path, **yaml.safe_load(spelled)))
+    assert objective.branches == ("chosen", "rejected", "image_rejected")
+    assert [term.link for term in objective.terms] == ["log_sigmoid", "log_sigmoid", "square"]
+
+
+def test_a_new_objective_takes_a_dozen_lines_in_one_file(tmp_path, monkeypatch):
+    """Those that CONTRIBUTING.md shows, run where they would stand."""
+    code = next(
+        textwrap.dedent(block)
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+        if "PRESETS[" in block
+    )
+    assert len(code.splitlines()) <= 12
+    namespace = {**vars(presets), "PRESETS": {}}
+    exec(code, namespace)
+    ((name, objective),) = namespace["PRESETS"].items()
+    monkeypatch.setitem(PRESETS, name, objective)
+
+    args = config(tmp_path, objective=name)
+    assert objective_of(args) == objective and len(objective.terms) == 2
+    assert {row.name: (row.packed, row.unshared) for row in rows()}[name] == (650 + 50 + 3 * 100, 2 * 750 + 150)
+    rewards = torch.tensor([[2.0], [1.0], [0.5]], dtype=torch.float64)
+    loss = preference_loss(rewards, None, objective.terms, branches=objective.branches, beta=1.0).loss
+    assert loss.item() == pytest.approx((ell(1) + 0.5 * ell(1.5)).real)

@@ -113,7 +113,7 @@ def answers(model_path: Path, test: Path) -> list[str]:
 def chosen_logps(model_path: Path, test: Path) -> torch.Tensor:
     """Log-probability of each test scene's chosen caption, (scenes,)."""
     model = load(model_path).eval()
-    dataset = PreferenceDataset(read_rows(test), load_processor(model_path), DataOptions(image_rejected=False))
+    dataset = PreferenceDataset(read_rows(test), load_processor(model_path), DataOptions(branches=("chosen", "rejected")))
     logps = torch.empty(len(dataset))
     (step,) = plan(dataset.lengths, TOKEN_BUDGET, examples_per_step=len(dataset))
     for indices in step:

@@ -112,7 +112,7 @@ def plan_of(problem: BudgetProblem) -> Plan | None:
     prompt = problem.image_tokens + TEXT_TOKENS // problem.shrink
     lengths = log_normal(
         prompt_tokens=prompt, response_tokens_median=RESPONSE_MEDIAN // problem.shrink,
-        response_tokens_max=LONGEST // problem.shrink, images=2, image_tokens=problem.image_tokens,
+        response_tokens_max=LONGEST // problem.shrink, image_tokens=problem.image_tokens,
     )  # fmt: skip
     on_gpu = problem.device.type == "cuda"
     wishes = Wishes(

@@ -10,7 +10,7 @@ it is the same work for all. The reference is computed only where a name says so
 # pyright: reportOptionalSubscript=false
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from bench.group import Implementation, Outputs
 from bench.implementations.padded import pad, padded_logps
-from mdpo.models import PackedPolicy, sequence_logps
-from mdpo.packing import PackedBatch, PreferenceTokens, family_of, pack
-from mdpo_kernels import MDPOLoss, Segments, mdpo_loss
+from mdpo.models import PackedPolicy, branch_logps
+from mdpo.objectives import PRESETS, Objective
+from mdpo.packing import PackedBatch, PreferenceTokens, pack
+from mdpo_kernels import PreferenceLoss, preference_loss
 
 Step = Callable[[], Outputs]
 
@@ -29,18 +30,24 @@ Step = Callable[[], Outputs]
 class StepProblem:
     model: PeftModel
     examples: Sequence[PreferenceTokens]
+    objective: Objective = PRESETS["mdpo"]
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def row(self, branches: Sequence[str]) -> PackedBatch:
+        """The examples read as these branches, on one row."""
+        return pack(self.examples, self.model, branches=branches).to(self.device)
 
-def _finish(problem: StepProblem, policy: Tensor, **objective) -> Outputs:
+
+def _finish(problem: StepProblem, policy: Tensor, objective: Objective) -> Outputs:
     """The loss against a reference of zeros, and its backward."""
-    return _backward(problem, mdpo_loss(policy, torch.zeros_like(policy), **objective), policy)
+    reference = torch.zeros_like(policy)
+    return _backward(problem, preference_loss(policy, reference, objective.terms, branches=objective.branches), policy)
 
 
-def _backward(problem: StepProblem, loss: MDPOLoss, policy: Tensor) -> Outputs:
+def _backward(problem: StepProblem, loss: PreferenceLoss, policy: Tensor) -> Outputs:
     loss.loss.backward()
     return policy.detach(), *_gradients(problem)
 
@@ -55,52 +62,15 @@ def _gradients(problem: StepProblem) -> Outputs:
 
 
 def packed(problem: StepProblem) -> Step:
-    """Ours: three branches on one row, the prefix shared."""
-    row = pack(problem.examples, problem.model).to(problem.device)
-    return lambda: _finish(problem, sequence_logps(problem.model, row))
+    """Ours: all branches on one row, each picture's prompt shared."""
+    row = problem.row(problem.objective.branches)
+    return lambda: _finish(problem, branch_logps(problem.model, row), problem.objective)
 
 
-def three_unpadded(problem: StepProblem) -> Step:
-    """Three passes, one per branch, each an unpadded row: our kernels, nothing shared."""
-    rows = [_branch_row(problem, branch).to(problem.device) for branch in range(3)]
-
-    def run() -> Outputs:
-        policy = torch.stack([sequence_logps(problem.model, row)[0] for row in rows])
-        return _finish(problem, policy)
-
-    return run
-
-
-def _branch_row(problem: StepProblem, branch: int) -> PackedBatch:
-    """One branch of every example, each a segment of its own; its log-probs are in the row of the chosen ones."""
-    family = family_of(problem.model)
-    rows, ranges, start = [], [], 0
-    for example in problem.examples:
-        response = example.rejected_ids if branch == 1 else example.chosen_ids
-        images = example.rejected_images if branch == 2 else example.images
-        # A row of its own for the branch: pack it as the chosen one and keep its first segment.
-        alone = pack(
-            [replace(example, chosen_ids=response, rejected_ids=[0], images=images, rejected_images=None)], family
-        )
-        length = len(example.prompt_ids) + len(response)
-        rows.append((alone, length, len(response)))
-        ranges.append((start, start + length))
-        start += length
-    offsets = torch.tensor([first for first, _ in ranges])
-    lengths = torch.tensor([0, *(scored for _, _, scored in rows), *[0] * (2 * len(rows))])
-    return PackedBatch(
-        ids=tuple(example.id for example in problem.examples),
-        digests=(),
-        input_ids=torch.cat([row.input_ids[:, :length] for row, length, _ in rows], dim=1),
-        position_ids=torch.cat([row.position_ids[..., :length] for row, length, _ in rows], dim=-1),
-        segments=Segments.build(ranges, [[each] for each in ranges]),
-        images={name: torch.cat([row.images[name] for row, _, _ in rows]) for name in rows[0][0].images},
-        image_index=tuple(range(len(rows))),
-        image_rows=torch.cat([row.image_rows + offset for (row, _, _), offset in zip(rows, offsets, strict=True)]),
-        scored_rows=torch.cat([row.scored_rows[:n] + o for (row, _, n), o in zip(rows, offsets, strict=True)]),
-        targets=torch.cat([row.targets[:scored] for row, _, scored in rows]),
-        cu_seqlens=lengths.cumsum(0).to(torch.int32),
-    )
+def separate_passes(problem: StepProblem) -> Step:
+    """A pass for each branch, each an unpadded row: our kernels, nothing shared."""
+    rows = [problem.row([branch]) for branch in problem.objective.branches]
+    return lambda: _finish(problem, torch.cat([branch_logps(problem.model, row) for row in rows]), problem.objective)
 
 
 def three_padded(problem: StepProblem) -> Step:
@@ -111,7 +81,7 @@ def three_padded(problem: StepProblem) -> Step:
         _use_sdpa(problem)
         problem.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = torch.stack([padded_logps(problem.model, batch, full_logits=True) for batch in batches])
-        outputs = _finish(problem, policy)
+        outputs = _finish(problem, policy, problem.objective)
         problem.model.gradient_checkpointing_disable()
         return outputs
 
@@ -125,8 +95,7 @@ def two_branches(problem: StepProblem) -> Step:
     def run() -> Outputs:
         _use_sdpa(problem)
         policy = padded_logps(problem.model, batch, full_logits=False).view(2, -1)
-        absent = torch.full_like(policy[:1], torch.nan)
-        return _finish(problem, torch.cat([policy, absent]), conditional=False, anchors=())
+        return _finish(problem, policy, PRESETS["dpo"])
 
     return run
 
@@ -138,8 +107,8 @@ def _use_sdpa(problem: StepProblem) -> None:
 
 def with_reference(problem: StepProblem) -> Step:
     """Ours as it trains in the first epoch: the reference computed too, the image features shared with the policy."""
-    row = pack(problem.examples, problem.model).to(problem.device)
-    policy = PackedPolicy(problem.model)
+    row = problem.row(problem.objective.branches)
+    policy = PackedPolicy(problem.model, terms=problem.objective.terms)
 
     def run() -> Outputs:
         output = policy(row)
@@ -155,7 +124,7 @@ STEP = (
         note="the first epoch; its gradient is of another loss",
     ),
     Implementation(
-        name="three unpadded passes", role="torch", load=lambda: three_unpadded, note="our kernels, nothing shared"
+        name="three unpadded passes", role="torch", load=lambda: separate_passes, note="our kernels, nothing shared"
     ),
     Implementation(
         name="three padded passes", role="torch", load=lambda: three_padded,
@@ -164,5 +133,13 @@ STEP = (
     Implementation(
         name="two-branch DPO", role="torch", load=lambda: two_branches, comparable=False,
         note="padded, no third branch, no reference: less is computed",
+    ),
+)  # fmt: skip
+# The same for objectives of more branches.
+OBJECTIVE = (
+    Implementation(name="ours", role="ours", load=lambda: packed, note="reference cached; every picture's prompt shared"),
+    Implementation(
+        name="separate passes", role="torch", load=lambda: separate_passes,
+        note="a pass for each branch: our kernels, nothing shared",
     ),
 )  # fmt: skip

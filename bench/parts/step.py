@@ -4,7 +4,8 @@
 layers as they are, compiled, or Liger's; ours with the reference cached, as from the second epoch on, and with the
 reference computed in the step, as in the first; and ours with peft's LoRA layers in the place of the fused ones.
 `step` is forward and backward of one micro-batch of P prompt tokens (image included) × R response tokens; every such
-group carries what sharing promises: the tokens of three passes over those of the packed row.
+group carries what sharing promises: the tokens of three passes over those of the packed row. `objective` is the same for
+objectives of more branches, packed and in a pass for each branch.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from peft import PeftModel
 
 from bench.group import Bound, Group, Outputs, Prepared
-from bench.implementations.step import STEP, Step, StepProblem, three_unpadded
+from bench.implementations.step import OBJECTIVE, STEP, Step, StepProblem, separate_passes
 from bench.implementations.train_step import (
     PEFT_LORA,
     TRAIN_STEP,
@@ -26,8 +27,10 @@ from bench.implementations.train_step import (
 )
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, TINY, Shape, build
 from bench.preference_rows import even_rows, preference_rows
+from mdpo.objectives import PRESETS, rows
 
 PROMPTS, RESPONSES = (650, 100, 1500), (100, 50, 300)
+OBJECTIVES = ("symmpo", "misp")
 _TOKENS = 8192  # of a packed row on a GPU
 _IMAGE_TOKENS = {"bunny-3b": 729}
 _cached: dict[tuple, PeftModel] = {}
@@ -39,7 +42,8 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
         shape = TINY if tiny else CPU_60M
         small = partial(train_group, shape, device, pairs=4, batch=2, image_tokens=144, shrink=4)
         micro = step_group(shape, 650, 100, device)
-        return [small(False), micro, small(True), small(False, layers="compiled"), small(True, layers="liger")]
+        others = [step_group(shape, 650, 100, device, name) for name in OBJECTIVES]
+        return [small(False), micro, small(True), *others, small(False, layers="compiled"), small(True, layers="liger")]
     llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
     bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])
     micro = [
@@ -49,6 +53,7 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
     return [
         *(llava(checkpointing, layers=layers) for layers in ("transformers", "compiled") for checkpointing in (False, True)),
         micro[0],
+        *(step_group(LLAVA_7B, 650, 100, device, name) for name in OBJECTIVES),
         *(bunny(checkpointing) for checkpointing in (False, True)),
         # Liger has nothing for Bunny's Phi.
         *(llava(checkpointing, layers="liger") for checkpointing in (False, True)),
@@ -101,19 +106,22 @@ def train_group(
     )  # fmt: skip
 
 
-def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -> Group:
-    """One micro-batch: as many examples as fill a packed row on a GPU, one on a CPU."""
-    examples = max(1, _TOKENS // (2 * prompt + 3 * response)) if device.type == "cuda" else 1
+def step_group(shape: Shape, prompt: int, response: int, device: torch.device, objective: str = "mdpo") -> Group:
+    """One micro-batch: as many examples as fill a packed row on a GPU, one on a CPU. mdpo's is compared with all layouts."""
+    terms = PRESETS[objective]
     # The image leaves some of the prompt to text; small prompts take a small image.
     image_tokens = _IMAGE_TOKENS.get(shape.name, 576) if prompt >= 650 else 64
     prompt = max(prompt, image_tokens + 16)
+    row = next(row for row in rows(prompt, prompt - image_tokens, response) if row.name == objective)
+    examples = max(1, _TOKENS // row.packed) if device.type == "cuda" else 1
 
     def prepare() -> Prepared:
-        problem = StepProblem(
-            _model(shape, image_tokens, device), even_rows(shape, prompt, response, examples, image_tokens=image_tokens)
+        pairs = even_rows(
+            shape, prompt, response, examples, image_tokens=image_tokens, negatives=terms.negatives, contrast=terms.reads_contrast
         )
+        problem = StepProblem(_model(shape, image_tokens, device), pairs, terms)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            truth = three_unpadded(problem)()
+            truth = separate_passes(problem)()
 
         def bind(function: Callable[[StepProblem], Step]) -> Bound:
             step = function(problem)
@@ -126,18 +134,16 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device) -
 
         return Prepared(floor=None, bind=bind)
 
-    tokens = 2 * prompt + 3 * response
+    is_mdpo = objective == "mdpo"
+    promised = "promised speed-up over three passes" if is_mdpo else "promised speed-up over separate passes"
     return Group(
         part="step",
-        op="step",
-        shape={"model": shape.name, "P": prompt, "R": response, "B": examples},
+        op="step" if is_mdpo else "objective",
+        shape={"model": shape.name, **({} if is_mdpo else {"objective": objective}), "P": prompt, "R": response, "B": examples},
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        implementations=STEP,
+        implementations=STEP if is_mdpo else OBJECTIVE,
         prepare=prepare,
-        extra={
-            "promised speed-up over three passes": 3 * (prompt + response) / tokens,
-            "packed tokens": examples * tokens,
-        },
+        extra={promised: row.unshared / row.packed, "packed tokens": examples * row.packed},
     )
 
 
@@ -150,7 +156,7 @@ def _model(shape: Shape, image_tokens: int, device: torch.device) -> PeftModel:
 
 
 def _differences(outputs: Outputs, truth: Outputs) -> dict[str, float]:
-    """Against three unpadded passes: the log-probs' largest difference, the gradient's relative one."""
+    """Against separate passes: the log-probs' largest difference, the gradient's relative one."""
     (policy, gradient), (expected, reference) = outputs, truth
     return {
         "logps": (policy - expected).abs().max().item(),

@@ -1,7 +1,8 @@
 """Rows → examples → token ids and pixels."""
 
-from .dataset import DataOptions, PreferenceDataset
+from .dataset import PreferenceDataset
 from .negatives import NEGATIVES
+from .options import DataOptions
 from .read import parse_rows, read_rows
 from .row import PreferenceRow, PromptRow
 from .row_store import Rows

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from transformers import ProcessorMixin
 
-from .dataset import prompt_length, response_room
 from .encode import EncodedRow, Encoder
 from .image_sources import ImageRoot
 from .image_tokens import ImageTokens
 from .images import CHUNK, ImageFacts, Inspector, image_uses
+from .lengths import prompt_length, response_room
 from .problem import Dropped, RowError
 from .rows import Checked, PreferenceRow, check_rows
 from .seen import FirstSeen
@@ -45,7 +45,7 @@ class Report:
     rows: all of them, of which ``usable`` can be trained on. formats: rows by format. dropped: rows by reason.
     lengths: of each usable row's prompt and responses, in ``unit``; in tokens also of its packed row, which is what
     ``token_budget`` counts. images: of all usable rows. without_image: usable rows without one. own_negatives: rows that
-    bring rejected_images. shown: one row as the model will see it, where there is a processor.
+    bring rejected_images. contrasts, weighted: rows with an answer to the rejected picture, and with weights. shown: one row as the model will see it, where there is a processor.
     """
 
     unit: str
@@ -58,6 +58,8 @@ class Report:
     images: int = 0
     without_image: int = 0
     own_negatives: int = 0
+    contrasts: int = 0
+    weighted: int = 0
     shown: Shown | None = None
     lengths: dict[str, array] = field(default_factory=dict)
 
@@ -109,6 +111,8 @@ def check_records(
                 report.images += len(row.images)
                 report.without_image += not row.images
                 report.own_negatives += bool(row.rejected_images)
+                report.contrasts += row.contrast is not None
+                report.weighted += bool(row.chosen_weights or row.rejected_weights)
                 if report.shown is None and measured.shown is not None and wanted in (None, row.where):
                     report.shown = measured.shown()
                 for name, length in measured.lengths.items():
@@ -179,7 +183,7 @@ class _Characters:
 
 class _Tokens:
     def __init__(self, processor: ProcessorMixin, max_length: int | None, text: TextOptions | None) -> None:
-        self.encoder = Encoder(processor, text)
+        self.encoder = Encoder(processor, text, contrast=True)
         self.image_tokens = ImageTokens(processor)
         self.max_length = max_length
 

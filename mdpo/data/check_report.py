@@ -33,6 +33,10 @@ def report_lines(report: Report, source: str) -> Iterator[str]:
         yield _images(report)
     if report.own_negatives:
         yield f"negatives {report.own_negatives} rows bring rejected_images; the negative own uses them"
+    if report.contrasts:
+        yield f"contrasts {report.contrasts} rows bring the answer that is right for their rejected picture"
+    if report.weighted:
+        yield f"weights   {report.weighted} rows bring chosen_weights or rejected_weights"
     yield from _notes(report)
     if report.shown is not None:
         yield ""

@@ -14,7 +14,10 @@ from typing import Any
 from .problem import RowError, names
 
 IMAGE_COLUMNS = ("img_path", "images", "image")
-COMMON = frozenset({"id", *IMAGE_COLUMNS, "rejected_images", "system", "tools", "chat_template_kwargs"})
+COMMON = frozenset({
+    "id", *IMAGE_COLUMNS, "rejected_images", "contrast", "chosen_weights", "rejected_weights", "system", "tools",
+    "chat_template_kwargs",
+})  # fmt: skip
 PROMPTS = ("prompt", "question", "conversations", "messages", "conversation", "instruction", "query")
 
 # Names under which published preference data keeps notes about a row, never what a model is to see. Sources: the cards

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,19 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
+from mdpo.packing.branches import MDPO_BRANCHES, branch_of
 from mdpo.packing.tokens import PreferenceTokens
 
-from .encode import EncodedRow, Encoder
+from .encode import Encoder
 from .image_facts import look_at_images
 from .image_tokens import ImageTokens, image_settings
 from .images import open_image
+from .lengths import ANSWERS, CONTRAST, PROMPT, branches_there, check_weights, kept_parts, packed_lengths
 from .negatives import parse_negative
-from .problem import RowError
+from .options import DataOptions, check_contrast
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
 from .row_store import Rows
-from .text_options import TextOptions
 from .tokenise import tokenise
 
 logger = logging.getLogger(__name__)
@@ -32,47 +32,12 @@ logger = logging.getLogger(__name__)
 _LONG, _FAR = 16_384, 10.0  # packed tokens, and times as many as other rows, from which a row is worth a warning
 
 
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """What of the rows is used, and how.
-
-    image_rejected: with the third branch. drop_images: train without any image, and so without the third branch.
-    negative: a name in NEGATIVES, or a mixture such as "crop_0_20:0.5+black:0.5". seed: of the negatives.
-    max_length: tokens of prompt and response; longer responses are cut.
-    text: how rows become text.
-    """
-
-    image_rejected: bool = True
-    drop_images: bool = False
-    negative: str = "crop_0_20"
-    seed: int = 42
-    max_length: int | None = None
-    text: TextOptions = TextOptions()
-
-    @classmethod
-    def of(cls, settings: Any) -> "DataOptions":
-        """From a run's settings, an ``MDPOConfig``."""
-        return cls(
-            image_rejected=settings.uses_image_rejected and not settings.drop_images,
-            drop_images=settings.drop_images,
-            negative=settings.negative,
-            seed=settings.seed,
-            max_length=settings.max_length,
-            text=TextOptions(
-                settings.system_prompt,
-                settings.chat_template,
-                settings.chat_template_kwargs,
-                settings.prompt_is_rendered,
-            ),
-        )
-
-
 class PreferenceDataset(Dataset):
     """Preference rows as ``PreferenceTokens``.
 
     Everything that can be wrong with a row is found here, before training starts: every image is decoded once, every
-    prompt and response tokenised. Raises InputError that names row and field, or says that the third branch is wanted
-    and no row has an image. How many rows have none, and how many responses ``max_length`` cut, is logged.
+    prompt and response tokenised. Raises InputError that names row and field, or says that the objective
+    compares images and no row has one. How many rows have none, and how many responses ``max_length`` cut, is logged.
 
     rows: a long list of them is better given as ``read_rows`` returns it, which is not in memory; what was tokenised is
     then kept beside the data file for the next start.
@@ -87,19 +52,35 @@ class PreferenceDataset(Dataset):
         stored = Rows.of(rows)
         self.rows = stored.without_images() if options.drop_images else stored
         negative = parse_negative(options.negative)
-        if options.image_rejected and not options.drop_images:
-            _check_images_there(self.rows)
-        self._facts = look_at_images(self.rows, own=options.image_rejected and "own" in negative.names)
+        if options.beside_image:
+            _check_images_there(self.rows, options)
+        check_contrast(options, negative)
+        count = options.negatives
+        self._facts = look_at_images(self.rows, own=count > 0 and "own" in negative.names)
         self._rejected_images = (
-            RejectedImages(self.rows, self._facts, negative, options.seed) if options.image_rejected else None
+            RejectedImages(self.rows, self._facts, negative, options.seed, count) if count else None
         )
         self._image_tokens = ImageTokens(processor)
         self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
-        encoder = Encoder(processor, options.text, drop_images=options.drop_images)
+        encoder = Encoder(
+            processor,
+            options.text,
+            drop_images=options.drop_images,
+            contrast=options.reads_contrast,
+            imageless=options.reads_imageless,
+            changed_weight=options.changed_weight,
+        )
         self._tokens = tokenise(self.rows, encoder, options.text)
-        self._parts = self._kept_parts()
-        prompt, chosen, rejected = self._parts.T
-        self.lengths = (prompt + chosen) * (1 + self._have_negative()) + rejected
+        self._parts = kept_parts(
+            self._tokens.lengths(), self.rows, self._facts, self._image_tokens, options.max_length
+        )
+        check_weights(self._tokens, self._parts, self.rows)
+        self.lengths = packed_lengths(self._parts, self.rows, options.read)
+        there = branches_there(self._parts, self.rows, options.read)
+        if options.reads_contrast:
+            _check_contrast_there(self.rows, self._parts[:, CONTRAST] > 0, options)
+        reading = [rows for name, rows in there.items() if branch_of(name).negative]
+        self._with_negatives = np.logical_or.reduce(reading) if reading else np.zeros(len(self.rows), bool)
         self._say_longest()
 
     def __len__(self) -> int:
@@ -109,20 +90,36 @@ class PreferenceDataset(Dataset):
         index, epoch = item if isinstance(item, tuple) else (item, None)
         row = self.rows[index]
         images = [open_image(image, row.where) for image in row.images]
-        rejected = [] if self._rejected_images is None else self._rejected_images.make(index, images, epoch)
-        prompt_ids, *answers = self._tokens[index]
+        prompt_ids, *others = self._tokens[index]
         sizes = [(image.height, image.width) for image in self._facts[index]]
-        chosen_ids, rejected_ids = (
-            ids[:length].tolist() for ids, length in zip(answers, self._parts[index, 1:], strict=True)
+        kept = self._parts[index, 1:]
+        chosen, rejected, contrast, imageless = (
+            ids[:length].tolist() for ids, length in zip(others, kept, strict=True)
         )
+        weights = [
+            found[:length].tolist() or None
+            for found, length in zip(self._tokens.weights_of(index), kept, strict=False)
+        ]
         return PreferenceTokens(
             row.id,
             self._image_tokens.expand(prompt_ids, sizes).tolist(),
-            chosen_ids,
-            rejected_ids,
+            chosen,
+            rejected,
             self._process(images),
-            self._process(rejected),
+            self._negatives(index, images, epoch),
+            contrast or None,
+            imageless or None,
+            *weights,
         )
+
+    def _negatives(
+        self, index: int, images: list[Image.Image], epoch: int | None
+    ) -> Mapping[str, Tensor] | tuple[Mapping[str, Tensor], ...] | None:
+        """One where the objective reads one, else several; None where the row has no branch that reads any."""
+        if self._rejected_images is None or not self._with_negatives[index]:
+            return None
+        first, *more = map(self._processed, self._rejected_images.make(index, images, epoch))
+        return (first, *more) if more else first
 
     def first_with_images(self) -> int | None:
         """The index of the first row that has an image."""
@@ -132,7 +129,7 @@ class PreferenceDataset(Dataset):
         """Tokens of the longest branch, a prompt and one response, and the index of its row; (0, 0) without rows."""
         if not len(self):
             return 0, 0
-        branches = self._parts[:, 0] + self._parts[:, 1:].max(axis=1)
+        branches = self._parts[:, PROMPT] + self._parts[:, ANSWERS].max(axis=1)
         index = int(branches.argmax())
         return int(branches[index]), index
 
@@ -141,56 +138,18 @@ class PreferenceDataset(Dataset):
         return self._tokens.largest()
 
     def digest(self) -> str:
-        """Names the rows by their ids, and how long they are as packed examples, in their order."""
+        """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in their order."""
         found = hashlib.blake2b(self.rows.id_digests().tobytes(), digest_size=6)
         found.update(self.lengths.tobytes())
+        for piece in self._tokens.weights.pieces():
+            found.update(piece)
         return found.hexdigest()
 
     def _process(self, images: list[Image.Image]) -> Mapping[str, Tensor] | None:
-        return dict(self.processor.image_processor(images=images, **self._image_settings)) if images else None
+        return self._processed(images) if images else None
 
-    def _have_negative(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.options.image_rejected & (self.rows.images.counts() > 0)
-
-    def _kept_parts(self) -> np.ndarray:
-        """(N, 3) tokens of each row's prompt, its images expanded, and of its answers, cut at ``max_length``.
-
-        Raises RowError where the image processor refuses a size, or ``max_length`` leaves nothing of the answers.
-        """
-        parts = self._tokens.lengths()
-        parts[:, 0] += self._added_by_images()
-        limit = self.options.max_length
-        if limit is None:
-            return parts
-        room = limit - parts[:, 0]
-        if (room <= 0).any():
-            index = int(np.flatnonzero(room <= 0)[0])
-            response_room(self.rows[index], int(parts[index, 0]), limit)
-        cut = int((parts[:, 1:] > room[:, None]).sum())
-        if cut:
-            logger.warning(
-                "max_length %d cuts %d of %d responses, which lose their end", limit, cut, 2 * len(parts)
-            )
-        parts[:, 1:] = np.minimum(parts[:, 1:], room[:, None])
-        return parts
-
-    def _added_by_images(self) -> np.ndarray:
-        """(N,) tokens that a row's images take beyond their placeholders."""
-        images = self.rows.images
-        sizes, first, which = np.unique(self._facts.sizes[images.numbers], axis=0, return_index=True, return_inverse=True)
-        added, refused = np.zeros(len(sizes), np.int64), {}
-        for at, size in enumerate(sizes.tolist()):
-            try:
-                added[at] = len(self._image_tokens(*size)) - 1
-            except ValueError as error:
-                refused[int(first[at])] = error
-        if refused:
-            place, error = min(refused.items(), key=lambda item: item[0])
-            where = self.rows[int(np.searchsorted(images.ends, place, side="right"))].where
-            raise refused_size(where, error) from error
-        total = np.concatenate([[0], np.cumsum(added[which.reshape(-1)])])
-        return total[images.ends] - total[images.ends - images.counts()]
+    def _processed(self, images: list[Image.Image]) -> Mapping[str, Tensor]:
+        return dict(self.processor.image_processor(images=images, **self._image_settings))
 
     def _say_longest(self) -> None:
         """One row that is far longer than all others makes its step as much slower."""
@@ -206,37 +165,32 @@ class PreferenceDataset(Dataset):
             )  # fmt: skip
 
 
-def prompt_length(
-    row: PreferenceRow, encoded: EncodedRow, sizes: Sequence[tuple[int, int]], image_tokens: ImageTokens
-) -> int:
-    """The prompt's tokens with its images expanded. Raises RowError where the image processor refuses a size."""
-    try:
-        return len(encoded.prompt_ids) + sum(len(image_tokens(*size)) - 1 for size in sizes)
-    except ValueError as error:
-        raise refused_size(row.where, error) from error
-
-
-def refused_size(where: str, error: ValueError) -> RowError:
-    return RowError.at(where, "images", f"the image processor refuses the size: {error}", "crop it")
-
-
-def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> int | None:
-    """The tokens that ``max_length`` leaves a response, None without one. Raises RowError where it leaves nothing."""
-    if max_length is None:
-        return None
-    if prompt >= max_length:
-        problem = f"the prompt's {prompt} tokens leave nothing of the response within max_length {max_length}"
-        raise RowError.at(row.where, "chosen", problem, "raise max_length or drop the row")
-    return max_length - prompt
-
-
-def _check_images_there(rows: Rows) -> None:
+def _check_images_there(rows: Rows, options: DataOptions) -> None:
+    """Rows without an image go without the branches that read another picture; all of them may not."""
     without = int((rows.images.counts() == 0).sum())
     if without == len(rows):
+        compares = f"the objective, which reads {', '.join(options.beside_image)},"
+        remedy = "choose an objective without them, such as dpo,"
+        if set(options.read) <= set(MDPO_BRANCHES):
+            compares = "conditional: true, or image_rejected in anchors,"
+            remedy = "set conditional: false (and anchors without image_rejected)"
         raise InputError(
-            f"none of the {without} rows has an image (the first is {rows[0].where}), and conditional: true, or "
-            "image_rejected in anchors, compares images; name the images in a column image or images, or set "
-            "conditional: false (and anchors without image_rejected) to train on text"
+            f"none of the {without} rows has an image (the first is {rows[0].where}), and {compares} compares images; "
+            f"name the images in a column image or images, or {remedy} to train on text"
         )
     if without:
-        logger.warning("%d of %d rows have no image: they train without the image preference", without, len(rows))
+        logger.warning(
+            "%d of %d rows have no image: they train without %s", without, len(rows), options.terms_beside_image
+        )
+
+
+def _check_contrast_there(rows: Rows, there: np.ndarray, options: DataOptions) -> None:
+    """Rows without an answer to the rejected picture go without the branches that read one; all of them may not."""
+    terms = f"the terms that read {', '.join(options.contrast)}"
+    if not there.any():
+        raise InputError(
+            f"none of the {len(rows)} rows has a contrast (the first is {rows[0].where}), which {terms} are about; give the "
+            "answer that is right for the rejected picture in a column contrast, or choose another objective"
+        )
+    if not there.all():
+        logger.warning("%d of %d rows have no contrast: they train without %s", int((~there).sum()), len(rows), terms)

@@ -1,21 +1,23 @@
 """Messages → token ids, through the processor's chat template."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 
+from .messages import without_images
 from .problem import RowError
 from .prompts import Asked, Prompts
 from .rendered import end_of_turn
 from .rows import PreferenceRow, PromptRow
+from .spans import changed_spans
 from .template import or_raise
 from .text_options import TextOptions
+from .token_weights import Answer, token_weights
 
-_RESPONSES = ("chosen", "rejected")
 _STANDIN = "ANSWER-STANDS-HERE"
 
 
@@ -23,12 +25,19 @@ _STANDIN = "ANSWER-STANDS-HERE"
 class EncodedRow:
     """A row's ids: prompt_ids with one placeholder per image, not yet expanded; responses with the end of their turn.
 
+    contrast_ids: of the answer to the rejected picture; empty where the row has none, or it is not read.
+    imageless_prompt_ids: of the prompt without its images; empty where the row has none, or it is not read.
+    chosen_weights, rejected_weights: one per token of these responses; empty where each counts 1.
     rendered: whether the row's prompt already contained the template's turns and was taken as it is.
     """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    contrast_ids: list[int] = field(default_factory=list)
+    imageless_prompt_ids: list[int] = field(default_factory=list)
+    chosen_weights: list[float] = field(default_factory=list)
+    rejected_weights: list[float] = field(default_factory=list)
     rendered: bool = False
 
 
@@ -42,24 +51,42 @@ class Encoder:
     so are those in a question that mark turns.
 
     drop_images: take what stands for an image out of rendered prompts. Other prompts have none by then.
+    contrast: also the answers to the rejected pictures. imageless: also the prompts without their images.
+    changed_weight: of the words that differ between the two answers, see ``changed_spans``; a row's own weights win.
 
     Raises InputError if the processor lacks a chat template or an EOS token, or if a setting does not fit it.
     """
 
     def __init__(
-        self, processor: ProcessorMixin, options: TextOptions | None = None, *, drop_images: bool = False
+        self,
+        processor: ProcessorMixin,
+        options: TextOptions | None = None,
+        *,
+        drop_images: bool = False,
+        contrast: bool = False,
+        imageless: bool = False,
+        changed_weight: float | None = None,
     ) -> None:
         self.processor: Any = processor
         self.tokenizer: Any = self.processor.tokenizer
         if self.tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no EOS token, which ends every response; set tokenizer.eos_token")
         self.image_token_id: int = self.processor.image_token_id
-        self.drop_images = drop_images
+        self.drop_images, self.imageless, self.changed_weight = drop_images, imageless, changed_weight
+        self._names = ("chosen", "rejected", "contrast") if contrast else ("chosen", "rejected")
         self._prompts = Prompts(processor, options or TextOptions(), drop_images=drop_images)
         self.template = self._prompts.template
         self.tokens = self._prompts.tokens
         self._ends: dict[str, str] = {}  # what ends a turn, by what the template puts after an answer
         self._around: dict[str, tuple[str, str]] = {}  # what the template puts before an answer and after it
+
+    def key(self) -> tuple[Any, ...]:
+        """What the ids and weights depend on beside the row and its text's options."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return (
+            self.template.text, self.image_token_id, self.drop_images, self.imageless, self._names, self.changed_weight,
+            type(self.tokenizer).__name__, self.tokenizer.special_tokens_map, backend and backend.to_str(),
+        )  # fmt: skip
 
     def row(self, row: PreferenceRow) -> EncodedRow:
         """Raises RowError if the template refuses the row, drops a turn, or writes another number of images."""
@@ -72,16 +99,30 @@ class Encoder:
         """Many rows at once, which is several times faster; each is what ``row`` returns or raises."""
         asked = self._prompts.asked(rows)
         sound = [(row, item) for row, item in zip(rows, asked, strict=True) if not isinstance(item, RowError)]
-        answers = [self._answers(name, sound) for name in _RESPONSES]
-        drafts = [self._draft(row, item, pair) for (row, item), *pair in zip(sound, *answers, strict=True)]
+        answers = [self._answers(name, sound) for name in self._names]
+        drafts = [self._draft(row, item, given) for (row, item), *given in zip(sound, *answers, strict=True)]
         texts = [text for draft in drafts if isinstance(draft, _Draft) for text in draft.texts()]
         ids = iter(self.tokens.ids(texts))
-        found = iter([self._encoded(row, draft, ids) for (row, _), draft in zip(sound, drafts, strict=True)])
+        encoded = [self._encoded(row, draft, ids) for (row, _), draft in zip(sound, drafts, strict=True)]
+        if self.imageless:
+            encoded = self._with_imageless([row for row, _ in sound], encoded)
+        found = iter(encoded)
         return [item if isinstance(item, RowError) else next(found) for item in asked]
 
-    def prompts(self, rows: Sequence[PromptRow]) -> list[list[int] | RowError]:
-        """The prompt_ids of ``rows`` alone: what a model is asked."""
-        asked = self._prompts.asked(rows)
+    def _with_imageless(
+        self, rows: Sequence[PreferenceRow], encoded: list[EncodedRow | RowError]
+    ) -> list[EncodedRow | RowError]:
+        having = [at for at, row in enumerate(rows) if row.images and not isinstance(encoded[at], RowError)]
+        blind = [replace(rows[at], images=(), prompt=without_images(rows[at].prompt)) for at in having]
+        for at, ids in zip(having, self.prompts(blind, drop_images=True), strict=True):
+            one = encoded[at]
+            if isinstance(one, EncodedRow):
+                encoded[at] = ids if isinstance(ids, RowError) else replace(one, imageless_prompt_ids=ids)
+        return encoded
+
+    def prompts(self, rows: Sequence[PromptRow], *, drop_images: bool = False) -> list[list[int] | RowError]:
+        """The prompt_ids of ``rows`` alone: what a model is asked. drop_images: as for the encoder, for these rows."""
+        asked = self._prompts.asked(rows, drop_images=drop_images)
         ids = iter(self.tokens.ids([item.prompt for item in asked if isinstance(item, Asked)]))
         result = [item if isinstance(item, RowError) else next(ids) for item in asked]
         return [
@@ -115,21 +156,28 @@ class Encoder:
                 remedy += ", or set prompt_is_rendered: false (a user's words)"
         return RowError.at(row.where, "prompt", problem, remedy)
 
-    def _answers(self, name: str, rows: Sequence[tuple[PreferenceRow, Asked]]) -> list[tuple[str, str | RowError]]:
-        """Each row's response as text, and the whole conversation with it, rendered."""
-        texts = [self._prompts.answer(getattr(row, name), asked) for row, asked in rows]
+    def _answers(
+        self, name: str, rows: Sequence[tuple[PreferenceRow, Asked]]
+    ) -> list[tuple[str, str | RowError] | None]:
+        """Each row's response as text, and the whole conversation with it, rendered; None where it has no such response."""
+        texts = [
+            self._prompts.answer(getattr(row, name), asked) for row, asked in rows if getattr(row, name) is not None
+        ]
+        having = [asked for row, asked in rows if getattr(row, name) is not None]
         # An empty one is refused below; a template might make something else of it.
-        given = [asked.conversation.answered(text or "?", name) for (_, asked), text in zip(rows, texts, strict=True)]
-        return list(zip(texts, self.template.render(given, prompt=False), strict=True))
+        given = [asked.conversation.answered(text or "?", name) for asked, text in zip(having, texts, strict=True)]
+        found = iter(zip(texts, self.template.render(given, prompt=False), strict=True))
+        return [None if getattr(row, name) is None else next(found) for row, _ in rows]
 
     def _draft(
-        self, row: PreferenceRow, asked: Asked, answers: list[tuple[str, str | RowError]]
+        self, row: PreferenceRow, asked: Asked, answers: list[tuple[str, str | RowError] | None]
     ) -> "_Draft | RowError":
         try:
-            responses = [
-                self._ended(row, name, asked, text, or_raise(whole))
-                for name, (text, whole) in zip(_RESPONSES, answers, strict=True)
-            ]
+            responses = {
+                name: self._ended(row, name, asked, answer[0], or_raise(answer[1]))
+                for name, answer in zip(self._names, answers, strict=True)
+                if answer is not None
+            }
         except RowError as error:
             return error
         return _Draft(asked.prompt, responses, asked.rendered is not None)
@@ -142,7 +190,7 @@ class Encoder:
         if after not in self._ends:
             self._ends[after] = end_of_turn(after, self.tokens)
         end = self._ends[after]
-        return _Response((before if asked.between is None else asked.between), middle + end, not end)
+        return _Response((before if asked.between is None else asked.between), middle, end)
 
     def _separated(self, row: PreferenceRow, name: str, asked: Asked, text: str, whole: str) -> tuple[str, str, str]:
         """The template's text before the answer, the answer as it writes it, and its text behind the answer."""
@@ -170,16 +218,44 @@ class Encoder:
         if isinstance(draft, RowError):
             return draft
         prompt_ids = next(tokenized)
-        responses = []
-        for answer in draft.answers:
+        responses: dict[str, list[int]] = {}
+        for name, answer in draft.answers.items():
             ids = next(tokenized)
             if ids[: len(prompt_ids)] == prompt_ids:
                 ids = ids[len(prompt_ids) :]
             else:  # a token spans the seam: both branches share the prompt's ids, so the response keeps its own
                 ids = self.tokens.behind(answer.before + answer.text)
-            responses.append([*ids, self.tokenizer.eos_token_id] if answer.needs_eos else ids)
-        chosen, rejected = responses
-        return self._wrong_images(row, prompt_ids) or EncodedRow(prompt_ids, chosen, rejected, draft.rendered)
+            responses[name] = ids if answer.end else [*ids, self.tokenizer.eos_token_id]
+        wrong = self._wrong_images(row, prompt_ids)
+        if wrong is not None:
+            return wrong
+        try:
+            weights = self._weights(row, draft, responses)
+        except RowError as error:
+            return error
+        return EncodedRow(
+            prompt_ids,
+            responses["chosen"],
+            responses["rejected"],
+            contrast_ids=responses.get("contrast", []),
+            chosen_weights=weights.get("chosen", []),
+            rejected_weights=weights.get("rejected", []),
+            rendered=draft.rendered,
+        )
+
+    def _weights(self, row: PreferenceRow, draft: "_Draft", responses: dict[str, list[int]]) -> dict[str, list[float]]:
+        """The weights of the answers that have any, by name. Raises RowError as ``token_weights``."""
+        spans = {"chosen": row.chosen_weights, "rejected": row.rejected_weights}
+        if self.changed_weight is not None and not any(spans.values()):
+            spans = dict(zip(spans, changed_spans(row.chosen, row.rejected, self.changed_weight), strict=True))
+        weights = {}
+        for name in (name for name, found in spans.items() if found):
+            response = draft.answers[name]
+            answer = Answer(
+                getattr(row, name), draft.prompt, response.before, response.middle, response.end, responses[name]
+            )
+            weights[name] = token_weights(spans[name], answer, self.tokens, row.where, f"{name}_weights")
+        return weights
 
 
 def _middle(rest: str, text: str, before: str, after: str) -> str | None:
@@ -194,20 +270,24 @@ def _middle(rest: str, text: str, before: str, after: str) -> str | None:
 
 
 class _Response(NamedTuple):
-    """A response as text. before: separates it from the prompt. text: includes the end of the turn, unless needs_eos."""
+    """A response as text. before: separates it from the prompt. end: of its turn; "" where that is EOS."""
 
     before: str
-    text: str
-    needs_eos: bool
+    middle: str
+    end: str
+
+    @property
+    def text(self) -> str:
+        return self.middle + self.end
 
 
 class _Draft(NamedTuple):
     """A row as text."""
 
     prompt: str
-    answers: list[_Response]
+    answers: dict[str, _Response]
     rendered: bool
 
     def texts(self) -> list[str]:
         """The texts to tokenise: the prompt, and the prompt with each answer."""
-        return [self.prompt, *(self.prompt + answer.before + answer.text for answer in self.answers)]
+        return [self.prompt, *(self.prompt + answer.before + answer.text for answer in self.answers.values())]

@@ -1,8 +1,9 @@
 """Other people's columns → the canonical ones, told apart by the columns that a row has.
 
 Canonical, TRL's: ``id`` (optional), ``images`` (list), ``prompt``, ``chosen``, ``rejected``, plain or conversational,
-``rejected_images`` for negatives that the user brings, and ``system``, ``tools``, ``chat_template_kwargs``, which go
-to the chat template. To read another format, write one function and put it into FORMATS.
+``rejected_images`` for negatives that the user brings, ``contrast`` for the answer that is right for the first of them,
+``chosen_weights`` and ``rejected_weights`` for spans of the answers that count more or less, and ``system``, ``tools``,
+``chat_template_kwargs``, which go to the chat template. To read another format, write one function and put it into FORMATS.
 """
 
 import json
@@ -22,6 +23,8 @@ Convert = Callable[[Columns, str], Columns | Dropped]
 PROMPT_INSIDE = "TRL, prompt inside the answers"
 # What a row gives the chat template beside its prompt.
 TEMPLATE_COLUMNS = ("system", "tools", "chat_template_kwargs")
+# What a row may bring beside its pair of answers.
+BESIDE = ("rejected_images", "contrast", "chosen_weights", "rejected_weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class Format:
 
     name: for reports. has: columns that mark it. lacks: a column that rules it out. convert: (the columns that are not
     None, where) → canonical columns; a missing one is left out, and Dropped where the row holds no preference.
-    reads: the columns that ``convert`` reads, or that say again what another one says.
+    reads: the columns that ``convert`` reads, or that say again what another one says. named: columns that mark it even
+    where they say nothing in a row.
     """
 
     name: str
@@ -38,10 +42,11 @@ class Format:
     lacks: str | None
     convert: Convert
     reads: frozenset[str]
+    named: tuple[str, ...] = ()
 
-    def fits(self, columns: Mapping[str, Any], filled: set[str]) -> bool:
-        """filled: of the columns, those that say something."""
-        return filled.issuperset(self.has) and self.lacks not in columns
+    def fits(self, columns: Mapping[str, Any], filled: set[str], names: set[str]) -> bool:
+        """filled: of the columns, those that say something. names: all that the row has, null ones included."""
+        return filled.issuperset(self.has) and names.issuperset(self.named) and self.lacks not in columns
 
 
 def to_canonical(
@@ -63,7 +68,8 @@ def to_canonical(
     columns = {str(name): value for name, value in record.items() if value is not None}
     columns = without(columns, ignore)
     filled = {name for name, value in columns.items() if not is_empty(value)}
-    found = next(format for format in FORMATS if format.fits(columns, filled))
+    names = set(map(str, record)) - set(ignore)
+    found = next(format for format in FORMATS if format.fits(columns, filled, names))
     canonical = found.convert(dict(columns), where)
     if isinstance(canonical, Dropped):
         if answers:
@@ -79,7 +85,7 @@ def to_canonical(
     needed = ("prompt", "chosen", "rejected") if answers else ("prompt",)
     if all(name in canonical for name in needed):  # else the caller names what is missing, which says more
         check_columns(columns, _reads(found, columns), where, answers=answers)
-    canonical["images"] = _images(columns, where)
+    canonical.setdefault("images", _images(columns, where))
     canonical["rejected_images"] = as_list(canonical.get("rejected_images", []))
     return found.name, canonical
 
@@ -105,7 +111,7 @@ def as_list(value: Any) -> list:
 
 
 def _canonical(columns: Columns, where: str) -> Columns:
-    kept = ("id", "prompt", "chosen", "rejected", "rejected_images", *TEMPLATE_COLUMNS)
+    kept = ("id", "prompt", "chosen", "rejected", *BESIDE, *TEMPLATE_COLUMNS)
     return {name: columns[name] for name in kept if name in columns}
 
 
@@ -158,6 +164,32 @@ def _ms_swift(columns: Columns, where: str) -> Columns:
     return _canonical(columns, where) | answers
 
 
+def _symmpo(columns: Columns, where: str) -> Columns:
+    """SymMPO (arXiv 2506.11712): ``question``, two similar pictures, and an answer that is right for each.
+
+    The rejected answer to the second picture (``resp_2_l``) is in none of its terms. Source: muffin/data/datasets.py and
+    muffin/train/trainers.py of Liuwq-bit/SymMPO, which publishes the data as Tanh01/SymMPO_Dataset.
+    """
+    answers = {"chosen": columns["resp_1_w"], "rejected": columns["resp_1_l"], "contrast": columns["resp_2_w"]}
+    pictures = {"images": [columns["image_1"]], "rejected_images": [columns["image_2"]]}
+    return _canonical(columns, where) | {"prompt": columns["question"]} | answers | pictures
+
+
+def _ic_vco(columns: Columns, where: str) -> Columns:
+    """IC-VCO (arXiv 2605.31312), its preference part: two ``images``, ``chosen`` is right for the first and ``rejected``
+    for the second.
+
+    ``chosen_response_spans`` and ``rejected_response_spans`` are its objective's own token mask, which is not read: no
+    other objective has one. Source: src/icvco/cli/train_vco.py of OPPO-Mente-Lab/IC-VCO (OPPOer/IC-VCO-Dataset).
+    """
+    pictures = as_list(columns.get("images", []))
+    if len(pictures) != 2:
+        problem = f"{len(pictures)} pictures, where a row of IC-VCO has two"
+        raise RowError.at(where, "images", problem, "give the picture that chosen is right for, then the other")
+    beside = {"images": pictures[:1], "rejected_images": pictures[1:]}
+    return _canonical(columns, where) | beside | ({"contrast": columns["rejected"]} if "rejected" in columns else {})
+
+
 def _vlfeedback(columns: Columns, where: str) -> Columns | Dropped:
     """VLFeedback (Silkie, arXiv 2312.10665): ``prompt`` and rated ``completions``; the best rated against the worst.
 
@@ -189,10 +221,16 @@ def _rating(annotations: Any) -> float | None:
 
 
 _PAIR = frozenset({"prompt", "chosen", "rejected"})
+_SYMMPO = ("question", "image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w")
+_IC_VCO = ("chosen_response_spans", "rejected_response_spans")
 _WHOLE = frozenset({"chosen", "rejected", "rejected_response"})
 # The first that fits. Rows of the last two need no mark: what they lack is named as a missing column.
 FORMATS: list[Format] = [
     Format("VLFeedback", ("completions",), "chosen", _vlfeedback, frozenset({"prompt", "completions"})),
+    Format(
+        "SymMPO", _SYMMPO, "prompt", _symmpo, frozenset({*_SYMMPO, "resp_2_l", "image_path_1", "image_path_2", "logps"})
+    ),
+    Format("IC-VCO", (), None, _ic_vco, _PAIR | {*_IC_VCO}, _IC_VCO),
     Format("ShareGPT", ("conversations",), "prompt", _sharegpt, _WHOLE | {"conversations", "rejected_conversations"}),
     Format("ms-swift", ("messages",), "prompt", _ms_swift, _WHOLE | {"messages", "rejected_messages"}),
     Format("RLHF-V", ("text",), "prompt", _rlhf_v, frozenset({"text", "image_path"})),

@@ -18,7 +18,8 @@ MAX_IMAGES = 64
 # Columns that hold what a model reads, and the keys of their turns and parts that hold it.
 _TEXT = (
     "prompt", "chosen", "rejected", "question", "text", "conversations", "messages", "rejected_conversations",
-    "rejected_messages", "rejected_response", "completions", "system", "tools",
+    "rejected_messages", "rejected_response", "contrast", "resp_1_w", "resp_1_l", "resp_2_w", "completions", "system",
+    "tools",
 )  # fmt: skip
 _INSIDE = ("content", "value", "text", "response")
 _REMEDY = "shorten the row, or drop it"

@@ -1,8 +1,14 @@
 """Rejected images: what stands in for the image where the chosen answer should become unlikely.
 
-A negative is a function of the image, a random generator seeded by (seed, example id[, epoch]) and the other images it
-may draw on, so that policy and reference see the same one and a cache stays valid. Made from the PIL image, before the
-processor, at the image's own size, so that grids and padding come out the same. To add one, put it into NEGATIVES.
+A negative is a function of the image, a random generator seeded by (seed, example id[, epoch][, which negative]) and the
+other images it may draw on, so that policy and reference see the same one and a cache stays valid. Made from the PIL
+image, before the processor, at the image's own size, so that grids and padding come out the same. To add one, put it into
+NEGATIVES.
+
+Which to take: crop_0_20 is the paper's, but about neutral on models of 2025 and later; try random_image beside it. SymMPO
+(arXiv 2506.11712) and IC-VCO (arXiv 2605.31312) find edited and similar pictures best, then random ones, then crops and
+black. In this project's study, whose pictures are all of one kind, random_image makes CHAIR_s 3.8 ± 1.1 points better than
+the crop (bench/results/study/STUDY.md, Table 3), where the paper has it the other way round.
 """
 
 import hashlib
@@ -22,11 +28,12 @@ class Sources(Protocol):
     """Images beside the one that a negative stands in for."""
 
     def other(self, number: int) -> Image.Image:
-        """An image that is not in the row, from another row that ``number`` chooses."""
+        """An image that is not in the row, from another row that ``number`` chooses; not one that an earlier negative of
+        the same image took, while there are others."""
         ...
 
     def own(self) -> Image.Image:
-        """The row's own ``rejected_images`` entry for this image."""
+        """The row's own ``rejected_images`` entry for this image and this negative."""
         ...
 
 
@@ -37,10 +44,15 @@ _FLAT_ATTEMPTS = 200
 _FLAT_RANGE = 8  # of 255: padding that went through JPEG is not quite one colour
 
 
-def generator(seed: int, example_id: str, epoch: int | None) -> random.Random:
-    """The example's random generator: the same in every process and run. epoch None: one negative for all epochs."""
-    key = f"{seed}\0{example_id}\0{'' if epoch is None else epoch}".encode()
-    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+def generator(seed: int, example_id: str, epoch: int | None, which: int = 1) -> random.Random:
+    """The example's random generator: the same in every process and run.
+
+    epoch: None for one negative in all epochs. which: of several negatives, from 1.
+    """
+    key = f"{seed}\0{example_id}\0{'' if epoch is None else epoch}"
+    if which > 1:  # the first is as it was when there was one alone
+        key += f"\0{which}"
+    return random.Random(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "big"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,15 @@ class Mixture:
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
+
+    def check_several(self, count: int) -> None:
+        """Raises InputError where ``count`` negatives of one image would be the same picture."""
+        same = [name for name in self.names if name in SAME_EACH_TIME]
+        if count > 1 and same:
+            raise InputError(
+                f"negative: {same[0]} is the same picture every time, and the objective compares {count} rejected pictures of "
+                "an image; choose one that is drawn, such as random_image, or own"
+            )
 
     def __call__(self, image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
         # A single negative draws nothing first: it is the same as before there were mixtures.
@@ -187,3 +208,4 @@ NEGATIVES: dict[str, Negative] = {
     "diffusion_noise": _diffusion_noise,
     "own": _own,
 }
+SAME_EACH_TIME = frozenset({"black"})  # those that neither draw nor take another picture each time

@@ -39,7 +39,7 @@ def contact_sheet(rows: Sequence[PreferenceRow], count: int, negatives: Sequence
     lines = []
     for index, row in enumerate(rows[:count]):
         images = [open_image(image, row.where) for image in row.images]
-        lines.append([images[0], *(maker.make(index, images)[0] for maker in makers)])
+        lines.append([images[0], *(maker.make(index, images)[0][0] for maker in makers)])
     return _sheet(["image", *negatives], lines)
 
 

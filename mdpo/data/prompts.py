@@ -70,9 +70,12 @@ class Prompts:
         forms = [mark for form in (*self._forms, *KNOWN) for mark in (form.user, form.assistant)]
         self._signs = sorted({mark for mark in (*forms, *self._marks) if mark})
 
-    def asked(self, rows: Sequence[PromptRow]) -> list[Asked | RowError]:
-        """Every row's prompt, or a RowError if the template refuses it or drops a turn."""
-        planned = [self._planned(row) for row in rows]
+    def asked(self, rows: Sequence[PromptRow], *, drop_images: bool = False) -> list[Asked | RowError]:
+        """Every row's prompt, or a RowError if the template refuses it or drops a turn.
+
+        drop_images: as for ``Encoder``, for these rows.
+        """
+        planned = [self._planned(row, drop_images or self.drop_images) for row in rows]
         sound = [item.conversation for item in planned if isinstance(item, Asked)]
         texts = iter(self.template.render(sound, prompt=True))
         result: list[Asked | RowError] = []
@@ -90,7 +93,7 @@ class Prompts:
             text = self._without_end(text, self.turns.after).removeprefix(asked.between)
         return self.tokens.quote(text, answer=True)
 
-    def _planned(self, row: PromptRow) -> Asked | RowError:
+    def _planned(self, row: PromptRow, drop_images: bool) -> Asked | RowError:
         """The conversation to render, or the rendered prompt with its stand-in."""
         try:
             rendered, form = self.recognised(row)
@@ -98,7 +101,7 @@ class Prompts:
                 messages = [self._quoted(message) for message in self._with_system(row.prompt)]
                 kwargs = row.template_kwargs or {}
                 return Asked(Conversation(messages, row.where, "prompt", row.tools, kwargs))
-            return self._rendered(row, form)
+            return self._rendered(row, form, drop_images)
         except RowError as error:
             return error
 
@@ -174,7 +177,7 @@ class Prompts:
             remedy = "move it to the end of the prompt, or set prompt_is_rendered: false (its letters)"
             raise RowError.at(where, name, problem, remedy)
 
-    def _rendered(self, row: PromptRow, form: Form | None) -> Asked:
+    def _rendered(self, row: PromptRow, form: Form | None, drop_images: bool) -> Asked:
         turns = or_raise(self.turns)
         for name, given in (
             ("tools", row.tools),
@@ -187,7 +190,7 @@ class Prompts:
                 remedy = "leave it out, or set prompt_is_rendered: false"
                 raise RowError.at(row.where, "prompt" if name == "system_prompt" else name, problem, remedy)
         assert row.plain is not None
-        placed = cut_images if self.drop_images else with_images
+        placed = cut_images if drop_images else with_images
         text = placed(row.plain, self.processor.image_token, self.template)
         bos = self.tokenizer.bos_token
         if bos and turns.head.startswith(bos) and not text.lstrip().startswith(bos):

@@ -1,7 +1,8 @@
 """The rejected images of a list of rows: which negative, from which seed, drawing on which other rows."""
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Sequence, Set
 
 from PIL import Image
 
@@ -10,24 +11,37 @@ from .negatives import Mixture, generator
 from .problem import RowError
 from .row import PreferenceRow
 
+logger = logging.getLogger(__name__)
+
 
 class RejectedImages:
     """Makes the rejected images of rows; the same ones for the same seed, row id and epoch.
 
-    rows, facts: as ``check_images`` takes and returns them.
+    rows, facts: as ``check_images`` takes and returns them. count: negatives of every image.
 
-    Raises RowError where a row lacks what the negative needs: ``rejected_images`` for "own", another row's image for
-    "random_image".
+    Raises RowError where a row lacks what the negative needs: ``count`` ``rejected_images`` per image for "own", another
+    row's image for "random_image"; InputError where several negatives would be the same picture. How many rows bring more
+    ``rejected_images`` than are read is logged.
     """
 
     def __init__(
-        self, rows: Sequence[PreferenceRow], facts: Sequence[tuple[ImageFacts, ...]], negative: Mixture, seed: int
+        self,
+        rows: Sequence[PreferenceRow],
+        facts: Sequence[tuple[ImageFacts, ...]],
+        negative: Mixture,
+        seed: int,
+        count: int = 1,
     ) -> None:
-        self.rows, self.facts, self.negative, self.seed = rows, facts, negative, seed
+        self.rows, self.facts, self.negative, self.seed, self.count = rows, facts, negative, seed, count
+        negative.check_several(count)
         # A negative that somebody adds may draw on either too; it meets the same errors when it does.
         if "own" in negative.names:
-            for row in rows:
-                _check_own(row)
+            more = sum(_brings_more(row, count) for row in rows)
+            if more:
+                logger.warning(
+                    "%d of %d rows bring more rejected_images than the objective reads: the first %d of each image are used",
+                    more, len(rows), count,
+                )  # fmt: skip
         if "random_image" in negative.names:
             self._donors.check()
 
@@ -35,28 +49,49 @@ class RejectedImages:
     def _donors(self) -> "_Donors":
         return _Donors(self.rows, self.facts)  # asks every row, which few negatives need
 
-    def make(self, index: int, images: Sequence[Image.Image], epoch: int | None = None) -> list[Image.Image]:
-        """One negative for each of ``images``, which are those of row ``index``. epoch None: the same in all epochs."""
-        rng = generator(self.seed, self.rows[index].id, epoch)
-        return [
-            self.negative(image, rng, _Sources(self, index, at)) for at, image in enumerate(images)
-        ]
+    def make(
+        self, index: int, images: Sequence[Image.Image], epoch: int | None = None
+    ) -> list[list[Image.Image]]:
+        """``count`` times one negative for each of ``images``, which are those of row ``index``.
+
+        epoch: None for the same ones in all epochs.
+        """
+        row = self.rows[index]
+        sources = [_Sources(self, index, at, row) for at in range(len(images))]
+        made = []
+        for which in range(1, self.count + 1):
+            rng = generator(self.seed, row.id, epoch, which)
+            made.append(
+                [self.negative(image, rng, source.turn(which)) for image, source in zip(images, sources, strict=True)]
+            )
+        return made
 
 
 class _Sources:
-    """What the negative of one image may draw on, see ``negatives.Sources``."""
+    """What the negatives of one image may draw on, see ``negatives.Sources``."""
 
-    def __init__(self, made: RejectedImages, index: int, position: int) -> None:
-        self.made, self.rows, self.index, self.position = made, made.rows, index, position
+    def __init__(self, made: RejectedImages, index: int, position: int, row: PreferenceRow) -> None:
+        self.made, self.index, self.position, self.row = made, index, position, row
+        self.which = 1
+        self._taken: set[int] = set()  # pictures of other rows, which differ from one negative to the next
+
+    def turn(self, which: int) -> "_Sources":
+        self.which = which
+        return self
 
     def other(self, number: int) -> Image.Image:
-        row = self.rows[self.made._donors.choose(self.index, number)]
-        return open_image(row.images[0], row.where)
+        donors = self.made._donors
+        return self._opened(donors.choose(self.index, number, self._taken))
 
     def own(self) -> Image.Image:
-        row = self.rows[self.index]
-        _check_own(row)
-        return open_image(row.rejected_images[self.position], row.where, "rejected_images")
+        _brings_more(self.row, self.made.count)
+        at = (self.which - 1) * len(self.row.images) + self.position
+        return open_image(self.row.rejected_images[at], self.row.where, "rejected_images")
+
+    def _opened(self, donor: int) -> Image.Image:
+        self._taken.add(self.made._donors.picture(donor))
+        row = self.made.rows[donor]
+        return open_image(row.images[0], row.where)
 
 
 class _Donors:
@@ -75,12 +110,20 @@ class _Donors:
             if images and first <= set(images):
                 raise self._error(index)
 
-    def choose(self, index: int, number: int) -> int:
-        """The row that ``number`` chooses, or the next one after it with another image."""
-        for step in range(len(self._donors)):
-            donor = self._donors[(number + step) % len(self._donors)]
-            if self._images[donor][0] not in self._images[index]:
-                return donor
+    def picture(self, donor: int) -> int:
+        """Which picture the row's first image is: the same number for the same one."""
+        return self._images[donor][0]
+
+    def choose(self, index: int, number: int, taken: Set[int]) -> int:
+        """The row that ``number`` chooses, or the next one after it with another image.
+
+        taken: pictures that are passed over, unless there is no other.
+        """
+        for passed_over in (taken, ()):
+            for step in range(len(self._donors)):
+                donor = self._donors[(number + step) % len(self._donors)]
+                if self._images[donor][0] not in self._images[index] and self._images[donor][0] not in passed_over:
+                    return donor
         raise self._error(index)
 
     def _error(self, index: int) -> RowError:
@@ -88,7 +131,15 @@ class _Donors:
         return RowError.at(self.rows[index].where, "images", problem, "choose another negative")
 
 
-def _check_own(row: PreferenceRow) -> None:
-    if row.images and not row.rejected_images:
-        remedy = "give one per image, or choose another negative"
+def _brings_more(row: PreferenceRow, count: int) -> bool:
+    """Whether the row brings more than ``count`` rejected images of each image. Raises RowError where it brings fewer."""
+    if not row.images:
+        return False
+    if not row.rejected_images:
+        remedy = "give one per image, or choose another negative" if count == 1 else f"give {count} per image"
         raise RowError.at(row.where, "rejected_images", "is missing, and the negative is own", remedy)
+    brought = len(row.rejected_images) // len(row.images)
+    if brought < count:
+        problem = f"{brought} per image, and the objective reads {count}"
+        raise RowError.at(row.where, "rejected_images", problem, "give more, or choose another objective or negative")
+    return brought > count

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from .images import ImageSource
 from .messages import Message
+from .spans import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,18 @@ class PromptRow:
 class PreferenceRow(PromptRow):
     """A checked preference: the prompt, and the two responses' text.
 
-    rejected_images: the row's own negatives, one per image; empty where it brings none.
+    rejected_images: the row's own negatives: one per image, or the same number for each, all images' first ones before all
+        images' second ones; empty where it brings none.
+    contrast: the answer that is right for the first of them.
+    chosen_weights, rejected_weights: spans of these answers whose tokens count more, or less, than the others' 1.
     """
 
     chosen: str
     rejected: str
     rejected_images: tuple[ImageSource, ...] = ()
+    contrast: str | None = field(default=None, kw_only=True)
+    chosen_weights: tuple[Span, ...] = field(default=(), kw_only=True)
+    rejected_weights: tuple[Span, ...] = field(default=(), kw_only=True)
 
 
 Row = TypeVar("Row", bound=PromptRow)

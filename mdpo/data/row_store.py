@@ -205,7 +205,12 @@ class Rows(Sequence):
         if not answers:
             return PromptRow(id, where, images, prompt, **beside)
         rejected = tuple([self.source(number) for number in self.rejected.of(index)])
-        chosen, other = answers
+        chosen, other, *more = answers
+        if more:
+            contrast, *weights = more
+            beside |= {"contrast": contrast}
+            for name, spans in zip(("chosen_weights", "rejected_weights"), weights, strict=True):
+                beside[name] = tuple(tuple(span) for span in spans)
         return PreferenceRow(id, where, images, prompt, chosen, other, rejected, **beside)
 
 
@@ -233,6 +238,8 @@ class RowWriter:
         rejected = ()
         if isinstance(row, PreferenceRow):
             fields += (row.chosen, row.rejected)
+            if row.contrast is not None or row.chosen_weights or row.rejected_weights:
+                fields += (row.contrast, row.chosen_weights, row.rejected_weights)
             rejected = row.rejected_images
         self._add_images(self._rejected, rejected)
         try:

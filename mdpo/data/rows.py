@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .columns import missing
+from .columns import is_empty, missing
 from .conversations import check_messages
-from .formats import to_canonical
+from .formats import PROMPT_INSIDE, to_canonical
 from .image_sources import ImageRoot, image_root, image_source
 from .images import ImageSource
 from .limits import check_images, check_size
@@ -15,6 +15,7 @@ from .part_images import take_images
 from .problem import Dropped, RowError, shortened
 from .row import PreferenceRow, PromptRow, Row
 from .seen import FirstSeen
+from .spans import parse_spans
 from .tables import Record
 
 __all__ = ["Checked", "PreferenceRow", "PromptRow", "Row", "check_rows", "image_root", "same_id"]
@@ -75,12 +76,16 @@ def _check(
     for column in ("prompt", *responses):
         if column not in columns:
             raise missing(column, record, ("prompt", *responses), where)
+    if responses and not is_empty(columns.get("contrast")):
+        responses = (*responses, "contrast")
+    for column in ("prompt", *responses):
         check_messages(columns[column], where, column)
     question, values = take_images(columns["prompt"], columns["images"], where)
     images = sources.of(values, where, "images")
     fields: dict[str, Any] = {column: parse_response(columns[column], column, where) for column in responses}
     if kind is PreferenceRow:
         fields["rejected_images"] = _rejected_images(columns["rejected_images"], len(images), sources, where)
+        fields |= _weights(columns, fields, name, where)
     fields |= row_text({**columns, "prompt": question}, len(images), where)
     _check_media_tags(fields["prompt"], where)
     return Checked(kind(id=_id(columns, index, where), where=where, images=images, **fields), name)
@@ -106,10 +111,23 @@ def same_id(row: PromptRow, first: str) -> RowError:
 
 
 def _rejected_images(values: list, images: int, sources: "Images", where: str) -> tuple[ImageSource, ...]:
-    if values and len(values) != images:
+    if values and (not images or len(values) % images):
         problem = f"{len(values)} for {images} images"
-        raise RowError.at(where, "rejected_images", problem, "give one per image, or none")
+        raise RowError.at(where, "rejected_images", problem, "give one per image, the same number for each, or none")
     return sources.of(values, where, "rejected_images")
+
+
+def _weights(columns: Mapping, fields: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The spans of both answers."""
+    weights = {}
+    for answer in ("chosen", "rejected"):
+        column = f"{answer}_weights"
+        spans = None if is_empty(columns.get(column)) else columns[column]
+        if spans is not None and name == PROMPT_INSIDE:
+            problem = "counts the characters of an answer that begins with the prompt"
+            raise RowError.at(where, column, problem, "give the prompt in a column prompt, and the answers without it")
+        weights[column] = parse_spans(spans, fields[answer], where, column)
+    return weights
 
 
 def _check_media_tags(prompt: list[Message], where: str) -> None:

@@ -101,6 +101,8 @@ def _record(row: PreferenceRow, root: ImageRoot, images: "_Images") -> dict[str,
     record |= {"chosen": row.chosen, "rejected": row.rejected}
     if row.rejected_images:
         record["rejected_images"] = [_image(image, root, images) for image in row.rejected_images]
+    beside = {name: getattr(row, name) for name in ("contrast", "chosen_weights", "rejected_weights")}
+    record |= {name: value for name, value in beside.items() if value}
     return record
 
 

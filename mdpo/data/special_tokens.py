@@ -99,6 +99,21 @@ class SpecialTokens:
             return self._spelled(text)
         return self._letters(text, anew=False, literal=False)
 
+    def located(self, text: str, *, literal: bool = False) -> list[tuple[int, int, int]]:
+        """The tokens of a text without marks, by a fast tokenizer: each id, and where its characters begin and end.
+
+        literal: special tokens are letters.
+        """
+        found = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=literal,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return [(id, *place) for id, place in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
     def _leading(self) -> tuple[list[int], str]:
         """What the tokenizer by itself puts in front of a text: usually BOS or nothing, as ids and as text."""
         whole, (plain,) = self.tokenizer("a")["input_ids"], self._plain(["a"])
@@ -175,6 +190,11 @@ class SpecialTokens:
         token = self.tokenizer.eos_token
         alone, behind = self._plain(["a", token + "a"])
         return behind[1:] == alone
+
+
+def unquoted(text: str) -> str:
+    """A text without ``quote``'s marks."""
+    return text.replace(_OPEN, "").replace(_CLOSE, "")
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern:

@@ -40,6 +40,16 @@ class TextOptions:
             kind = type(self.chat_template_kwargs).__name__
             raise InputError(f"chat_template_kwargs: a {kind}; give the template's variables by name")
 
+    @classmethod
+    def of(cls, settings: Any) -> "TextOptions":
+        """From a run's settings, an ``MDPOConfig``."""
+        return cls(
+            settings.system_prompt,
+            settings.chat_template,
+            settings.chat_template_kwargs,
+            settings.prompt_is_rendered,
+        )
+
     def values(self) -> dict[str, Any]:
         """These settings by name, the template by its content. Raises InputError as ``read_template``."""
         return asdict(self) | {"chat_template": self.chat_template and read_template(self.chat_template)}

@@ -1,35 +1,54 @@
-"""Token ids of many rows in one flat file, or in memory where they are few: 2 or 4 bytes a token."""
+"""Token ids of many rows in one flat file, or in memory where they are few: 2 or 4 bytes a token, and 4 for its weight
+where it has one."""
 
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .blob import Blob, Spool
+from .encode import EncodedRow
 
-PARTS = ("prompt", "chosen", "rejected")
+PARTS = ("prompt", "chosen", "rejected", "contrast", "imageless")
+WEIGHTED = ("chosen", "rejected")
 _SCANNED = 2**20  # tokens at a time
 
 
 class Tokens:
-    """Each row's prompt_ids, chosen_ids and rejected_ids. ends: (3 N,) int64, in tokens."""
+    """Each row's ids, by PARTS, and weights of its answers, by WEIGHTED; some may be empty.
 
-    def __init__(self, ids: Blob, ends: np.ndarray, dtype: np.dtype) -> None:
+    ends: (5 N,) int64, in tokens. weight_ends: (2 N,) int64.
+    """
+
+    def __init__(self, ids: Blob, ends: np.ndarray, dtype: np.dtype, weights: Blob, weight_ends: np.ndarray) -> None:
         self.ids, self.ends, self.dtype = ids, ends, dtype
+        self.weights, self.weight_ends = weights, weight_ends
 
     def __len__(self) -> int:
         return len(self.ends) // len(PARTS)
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
-        """The three sequences of a row, as (length,) int32."""
+        """The sequences of a row, by PARTS, as (length,) int32."""
         first = len(PARTS) * range(len(self))[index]  # negative indices, and IndexError past the end
         bounds = [int(self.ends[first - 1]) if first else 0, *self.ends[first : first + len(PARTS)].tolist()]
         found = self._read(bounds[0], bounds[-1]).astype(np.int32)
         return [found[start - bounds[0] : stop - bounds[0]] for start, stop in zip(bounds, bounds[1:], strict=False)]
 
+    def weights_of(self, index: int) -> list[np.ndarray]:
+        """The weights of a row's answers, by WEIGHTED, as (length,) float32; empty for an answer without."""
+        first = len(WEIGHTED) * range(len(self))[index]
+        bounds = [int(self.weight_ends[first - 1]) if first else 0, *self.weight_ends[first : first + 2].tolist()]
+        return [
+            np.frombuffer(self.weights.read(start * 4, stop * 4), np.float32)
+            for start, stop in zip(bounds, bounds[1:], strict=False)
+        ]
+
+    def weighted(self) -> np.ndarray:
+        """The rows that have weights, in order."""
+        return np.flatnonzero(np.diff(self.weight_ends, prepend=0).reshape(-1, len(WEIGHTED)).any(axis=1))
+
     def lengths(self) -> np.ndarray:
-        """(N, 3) int64."""
+        """(N, 5) int64."""
         return np.diff(self.ends, prepend=0).reshape(-1, len(PARTS))
 
     def largest(self) -> tuple[int, int]:
@@ -53,13 +72,23 @@ class TokenWriter:
     def __init__(self, largest: int, folder: Path | None = None) -> None:
         self._kind = "H" if largest < 2**16 else "i"
         self._ids, self._ends, self._count = Spool(folder, "tokens"), array("q"), 0
+        self._weights, self._weight_ends, self._weight_count = Spool(folder, "weights"), array("q"), 0
 
-    def add(self, *sequences: Sequence[int]) -> None:
-        """prompt_ids, chosen_ids and rejected_ids of a row. Raises OSError where the disk is full."""
-        for ids in sequences:
+    def add(self, row: EncodedRow) -> None:
+        """Raises OSError where the disk is full."""
+        parts = (row.prompt_ids, row.chosen_ids, row.rejected_ids, row.contrast_ids, row.imageless_prompt_ids)
+        for ids in parts:
             self._ids.write(array(self._kind, ids).tobytes())
             self._count += len(ids)
             self._ends.append(self._count)
+        for weights in (row.chosen_weights, row.rejected_weights):
+            self._weights.write(array("f", weights).tobytes())
+            self._weight_count += len(weights)
+            self._weight_ends.append(self._weight_count)
 
     def finish(self) -> Tokens:
-        return Tokens(self._ids.finish(), np.frombuffer(self._ends, np.int64), np.dtype(self._kind))
+        """Everything that was added."""
+        return Tokens(
+            self._ids.finish(), np.frombuffer(self._ends, np.int64), np.dtype(self._kind),
+            self._weights.finish(), np.frombuffer(self._weight_ends, np.int64),
+        )  # fmt: skip

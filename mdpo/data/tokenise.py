@@ -20,7 +20,7 @@ from .problem import RowError
 from .row_files import append_file
 from .row_store import Rows
 from .text_options import TextOptions
-from .token_store import Tokens, TokenWriter
+from .token_store import WEIGHTED, Tokens, TokenWriter
 from .workers import processes, read_json, share, write_json
 
 MANY = 20_000  # rows, below which another process is not worth starting
@@ -43,10 +43,8 @@ def tokenise(rows: Rows, encoder: Encoder, options: TextOptions) -> Tokens:
         return writer.finish()
     backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
     key = digest(
-        code_digest(), transformers.__version__, tokenizers.__version__, rows.digest(), options.values(),
-        encoder.template.text, encoder.image_token_id, encoder.drop_images, type(encoder.tokenizer).__name__,
-        encoder.tokenizer.special_tokens_map, backend and backend.to_str(),
-    )  # fmt: skip
+        code_digest(), transformers.__version__, tokenizers.__version__, rows.digest(), options.values(), encoder.key()
+    )
 
     def make(folder: Path) -> None:
         _make(folder, rows, encoder, largest)
@@ -59,7 +57,7 @@ def _write(rows: Rows, encoder: Encoder, part: range, writer: TokenWriter) -> No
         for encoded in encoder.rows(rows.chunk(start, min(start + CHUNK, part.stop))):
             if isinstance(encoded, RowError):
                 raise encoded
-            writer.add(encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids)
+            writer.add(encoded)
 
 
 def _make(folder: Path, rows: Rows, encoder: Encoder, largest: int) -> None:
@@ -85,27 +83,38 @@ def _make(folder: Path, rows: Rows, encoder: Encoder, largest: int) -> None:
 
 def _save(tokens: Tokens, folder: Path) -> None:
     np.save(folder / "ends.npy", tokens.ends)
+    np.save(folder / "weight_ends.npy", tokens.weight_ends)
     write_json(folder / "tokens.json", {"dtype": tokens.dtype.str})
 
 
 def _load(folder: Path, rows: int) -> Tokens:
-    ends = np.load(folder / "ends.npy", allow_pickle=False)
-    tokens = Tokens(Blob(folder / "tokens"), ends, np.dtype(read_json(folder / "tokens.json")["dtype"]))
-    if len(tokens) != rows or (np.diff(ends, prepend=0) < 0).any():
+    ends, weight_ends = _ends(folder)
+    dtype = np.dtype(read_json(folder / "tokens.json")["dtype"])
+    tokens = Tokens(Blob(folder / "tokens"), ends, dtype, Blob(folder / "weights"), weight_ends)
+    falling = any((np.diff(found, prepend=0) < 0).any() for found in (ends, weight_ends))
+    if len(tokens) != rows or len(weight_ends) != rows * len(WEIGHTED) or falling:
         raise ValueError("another number of rows")
     return tokens
 
 
 def _merge(parts: Sequence[Path], folder: Path) -> None:
-    ends: list[np.ndarray] = []
+    whole: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     dtype: Any = None
     for part in parts:
         if (part / "error.json").exists():
             raise RowError.at(*json.loads((part / "error.json").read_bytes()))
-        own, dtype = np.load(part / "ends.npy", allow_pickle=False), np.dtype(read_json(part / "tokens.json")["dtype"])
-        ends.append(own + (ends[-1][-1] if ends and len(ends[-1]) else 0))
-        append_file(part / "tokens", folder / "tokens")
+        dtype = np.dtype(read_json(part / "tokens.json")["dtype"])
+        for ends, own in zip(whole, _ends(part), strict=True):
+            ends.append(own + (ends[-1][-1] if ends and len(ends[-1]) else 0))
+        for name in ("tokens", "weights"):
+            append_file(part / name, folder / name)
         for path in part.iterdir():
             path.unlink()
         part.rmdir()
-    _save(Tokens(Blob(b""), np.concatenate(ends), dtype), folder)
+    ends, weight_ends = map(np.concatenate, whole)
+    _save(Tokens(Blob(b""), ends, dtype, Blob(b""), weight_ends), folder)
+
+
+def _ends(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    ends, weight_ends = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("ends", "weight_ends"))
+    return ends, weight_ends

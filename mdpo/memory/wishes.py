@@ -16,6 +16,7 @@ from mdpo.errors import InputError
 from mdpo.models import load_processor, lora_expression, torch_dtype
 from mdpo.models.adapters import adapter_config
 from mdpo.models.load import model_config
+from mdpo.objectives import objective_of
 
 from .choose import Wishes, wished_optimizers
 from .footprint import ADAM_BYTES, DRIVER_BYTES
@@ -127,7 +128,7 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
         rows = read_rows(
             run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
         )
-        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args))
+        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args, objective_of(args)))
         return counted(args, shape, dataset.lengths.tolist())
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]
@@ -142,8 +143,8 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
     if min(prompt, median, most) < 1:
         raise InputError(f"{', '.join(keys)}: expected numbers above 0 that max_length leaves room for")
     return log_normal(
-        prompt_tokens=prompt, response_tokens_median=median, response_tokens_max=most, images=_images(args),
-        image_tokens=shape.image_tokens,
+        prompt_tokens=prompt, response_tokens_median=median, response_tokens_max=most, image_tokens=shape.image_tokens,
+        branches=args.branches, with_images=not args.drop_images,
     )  # fmt: skip
 
 
@@ -153,5 +154,5 @@ def counted(args: MDPOConfig, shape: ModelShape, lengths: Sequence[int]) -> Exam
 
 
 def _images(args: MDPOConfig) -> int:
-    """Of one example, the rejected one included."""
-    return 0 if args.drop_images else 1 + args.uses_image_rejected
+    """Of one example, the rejected ones included."""
+    return 0 if args.drop_images else objective_of(args).images

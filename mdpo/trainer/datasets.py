@@ -9,6 +9,8 @@ from transformers import ProcessorMixin
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
+from mdpo.data import Rows as Checked
+from mdpo.objectives import objective_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +34,19 @@ def dataset_of(
     if rows is None or isinstance(rows, PreferenceDataset):
         return rows
     checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
-    options = DataOptions.of(args)
-    # A few held-out rows may all be without an image where those that train are not.
-    if options.image_rejected and name != "train_dataset" and checked.first_with_images() is None:
-        _log.warning("%s: no row has an image, so its loss is without the image preference", name)
-        options = replace(options, image_rejected=False)
+    options = DataOptions.of(args, objective_of(args))
+    if name != "train_dataset":
+        options = _held_out(options, checked, name)
     return PreferenceDataset(checked, processor, options)
+
+
+def _held_out(options: DataOptions, rows: Checked, name: str) -> DataOptions:
+    """A few held-out rows may all be without what those that train have: the branches that read it are left out."""
+    left_out = options.beside_image if rows.first_with_images() is None else ()
+    if left_out:
+        _log.warning("%s: no row has an image, so its loss is without %s", name, options.terms_beside_image)
+    if options.reads_contrast and all(row.contrast is None for row in rows):
+        terms = ", ".join(options.contrast)
+        _log.warning("%s: no row has a contrast, so its loss is without the terms that read %s", name, terms)
+        left_out += options.contrast
+    return replace(options, branches=tuple(branch for branch in options.branches if branch not in left_out))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from mdpo.config import MDPOConfig
-from mdpo.data import DataOptions, PreferenceDataset
+from mdpo.data import PreferenceDataset, TextOptions
 from mdpo.data.images import StoredImage
 from mdpo.errors import InputError
 
@@ -20,7 +20,7 @@ from mdpo.errors import InputError
 _SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "examples_per_step",
-    "beta", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
+    "beta", "objective", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
     "disable_dropout",
 )  # fmt: skip
 _ADAPTER = (
@@ -31,6 +31,8 @@ _ADAPTER = (
 # cut, what is recomputed and who computes the layers leaves the numbers as they are, but for rounding.
 _CHOICES = {"token_budget": int, "checkpoint_layers": int | None, "gradient_checkpointing": bool, "layers": str}
 _CHOSEN = "chosen"
+# Of a checkpoint that was written before there was the setting.
+_BEFORE = {"objective": "mdpo"}
 # Of an image's file its size and its end are compared: a PNG ends with a checksum of its pixels, a JPEG with the last of
 # them. Of more images than this, as many are looked at, spread over the rows.
 _TAIL, _IMAGES = 4096, 20_000
@@ -50,7 +52,7 @@ def run_settings(
     by = "use_lora, lora_target_modules, freeze_vision_tower, freeze_multi_modal_projector"
     settings[f"trained parameters ({by})"] = f"{len(trained)} ({_digest(trained)})"
     settings["weights of the reference (base model, adapter to go on from)"] = reference
-    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = DataOptions.of(args).text.digest()  # a template by its content, not its path
+    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = TextOptions.of(args).digest()  # a template by its content, not its path
     if dataset is not None:
         settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
         settings["images of the rows"] = _images(dataset)
@@ -75,6 +77,7 @@ def chosen_by(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def check_same_run(folder: Path, theirs: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises InputError that names the first difference between the checkpoint's settings and this run's."""
+    theirs = _BEFORE | theirs
     for name, value in settings.items():
         if name != _CHOSEN and theirs.get(name) != value:
             raise InputError(
@@ -88,7 +91,8 @@ def _images(dataset: PreferenceDataset) -> str:
     with_images = np.flatnonzero(counts)
     every = -(-len(with_images) // _IMAGES) or 1
     seen: dict[Path, str] = {}
-    marks = [_mark(image, seen) for index in with_images[::every].tolist() for image in dataset.rows[index].images]
+    rows = (dataset.rows[index] for index in with_images[::every].tolist())
+    marks = [_mark(image, seen) for row in rows for image in (*row.images, *row.rejected_images)]
     return f"{int(counts.sum())} ({_digest(marks)})"
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from bench.implementations.step import STEP, StepProblem, _branch_row, three_unpadded
+from bench.implementations.step import OBJECTIVE, STEP, StepProblem, separate_passes
 from bench.live_memory import LiveMemory
 from bench.models import TINY, build
+from bench.parts.step import OBJECTIVES
 from bench.preference_rows import even_rows
-from mdpo.models import sequence_logps
-from mdpo.packing import pack
+from mdpo.models import branch_logps
+from mdpo.objectives import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +27,30 @@ def problem() -> StepProblem:
 def test_every_layout_runs_and_comparable_ones_agree(problem, implementation):
     outputs = implementation.load()(problem)()
     if implementation.comparable:
-        for ours, theirs in zip(outputs, three_unpadded(problem)(), strict=True):
+        for ours, theirs in zip(outputs, separate_passes(problem)(), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_other_objectives_are_the_same_packed_and_in_separate_passes(problem, name):
+    objective = PRESETS[name]
+    examples = even_rows(
+        TINY, 80, 12, 2, image_tokens=64, negatives=objective.negatives, contrast=objective.reads_contrast
+    )
+    found = [each.load()(StepProblem(problem.model, examples, objective))() for each in OBJECTIVE]
+    assert found[0][0].shape == (len(objective.branches), 2) and not found[0][0].isnan().any()
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 def test_what_a_packed_forward_keeps_is_the_token_ratios_share(problem):
     """Activation memory: what is alive between forward and backward, against three unpadded passes."""
-    rows = [[pack(problem.examples, problem.model)], [_branch_row(problem, branch) for branch in range(3)]]
+    branches = problem.objective.branches
+    rows = [[problem.row(branches)], [problem.row([branch]) for branch in branches]]
     kept = []
     for layout in rows:
         with LiveMemory() as memory:
-            policy = [sequence_logps(problem.model, row) for row in layout]
+            policy = [branch_logps(problem.model, row) for row in layout]
         kept.append(memory.live)
         del policy
     packed, three = (sum(row.num_tokens for row in layout) for layout in rows)

@@ -19,6 +19,7 @@ from mdpo.data.images import StoredImage
 from mdpo.data.problem import RowError
 from mdpo.data.rows import image_root
 from mdpo.errors import InputError
+from mdpo.packing.branches import MDPO_BRANCHES
 from tests import tiny
 
 PROCESSOR = tiny.processor()
@@ -97,7 +98,7 @@ def folder(tmp_path_factory) -> Path:
 def lands_softly(path: Path, folder: Path) -> None:
     try:
         rows = read_rows(path, folder)
-        dataset = PreferenceDataset(rows, PROCESSOR, DataOptions(image_rejected=any(row.images for row in rows)))
+        dataset = PreferenceDataset(rows, PROCESSOR, DataOptions(branches=MDPO_BRANCHES if any(row.images for row in rows) else ("chosen", "rejected")))
         assert dataset[0].packed_length == dataset.lengths[0]
     except InputError as error:
         assert path.name in str(error)

@@ -14,6 +14,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows
+from mdpo.data.encode import EncodedRow
 from mdpo.data.image_tokens import ImageTokens
 from mdpo.data.token_store import TokenWriter
 from mdpo.errors import InputError
@@ -23,6 +24,7 @@ from tests import tiny
 
 PROCESSOR = tiny.processor()
 IMAGE, EOS = 3, 1
+DPO = ("chosen", "rejected")
 TEXT = {"prompt": "what is this?", "chosen": "a cat sits", "rejected": "a dog"}
 
 
@@ -46,7 +48,7 @@ def dataset(rows=None, **options) -> PreferenceDataset:
     return PreferenceDataset(mixed() if rows is None else rows, PROCESSOR, DataOptions(**options))
 
 
-@pytest.mark.parametrize("options", [{}, {"image_rejected": False}, {"drop_images": True}, {"max_length": 46}])
+@pytest.mark.parametrize("options", [{}, {"branches": DPO}, {"drop_images": True}, {"max_length": 46}])
 def test_lengths_are_the_packed_lengths(options):
     data = dataset(**options)
     model = tiny.llava()
@@ -77,7 +79,7 @@ def test_a_negative_belongs_to_its_epoch():
 
 
 def test_branches_and_images_can_be_left_out():
-    without = dataset(image_rejected=False)
+    without = dataset(branches=DPO)
     assert without[0].images is not None and without[0].rejected_images is None
     blind = dataset(drop_images=True)
     assert blind[0].images is None and IMAGE not in blind[0].prompt_ids
@@ -116,12 +118,12 @@ def test_an_image_preference_without_any_image_is_an_error(caplog):
     text = parse_rows([TEXT] * 3, ".")
     with pytest.raises(InputError, match=r"none of the 3 rows has an image \(the first is dataset, row 0\), and conditional"):
         dataset(text)
-    assert len(dataset(text, image_rejected=False)) == len(dataset(text, drop_images=True)) == 3
+    assert len(dataset(text, branches=DPO)) == len(dataset(text, drop_images=True)) == 3
     with caplog.at_level(logging.WARNING):
         dataset()
     assert caplog.messages == ["1 of 3 rows have no image: they train without the image preference"]
     caplog.clear()
-    dataset(image_rejected=False)
+    dataset(branches=DPO)
     dataset(parse_rows([{**TEXT, "image": noise()}], "."))
     assert not caplog.messages
 
@@ -238,14 +240,16 @@ def test_a_size_that_the_image_processor_refuses_names_its_row():
 @pytest.mark.parametrize("largest", [400, 2**31 - 1])
 def test_tokens_come_back_as_they_were_written(largest):
     writer = TokenWriter(largest)
-    rows = [([1, 2, 3], [], [largest]), ([4], [5, 6], [7])]
+    rows = [([1, 2, 3], [], [largest], [8], []), ([4], [5, 6], [7], [], [9, 9])]
     for row in rows:
-        writer.add(*row)
+        writer.add(EncodedRow(*row, rejected_weights=[0.5] * len(row[2])))
     tokens = writer.finish()
     assert [tuple(part.tolist() for part in tokens[index]) for index in range(2)] == rows
-    assert [part.tolist() for part in tokens[-1]] == [[4], [5, 6], [7]]
-    assert tokens.lengths().tolist() == [[3, 0, 1], [1, 2, 1]]
+    assert [part.tolist() for part in tokens[-1]] == [[4], [5, 6], [7], [], [9, 9]]
+    assert tokens.lengths().tolist() == [[3, 0, 1, 1, 0], [1, 2, 1, 0, 2]]
     assert tokens.largest() == (largest, 0)
+    assert [part.tolist() for part in tokens.weights_of(1)] == [[], [0.5]]
+    assert tokens.weighted().tolist() == [0, 1]
     with pytest.raises(IndexError):
         tokens[2]
 

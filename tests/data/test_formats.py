@@ -134,7 +134,41 @@ def question(row) -> str:
 
 
 def test_every_format_has_a_fixture():
-    assert {format.name for format in FORMATS} == set(WRITERS)
+    assert {format.name for format in FORMATS} == {*WRITERS, *PAIRED}
+
+
+# Two pictures, an answer that is right for each. The columns are those that the authors' loaders read.
+PAIRED = {
+    "SymMPO": lambda index: {
+        "question": f"which, {index}?", "image_1": f"{index % 3}.png", "image_2": f"{(index + 1) % 3}.png",
+        "image_path_1": "coco/1.jpg", "image_path_2": "coco/2.jpg", "resp_1_w": f"right {index}",
+        "resp_1_l": "wrong", "resp_2_w": f"other {index}", "resp_2_l": "wrong too", "origin_dataset": "TPO",
+        "origin_split": "{}", "idx": index,
+    },
+    "IC-VCO": lambda index: {
+        "prompt": f"which, {index}?", "chosen": f"right {index}", "rejected": f"other {index}",
+        "images": [f"{index % 3}.png", f"{(index + 1) % 3}.png"],
+        "chosen_response_spans": [[0, 5]] if index % 2 else [], "rejected_response_spans": None if index == 2 else [],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("kind", ["rows.jsonl", "rows.parquet"])
+def test_two_pictures_with_an_answer_each(name, kind, folder, tmp_path):
+    rows = read_rows(save([PAIRED[name](index) for index in range(4)], tmp_path / kind), folder)
+    for index, row in enumerate(rows):
+        assert [path.name for path in row.images] == [f"{index % 3}.png"]
+        assert [path.name for path in row.rejected_images] == [f"{(index + 1) % 3}.png"]
+        assert (row.chosen, row.contrast) == (f"right {index}", f"other {index}")
+        assert row.rejected == ("wrong" if name == "SymMPO" else row.contrast)
+        assert question(row) == f"which, {index}?" and not row.chosen_weights
+
+
+def test_a_row_of_ic_vco_has_two_pictures(folder, tmp_path):
+    row = PAIRED["IC-VCO"](1)
+    with pytest.raises(InputError, match="row 0.*: images: 1 pictures, where a row of IC-VCO has two"):
+        read_rows(save([{**row, "images": row["images"][:1]}], tmp_path / "rows.jsonl"), folder)
 
 
 @pytest.mark.parametrize("kind", ["rows.json", "rows.jsonl", "rows.parquet", "saved"])

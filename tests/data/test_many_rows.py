@@ -132,7 +132,7 @@ def test_the_first_broken_row_is_named_whoever_reads_it(at, tmp_path, many):
     rows[at], rows[39] = record(at) | {"prompt": [{"role": "nobody", "content": "a"}]}, record(39)
     read = read_rows(write(tmp_path / "rows.jsonl", rows))
     template = "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who') }}{% endif %}{% endfor %}"
-    options = DataOptions(image_rejected=False, text=TextOptions(chat_template=template + tiny.TEMPLATE))
+    options = DataOptions(branches=("chosen", "rejected"), text=TextOptions(chat_template=template + tiny.TEMPLATE))
     with pytest.raises(InputError, match=rf"row {at} .*the chat template refuses it: who"):
         PreferenceDataset(read, PROCESSOR, options)
 
@@ -173,7 +173,7 @@ def test_a_row_far_longer_than_the_others_is_named(caplog):
     rows = [record(index) for index in range(200)]
     rows[150]["chosen"] = "a cat " * 10_000
     with caplog.at_level(logging.WARNING):
-        PreferenceDataset(parse_rows(rows, "."), PROCESSOR, DataOptions(image_rejected=False))
+        PreferenceDataset(parse_rows(rows, "."), PROCESSOR, DataOptions(branches=("chosen", "rejected")))
     (message,) = [text for text in caplog.messages if "packed row" in text]
     assert message.startswith("dataset, row 150: ") and "set max_length" in message
 

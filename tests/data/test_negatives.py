@@ -43,7 +43,7 @@ def maker(spec: str, rows: list, seed: int = 42) -> RejectedImages:
 
 def made(spec: str, rows: list, index: int = 0, *, seed: int = 42, epoch: int | None = None) -> Image.Image:
     images = [open_image(image, "") for image in rows[index].images]
-    return maker(spec, rows, seed).make(index, images, epoch)[0]
+    return maker(spec, rows, seed).make(index, images, epoch)[0][0]
 
 
 @pytest.mark.parametrize("name", NEGATIVES)
@@ -210,6 +210,56 @@ def test_anyone_can_add_one(monkeypatch):
 
 def test_several_images_of_a_row_get_a_negative_each():
     data = parse_rows([{"images": [noise(1), noise(1)], "prompt": "q?", "chosen": "a", "rejected": "b"}], ".")
-    negatives = maker("crop_0_20", data).make(0, [noise(1), noise(1)])
+    (negatives,) = maker("crop_0_20", data).make(0, [noise(1), noise(1)])
     assert len(negatives) == 2
     assert all(a != b for a, b in itertools.combinations(negatives, 2)), "drawn one after the other"
+
+
+def several(spec: str, data: list, count: int, index: int = 0, seed: int = 42) -> list[list[Image.Image]]:
+    images = [open_image(image, "") for image in data[index].images]
+    return RejectedImages(data, check_images(data, own=True), parse_negative(spec), seed, count).make(index, images)
+
+
+def test_the_first_of_several_negatives_is_the_one_there_was():
+    data = rows(5)
+    for name in (name for name in NEGATIVES if name not in ("black", "own")):
+        first, second, third = (pictures[0] for pictures in several(name, data, 3))
+        assert first == made(name, data), name
+        assert len({picture.tobytes() for picture in (first, second, third)}) == 3, name
+        assert several(name, data, 2)[1] == [second], "however many follow"
+
+
+def test_random_images_are_different_ones_while_there_are(tmp_path):
+    for index in range(4):
+        Image.new("RGB", (8, 8), (index * 60, 0, 0)).save(tmp_path / f"{index}.png")
+    text = {"prompt": "q?", "chosen": "a", "rejected": "b"}
+    data = parse_rows([{**text, "image": f"{index % 4}.png"} for index in range(8)], tmp_path)
+    for seed in range(10):
+        found = [pictures[0].getpixel((0, 0))[0] for pictures in several("random_image", data, 5, seed=seed)]
+        assert sorted(found[:3]) == [60, 120, 180] and 0 not in found, "a fourth and fifth are some of them again"
+
+
+def test_own_negatives_come_round_by_round():
+    pictures = [noise(seed, 20, 20) for seed in range(6)]
+    columns = {"images": [noise(9, 20, 20), noise(8, 20, 20)], "prompt": "q?", "chosen": "a", "rejected": "b"}
+    data = parse_rows([{**columns, "rejected_images": pictures}], ".")
+    assert several("own", data, 3) == [pictures[:2], pictures[2:4], pictures[4:]]
+
+
+def test_too_few_of_ones_own_are_an_error_and_too_many_are_said_once(caplog):
+    columns = {"prompt": "q?", "chosen": "a", "rejected": "b"}
+    data = parse_rows(
+        [{**columns, "image": noise(at), "rejected_images": [noise(9)] * (2 + at)} for at in range(3)], "."
+    )
+    several("own", data, 2)
+    assert caplog.messages == [
+        "2 of 3 rows bring more rejected_images than the objective reads: the first 2 of each image are used"
+    ]
+    with pytest.raises(InputError, match="row 0: rejected_images: 2 per image, and the objective reads 3; give more"):
+        several("own", data, 3)
+
+
+@pytest.mark.parametrize("spec", ["black", "crop_0_20:0.5+black:0.5"])
+def test_several_equal_pictures_are_refused(spec):
+    with pytest.raises(InputError, match="negative: black is the same picture every time, .* compares 2 rejected"):
+        several(spec, rows(3), 2)

@@ -327,7 +327,7 @@ FRAMED = templates.TEMPLATES["chatml"].replace("<image>\n", "<|im_start|><image>
 )
 def test_without_images_what_stands_for_them_goes_too(template, prompt, left):
     processor = templates.processor(template)
-    data = PreferenceDataset(rows(prompt), processor, DataOptions(drop_images=True, image_rejected=False))
+    data = PreferenceDataset(rows(prompt), processor, DataOptions(drop_images=True, branches=("chosen", "rejected")))
     assert text(processor, data[0].prompt_ids) == left
 
 

@@ -156,7 +156,42 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
     "no path in it": ({**GOOD, "img_path": {"bytes": None, "path": None}}, "images", "an object with bytes, path"),
     "two image columns": ({**GOOD, "images": ["b.png"]}, "img_path", "img_path and images both name images"),
     "id is a list": ({**GOOD, "id": [1]}, "id", "expected text or a whole number"),
-    "negatives do not match": ({**GOOD, "rejected_images": ["a.png", "b.png"]}, "rejected_images", "2 for 1 images"),
+    "negatives do not match": (
+        {**GOOD, "img_path": None, "images": ["a.png", "b.png"], "rejected_images": ["a.png"] * 3},
+        "rejected_images",
+        "3 for 2 images",
+    ),
+    "negatives of nothing": (
+        {**GOOD, "img_path": None, "rejected_images": ["a.png"]},
+        "rejected_images",
+        "1 for 0 images",
+    ),
+    "contrast is a number": ({**GOOD, "contrast": 3}, "contrast", "expected text"),
+    "spans are text": ({**GOOD, "chosen_weights": "all"}, "chosen_weights", "expected a list of spans"),
+    "a span of two": ({**GOOD, "chosen_weights": [[0, 1]]}, "chosen_weights", "a span is [0, 1]"),
+    "a span of halves": ({**GOOD, "chosen_weights": [[0, 0.5, 2]]}, "chosen_weights", "a span is [0, 0.5, 2]"),
+    "a span outside": (
+        {**GOOD, "rejected_weights": [[0, 99, 2]]},
+        "rejected_weights",
+        "the span from 0 to 99 is not inside",
+    ),
+    "an empty span": (
+        {**GOOD, "rejected_weights": [[1, 1, 2]]},
+        "rejected_weights",
+        "the span from 1 to 1 is not inside",
+    ),
+    "spans overlap": (
+        {**GOOD, "chosen_weights": [[0, 2, 2], [1, 3, 4]]},
+        "chosen_weights",
+        "two spans overlap at character 1",
+    ),
+    "a weight below 0": ({**GOOD, "chosen_weights": [[0, 1, -1]]}, "chosen_weights", "a weight is -1"),
+    "a weight of inf": ({**GOOD, "chosen_weights": [[0, 1, float("inf")]]}, "chosen_weights", "a weight is inf"),
+    "nothing counts": (
+        {**GOOD, "chosen_weights": [[0, len(GOOD["chosen"]), 0]]},
+        "chosen_weights",
+        "every character has the weight 0",
+    ),
     "not an object": (["a", "b"], "row", "found a list"),
 }
 

@@ -286,7 +286,7 @@ FRAMED = templates.TEMPLATES["chatml"].replace("<image>\n", "[<image>]")
 def test_a_text_keeps_its_lines_and_words_around_an_image(prompt, read, without):
     processor = templates.processor(FRAMED)
     for drop, expected in ((False, read), (True, without)):
-        options = DataOptions(drop_images=drop, image_rejected=False)
+        options = DataOptions(drop_images=drop, branches=("chosen", "rejected"))
         data = PreferenceDataset([row(prompt, images=1)], processor, options)
         shown = re.sub("(<image>)+", "<image>", text(processor, data[0].prompt_ids))
         assert shown == f"<|im_start|>user\n{expected}<|im_end|>\n<|im_start|>assistant\n"

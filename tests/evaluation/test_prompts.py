@@ -114,7 +114,7 @@ def test_every_family_reads_the_prompts_of_training_in_any_batch(family, monkeyp
     seen = Seen(model, monkeypatch)
     one = list(generate(model, processor, rows(), max_new_tokens=4, batch_size=1))
     assert list(generate(model, processor, rows(), max_new_tokens=4, batch_size=4)) == one
-    data = PreferenceDataset(rows(), processor, DataOptions(image_rejected=False))
+    data = PreferenceDataset(rows(), processor, DataOptions(branches=("chosen", "rejected")))
     assert seen.prompts() == [example.prompt_ids for example in data] * 2
     padded = seen.inputs[-1]["input_ids"].shape[1]
     assert padded == max(len(example.prompt_ids) for example in data), "padded, and on the left"
@@ -122,7 +122,7 @@ def test_every_family_reads_the_prompts_of_training_in_any_batch(family, monkeyp
 
 def test_the_logits_behind_a_padded_prompt_are_the_plain_forwards():
     model, processor = (make() for make in FAMILIES["smolvlm"])
-    data = PreferenceDataset(rows(), processor, DataOptions(image_rejected=False))
+    data = PreferenceDataset(rows(), processor, DataOptions(branches=("chosen", "rejected")))
     firsts = []
     with torch.no_grad():
         for example in data:
@@ -137,7 +137,7 @@ def test_generation_has_one_bos_and_no_eos_whatever_tokenizer_and_template_add(k
     model, processor = tiny.llava(), templates.processor(name, kind)
     seen = Seen(model, monkeypatch)
     list(generate(model, processor, rows(), max_new_tokens=1, batch_size=4))
-    data = PreferenceDataset(rows(), processor, DataOptions(image_rejected=False))
+    data = PreferenceDataset(rows(), processor, DataOptions(branches=("chosen", "rejected")))
     assert seen.prompts() == [example.prompt_ids for example in data]
     for ids in seen.prompts():
         assert ids.count(0) == (kind != "bytes" or name == "llama-3") and 1 not in ids
@@ -148,7 +148,7 @@ def test_the_settings_decide_what_is_asked(monkeypatch):
     seen = Seen(model, monkeypatch)
     text = TextOptions(system_prompt="Be brief.", chat_template=templates.TEMPLATES["vicuna"])
     list(generate(model, processor, rows(), max_new_tokens=1, text=text))
-    data = PreferenceDataset(rows(), processor, DataOptions(image_rejected=False, text=text))
+    data = PreferenceDataset(rows(), processor, DataOptions(branches=("chosen", "rejected"), text=text))
     assert seen.prompts() == [example.prompt_ids for example in data]
     assert processor.decode(seen.prompts()[1]) == "Be brief. USER: a cat sits ASSISTANT:"
 

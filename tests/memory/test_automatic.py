@@ -22,7 +22,7 @@ from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
 LENGTHS = log_normal(
-    prompt_tokens=650, response_tokens_median=120, response_tokens_max=400, images=2, image_tokens=576
+    prompt_tokens=650, response_tokens_median=120, response_tokens_max=400, image_tokens=576
 ).packed  # fmt: skip
 CONFIG = {
     "model_name_or_path": "nowhere", "train_data": "nowhere.json", "output_dir": "out", "dtype": "bfloat16", "bf16": True,
@@ -188,7 +188,7 @@ def test_a_plan_for_a_size_leaves_what_is_written(capsys):
 # A micro-batch has a floor: the host's time
 
 
-SHORT = log_normal(prompt_tokens=60, response_tokens_median=10, response_tokens_max=20, images=2, image_tokens=50)
+SHORT = log_normal(prompt_tokens=60, response_tokens_median=10, response_tokens_max=20, image_tokens=50)
 
 
 def planned(budget: int, examples=SHORT, **changes):

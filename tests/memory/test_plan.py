@@ -9,11 +9,13 @@ from transformers import AutoModelForImageTextToText
 
 from mdpo import InputError
 from mdpo.cli import main
+from mdpo.config import build_config
 from mdpo.memory import SHAPES, Adaptation, choose, footprint, log_normal, parse_size, read_shape, smallest
 from mdpo.memory.choose import Wishes, setup_of, wished_optimizers
 from mdpo.memory.footprint import ADAM_BYTES, NF4_BYTES
 from mdpo.memory.layer import Precision
 from mdpo.memory.size import GIB
+from mdpo.memory.wishes import counted, examples_of
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny, wide
 
@@ -30,8 +32,7 @@ WISHES = Wishes(
 
 def examples(shape, prompt_tokens: int):
     return log_normal(
-        prompt_tokens=prompt_tokens, response_tokens_median=120, response_tokens_max=400, images=2,
-        image_tokens=shape.image_tokens,
+        prompt_tokens=prompt_tokens, response_tokens_median=120, response_tokens_max=400, image_tokens=shape.image_tokens,
     )  # fmt: skip
 
 
@@ -202,3 +203,21 @@ def test_an_adapter_that_is_its_own_reference_is_there_twice():
     )
     more = footprint(kept, setup).allocated - footprint(LLAVA, setup).allocated
     assert more == 4 * LLAVA.trained
+
+
+@pytest.mark.parametrize(
+    ("objective", "prompts", "responses", "images"),
+    [("dpo", 650, 2, 1), ("mdpo", 2 * 650, 3, 2), ("symmpo", 2 * 650, 5, 2), ("misp", 4 * 650, 5, 4), ("svco", 2 * 650 + 74, 6, 2)],
+)
+def test_lengths_and_images_follow_the_objectives_branches(objective, prompts, responses, images):
+    """74 tokens are a prompt without its 576 of the image."""
+    run, args = build_config({**ELSEWHERE, "bf16": True, "use_cpu": True, "objective": objective}, source="c.yaml")
+    found = examples_of(run, args, LLAVA)
+    assert found.longest == prompts + responses * 400 and found.images == images
+    assert min(found.packed) > prompts and found.packed[0] < found.longest
+    assert counted(args, LLAVA, [5000]).images == images
+
+
+def test_without_images_none_are_counted():
+    settings = {**ELSEWHERE, "bf16": True, "use_cpu": True, "objective": "dpo", "drop_images": True}
+    assert examples_of(*build_config(settings, source="c.yaml"), LLAVA).images == 0

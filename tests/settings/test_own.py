@@ -36,6 +36,8 @@ def config(tmp_path: Path, **settings) -> MDPOConfig:
             "drop_images: .* take image_rejected out of anchors",
         ),
         ({"anchors": [], "anchor": 0.5}, "anchor: 0.5, but anchors is empty"),
+        ({"objective": "svco", "drop_images": True}, r"drop_images: the objective compares pictures \(chosen@none, image_rej"),
+        ({"objective": "dpo", "conditional": True}, "conditional: a parameter of objective mdpo, and objective is dpo"),
         ({"cache_reference": False, "reference_cache_dir": "cache"}, "reference_cache_dir: cache_reference is false"),
     ],
 )
@@ -55,6 +57,9 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, mes
         {"negative_per_epoch": True, "cache_reference": False},
         {"conditional": False, "anchors": ["image_rejected"], "negative": "random_image", "negative_per_epoch": True},
         {"conditional": False, "negative_per_epoch": False},
+        {"objective": "misp", "negative": "random_image", "negative_per_epoch": True},
+        {"objective": "dpo", "drop_images": True},
+        {"objective": [{"name": "sft", "rows": {"chosen": 1}, "link": "linear"}]},
     ],
 )
 def test_settings_that_go_together_say_nothing(tmp_path, settings):
@@ -69,6 +74,9 @@ def test_settings_that_go_together_say_nothing(tmp_path, settings):
         ({"use_lora": False, "lora_dropout": 0.1, "lora_target_modules": "q_proj"}, ["lora_dropout", "lora_target_modules"]),
         ({"conditional": False, "negative": "crop_0_20"}, ["negative"]),
         ({"conditional": False, "negative_per_epoch": True}, ["negative_per_epoch"]),
+        ({"objective": "dpo", "negative": "crop_0_20"}, ["negative"]),
+        ({"objective": "mpo", "negative_per_epoch": True}, ["negative_per_epoch"]),
+        ({"objective": [{"name": "a", "rows": {"chosen": 1, "chosen@none": -1}}], "negative": "black"}, ["negative"]),
         ({"negative_per_epoch": True, "cache_reference": True}, ["cache_reference"]),
         ({"negative_per_epoch": True, "reference_cache_dir": "cache"}, ["reference_cache_dir"]),
     ],

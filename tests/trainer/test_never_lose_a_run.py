@@ -124,6 +124,7 @@ def test_a_full_disk_stops_with_the_last_good_state(world, tmp_path):
     [
         ({"learning_rate": 2e-3}, "learning_rate was 0.001 and is 0.002"),
         ({"anchors": []}, r"anchors was \['chosen'\] and is \[\]"),
+        ({"objective": "dpo"}, "objective was 'mdpo' and is 'dpo'"),
         ({"seed": 7}, "seed was 42 and is 7"),
         ({"max_length": 60}, "max_length was None and is 60"),
     ],

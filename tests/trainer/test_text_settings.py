@@ -8,7 +8,7 @@ import yaml
 from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.cli import main
 from mdpo.config import load_config
-from mdpo.data import DataOptions, TextOptions
+from mdpo.data import TextOptions
 from mdpo.models import load, load_processor
 from tests import tiny
 from tests.data import templates
@@ -40,9 +40,9 @@ def config(world, tmp_path):
 def test_every_setting_reaches_the_data(config, tmp_path):
     _, args = load_config(config)
     text = TextOptions(SYSTEM, str(tmp_path / "mine.jinja"), {"thinking": False}, False)
-    assert DataOptions.of(args).text == text
+    assert TextOptions.of(args) == text
     _, args = load_config(config, {"prompt_is_rendered": None, "chat_template_kwargs": None})
-    assert DataOptions.of(args).text == TextOptions(SYSTEM, str(tmp_path / "mine.jinja"))
+    assert TextOptions.of(args) == TextOptions(SYSTEM, str(tmp_path / "mine.jinja"))
 
 
 def test_what_was_trained_is_scored_alike_and_its_template_is_saved(world, config, tmp_path):
