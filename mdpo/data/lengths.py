@@ -84,6 +84,20 @@ def packed_lengths(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> np
     return total
 
 
+def separate_lengths(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> np.ndarray:
+    """(N,) int64 tokens of each row whose branches are sequences of their own, all filled up to its longest; as if it had
+    every branch.
+
+    parts: from ``kept_parts``.
+    """
+    there = branches_there(parts, rows, branches)
+    longest = np.zeros(len(parts), np.int64)
+    for branch in map(branch_of, branches):
+        prompt = parts[:, IMAGELESS if branch.picture == "none" else PROMPT]
+        longest = np.maximum(longest, (prompt + parts[:, PARTS.index(branch.response)]) * there[branch.name])
+    return longest * len(branches)
+
+
 def _added_by_images(rows: Rows, facts: RowFacts, image_tokens: ImageTokens) -> np.ndarray:
     """(N,) tokens that a row's images take beyond their placeholders."""
     images = rows.images

@@ -13,7 +13,7 @@ from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
 from mdpo.models import ReferenceCache, branch_logps
 from mdpo.models.start_check import check_packed, first_examples, rounding_of
-from mdpo.packing import MDPO_BRANCHES, Batch, family_of, pack, part, plan
+from mdpo.packing import MDPO_BRANCHES, Batch, Separate, family_of, pack, part, plan
 
 Logps = dict[str, tuple[float, ...]]  # of each row's branches, in their order, by the row's id
 
@@ -90,7 +90,7 @@ def check_first_rows(
 ) -> str:
     """The start check of training on the first rows. Returns its line; raises InputError beyond rounding."""
     model.eval()
-    examples = first_examples(dataset.lengths, dataset.__getitem__)
+    examples = first_examples(dataset.lengths.tolist(), dataset.__getitem__)
     return check_packed(model, examples, branches=branches, rounding=rounding_of(model)).line
 
 
@@ -99,7 +99,11 @@ def _micro_batches(
 ) -> Iterator[Batch]:
     family = family_of(model)
     device = next(model.parameters()).device
-    micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
+    micro_batches = itertools.chain.from_iterable(
+        plan(
+            dataset.lengths_for(family), token_budget, examples_per_step=256, padded=isinstance(family, Separate)
+        )
+    )
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
         yield pack([dataset[index] for index in micro_batch], family, branches=branches).to(device)
 

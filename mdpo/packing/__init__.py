@@ -2,7 +2,7 @@
 
 from .batch import Batch
 from .branches import MDPO_BRANCHES, branch_of
-from .families import Family, Separate, family_of
+from .families import Family, Separate, family_of, family_of_config
 from .layout import PackedBatch, pack
 from .part import part
 from .plan import plan
@@ -19,6 +19,7 @@ __all__ = [
     "SeparateBatch",
     "branch_of",
     "family_of",
+    "family_of_config",
     "pack",
     "part",
     "plan",

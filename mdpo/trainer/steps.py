@@ -66,10 +66,13 @@ class StepSampler(BatchSampler):
         rank: int = 0,
         world_size: int = 1,
         negative_per_epoch: bool = False,
+        padded: bool = False,
     ) -> None:
         self.lengths = lengths
         self.token_budget = token_budget
-        self.settings = {"examples_per_step": examples_per_step, "seed": seed, "rank": rank, "world_size": world_size}
+        self.settings = {
+            "examples_per_step": examples_per_step, "seed": seed, "rank": rank, "world_size": world_size, "padded": padded,
+        }  # fmt: skip
         self.negative_per_epoch = negative_per_epoch
         self.epoch = 0
         self._plan()  # an example longer than the budget is an error now, not in the first epoch

@@ -11,7 +11,7 @@ from .llava import Llava, LlavaNext
 from .qwen_vl import QwenVL
 from .tiles import Idefics3, InternVL
 
-__all__ = ["Family", "Separate", "family_of"]
+__all__ = ["Family", "Separate", "family_of", "family_of_config"]
 
 _FAMILIES = {
     "idefics3": Idefics3,
@@ -47,7 +47,11 @@ def family_of(model) -> Family | Separate:
 
     Raises InputError where neither way gives its log-probs, with the reason.
     """
-    config = model.config
+    return family_of_config(model.config)
+
+
+def family_of_config(config) -> Family | Separate:
+    """As ``family_of``, of a model's config."""
     kind = config.model_type
     if kind in _REFUSED:
         raise InputError(f"model family {kind!r} cannot be trained: {_REFUSED[kind]}")
