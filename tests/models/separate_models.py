@@ -3,6 +3,7 @@
 A picture has sizes of its own where the family takes any, so that a batch of several is filled up as it would be in training.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 IMAGE = 3  # the placeholder's id
-VOCABULARY = 160
+VOCABULARY = 400
 
 TEXT = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -461,8 +462,9 @@ MODELS: dict[str, Tiny] = {
 }
 
 
-def build(kind: str, seed: int = 0):
-    config = AutoConfig.for_model(kind, **MODELS[kind].config)
+def build(kind: str, seed: int = 0, vocabulary: int = VOCABULARY):
+    config = AutoConfig.for_model(kind, **copy.deepcopy(MODELS[kind].config))
+    config.get_text_config().vocab_size = vocabulary
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():  # the default initialisation is so flat that errors would hide in it
