@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,10 +32,12 @@ from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
 from mdpo.evaluation.trained_text import say_other_text
+from mdpo.hub import folder_of
 from mdpo.memory.commands import run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
     ReferenceCache,
+    check_trainable,
     convert_bunny,
     convert_llava,
     fingerprint,
@@ -43,8 +45,9 @@ from mdpo.models import (
     load_processor,
 )
 from mdpo.models.adapters import load_adapter
+from mdpo.models.image_embeddings import image_embeddings
 from mdpo.models.merge import run_merge
-from mdpo.objectives import help_table
+from mdpo.objectives import PRESETS, help_table
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
 from mdpo.outputs import write_text
 from mdpo.reports import commands as report_commands
@@ -147,6 +150,7 @@ def _log_to_terminal() -> None:
     logging.captureWarnings(True)
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
+    logging.getLogger("huggingface_hub").handlers.clear()  # its lines come here too
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
@@ -244,12 +248,16 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("merge", help="an adapter into its base model's weights, with a model card")
     command.add_argument("adapter", type=Path)
     command.add_argument("destination", type=Path)
-    command.add_argument("--base", type=Path, help="folder of the base model; the one the adapter names without it")
+    command.add_argument("--base", type=Path, help="base model, folder or owner/name on the hub; the one the adapter names without it")
     command.set_defaults(run=run_merge)
 
     command = commands.add_parser("score", help="log-probs and rewards of every row of a preference file")
     _model_and_data(command)
     command.add_argument("--beta", type=float, default=0.1)
+    command.add_argument("--objective", choices=list(PRESETS), default="mdpo", help="whose branches are scored")
+    command.add_argument(
+        "--changed-weight", type=float, help="how much the words count in which the answers differ, as in training"
+    )
     command.add_argument("--negative", default="crop_0_20", help="how the rejected image is made")
     command.add_argument("--seed", type=int, default=42, help="of the rejected images")
     command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
@@ -262,20 +270,22 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
     command.add_argument("layout", choices=["bunny", "llava"])
-    command.add_argument("source", type=Path)
+    command.add_argument("source", type=Path, help="folder, or owner/name on the hub")
     command.add_argument("destination", type=Path)
-    command.add_argument("--vision-tower", type=Path, help="llava: folder of the CLIP model, where the source has none")
+    command.add_argument(
+        "--vision-tower", type=Path, help="llava: the CLIP model, folder or owner/name on the hub, where the source has none"
+    )
     command.set_defaults(run=run_convert)
-    data_commands.add_commands(commands, load_processor)
+    data_commands.add_commands(commands, load_processor, {name: each.branches for name, each in PRESETS.items()})
     evaluation_commands.add_commands(commands)
     report_commands.add_commands(commands)
     return parser
 
 
 def _model_and_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", type=Path, help="folder of the base model and its processor")
+    command.add_argument("model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub")
     command.add_argument("data", type=Path, help="file, folder or hub dataset, as for mdpo data")
-    command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
+    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     data_commands.add_row_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
@@ -285,32 +295,42 @@ def run_score(options: argparse.Namespace) -> None:
     check_range("--beta", options.beta, BETA)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: expected a number from 0 on")
+    check_trainable(options.model)  # before gigabytes of data are fetched
+    adapter = None if options.adapter is None else folder_of(options.adapter, called="adapter")
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
     )
     images = rows.first_with_images() is not None
     if not images:
-        _log.warning("no row of %s has an image: image_rejected is null in every record", options.data)
-    data = DataOptions(negative=options.negative, seed=options.seed, text=text_options(options))
-    if not images:
-        data = replace(data, branches=("chosen", "rejected"))
+        _log.warning("no row of %s has an image: what is read with another one is null in every record", options.data)
+    branches = PRESETS[options.objective].branches
+    data = DataOptions(
+        branches=branches if images else ("chosen", "rejected"),
+        negative=options.negative,
+        seed=options.seed,
+        text=text_options(options),
+        changed_weight=options.changed_weight,
+    )
     processor = load_processor(options.model)
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, data)
+    dataset.find_neighbours(partial(image_embeddings, base, folder=options.reference))
     check_rows(base, processor, dataset)
     cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
     if not options.no_check_start:
-        _log.info(check_first_rows(base, dataset))
+        _log.info(check_first_rows(base, dataset, branches))
     # Before the adapter goes on: some kinds leave another model behind when they are switched off.
-    reference = row_logps(base, dataset, token_budget=options.token_budget, cache=cache)
+    reference = row_logps(base, dataset, branches=branches, token_budget=options.token_budget, cache=cache)
     model: torch.nn.Module = base
-    if options.adapter is not None:
-        model = load_adapter(base, options.adapter, base=options.model)
-        say_other_text(options.adapter, data.text)
+    if adapter is not None:
+        model = load_adapter(base, adapter, base=options.model)
+        say_other_text(adapter, data.text)
         if not options.no_check_start:
-            _log.info(check_first_rows(model, dataset))
-    records = score(model, dataset, reference=reference, token_budget=options.token_budget, beta=options.beta)
+            _log.info(check_first_rows(model, dataset, branches))
+    records = score(
+        model, dataset, branches=branches, reference=reference, token_budget=options.token_budget, beta=options.beta
+    )
     _write(options.output, records)
     if cache is not None:
         print(cache.line)

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from mdpo.errors import InputError
+from mdpo.hub import with_revision
 from mdpo.objectives import objective_of, read_objective
 from mdpo.settings import (
     ALWAYS_REFUSED,
@@ -92,6 +93,10 @@ class MDPOConfig(TrainingArguments):
     )
     drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
+    changed_weight: float | None = field(
+        default=None,
+        metadata={"help": "How much the words count in which the two answers differ, such as 5 (dense DPO); None: as all."},
+    )
     ignore_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
     )
@@ -204,26 +209,26 @@ class MDPOConfig(TrainingArguments):
         """Rejected pictures of a row that a term of the objective reads."""
         return objective_of(self).negatives
 
-    @property
-    def uses_image_rejected(self) -> bool:
-        """Whether any term reads the chosen response with the rejected picture."""
-        return "image_rejected" in self.branches
-
 
 @dataclass
 class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder of the model and its processor."})
-    train_data: str = field(metadata={"help": "Preference rows: file, folder or hub dataset."})
+    model_name_or_path: str = field(metadata={"help": "Model and its processor: folder, or owner/name[@revision] on the hub."})
+    train_data: str | list[str] = field(
+        metadata={"help": "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the hub."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of model_name_or_path on the hub; as owner/name@revision."}
+    )
     adapter_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder of an adapter to go on from; it is the reference too, see reference."}
+        default=None, metadata={"help": "Adapter to go on from, folder or name on the hub; it is the reference too, see reference."}
     )
     image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
     allow_outside: bool = field(
         default=False, metadata={"help": "Image paths and links may lead out of the image folder."}
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Rows to evaluate on."})
+    eval_data: str | list[str] | None = field(default=None, metadata={"help": "Rows to evaluate on, as train_data."})
     eval_fraction: float = field(default=0.0, metadata={"help": "Share of train_data held out, without eval_data."})
     dtype: str = field(default="auto", metadata={"help": "Weights of the base model: auto, bfloat16, float32."})
     load_in_4bit: bool = field(default=False, metadata={"help": "The language model's linear layers in NF4 (QLoRA)."})
@@ -255,6 +260,8 @@ class RunConfig:
             check_range(name, getattr(self, name), "(0, inf)")
         check_numbers(self)
         check_paths(self)
+        if self.model_revision is not None:
+            self.model_name_or_path = with_revision(self.model_name_or_path, self.model_revision)
         check_range("lora_r", self.lora_r, "[1, 16384]")  # beyond any layer's width it is a mistyped number
         self.dtype = dtype_name(self.dtype)
         if self.eval_data is not None and self.eval_fraction:

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, Rows, TextOptions, read_rows
 from mdpo.errors import InputError
+from mdpo.hub import folder_of
 from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings
-from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, load, load_processor, lora_expression
-from mdpo.models.adapters import adapter_config, load_adapter
+from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, check_trainable, load, load_processor, lora_expression
+from mdpo.models.adapters import adapter_config, load_adapter, name_base
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.model_card import write_run_record
 from mdpo.objectives import objective_of
@@ -56,9 +57,10 @@ def train(options: argparse.Namespace) -> int:
     check_settings(args)
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
-    inputs = {name: getattr(run, name) for name in ("model_name_or_path", "adapter_name_or_path", "train_data", "eval_data")}
+    inputs = _inputs(run)
     try:
         meet(args)
+        together(args, lambda: check_trainable(run.model_name_or_path))  # before a folder is made, or data fetched
         with together(args, partial(hold_folder, args, args)) or nullcontext() as lock:
             together(args, partial(begin, args, _resume_from(args.resume_from_checkpoint), inputs))
             return _train(run, args, lock, options, overrides)
@@ -76,8 +78,8 @@ def _train(
     lock: on the folder, on the main process. options: the command. overrides: of its config file.
     """
     resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
-    rows, eval_rows = together(args, lambda: _training_rows(run, args))
     processor = together(args, lambda: load_processor(run.model_name_or_path))
+    rows, eval_rows = together(args, lambda: _training_rows(run, args))
     data: Rows | PreferenceDataset = rows
     if _on_gpu(args) and options.memory is None:
         data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args))))
@@ -98,7 +100,7 @@ def _train(
         write_run_record,
         str(args.output_dir),
         asdict(run),
-        base_weights=weights_digest(run.model_name_or_path),
+        base_weights=weights_digest(folder_of(run.model_name_or_path)),
         text=TextOptions.of(args).values(),
     )
     trainer.run_folder.at_first_step(record)
@@ -107,6 +109,8 @@ def _train(
     if not stop.stopped:
         together(args, trainer.save_model)
         together(args, trainer.save_state)
+        if main_process and run.use_lora:
+            name_base(str(args.output_dir), run.model_name_or_path)
     if main_process:
         say(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")
     # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
@@ -173,6 +177,18 @@ def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:
 def _resume_from(value: str | bool | None) -> str | bool | None:
     """``true`` is the newest checkpoint, also where it was written as text."""
     return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
+def _inputs(run: RunConfig) -> dict[str, str | None]:
+    """What the run reads, by setting; of a list of files each by itself."""
+    found: dict[str, str | None] = {"model_name_or_path": run.model_name_or_path, "adapter_name_or_path": run.adapter_name_or_path}
+    for name in ("train_data", "eval_data"):
+        given = getattr(run, name)
+        if isinstance(given, list):
+            found |= {f"{name}[{number}]": path for number, path in enumerate(given)}
+        else:
+            found[name] = given
+    return found
 
 
 def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[Rows, Rows | None]:

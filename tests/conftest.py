@@ -1,5 +1,10 @@
 """What holds for every test."""
 
+import os
+
+# Before huggingface_hub is imported: no test asks the network for anything. tests/test_hub.py has a hub of its own.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+
 import pytest
 import torch
 

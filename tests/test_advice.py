@@ -77,6 +77,9 @@ SAID_BY = {
     "mdpo/evaluation/questions.py": ["generate"],
     "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
     "mdpo/evaluation/results.py": ["report"],
+    "mdpo/hub/names.py": ["train"],
+    "mdpo/hub/refusals.py": ["train"],
+    "mdpo/hub/repositories.py": ["train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],
@@ -129,7 +132,7 @@ def options(command: str) -> set[str]:
 def test_a_message_names_options_and_commands_that_exist(file, text):
     assert file in SAID_BY, f"{file} says {text!r}: enter the file in SAID_BY, with the commands that say it"
     known = set().union(*(options(command) for command in SAID_BY[file]))
-    own = re.sub(r"accelerate launch \S+ \S+|hf upload .*", "", text)  # without other programs' options
+    own = re.sub(r"accelerate launch \S+ \S+|hf (upload|download|auth) .*", "", text)  # without other programs' options
     for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", own):
         assert option in known, f"{option} is no option of {SAID_BY[file]}"
     for command in re.findall(r"\bmdpo ([a-z]+)", text):

@@ -10,11 +10,12 @@ OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
 EVERYBODYS = {
-    "mdpo.errors", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
+    "mdpo.errors", "mdpo.hub", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
 }  # fmt: skip
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
+    "mdpo.hub": {"mdpo.hub", "mdpo.stops"},
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),
@@ -26,7 +27,7 @@ ALLOWED = {
     "mdpo.config": {"mdpo.settings", "mdpo.objectives"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
     "mdpo.objectives": {"mdpo.objectives", "mdpo.packing", "mdpo_kernels"},
-    "mdpo.data": {"mdpo.data", "mdpo.packing"},
+    "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {
         "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels",

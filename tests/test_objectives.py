@@ -141,7 +141,6 @@ def test_a_name_is_its_preset(tmp_path, name):
     args = config(tmp_path, objective=name)
     assert args.objective == name and objective_of(args).terms == PRESETS[name].terms
     assert config(tmp_path, objective=PRESETS[name]).objective == name
-    assert args.uses_image_rejected == ("image_rejected" in PRESETS[name].branches)
 
 
 def test_the_default_is_mdpo_with_its_own_parameters(tmp_path):
@@ -149,7 +148,7 @@ def test_the_default_is_mdpo_with_its_own_parameters(tmp_path):
     objective = objective_of(args)
     assert args.objective == "mdpo" and objective.branches == ("chosen", "rejected", "image_rejected")
     assert [(term.name, term.offset) for term in objective.terms] == [("response_preference", 0), ("anchor_rejected", -0.5)]
-    assert args.branches == ("chosen", "rejected") and not args.negatives and not args.uses_image_rejected
+    assert args.branches == ("chosen", "rejected") and not args.negatives
 
 
 def test_a_list_of_terms_from_a_file_and_from_the_command_line(tmp_path):

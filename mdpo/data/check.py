@@ -10,19 +10,23 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from transformers import ProcessorMixin
+
+from mdpo.packing.branches import MDPO_BRANCHES, branch_of
 
 from .encode import EncodedRow, Encoder
 from .image_sources import ImageRoot
 from .image_tokens import ImageTokens
 from .images import CHUNK, ImageFacts, Inspector, image_uses
-from .lengths import prompt_length, response_room
+from .lengths import packed_lengths, prompt_length, response_room
 from .problem import Dropped, RowError
 from .rows import Checked, PreferenceRow, check_rows
 from .seen import FirstSeen
 from .show import Shown, show
 from .sources import open_source
 from .text_options import TextOptions
+from .token_store import PARTS
 
 Inspected = tuple[PreferenceRow, list[ImageFacts]]  # a row, and what its images and rejected_images are
 
@@ -45,7 +49,8 @@ class Report:
     rows: all of them, of which ``usable`` can be trained on. formats: rows by format. dropped: rows by reason.
     lengths: of each usable row's prompt and responses, in ``unit``; in tokens also of its packed row, which is what
     ``token_budget`` counts. images: of all usable rows. without_image: usable rows without one. own_negatives: rows that
-    bring rejected_images. contrasts, weighted: rows with an answer to the rejected picture, and with weights. shown: one row as the model will see it, where there is a processor.
+    bring rejected_images. contrasts, weighted: rows with an answer to the rejected picture, and with weights. shown: one row
+    as the model will see it, where there is a processor.
     """
 
     unit: str
@@ -71,6 +76,7 @@ def check_file(
     processor: ProcessorMixin | None = None,
     max_length: int | None = None,
     text: TextOptions | None = None,
+    branches: Sequence[str] = MDPO_BRANCHES,
     ignore_columns: Sequence[str] = (),
     show_row: int | None = None,
 ) -> Report:
@@ -78,12 +84,13 @@ def check_file(
 
     processor: of the model to be trained. With it lengths are tokens, and max_length and text, which says how
     rows become text, are applied; without, characters.
+    branches: of the objective, as which rows are packed.
     show_row: the position of the row to decode; None for the first usable one.
 
     Raises InputError where the file as a whole can't be read.
     """
     found = check_rows(open_source(path), root, PreferenceRow, ignore_columns)
-    return check_records(found, processor, max_length, text, show_row)
+    return check_records(found, processor, max_length, text, branches, show_row)
 
 
 def check_records(
@@ -91,11 +98,12 @@ def check_records(
     processor: ProcessorMixin | None,
     max_length: int | None,
     text: TextOptions | None = None,
+    branches: Sequence[str] = MDPO_BRANCHES,
     show_row: int | None = None,
 ) -> Report:
     """``check_file`` for rows that are already parsed, as ``check_rows`` yields them."""
     report = Report("characters" if processor is None else "tokens")
-    measure = _Characters() if processor is None else _Tokens(processor, max_length, text)
+    measure = _Characters() if processor is None else _Tokens(processor, max_length, text, branches)
     seen = FirstSeen()
     found = iter(found)
     with Inspector() as inspector:
@@ -182,8 +190,12 @@ class _Characters:
 
 
 class _Tokens:
-    def __init__(self, processor: ProcessorMixin, max_length: int | None, text: TextOptions | None) -> None:
-        self.encoder = Encoder(processor, text, contrast=True)
+    def __init__(
+        self, processor: ProcessorMixin, max_length: int | None, text: TextOptions | None, branches: Sequence[str]
+    ) -> None:
+        self.branches = branches
+        imageless = any(branch_of(name).picture == "none" for name in branches)
+        self.encoder = Encoder(processor, text, contrast=True, imageless=imageless)
         self.image_tokens = ImageTokens(processor)
         self.max_length = max_length
 
@@ -202,15 +214,17 @@ class _Tokens:
         prompt = prompt_length(row, encoded, sizes, self.image_tokens)
         room = response_room(row, prompt, self.max_length)
         lengths = {"prompt": prompt, "chosen": len(encoded.chosen_ids), "rejected": len(encoded.rejected_ids)}
+        lengths |= {"contrast": len(encoded.contrast_ids)} if encoded.contrast_ids else {}
+        lengths |= {"imageless": len(encoded.imageless_prompt_ids)} if encoded.imageless_prompt_ids else {}
         notes = []
         if encoded.rendered:
             notes.append(Note(row.where, "prompt", "already rendered", "taken as it is, without the chat template"))
-        for name in ("chosen", "rejected"):
-            if room is not None and lengths[name] > room:
+        for name in ("chosen", "rejected", "contrast"):
+            if room is not None and lengths.get(name, 0) > room:
                 notes.append(Note(row.where, name, "response cut", f"{room} of {lengths[name]} tokens are left"))
                 lengths[name] = room
-        packed = prompt + lengths["chosen"] + lengths["rejected"]
-        lengths["packed"] = packed + bool(images) * (prompt + lengths["chosen"])
+        parts = np.array([[lengths.get(part, 0) for part in PARTS]])
+        lengths["packed"] = int(packed_lengths(parts, np.array([bool(images)]), self.branches)[0])
         return _Measured(
             lengths, notes, partial(show, self.encoder, self.image_tokens, encoded, sizes, room, row.where)
         )

@@ -1,7 +1,7 @@
 """``mdpo data check | preview | sample``: looking at data before training on it."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import ProcessorMixin
@@ -20,10 +20,14 @@ from .sample import sample_file, sample_files
 from .text_options import TextOptions, add_text_options, text_options
 
 
-def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callable[[Path], ProcessorMixin]) -> None:
+def add_commands(
+    subparsers: argparse._SubParsersAction,
+    load_processor: Callable[[Path], ProcessorMixin],
+    objectives: Mapping[str, Sequence[str]],
+) -> None:
     """Registers ``data`` and its own commands; each sets ``run``, a function of the parsed options.
 
-    load_processor: the processor of a model folder.
+    load_processor: the processor of a model folder. objectives: the branches of each by its name.
     """
     data = subparsers.add_parser("data", help="check, preview or sample a data file before training on it")
     commands = data.add_subparsers(required=True, metavar="COMMAND")
@@ -33,11 +37,14 @@ def add_commands(subparsers: argparse._SubParsersAction, load_processor: Callabl
     command.add_argument("--model", type=Path, help="folder of the model's processor: lengths in its tokens")
     command.add_argument("--max-length", type=int, help="with --model: which responses it would cut")
     command.add_argument(
+        "--objective", choices=list(objectives), help="with --model: whose packed rows are measured; mdpo without it"
+    )
+    command.add_argument(
         "--show", type=int, metavar="N", help="with --model: decode row N; the first usable without it"
     )
     command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png; an earlier one is replaced")
     add_text_options(command)
-    command.set_defaults(run=lambda options: run_check(options, load_processor), results=_pictures)
+    command.set_defaults(run=lambda options: run_check(options, load_processor, objectives), results=_pictures)
 
     command = commands.add_parser("preview", help="a picture of images beside their negatives")
     _data(command)
@@ -86,10 +93,16 @@ def _root(options: argparse.Namespace) -> ImageRoot:
     return source_root(options.data, options.image_dir, options.allow_outside)
 
 
-def run_check(options: argparse.Namespace, load_processor: Callable[[Path], ProcessorMixin]) -> None:
+def run_check(
+    options: argparse.Namespace,
+    load_processor: Callable[[Path], ProcessorMixin],
+    objectives: Mapping[str, Sequence[str]],
+) -> None:
     """Prints the report. Raises InputError with a summary where rows are broken or none is usable."""
     if options.max_length is not None and options.model is None:
         raise InputError("--max-length counts tokens; give --model too")
+    if options.objective is not None and options.model is None:
+        raise InputError("--objective counts the tokens of packed rows; give --model too")
     if options.show is not None and options.model is None:
         raise InputError("--show decodes a model's tokens; give --model too")
     text = text_options(options)
@@ -102,6 +115,7 @@ def run_check(options: argparse.Namespace, load_processor: Callable[[Path], Proc
         processor=processor,
         max_length=options.max_length,
         text=text,
+        branches=objectives[options.objective or "mdpo"],
         ignore_columns=options.ignore_columns,
         show_row=options.show,
     )

@@ -30,7 +30,8 @@ from .lengths import (
     packed_lengths,
     separate_lengths,
 )
-from .negatives import parse_negative
+from .nearest import Embed, Neighbours
+from .negatives import NEEDS_MODEL, parse_negative
 from .options import DataOptions, check_contrast
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
@@ -85,8 +86,9 @@ class PreferenceDataset(Dataset):
             self._tokens.lengths(), self.rows, self._facts, self._image_tokens, options.max_length
         )
         check_weights(self._tokens, self._parts, self.rows)
-        self.lengths = packed_lengths(self._parts, self.rows, options.read)
-        there = branches_there(self._parts, self.rows, options.read)
+        with_images = self.rows.images.counts() > 0
+        self.lengths = packed_lengths(self._parts, with_images, options.read)
+        there = branches_there(self._parts, with_images, options.read)
         if options.reads_contrast:
             _check_contrast_there(self.rows, self._parts[:, CONTRAST] > 0, options)
         reading = [rows for name, rows in there.items() if branch_of(name).negative]
@@ -131,6 +133,18 @@ class PreferenceDataset(Dataset):
         first, *more = map(self._processed, self._rejected_images.make(index, images, epoch))
         return (first, *more) if more else first
 
+    def find_neighbours(self, embed: Embed) -> None:
+        """Finds the pictures that look alike, where the negative is nearest_image; before the first row is read.
+
+        embed: ``mdpo.models.image_embeddings.image_embeddings`` of the model. Raises RowError for a row without another
+        picture.
+        """
+        made = self._rejected_images
+        if made is None or made.neighbours is not None or NEEDS_MODEL not in made.negative.names:
+            return
+        settings = [self.processor.image_processor.to_dict(), self._image_settings]
+        made.neighbours = Neighbours(self.rows, embed, self._processed_alone, settings, made.count)
+
     def first_with_images(self) -> int | None:
         """The index of the first row that has an image."""
         return self.rows.first_with_images()
@@ -149,7 +163,9 @@ class PreferenceDataset(Dataset):
 
     def lengths_for(self, family: Family | Separate) -> np.ndarray:
         """(N,) int64, the tokens of each example as the model's way of reading it lays it out: what the planner needs."""
-        return separate_lengths(self._parts, self.rows, self.options.read) if isinstance(family, Separate) else self.lengths
+        if not isinstance(family, Separate):
+            return self.lengths
+        return separate_lengths(self._parts, self.rows.images.counts() > 0, self.options.read)
 
     def digest(self) -> str:
         """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in their order."""
@@ -161,6 +177,10 @@ class PreferenceDataset(Dataset):
 
     def _process(self, images: list[Image.Image]) -> Mapping[str, Tensor] | None:
         return self._processed(images) if images else None
+
+    def _processed_alone(self, number: int) -> Mapping[str, Tensor]:
+        """The picture with this number in the rows' table."""
+        return self._processed([open_image(self.rows.source(number), f"image {number} of the rows")])
 
     def _processed(self, images: list[Image.Image]) -> Mapping[str, Tensor]:
         return dict(self.processor.image_processor(images=images, **self._image_settings))

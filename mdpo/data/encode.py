@@ -246,15 +246,17 @@ class Encoder:
     def _weights(self, row: PreferenceRow, draft: "_Draft", responses: dict[str, list[int]]) -> dict[str, list[float]]:
         """The weights of the answers that have any, by name. Raises RowError as ``token_weights``."""
         spans = {"chosen": row.chosen_weights, "rejected": row.rejected_weights}
-        if self.changed_weight is not None and not any(spans.values()):
-            spans = dict(zip(spans, changed_spans(row.chosen, row.rejected, self.changed_weight), strict=True))
+        changed = None if any(spans.values()) else self.changed_weight
+        if changed is not None:
+            spans = dict(zip(spans, changed_spans(row.chosen, row.rejected, changed), strict=True))
         weights = {}
         for name in (name for name, found in spans.items() if found):
+            field = "changed_weight" if changed is not None else f"{name}_weights"
             response = draft.answers[name]
             answer = Answer(
                 getattr(row, name), draft.prompt, response.before, response.middle, response.end, responses[name]
             )
-            weights[name] = token_weights(spans[name], answer, self.tokens, row.where, f"{name}_weights")
+            weights[name] = token_weights(spans[name], answer, self.tokens, row.where, field)
         return weights
 
 

@@ -164,12 +164,22 @@ def _ms_swift(columns: Columns, where: str) -> Columns:
     return _canonical(columns, where) | answers
 
 
+def _check_free(columns: Columns, taken: Iterable[str], mark: str, where: str) -> None:
+    """Raises RowError where a column would say what the row's format says by others. mark: one of those."""
+    twice = next((name for name in taken if not is_empty(columns.get(name))), None)
+    if twice is not None:
+        raise RowError.at(
+            where, twice, f"columns {mark} and {twice} both say which pictures and answers there are", "keep one"
+        )
+
+
 def _symmpo(columns: Columns, where: str) -> Columns:
     """SymMPO (arXiv 2506.11712): ``question``, two similar pictures, and an answer that is right for each.
 
     The rejected answer to the second picture (``resp_2_l``) is in none of its terms. Source: muffin/data/datasets.py and
     muffin/train/trainers.py of Liuwq-bit/SymMPO, which publishes the data as Tanh01/SymMPO_Dataset.
     """
+    _check_free(columns, (*IMAGE_COLUMNS, *BESIDE[:2]), "image_2", where)
     answers = {"chosen": columns["resp_1_w"], "rejected": columns["resp_1_l"], "contrast": columns["resp_2_w"]}
     pictures = {"images": [columns["image_1"]], "rejected_images": [columns["image_2"]]}
     return _canonical(columns, where) | {"prompt": columns["question"]} | answers | pictures
@@ -182,7 +192,9 @@ def _ic_vco(columns: Columns, where: str) -> Columns:
     ``chosen_response_spans`` and ``rejected_response_spans`` are its objective's own token mask, which is not read: no
     other objective has one. Source: src/icvco/cli/train_vco.py of OPPO-Mente-Lab/IC-VCO (OPPOer/IC-VCO-Dataset).
     """
-    pictures = as_list(columns.get("images", []))
+    _check_free(columns, ("image", "img_path", *BESIDE[:2]), _IC_VCO[0], where)
+    # An imagefolder's own file names them so; datasets calls them images.
+    pictures = as_list(next((columns[name] for name in _PICTURES if name in columns), []))
     if len(pictures) != 2:
         problem = f"{len(pictures)} pictures, where a row of IC-VCO has two"
         raise RowError.at(where, "images", problem, "give the picture that chosen is right for, then the other")
@@ -222,6 +234,7 @@ def _rating(annotations: Any) -> float | None:
 
 _PAIR = frozenset({"prompt", "chosen", "rejected"})
 _SYMMPO = ("question", "image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w")
+_PICTURES = ("images", "images_file_names", "file_names")
 _IC_VCO = ("chosen_response_spans", "rejected_response_spans")
 _WHOLE = frozenset({"chosen", "rejected", "rejected_response"})
 # The first that fits. Rows of the last two need no mark: what they lack is named as a missing column.
@@ -230,7 +243,7 @@ FORMATS: list[Format] = [
     Format(
         "SymMPO", _SYMMPO, "prompt", _symmpo, frozenset({*_SYMMPO, "resp_2_l", "image_path_1", "image_path_2", "logps"})
     ),
-    Format("IC-VCO", (), None, _ic_vco, _PAIR | {*_IC_VCO}, _IC_VCO),
+    Format("IC-VCO", (), None, _ic_vco, _PAIR | {*_IC_VCO, *_PICTURES}, _IC_VCO),
     Format("ShareGPT", ("conversations",), "prompt", _sharegpt, _WHOLE | {"conversations", "rejected_conversations"}),
     Format("ms-swift", ("messages",), "prompt", _ms_swift, _WHOLE | {"messages", "rejected_messages"}),
     Format("RLHF-V", ("text",), "prompt", _rlhf_v, frozenset({"text", "image_path"})),

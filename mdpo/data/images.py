@@ -238,6 +238,20 @@ def image_uses(row, *, own: bool) -> list[Use]:
     return uses + [Use(image, row.where, "rejected_images") for image in row.rejected_images if own]
 
 
+def content_digest(use: Use) -> str:
+    """Of the encoded bytes, or of the pixels of an image in memory. Raises RowError where it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(use.source, Image.Image):
+        image = open_image(use.source, use.where, use.field)
+        digest.update(f"{image.size}".encode() + image.tobytes())
+        return digest.hexdigest()
+    _, file, _ = _opened(use.source, use.where, use.field)
+    with file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 class Inspector:
     """Decodes images in threads, a file that comes again once. Use as a context manager.
 

@@ -52,7 +52,8 @@ def check_weights(tokens: Tokens, parts: np.ndarray, rows: Rows) -> None:
 
     parts: from ``kept_parts``.
     """
-    for index in tokens.weighted().tolist():
+    cut = (parts[:, ANSWERS] < tokens.lengths()[:, ANSWERS]).any(axis=1)
+    for index in np.flatnonzero(cut & tokens.weighted()).tolist():
         for at, (name, weights) in enumerate(zip(WEIGHTED, tokens.weights_of(index), strict=True), CHOSEN):
             kept = int(parts[index, at])
             if kept < len(weights) and not weights[:kept].any():
@@ -60,21 +61,23 @@ def check_weights(tokens: Tokens, parts: np.ndarray, rows: Rows) -> None:
                 raise RowError.at(rows[index].where, f"{name}_weights", problem, "raise max_length, or drop the row")
 
 
-def branches_there(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away."""
-    with_images = rows.images.counts() > 0
+def branches_there(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away.
+
+    parts: (N, parts) tokens. with_images: (N,) bool.
+    """
     there = {}
     for branch in map(branch_of, branches):
         there[branch.name] = (parts[:, PARTS.index(branch.response)] > 0) & (with_images | (branch.picture == "image"))
     return there
 
 
-def packed_lengths(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> np.ndarray:
+def packed_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> np.ndarray:
     """(N,) int64 tokens of each packed row: every picture's prompt once, and the responses that are read with it.
 
-    parts: from ``kept_parts``.
+    parts: (N, parts) tokens, such as from ``kept_parts``. with_images: (N,) bool.
     """
-    there = branches_there(parts, rows, branches)
+    there = branches_there(parts, with_images, branches)
     total = np.zeros(len(parts), np.int64)
     for picture, readers in pictures_of(branches).items():
         prompt = parts[:, IMAGELESS if picture == "none" else PROMPT]
@@ -84,13 +87,11 @@ def packed_lengths(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> np
     return total
 
 
-def separate_lengths(parts: np.ndarray, rows: Rows, branches: Sequence[str]) -> np.ndarray:
+def separate_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> np.ndarray:
     """(N,) int64 tokens of each row whose branches are sequences of their own, all filled up to its longest; as if it had
-    every branch.
-
-    parts: from ``kept_parts``.
+    every branch. As ``packed_lengths``.
     """
-    there = branches_there(parts, rows, branches)
+    there = branches_there(parts, with_images, branches)
     longest = np.zeros(len(parts), np.int64)
     for branch in map(branch_of, branches):
         prompt = parts[:, IMAGELESS if branch.picture == "none" else PROMPT]

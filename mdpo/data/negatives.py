@@ -6,9 +6,9 @@ image, before the processor, at the image's own size, so that grids and padding 
 NEGATIVES.
 
 Which to take: crop_0_20 is the paper's, but about neutral on models of 2025 and later; try random_image beside it. SymMPO
-(arXiv 2506.11712) and IC-VCO (arXiv 2605.31312) find edited and similar pictures best, then random ones, then crops and
-black. In this project's study, whose pictures are all of one kind, random_image makes CHAIR_s 3.8 ± 1.1 points better than
-the crop (bench/results/study/STUDY.md, Table 3), where the paper has it the other way round.
+(arXiv 2506.11712) and IC-VCO (arXiv 2605.31312) find edited and similar pictures (nearest_image) best, then random ones,
+then crops and black. In this project's study, whose pictures are all of one kind, CHAIR_s is 3.8 ± 1.1 points lower with
+random_image than with the crop (bench/results/study/STUDY.md, Table 3); the paper has it the other way round.
 """
 
 import hashlib
@@ -32,6 +32,10 @@ class Sources(Protocol):
         the same image took, while there are others."""
         ...
 
+    def nearest(self) -> Image.Image:
+        """The picture of another row that looks most like this image; not one that an earlier negative took."""
+        ...
+
     def own(self) -> Image.Image:
         """The row's own ``rejected_images`` entry for this image and this negative."""
         ...
@@ -41,6 +45,7 @@ Negative = Callable[[Image.Image, random.Random, Sources], Image.Image]
 
 _ATTEMPTS = 10  # torchvision's
 _FLAT_ATTEMPTS = 200
+_PATCHES, _MASKED = 24, 0.3
 _FLAT_RANGE = 8  # of 255: padding that went through JPEG is not quite one colour
 
 
@@ -194,6 +199,26 @@ def _diffusion_noise(image: Image.Image, rng: random.Random, sources: Sources) -
     return Image.fromarray(np.clip((noisy + 1) * 127.5, 0, 255).round().astype(np.uint8))
 
 
+def _nearest_image(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
+    """The most similar picture of another row, by the model's own tower: a hard negative, as rDPO (Re-Align,
+    arXiv 2502.13146) and SymMPO (arXiv 2506.11712) retrieve theirs."""
+    return sources.nearest().resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _masked_patches(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
+    """30% of the image's square patches in its mean colour, 24 of them along the shorter side: OPA-DPO's blockwise mask and
+    share (arXiv 2501.09695, mask_single_image and CoPO_mask_ratio of zhyang2226/OPA-DPO), 14 of LLaVA's 336 pixels."""
+    pixels = np.array(image)
+    side = max(1, round(min(image.size) / _PATCHES))
+    rows, columns = -(-image.height // side), -(-image.width // side)
+    masked = rng.sample(range(rows * columns), max(1, round(_MASKED * rows * columns)))
+    mean = pixels.mean(axis=(0, 1)).round().astype(np.uint8)
+    for patch in masked:
+        top, left = side * (patch // columns), side * (patch % columns)
+        pixels[top : top + side, left : left + side] = mean
+    return Image.fromarray(pixels)
+
+
 def _own(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
     """The row's ``rejected_images`` entry."""
     return sources.own().resize(image.size, Image.Resampling.BILINEAR)
@@ -206,6 +231,9 @@ NEGATIVES: dict[str, Negative] = {
     "moco_v2": _moco_v2,
     "black": _black,
     "diffusion_noise": _diffusion_noise,
+    "masked_patches": _masked_patches,
+    "nearest_image": _nearest_image,
     "own": _own,
 }
+NEEDS_MODEL = "nearest_image"  # whose tower says which pictures are alike
 SAME_EACH_TIME = frozenset({"black"})  # those that neither draw nor take another picture each time

@@ -35,6 +35,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.changed_weight is not None and not 0 < self.changed_weight < math.inf:
             raise InputError(f"changed_weight is {self.changed_weight}; expected a finite number above 0, such as 5")
+        if not self.branches:
+            raise InputError("branches is empty; expected one or more, such as chosen and rejected")
         if not self.read:
             raise InputError(
                 f"drop_images: true leaves nothing of an objective that reads {', '.join(self.branches)}; choose another "
@@ -57,7 +59,7 @@ class DataOptions:
             seed=settings.seed,
             max_length=settings.max_length,
             text=TextOptions.of(settings),
-            changed_weight=getattr(settings, "changed_weight", None),
+            changed_weight=settings.changed_weight,
         )
 
     @property

@@ -1,5 +1,6 @@
 """A contact sheet: a row of pictures per data row, its image and what each negative makes of it."""
 
+import logging
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,9 +12,11 @@ from mdpo.errors import InputError
 from mdpo.outputs import whole_file
 
 from .images import check_images, open_image
-from .negatives import NEGATIVES, parse_negative
+from .negatives import NEEDS_MODEL, NEGATIVES, parse_negative
 from .rejected_images import RejectedImages
 from .rows import PreferenceRow
+
+logger = logging.getLogger(__name__)
 
 _CELL, _GAP, _LABEL = 224, 8, 22  # pixels
 
@@ -35,12 +38,15 @@ def contact_sheet(rows: Sequence[PreferenceRow], count: int, negatives: Sequence
         own = all(row.rejected_images for row in rows)
         left_out = {"own": not own, "random_image": not several}
         negatives = [name for name in NEGATIVES if not left_out.get(name)]
-    makers = [RejectedImages(rows, facts, parse_negative(spec), seed) for spec in negatives]
+    shown = [spec for spec in negatives if NEEDS_MODEL not in parse_negative(spec).names]
+    if len(shown) < len(negatives):
+        logger.warning("%s needs the model, which says what pictures look alike: it is not shown", NEEDS_MODEL)
+    makers = [RejectedImages(rows, facts, parse_negative(spec), seed) for spec in shown]
     lines = []
     for index, row in enumerate(rows[:count]):
         images = [open_image(image, row.where) for image in row.images]
         lines.append([images[0], *(maker.make(index, images)[0][0] for maker in makers)])
-    return _sheet(["image", *negatives], lines)
+    return _sheet(["image", *shown], lines)
 
 
 def check_picture_name(path: Path) -> None:

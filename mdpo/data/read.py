@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .row import PreferenceRow, PromptRow
 from .row_files import load_rows, merge_rows, save_rows
 from .row_store import Rows, RowWriter
 from .rows import Checked, check_rows, same_id
-from .sources import default_image_dir, line_files, open_source, records_of
+from .sources import Where, default_image_dir, is_where, line_files, open_source, records_of, said
 from .workers import processes, read_json, share, write_json
 
 logger = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ class _Found(NamedTuple):
 
 
 def read_rows(
-    path: str | Path | Iterable[Mapping],
+    path: Where | Iterable[Mapping],
     image_dir: str | Path | None = None,
     *,
     kind: type[PromptRow] = PreferenceRow,
     allow_outside: bool = False,
     ignore_columns: Sequence[str] = (),
 ) -> Rows:
-    """The rows of a data file, folder or hub dataset (see ``open_source``), of any format in ``FORMATS``.
+    """The rows of a data file, a list of files, a folder or a hub dataset (see ``open_source``), of any format in ``FORMATS``.
 
     path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
 
@@ -70,19 +70,21 @@ def read_rows(
     Raises InputError that names file, row and field at the first row that is broken. How many rows were dropped
     because they hold no preference is logged.
     """
-    if not isinstance(path, (str, Path)):
+    if not is_where(path):
         where = Path.cwd() if image_dir is None else image_dir
-        return parse_rows(path, where, kind=kind, allow_outside=allow_outside, ignore_columns=ignore_columns)
+        records = cast(Iterable[Mapping], path)
+        return parse_rows(records, where, kind=kind, allow_outside=allow_outside, ignore_columns=ignore_columns)
+    path = cast(Where, path)
     asked = _Asked(source_root(path, image_dir, allow_outside), kind, tuple(ignore_columns))
     files = line_files(path)
     cache = Cache.beside(files)
     if not cache.large:
-        return _said(*_collect(check_rows(open_source(path), *asked, unique=False)), str(path))
+        return _said(*_collect(check_rows(open_source(path), *asked, unique=False)), said(path))
     key = digest(code_digest(), *asked, [(file.name, file_digest(file)) for file in files])
     make = partial(_make, files=files, asked=asked)
     rows, found = cache.entry("rows", key, make, partial(_load, asked=asked))
     rows.cache = cache
-    return _said(rows, found, str(path))
+    return _said(rows, found, said(path))
 
 
 def parse_rows(
@@ -105,7 +107,7 @@ def parse_rows(
     return _said(*_collect(check_rows(records_of(records, source), root, kind, ignore_columns, unique=False)), source)
 
 
-def source_root(path: str | Path, image_dir: str | Path | None, allow_outside: bool = False) -> ImageRoot:
+def source_root(path: Where, image_dir: str | Path | None, allow_outside: bool = False) -> ImageRoot:
     """Where the image paths of a data file lead. Raises InputError where ``image_dir`` is given and no folder."""
     if image_dir is not None:
         return image_root(image_dir, allow_outside)

@@ -6,8 +6,11 @@ from collections.abc import Sequence, Set
 
 from PIL import Image
 
+from mdpo.errors import InputError
+
 from .images import ImageFacts, open_image
-from .negatives import Mixture, generator
+from .nearest import Neighbours
+from .negatives import NEEDS_MODEL, Mixture, generator
 from .problem import RowError
 from .row import PreferenceRow
 
@@ -33,6 +36,7 @@ class RejectedImages:
         count: int = 1,
     ) -> None:
         self.rows, self.facts, self.negative, self.seed, self.count = rows, facts, negative, seed, count
+        self.neighbours: Neighbours | None = None  # for "nearest_image", once a model has been asked
         negative.check_several(count)
         # A negative that somebody adds may draw on either too; it meets the same errors when it does.
         if "own" in negative.names:
@@ -73,7 +77,9 @@ class _Sources:
     def __init__(self, made: RejectedImages, index: int, position: int, row: PreferenceRow) -> None:
         self.made, self.index, self.position, self.row = made, index, position, row
         self.which = 1
-        self._taken: set[int] = set()  # pictures of other rows, which differ from one negative to the next
+        # Pictures of other rows, which differ from one negative to the next: by two numberings
+        self._taken: set[int] = set()
+        self._alike: set[int] = set()
 
     def turn(self, which: int) -> "_Sources":
         self.which = which
@@ -82,6 +88,17 @@ class _Sources:
     def other(self, number: int) -> Image.Image:
         donors = self.made._donors
         return self._opened(donors.choose(self.index, number, self._taken))
+
+    def nearest(self) -> Image.Image:
+        neighbours = self.made.neighbours
+        if neighbours is None:
+            raise InputError(
+                f"negative: {NEEDS_MODEL} needs the model, which says what pictures look alike, and none was asked; choose "
+                "another negative here, or train with it"
+            )
+        picture = neighbours.choose(self.index, self.position, self._alike)
+        self._alike.add(picture)
+        return open_image(neighbours.rows.source(neighbours.number(picture)), self.row.where)
 
     def own(self) -> Image.Image:
         _brings_more(self.row, self.made.count)

@@ -9,15 +9,16 @@ from .problem import spelled_out
 
 
 class Shown(NamedTuple):
-    """A row's decoded text. prompt: with images as ``<image>×N``. answers: by name, text and what follows it."""
+    """A row's decoded text. prompts: by name, with images as ``<image>×N``. answers: by name, text and what follows it."""
 
     where: str
-    prompt: str
+    prompts: list[tuple[str, str]]
     answers: list[tuple[str, str, str]]
 
     def lines(self) -> Iterator[str]:
         yield f"{self.where}, as the model will see it (line breaks are written \\n; «» marks what is scored):"
-        yield f"  prompt    {self.prompt}"
+        for name, text in self.prompts:
+            yield f"  {name:9} {text}"
         for name, text, end in self.answers:
             yield f"  {name:9} «{text}» {end}"
 
@@ -40,15 +41,22 @@ def show(
         room: The tokens that max_length leaves an answer; None without a limit.
         where: File and row.
     """
-    prompt = _collapsed(encoder, image_tokens.expand(encoded.prompt_ids, sizes).tolist())
+    prompts = [("prompt", image_tokens.expand(encoded.prompt_ids, sizes).tolist())]
+    prompts += [("imageless", encoded.imageless_prompt_ids)] if encoded.imageless_prompt_ids else []
     answers = []
-    for name, ids in (("chosen", encoded.chosen_ids), ("rejected", encoded.rejected_ids)):
+    for name, ids in (
+        ("chosen", encoded.chosen_ids),
+        ("rejected", encoded.rejected_ids),
+        ("contrast", encoded.contrast_ids),
+    ):
+        if not ids:
+            continue
         kept = list(ids[:room])
         whole = len(kept) == len(ids)
         text = _behind(encoder, encoded.prompt_ids, kept[:-1] if whole else kept)
         end = _decode(encoder, kept[-1:]) if whole else f"cut by max_length, {len(kept)} of {len(ids)} tokens are left"
         answers.append((name, spelled_out(text), spelled_out(end)))
-    return Shown(where, spelled_out(prompt), answers)
+    return Shown(where, [(name, spelled_out(_collapsed(encoder, ids))) for name, ids in prompts], answers)
 
 
 def _decode(encoder: Encoder, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Where rows are read from: JSON, JSONL, Parquet, a folder of such files, a saved dataset, one on the hub, or memory.
+"""Where rows are read from: JSON, JSONL, Parquet, folders and lists of such files, saved datasets, the hub, or memory.
 
 Every source yields ``(where, record)``, one row at a time; a JSONL file is never whole in memory. A record that could
 not be read is the RowError that says why, so that ``mdpo data check`` can go on to the next. Nothing is unpickled, no
@@ -14,28 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.hub import hub_name
 from mdpo.reading import parse_json
 
 from .json_lines import json_lines
 from .problem import clipped
 from .tables import Record, choose_split, hub_dataset, parquet, saved_dataset, stream_rows, table_rows
 
+Where = str | Path | Sequence[str | Path]  # of rows
+
 _SUFFIXES = (".json", ".jsonl", ".parquet")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SPLIT = re.compile(r"(?P<path>.+):(?P<split>[A-Za-z]\w*)")
 _SHARD = re.compile(r"(?P<split>[A-Za-z]\w*?)-\d+-of-\d+")  # train-00000-of-00005.parquet, as the hub stores them
 _SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")  # what save_to_disk writes
 
 
-def open_source(path: str | Path) -> Iterator[Record]:
+def open_source(path: Where) -> Iterator[Record]:
     """Yields ``(where, record)`` for every row of ``path``.
 
     path: a ``.json`` (one list), ``.jsonl`` or ``.parquet`` file; a pattern of such files (``data/*.parquet``); a folder
-    that holds ``.parquet`` or ``.jsonl`` files, or that ``Dataset.save_to_disk`` wrote; or ``owner/name`` of a dataset
-    on the hub. Of what has splits the train split is read, or the one behind a colon: ``folder:test``.
+    that holds ``.parquet`` or ``.jsonl`` files, or that ``Dataset.save_to_disk`` wrote; ``owner/name`` of a dataset on
+    the hub, ``owner/name@revision`` at a branch, tag or commit; or a list of these, one after the other. Of what has
+    splits the train split is read, or the one behind a colon: ``folder:test``, ``owner/name@revision:test``.
 
     Raises InputError at once where there is nothing to read, and while reading where a whole file is broken.
     """
+    if not isinstance(path, (str, Path)):
+        return itertools.chain.from_iterable([open_source(one) for one in path])
     path, split = _parse(path)
     kind = _kind(path)
     if kind == "folder":
@@ -48,9 +53,9 @@ def open_source(path: str | Path) -> Iterator[Record]:
         return _shards([path], path.name)
     if found := sorted(map(Path, glob.glob(str(path), recursive=True))):
         return _shards(found, path.name)
-    # A mistyped local path must not become a request to the hub: its folder exists, a hub's owner does not.
-    if path.suffix not in _SUFFIXES and _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
-        return table_rows(hub_dataset(str(path), split), str(path))
+    name = hub_name(path) if path.suffix not in _SUFFIXES else None
+    if name is not None:
+        return table_rows(hub_dataset(name, split), str(name))
     looked = "" if path.is_absolute() else f" in {Path.cwd()}, where relative paths start"
     raise InputError(f"data file {clipped(str(path))} does not exist{looked}; check the path")
 
@@ -77,8 +82,24 @@ def records_of(given: Any, name: str) -> Iterator[Record]:
     return ((f"{name}, row {index}", record) for index, record in enumerate(given))
 
 
-def line_files(path: str | Path) -> list[Path]:
+def is_where(given: Any) -> bool:
+    """Whether it says where rows are: a path, or a list of paths."""
+    several = isinstance(given, (list, tuple)) and len(given) > 0
+    return isinstance(given, (str, Path)) or several and all(isinstance(path, (str, Path)) for path in given)
+
+
+def said(path: Where) -> str:
+    """What messages call a path, or a list of paths."""
+    if isinstance(path, (str, Path)):
+        return str(path)
+    return f"{path[0]} and {len(path) - 1} more" if len(path) > 1 else str(path[0])
+
+
+def line_files(path: Where) -> list[Path]:
     """The local files that ``open_source`` reads for ``path``, where all of them are JSONL; else none."""
+    if not isinstance(path, (str, Path)):
+        parts = [line_files(one) for one in path]
+        return [file for part in parts for file in part] if all(parts) else []
     where, split = _parse(path)
     if _kind(where) == "folder" and any((where / name).is_file() for name in _SAVED) or _kind(where) and split:
         files = []
@@ -87,8 +108,11 @@ def line_files(path: str | Path) -> list[Path]:
     return files if {file.suffix for file in files} == {".jsonl"} else []
 
 
-def data_files(path: str | Path) -> list[Path]:
+def data_files(path: Where) -> list[Path]:
     """The local files that ``open_source`` reads for ``path``; none where it would ask the hub, or find nothing."""
+    if not isinstance(path, (str, Path)):
+        parts = [data_files(one) for one in path]
+        return [file for part in parts for file in part] if all(parts) else []
     path, split = _parse(path)
     kind = _kind(path)
     if kind == "file":
@@ -99,8 +123,19 @@ def data_files(path: str | Path) -> list[Path]:
     return sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
-def default_image_dir(path: str | Path) -> Path:
-    """The folder that image paths are taken from where none is given: the data file's own."""
+def default_image_dir(path: Where) -> Path:
+    """The folder that image paths are taken from where none is given: the data file's own.
+
+    Raises InputError for a list of files in several folders.
+    """
+    if not isinstance(path, (str, Path)):
+        folders = list(dict.fromkeys(default_image_dir(one) for one in path))
+        if len(folders) > 1:
+            raise InputError(
+                f"{said(path)}: files in several folders, {folders[0]} and {folders[1]}; say with image_dir where image paths "
+                "start"
+            )
+        return folders[0]
     path, _ = _parse(path)
     return path if _kind(path) == "folder" else path.parent
 
@@ -151,7 +186,7 @@ def _shards(files: Sequence[Path], name: str) -> Iterator[Record]:
         bad = next(file for file in files if file.suffix == unknown[0])
         raise InputError(f"{bad}: unknown kind of file {unknown[0]!r}; give {', '.join(_SUFFIXES)}")
     if kinds == {".parquet"}:
-        return table_rows(parquet(files, str(files[0]) if len(files) == 1 else name), name)
+        return itertools.chain.from_iterable(table_rows(parquet(file), file.name) for file in files)
     if len(kinds) > 1:
         raise InputError(f"{name}: files of several kinds, {', '.join(sorted(kinds))}; give those of one")
     read = _json_rows if kinds == {".json"} else json_lines

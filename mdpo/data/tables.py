@@ -6,6 +6,7 @@ own code is run.
 
 import functools
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 from PIL import Image
 
 from mdpo.errors import InputError
+from mdpo.hub import Name, look_at_dataset
 from mdpo.reading import open_regular
+from mdpo.stops import is_main_process
 
 from .images import StoredImage, open_image
 from .problem import names
 
 Record = tuple[str, Any]
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 64  # rows of a table at a time, with the bytes of their images
 
@@ -135,16 +140,18 @@ def _datasets() -> Any:
             "Parquet files, saved datasets and datasets of the hub need the datasets library; "
             'pip install "multimodal-dpo[data]"'
         ) from error
+    if logging.getLogger().handlers:  # its lines reach them too: with a handler of its own it would say everything twice
+        logging.getLogger("datasets").handlers.clear()
     return datasets
 
 
-def parquet(paths: Sequence[Path], name: str) -> Any:
-    """The rows of Parquet files, one after the other. Raises InputError naming ``name`` where they can't be read."""
+def parquet(path: Path) -> Any:
+    """The rows of a Parquet file. Raises InputError naming it where it can't be read."""
     datasets = _datasets()
     try:
-        return datasets.Dataset.from_parquet([str(path) for path in paths])
+        return datasets.Dataset.from_parquet(str(path))
     except Exception as error:  # pyarrow's and datasets' own kinds, many of them
-        raise InputError(f"{name}: not a Parquet file that can be read: {_one_line(error)}") from error
+        raise InputError(f"{path}: not a Parquet file that can be read: {_one_line(error)}") from error
 
 
 def saved_dataset(path: Path, split: str | None) -> Any:
@@ -157,16 +164,51 @@ def saved_dataset(path: Path, split: str | None) -> Any:
     return _split(table, split, f"data folder {path}", datasets)
 
 
-def hub_dataset(name: str, split: str | None) -> Any:
-    """A data set of the hub, of which ``split``. Raises InputError where the hub does not hand it out."""
+def hub_dataset(name: Name, split: str | None) -> Any:
+    """A data set of the hub, of which ``split``. Without a network it is what the cache of ``datasets`` has.
+
+    Raises InputError where the hub does not hand it out, and where it cannot be reached while the cache has it not, or at
+    another commit.
+    """
     datasets = _datasets()
+    commit, online = look_at_dataset(name)
+    if not online and not datasets.config.HF_HUB_OFFLINE and is_main_process():
+        _log.warning("%s: the hub cannot be reached; HF_HUB_OFFLINE=1 saves asking it again and again", name)
     try:
-        table = datasets.load_dataset(name)
-    except Exception as error:  # no network, no such dataset, a dataset that is code: each of another kind
-        raise InputError(
-            f"{name} is no local file, and no dataset that the hub hands out: {_one_line(error)}; check the name"
-        ) from error
+        table = datasets.load_dataset(name.repo, revision=commit if online else None)
+    except Exception as error:  # no network, a dataset that is code, several subsets: each of another kind
+        raise InputError(f"{name} is not a file here, and the hub's dataset does not load: {_remedied(name, error)}") from error
+    if not online:
+        _check_commit(name, commit, _prepared(table))
     return _split(table, split, f"dataset {name}", datasets)
+
+
+def _prepared(table: Any) -> str:
+    """The commit of a data set that ``datasets`` has taken from its cache, where each is a folder of its own."""
+    tables = list(table.values()) if isinstance(table, Mapping) else [table]
+    return next((Path(file["filename"]).parent.name for part in tables for file in part.cache_files), "unknown")
+
+
+def _check_commit(name: Name, wanted: str | None, found: str) -> None:
+    """Says which commit the cache has, which hands out the one that was read last, whatever is asked for.
+
+    Raises InputError where it is not the one that the name stands for.
+    """
+    wanted = wanted or name.revision
+    if wanted is not None and not found.startswith(wanted):
+        raise InputError(
+            f"{name}: the hub cannot be reached, and the cache of datasets has commit {found[:12]}, not {wanted[:12]}; read it once "
+            f"where there is a network, or take what is there: {name.repo}@{found[:12]}"
+        )
+    if is_main_process():
+        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it, commit %s", name, found[:12])
+
+
+def _remedied(name: Name, error: Exception) -> str:
+    if "Config name is missing" in str(error):
+        fetch = f"hf download {name.repo} --repo-type dataset --local-dir FOLDER"
+        return f"it has several subsets; fetch it ({fetch}) and give the files of one: FOLDER/SUBSET/*.parquet"
+    return f"{_one_line(error)}; check the name, or fetch it where there is a network: hf download {name.repo} --repo-type dataset"
 
 
 def _split(table: Any, split: str | None, name: str, datasets: Any) -> Any:

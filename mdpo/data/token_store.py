@@ -44,8 +44,8 @@ class Tokens:
         ]
 
     def weighted(self) -> np.ndarray:
-        """The rows that have weights, in order."""
-        return np.flatnonzero(np.diff(self.weight_ends, prepend=0).reshape(-1, len(WEIGHTED)).any(axis=1))
+        """(N,) bool: the rows that have weights."""
+        return np.diff(self.weight_ends, prepend=0).reshape(-1, len(WEIGHTED)).sum(axis=1) > 0
 
     def lengths(self) -> np.ndarray:
         """(N, 5) int64."""

@@ -30,11 +30,13 @@ def token_weights(spans: Sequence[Span], answer: Answer, tokens: SpecialTokens, 
     """
     if not getattr(tokens.tokenizer, "is_fast", False):
         problem = "the model's tokenizer does not say which characters a token stands for"
-        raise RowError.at(where, field, problem, "use a fast tokenizer, or drop the column")
+        raise RowError.at(where, field, problem, "use a fast tokenizer, or leave the weights out")
     places = _places(answer, tokens)
     if places is None:
         problem = "the tokens of the answer cannot be found again in its text"
-        raise RowError.at(where, field, problem, "take the special tokens out of the answer's text, or drop the column")
+        raise RowError.at(
+            where, field, problem, "take the special tokens out of the answer's text, or leave the weights out"
+        )
     start = answer.given.find(unquoted(answer.middle))
     weights = []
     for begin, stop in places:
@@ -65,7 +67,7 @@ def _places(answer: Answer, tokens: SpecialTokens) -> list[tuple[int, int]] | No
 
 
 def _inside(begin: int, stop: int, text: str) -> tuple[int, int]:
-    begin, stop = max(begin, 0), min(stop, len(text))
+    begin, stop = max(begin, 0), max(min(stop, len(text)), 0)
     piece = text[begin:stop]
     if not piece.strip():
         return (begin, max(begin, stop))

@@ -15,7 +15,8 @@ from mdpo.data import PromptRow, data_files, read_rows
 from mdpo.data.commands import add_row_options
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
-from mdpo.models import load, load_processor
+from mdpo.hub import folder_of
+from mdpo.models import check_model, load, load_processor
 from mdpo.models.adapters import load_adapter
 from mdpo.output_checks import Output
 from mdpo.shown import say
@@ -63,12 +64,12 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
         help="a model's answers to a file of questions; goes on where it was interrupted",
         description="Answers that are in --output already are kept; started again with other settings, it refuses.",
     )
-    command.add_argument("model", type=Path, help="folder of the base model and its processor")
+    command.add_argument("model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub")
     command.add_argument("data", type=Path, help="questions: .json or .jsonl")
     command.add_argument(
         "--benchmark", choices=BENCHMARKS, help="DATA is the official question file, OUTPUT its layout"
     )
-    command.add_argument("--adapter", type=Path, help="folder of a PEFT adapter")
+    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     add_row_options(command)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row, or the benchmark's layout")
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
@@ -83,10 +84,11 @@ def run_generate(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
     text = text_options(options)
+    check_model(options.model)  # before the data is fetched
     rows = _questions(options)
     settings = Settings(
-        model=fingerprint(options.model),
-        adapter=None if options.adapter is None else fingerprint(options.adapter),
+        model=fingerprint(folder_of(options.model)),
+        adapter=None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
         data=_data_fingerprint(options.data),
         dtype=options.dtype,
         max_new_tokens=options.max_new_tokens,
@@ -168,8 +170,9 @@ def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
     processor = load_processor(options.model)
     model: Any = load(options.model, dtype=options.dtype)
     if options.adapter is not None:
-        model = load_adapter(model, options.adapter, base=options.model)
-        say_other_text(options.adapter, text_options(options))
+        adapter = folder_of(options.adapter, called="adapter")
+        model = load_adapter(model, adapter, base=options.model)
+        say_other_text(adapter, text_options(options))
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

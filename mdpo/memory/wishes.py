@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from mdpo.config import MDPOConfig, RunConfig
 from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows
 from mdpo.errors import InputError
+from mdpo.hub import cached_config, folder_of, hub_name
 from mdpo.models import load_processor, lora_expression, torch_dtype
 from mdpo.models.adapters import adapter_config
 from mdpo.models.load import model_config
@@ -24,6 +25,8 @@ from .footprint import ADAM_BYTES, DRIVER_BYTES
 from .layer import Precision
 from .lengths import Examples, from_lengths, log_normal
 from .shapes import SHAPES, Adaptation, ModelShape, read_shape
+
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # one of them, in every folder with a processor
 
 
 def unplanned(run: RunConfig, args: MDPOConfig) -> str | None:
@@ -112,14 +115,25 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
     if run.plan_model_shape is not None:
         if run.plan_model_shape not in SHAPES:
             raise InputError(f"plan_model_shape: {run.plan_model_shape!r} is unknown; choose from {', '.join(SHAPES)}")
-        if not Path(run.model_name_or_path, "config.json").is_file():
+        if cached_config(run.model_name_or_path) is None:  # a plan for what is not here yet needs no network
             return SHAPES[run.plan_model_shape]()
-    if not Path(run.model_name_or_path, "config.json").is_file():
-        raise InputError(
-            f"model_name_or_path: {run.model_name_or_path} has no config.json to plan from; put it there, or set "
-            f"plan_model_shape to one of {', '.join(SHAPES)}"
-        )
-    return model_config(Path(run.model_name_or_path))
+    remedy = f"set plan_model_shape to one of {', '.join(SHAPES)}"
+    try:
+        folder = folder_of(run.model_name_or_path, "config")
+    except InputError as error:
+        raise InputError(f"model_name_or_path: {error}, or {remedy}") from error
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model_name_or_path: {folder} has no config.json to plan from; put it there, or {remedy}")
+    return model_config(folder)
+
+
+def _has_processor(run: RunConfig) -> bool:
+    """Whether the processor can be had: it is small, so that of a model on the hub it is fetched, where there is a network."""
+    if Path(run.model_name_or_path).expanduser().is_dir():
+        return True
+    if hub_name(run.model_name_or_path) is None or run.plan_model_shape is not None and cached_config(run.model_name_or_path) is None:
+        return False
+    return any((folder_of(run.model_name_or_path, "settings") / name).is_file() for name in _PROCESSORS)
 
 
 def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
@@ -127,7 +141,7 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
 
     Raises InputError where it says nothing, and where a row cannot be read.
     """
-    if data_files(run.train_data) and Path(run.model_name_or_path).is_dir():
+    if data_files(run.train_data) and _has_processor(run):
         rows = read_rows(
             run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
         )

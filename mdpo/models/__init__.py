@@ -4,7 +4,7 @@ from .bunny import convert_bunny
 from .fused_lora import fuse_lora
 from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
-from .load import load, load_processor, torch_dtype
+from .load import check_model, check_trainable, load, load_processor, torch_dtype
 from .logps import branch_logps, encode_images, sequence_logps
 from .lora_targets import check_lora_targets, lora_expression
 from .policy import PackedPolicy
@@ -20,6 +20,8 @@ __all__ = [
     "branch_logps",
     "check_checkpoint_layers",
     "check_lora_targets",
+    "check_model",
+    "check_trainable",
     "checkpoint_first_layers",
     "compile_layers",
     "convert_bunny",

@@ -1,5 +1,6 @@
 """An adapter from a folder onto its base model, whole and on the right base, or an error."""
 
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
+from mdpo.hub import base_of, folder_of, with_revision
+from mdpo.outputs import write_text
 from mdpo.shown import shown
 
 from .base_digest import weights_digest
@@ -30,8 +33,9 @@ _SMALL = 128
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """What the adapter's config says. Raises InputError where the folder holds no adapter, or a damaged one."""
-    path = Path(folder).expanduser() / CONFIG_NAME
+    """What the config says of the adapter in ``folder``, or of that name on the hub. Raises InputError where there is none,
+    or a damaged one."""
+    path = folder_of(folder, "config", called="adapter") / CONFIG_NAME
     if not path.exists():
         raise InputError(f"adapter {folder} has no {CONFIG_NAME}: not a PEFT adapter; give the folder that save_pretrained wrote")
     return read_object(path)
@@ -44,18 +48,21 @@ def load_adapter(
     base: str | Path | None = None,
     trainable: bool = False,
     fused: bool = False,
+    revision: str | None = None,
 ) -> PeftModel:
-    """``model`` with the adapter at ``folder``.
+    """``model`` with the adapter at ``folder``, which may be ``owner/name`` or ``owner/name@revision`` on the hub.
 
     Args:
-        base: the folder that the model came from, to hold it against the base that the adapter was trained on.
+        base: the folder or name that the model came from, to hold it against the base that the adapter was trained on.
         trainable: whether the adapter is to be trained further.
         fused: whether LoRA layers are ``fuse_lora``'s.
+        revision: branch, tag or commit of the adapter on the hub.
 
     Raises InputError where the folder holds no adapter or a damaged one, it was trained on another base, or not every one
     of its weights finds its place.
     """
-    folder = Path(folder).expanduser()
+    folder = folder_of(with_revision(folder, revision), called="adapter")
+    base = None if base is None else folder_of(base)
     _check_config(folder, [name for name, _ in model.named_modules() if name])
     if base is not None:
         check_base(folder, base)
@@ -85,6 +92,20 @@ def load_adapter(
     if here:  # saving looks there for the base's config: not on the hub under whatever name the adapter brought
         adapted.peft_config["default"].base_model_name_or_path = str(here)
     return adapted
+
+
+def name_base(folder: str | Path, base: str | Path) -> None:
+    """Has the adapter in ``folder`` name its base as the hub does, with the commit that it was trained on, so that whoever
+    gets the adapter finds the base. While it trains, the folder stands there: every saving asks for the base's config.
+
+    base: the name on the hub; of a folder on this machine nothing is changed. Raises OutputError where it cannot be written.
+    """
+    name, commit = base_of(base)
+    if commit is None:
+        return
+    path = Path(folder, CONFIG_NAME)
+    config = read_object(path) | {"base_model_name_or_path": name, "revision": commit}
+    write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 
 def _check_config(folder: Path, names: list[str]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PhiConfig, SiglipVisionConfig
 
 from mdpo.errors import InputError
+from mdpo.hub import folder_of
 
 from .official import (
     EMBEDDINGS,
@@ -49,8 +50,9 @@ def convert_bunny(source: str | Path, destination: str | Path) -> Path:
 
     Raises InputError where the source is no Bunny-Phi checkpoint or its weights do not fit its config.
     """
-    source, destination = Path(source), Path(destination)
+    destination = Path(destination)
     check_destination(destination)
+    source = folder_of(source)
     with converting(source):
         model = _build(read_config(source, ("bunny-phi",)), read_weights(source))
         processor = _processor(source, model.config)

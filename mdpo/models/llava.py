@@ -16,6 +16,7 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mdpo.errors import InputError
+from mdpo.hub import folder_of
 
 from .load import read_strictly
 from .official import (
@@ -72,8 +73,9 @@ def convert_llava(source: str | Path, destination: str | Path, *, vision_tower: 
 
     Raises InputError where the source is no LLaVA-1.5 checkpoint or its weights do not fit its config.
     """
-    source, destination = Path(source), Path(destination)
+    destination = Path(destination)
     check_destination(destination)
+    source = folder_of(source)
     with converting(source):
         model, processor = _convert(source, vision_tower)
     return save(destination, model, processor)
@@ -116,7 +118,7 @@ def _add_tower(official: dict, weights: dict[str, Tensor], folder: str | Path | 
     if folder is None and name and Path(name).is_dir():
         folder = name
     if folder is not None:
-        tower = _load_tower(Path(folder))
+        tower = _load_tower(folder)
         if not tower_layers(weights):
             dtype = weights[EMBEDDINGS].dtype
             for key, tensor in tower.state_dict().items():
@@ -133,8 +135,9 @@ def _add_tower(official: dict, weights: dict[str, Tensor], folder: str | Path | 
     return CLIPVisionConfig(**_LARGE_336_SIZES)
 
 
-def _load_tower(folder: Path) -> CLIPVisionModel:
+def _load_tower(path: str | Path) -> CLIPVisionModel:
     try:
+        folder = folder_of(path, called="vision tower")
         return cast(CLIPVisionModel, read_strictly(CLIPVisionModel, folder, unread=_CLIP_TEXT, dtype="auto"))
     except InputError as error:
         raise InputError(f"--vision-tower: not a CLIP model with safetensors weights: {error}") from error

@@ -1,18 +1,22 @@
-"""A model and its processor from a folder."""
+"""A model and its processor, from a folder or from the hub."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_torchvision_available
 
 from mdpo.errors import InputError
+from mdpo.hub import base_of, check_weights_there, folder_of, with_revision
+from mdpo.packing import family_of
 
 from .folder import check_beside, check_json_files, check_not_quantized, check_weight_files, read_object, short, some
 from .proportion import LOCAL, called, check_proportion, model_config
@@ -23,17 +27,48 @@ from .quantize import check_quantized, keep_training_layout, nf4_config
 _UNREAD = re.compile(r"(vision_tower|vision_model|visual)\.(.*\.)?head\.|vision_tower\.(.*\.)?post_layernorm\.")
 
 
-def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -> PreTrainedModel:
+def load(
+    path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False, revision: str | None = None
+) -> PreTrainedModel:
     """The bare Hugging Face model at ``path``: config and safetensors weights are enough.
 
+    path: its folder, or on the hub ``owner/name`` or ``owner/name@revision``; a folder comes first.
     dtype: "auto" keeps the checkpoint's, else a torch dtype's name such as "bfloat16".
     load_in_4bit: the language model's linear layers in NF4, computed in dtype; tower, projector and head keep dtype.
         On the GPU where there is one.
+    revision: branch, tag or commit on the hub.
 
-    Raises InputError where the folder is missing, holds an adapter alone or is not an image-text model, and where its
-    weights are damaged, incomplete, quantised by another tool, or do not fit its config.
+    Raises InputError where the folder is missing, holds an adapter alone or is not an image-text model, where its
+    weights are damaged, incomplete, quantised by another tool, or do not fit its config, and where the hub does not hand
+    the model out.
     """
-    folder = _existing(path)
+    path = with_revision(path, revision)
+    check_model(path)  # before gigabytes are fetched
+    chosen = dtype if dtype == "auto" else torch_dtype(dtype)
+    folder = folder_of(path)
+    quantization: dict[str, Any] = {"quantization_config": nf4_config(_dtype(folder, dtype))} if load_in_4bit else {}
+    model = read_strictly(AutoModelForImageTextToText, folder, dtype=chosen, **quantization)
+    if load_in_4bit:
+        check_quantized(model)
+        keep_training_layout(model)
+    base, commit = base_of(path)
+    if commit is not None:  # cards name the base; the folder in the cache says nothing to anybody else
+        model.config.name_or_path = base
+    return model
+
+
+def check_trainable(path: str | Path) -> None:
+    """As ``check_model``, for a model that is to be packed. Raises InputError also where its family cannot be."""
+    family_of(SimpleNamespace(config=model_config(check_model(path))))
+
+
+def check_model(path: str | Path) -> Path:
+    """Looks at a model before data and weights are fetched: at its settings, and at which files the hub has of it.
+
+    Returns the folder of its settings. Raises InputError as ``load``, as far as no weights are needed to see it.
+    """
+    check_weights_there(path)
+    folder = folder_of(path, "settings")
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise InputError(
@@ -43,13 +78,10 @@ def load(path: str | Path, *, dtype: str = "auto", load_in_4bit: bool = False) -
         raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
     check_json_files(folder)
     check_not_quantized(folder, read_object(folder / "config.json"))
-    chosen = dtype if dtype == "auto" else torch_dtype(dtype)
-    quantization: dict[str, Any] = {"quantization_config": nf4_config(_dtype(folder, dtype))} if load_in_4bit else {}
-    model = read_strictly(AutoModelForImageTextToText, folder, dtype=chosen, **quantization)
-    if load_in_4bit:
-        check_quantized(model)
-        keep_training_layout(model)
-    return model
+    if type(model_config(folder)) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        kind = short(ValueError(repr(model_config(folder).model_type)), 60)
+        raise InputError(f"{folder} does not load as an image-text model: its model_type is {kind}; give a vision-language model")
+    return folder
 
 
 def read_strictly(kind: Any, folder: Path, *, unread: str | None = None, **options: Any) -> PreTrainedModel:
@@ -127,9 +159,12 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def load_processor(path: str | Path) -> ProcessorMixin:
-    """The processor at ``path``. Raises InputError where there is none that handles images, or its files are torn."""
-    folder = _existing(path)
+def load_processor(path: str | Path, *, revision: str | None = None) -> ProcessorMixin:
+    """The processor at ``path``, a folder or a name on the hub as for ``load``; of a repository no weights are fetched.
+
+    Raises InputError where there is none that handles images, its files are torn, or the hub does not hand them out.
+    """
+    folder = folder_of(with_revision(path, revision), "settings")
     check_json_files(folder)
     # Named, because without torchvision transformers falls back to Pillow with a warning for every processor.
     backend = {} if is_torchvision_available() else {"backend": "pil"}
@@ -137,7 +172,8 @@ def load_processor(path: str | Path) -> ProcessorMixin:
         processor = AutoProcessor.from_pretrained(folder, **backend, **LOCAL)
     except ImportError as error:  # Qwen-VL, InternVL and SmolVLM have a video processor, which needs torchvision
         raise InputError(
-            f"{folder}: its processor needs a package that is not installed, usually torchvision: {short(error)}"
+            f"{folder}: its processor needs a package that is not installed, usually torchvision: {short(error)}; "
+            'pip install "multimodal-dpo[vision]"'
         ) from error
     except Exception as error:  # transformers raises whatever a foreign file leads it to
         raise InputError(f"{folder} has no processor that loads: {short(error)}") from error
@@ -191,9 +227,3 @@ def check_processor(config: Any, processor: Any, where: str) -> None:
             f"model's config says image_token_id {own}; use the processor that was saved with the model"
         )
 
-
-def _existing(path: str | Path) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"model folder {folder} does not exist")
-    return folder

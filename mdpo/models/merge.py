@@ -1,6 +1,7 @@
 """An adapter into the weights: a model folder that needs neither this package nor peft."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from peft import PeftModel
 
 from mdpo.errors import InputError
+from mdpo.hub import folder_of, hub_name, with_revision
 from mdpo.outputs import whole_folder, write_part
 from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
-from mdpo.shown import say
+from mdpo.shown import say, shown
 
-from .adapters import adapter_config, load_adapter
+from .adapters import adapter_config, load_adapter, run_record
 from .folder import short
 from .generation_config import repair_generation_config
 from .load import load, load_processor
@@ -27,7 +29,7 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     """Writes base plus adapter to ``destination``: safetensors weights, processor, generation config, model card; all of
     it or nothing.
 
-    base: the base model's folder, where it is no longer the one that the adapter names. Merged in the base weights' own
+    adapter, base: folders, or names on the hub. base: where it is no longer the one that the adapter names. Merged in the base weights' own
     dtype, on the CPU: with fp32 weights the log-probs stay what they were up to rounding; with bf16 weights the sum is
     rounded to bf16. An adapter trained on 4-bit weights is merged into the whole ones.
 
@@ -35,14 +37,11 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
     was trained on another base, or merging would change what the adapter says: an adapter on embeddings that are tied to
     the head, a kind of adapter that cannot be merged. Raises OutputError where the disk is full or refuses.
     """
-    adapter, destination = Path(adapter).expanduser(), Path(destination).expanduser()
+    destination = Path(destination).expanduser()
     config = adapter_config(adapter)
     check_destination(destination)
-    named = config.get("base_model_name_or_path")
-    found = base or (named if isinstance(named, str) else "")
-    if not found or not Path(found, "config.json").is_file():  # "" would be the working directory
-        raise InputError(f"the base model {str(found)[:200]!r} that the adapter names is not here; give its folder with --base")
-    base = Path(found)
+    adapter = folder_of(adapter, called="adapter")
+    base = str(base) if base is not None else _named_base(adapter, config)
     loaded = load(base)
     repair_generation_config(loaded)  # one that is read is not always one that can be written
     model = load_adapter(loaded, adapter, base=base)
@@ -53,8 +52,30 @@ def merge(adapter: str | Path, destination: str | Path, base: str | Path | None 
         merged.save_pretrained(part)
         merged.generation_config.save_pretrained(part)
         processor.save_pretrained(part)
-        write_part(part / "README.md", model_card(adapter, base))
+        write_part(part / "README.md", model_card(adapter, Path(base)))
     return destination
+
+
+def _named_base(adapter: Path, config: Mapping[str, Any]) -> str:
+    """The base that the adapter names, or else the record of its run: a folder, or a name on the hub.
+
+    Raises InputError where it is neither.
+    """
+    names = [config.get("base_model_name_or_path"), _mapping(run_record(adapter).get("run")).get("model_name_or_path")]
+    for name in names:
+        if isinstance(name, str) and name and Path(name, "config.json").is_file():
+            return name
+        if isinstance(name, str) and hub_name(name) is not None:
+            revision = config.get("revision") if name == names[0] else None
+            return with_revision(name, revision if isinstance(revision, str) and revision else None)
+    raise InputError(
+        f"the base model {shown(names[0] or '')[:200]!r} that the adapter names is not here; give its folder with --base, or "
+        "its name on the hub"
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _merged(model: PeftModel, adapter: Path) -> Any:

@@ -7,6 +7,7 @@ does not do, dropout left on, a reference that is not the policy's start: each s
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -81,12 +82,12 @@ def rounding_of(model: nn.Module, autocast: torch.dtype | None = None) -> float:
     return max(lowest, _TF32) if tf32 else lowest
 
 
-def first_examples(lengths: Sequence[int], get: Callable[[int], PreferenceTokens]) -> list[PreferenceTokens]:
+def first_examples(lengths: Sequence[int] | np.ndarray, get: Callable[[int], PreferenceTokens]) -> list[PreferenceTokens]:
     """Up to three examples for ``check_packed``: the two shortest with an image among the first rows, one without.
 
     lengths: packed tokens of the rows. get: reads the example of a row.
     """
-    first = sorted(range(min(8, len(lengths))), key=lengths.__getitem__)
+    first = sorted(range(min(8, len(lengths))), key=lambda index: lengths[index])
     with_image: list[PreferenceTokens] = []
     without: list[PreferenceTokens] = []
     for index in first:

@@ -4,6 +4,7 @@ import base64
 import importlib
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ CURVES = (
     ("rewards/imageless_margins", "Reward margin: image − cropped image"),
     ("rewards/chosen", "Reward of the chosen answer"),
 )
+# The margins that these two terms of mDPO prefer by are above.
+_ABOVE = ("response_preference", "image_preference")
+_TERM_MARGINS = re.compile(r"(?:eval_)?terms/([\w.@-]{1,64})/margins")
 _WIDTH, _HEIGHT = 4.6, 2.9  # inches; at 72 dpi a panel fits a phone without being shrunk
 _MANY = 120  # points above which a curve is smoothed
 
@@ -34,11 +38,18 @@ Draw = Callable[[Any], None]
 def curves(runs: Sequence[Run]) -> list[tuple[str, Draw]]:
     """(title, drawer onto matplotlib axes) of every training curve that any run logged."""
     found = []
-    for metric, title in CURVES:
+    for metric, title in (*CURVES, *_terms(runs)):
         drawn = [run for run in runs if run.curve(metric)[0] or run.curve(f"eval_{metric}")[0]]
         if drawn:
             found.append((title, lambda axes, metric=metric: _draw_curve(axes, runs, metric)))
     return found
+
+
+def _terms(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(metric, title) of the margin of every other term that a run logged: what other objectives than mDPO prefer by."""
+    logged = (name for run in runs for entry in run.history for name in entry)
+    names = dict.fromkeys(match[1] for name in logged if (match := _TERM_MARGINS.fullmatch(str(name))))
+    return [(f"terms/{name}/margins", f"Margin of {name}") for name in names if name not in _ABOVE]
 
 
 def _draw_curve(axes: Any, runs: Sequence[Run], metric: str) -> None:

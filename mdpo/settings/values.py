@@ -86,11 +86,12 @@ def check_paths(config: Any) -> None:
     """Raises InputError for a path that ``path_problem`` finds something wrong with."""
     for name in PATHS:
         value = getattr(config, name, None)
-        if not isinstance(value, str) or name == "chat_template" and value.strip():  # where it may be the template itself
+        if name == "chat_template" and isinstance(value, str) and value.strip():  # it may be the template itself
             continue
-        problem = path_problem(value)
-        if problem is not None:
-            raise InputError(f"{name}: {problem}")
+        for path in value if isinstance(value, list) else [value]:
+            problem = path_problem(path) if isinstance(path, str) else None
+            if problem is not None:
+                raise InputError(f"{name}: {problem}")
 
 
 def check_range(name: str, value: Any, interval: str) -> None:

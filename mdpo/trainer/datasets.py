@@ -3,13 +3,17 @@
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from torch import nn
 from transformers import ProcessorMixin
 
 from mdpo.config import MDPOConfig
 from mdpo.data import DataOptions, PreferenceDataset, PreferenceRow, parse_rows
 from mdpo.data import Rows as Checked
+from mdpo.errors import InputError
+from mdpo.models.image_embeddings import image_embeddings
 from mdpo.objectives import objective_of
 
 _log = logging.getLogger(__name__)
@@ -40,6 +44,22 @@ def dataset_of(
     return PreferenceDataset(checked, processor, options)
 
 
+def find_neighbours(dataset: PreferenceDataset | None, model: nn.Module, args: MDPOConfig) -> None:
+    """Asks the model which pictures look alike, where the data set's negative wants to know.
+
+    model: on its device. Raises InputError for a row without another picture.
+    """
+    if dataset is None:
+        return
+    folder = (
+        Path(args.reference_cache_dir or Path(str(args.output_dir), "reference_cache"))
+        if args.cache_reference
+        else None
+    )
+    with args.main_process_first(local=False, desc="embedding pictures"):  # the others find its file
+        dataset.find_neighbours(partial(image_embeddings, model, folder=folder))
+
+
 def _held_out(options: DataOptions, rows: Checked, name: str) -> DataOptions:
     """A few held-out rows may all be without what those that train have: the branches that read it are left out."""
     left_out = options.beside_image if rows.first_with_images() is None else ()
@@ -49,4 +69,7 @@ def _held_out(options: DataOptions, rows: Checked, name: str) -> DataOptions:
         terms = ", ".join(options.contrast)
         _log.warning("%s: no row has a contrast, so its loss is without the terms that read %s", name, terms)
         left_out += options.contrast
-    return replace(options, branches=tuple(branch for branch in options.branches if branch not in left_out))
+    branches = tuple(branch for branch in options.branches if branch not in left_out)
+    if not branches:
+        raise InputError(f"{name}: no row has what the objective reads ({', '.join(left_out)}); give rows that have it")
+    return replace(options, branches=branches)

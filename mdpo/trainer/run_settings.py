@@ -21,7 +21,7 @@ _SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "examples_per_step",
     "beta", "objective", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
-    "disable_dropout",
+    "disable_dropout", "changed_weight",
 )  # fmt: skip
 _ADAPTER = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "rank_pattern",

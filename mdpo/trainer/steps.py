@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, get_worker_info
 
@@ -58,7 +59,7 @@ class StepSampler(BatchSampler):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         token_budget: int,
         *,
         examples_per_step: int,

@@ -44,7 +44,7 @@ from .arguments import (
     settle_evaluation,
 )
 from .checkpoints import recover
-from .datasets import EvalRows, Rows, dataset_of, eval_datasets_of
+from .datasets import EvalRows, Rows, dataset_of, eval_datasets_of, find_neighbours
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
 from .host_copy import HostCopy, to_device
@@ -128,6 +128,7 @@ class MDPOTrainer(StopsWhereNotFinite):
             check_fsdp(self.accelerator.state.fsdp_plugin)
         for dataset in (self.train_dataset, self.eval_dataset):
             for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+                find_neighbours(part, self.model, args)
                 check_rows(model, processing_class, part)
         if args.should_save:
             check_saving(model, processing_class, args.output_dir)
@@ -179,6 +180,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         dataset = dataset_of(dataset, self.processing_class, self.args)
         if dataset is None:
             raise InputError("eval_dataset is missing")
+        find_neighbours(dataset, self.model, self.args)
         return self._dataloader(dataset, self._sampler(dataset))
 
     def get_test_dataloader(self, test_dataset: Rows) -> DataLoader:

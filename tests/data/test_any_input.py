@@ -62,8 +62,16 @@ completion = st.fixed_dictionaries(
         | value,
     },
 )
+number = st.integers(-1, 8) | st.floats(-1, 8)
+spans = st.lists(st.lists(number, min_size=3, max_size=3) | value, max_size=3) | value
 COLUMNS = {
     "id": value,
+    "contrast": answer,
+    "chosen_weights": spans,
+    "rejected_weights": spans,
+    "chosen_response_spans": value,
+    "rejected_response_spans": value,
+    **{name: text | value for name in ("image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w")},
     "prompt": answer,
     "question": answer,
     "chosen": answer,
@@ -85,7 +93,10 @@ COLUMNS = {
     "idx": value,
 }
 row = st.fixed_dictionaries({}, optional=COLUMNS) | st.dictionaries(text, value, max_size=3)
-good = st.just({"img_path": "a.png", "prompt": "what?", "chosen": "a cat", "rejected": "a dog"})
+good = st.fixed_dictionaries(
+    {"img_path": st.just("a.png"), "prompt": st.just("what?"), "chosen": st.just("a cat"), "rejected": st.just("a dog")},
+    optional={"contrast": text, "chosen_weights": spans, "rejected_images": st.lists(st.just("a.png"), max_size=3)},
+)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +175,14 @@ SOUND = [
         "images": ["a.png"],
     },
     {
+        "question": "what?", "image_1": "a.png", "image_2": "a.png", "resp_1_w": "a cat", "resp_1_l": "a dog",
+        "resp_2_w": "an owl",
+    },
+    {
+        "prompt": "what?", "images": ["a.png", "a.png"], "chosen": "a cat", "rejected": "a dog",
+        "chosen_response_spans": [[0, 1]], "rejected_response_spans": [],
+    },
+    {
         "chosen": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}],
         "rejected": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a dog"}],
     },
@@ -193,7 +212,8 @@ def meaning(record: dict, folder: Path):
         [image.read() if isinstance(image, StoredImage) else image for image in given]
         for given in (read.images, read.rejected_images)
     )
-    return read.id, images, read.prompt, read.chosen, read.rejected, negatives
+    beside = read.contrast, read.chosen_weights, read.rejected_weights
+    return read.id, images, read.prompt, read.chosen, read.rejected, negatives, *beside
 
 
 def test_of_the_columns_that_are_tried_one_is_harmless():

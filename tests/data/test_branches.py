@@ -1,6 +1,8 @@
 """Rows read as an objective's branches: what is there, how long it is, what is missing."""
 
+import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,13 @@ import torch
 from PIL import Image
 
 from mdpo.config import MDPOConfig
-from mdpo.data import DataOptions, PreferenceDataset, parse_rows
+from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows
+from mdpo.data.check import check_file
+from mdpo.data.check_report import report_lines
+from mdpo.data.image_sources import image_root
+from mdpo.data.sample import sample_file
 from mdpo.errors import InputError
-from mdpo.objectives import Objective
+from mdpo.objectives import PRESETS, Objective
 from mdpo.packing.branches import MDPO_BRANCHES
 from mdpo.trainer.datasets import dataset_of
 from mdpo_kernels import Term
@@ -152,3 +158,44 @@ def test_held_out_rows_may_lack_what_those_that_train_have(caplog, monkeypatch):
     ]
     with pytest.raises(InputError, match="has a contrast"):
         dataset_of(records()[1:2], PROCESSOR, args, "train_dataset")
+    objective = Objective.of(Term("t", {"contrast@negative": 1}), source="")
+    with pytest.raises(
+        InputError, match=r"^eval_dataset: no row has what the objective reads \(contrast@negative\); give"
+    ):
+        dataset_of(records()[1:2], PROCESSOR, args)
+    with pytest.raises(InputError, match="branches is empty"):
+        DataOptions(())
+
+
+def test_a_sample_brings_what_its_rows_bring(tmp_path):
+    for name in ("a", "b", "c"):
+        noise(ord(name)).save(tmp_path / f"{name}.png")
+    spans = {"chosen_weights": [[2, 5, 5]], "rejected_weights": [[0, 1, 0.5]]}
+    line = {**TEXT, **spans, "image": "a.png", "rejected_images": ["b.png", "c.png"], "contrast": "two dogs"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**TEXT, "image": "b.png"}) + "\n")
+    sample_file(tmp_path / "rows.jsonl", image_root(tmp_path), tmp_path / "sample.jsonl", count=None, seed=0)
+    for row, again in zip(read_rows(tmp_path / "rows.jsonl"), read_rows(tmp_path / "sample.jsonl"), strict=True):
+        assert replace(again, where=row.where) == row
+    assert read_rows(tmp_path / "sample.jsonl")[0].chosen_weights == ((2, 5, 5.0),)
+    lines = list(
+        report_lines(check_file(tmp_path / "rows.jsonl", image_root(tmp_path), processor=PROCESSOR), "rows.jsonl")
+    )
+    assert "contrasts 1 rows bring the answer that is right for their rejected picture" in lines
+    assert "weights   1 rows bring chosen_weights or rejected_weights" in lines
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_check_measures_the_packed_rows_of_an_objective(tmp_path, preset):
+    """And shows what the model reads of a row: all of its answers, and the prompt without its picture."""
+    for name in ("a", "b", "c", "d"):
+        noise(ord(name)).save(tmp_path / f"{name}.png")
+    full = {**TEXT, "image": "a.png", "rejected_images": ["b.png", "c.png", "d.png"], "contrast": "two dogs"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(full) + "\n" + json.dumps({**TEXT, "id": "alone"}) + "\n")
+    branches = PRESETS[preset].branches
+    report = check_file(path, image_root(tmp_path), processor=PROCESSOR, branches=branches)
+    options = DataOptions(branches, negative="own")
+    assert list(report.lengths["packed"]) == PreferenceDataset(read_rows(path), PROCESSOR, options).lengths.tolist()
+    shown = "\n".join(report.shown.lines())
+    assert "contrast  « two dogs" in shown
+    assert ("imageless" in shown) == any(name.endswith("@none") for name in branches)

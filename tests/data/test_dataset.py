@@ -249,7 +249,7 @@ def test_tokens_come_back_as_they_were_written(largest):
     assert tokens.lengths().tolist() == [[3, 0, 1, 1, 0], [1, 2, 1, 0, 2]]
     assert tokens.largest() == (largest, 0)
     assert [part.tolist() for part in tokens.weights_of(1)] == [[], [0.5]]
-    assert tokens.weighted().tolist() == [0, 1]
+    assert tokens.weighted().tolist() == [True, True]
     with pytest.raises(IndexError):
         tokens[2]
 

@@ -12,7 +12,7 @@ from mdpo.data import PreferenceRow, read_rows
 from mdpo.data.formats import FORMATS
 from mdpo.data.images import StoredImage, open_image
 from mdpo.data.rows import Checked, check_rows, image_root
-from mdpo.data.sources import open_source
+from mdpo.data.sources import data_files, line_files, open_source
 from mdpo.errors import InputError
 
 COUNT = 24
@@ -163,6 +163,20 @@ def test_two_pictures_with_an_answer_each(name, kind, folder, tmp_path):
         assert (row.chosen, row.contrast) == (f"right {index}", f"other {index}")
         assert row.rejected == ("wrong" if name == "SymMPO" else row.contrast)
         assert question(row) == f"which, {index}?" and not row.chosen_weights
+
+
+@pytest.mark.parametrize(("name", "column"), [("SymMPO", "images"), ("IC-VCO", "image"), ("IC-VCO", "rejected_images")])
+def test_a_picture_that_such_a_row_says_twice_is_an_error(name, column, folder, tmp_path):
+    with pytest.raises(InputError, match=f"row 0.*: {column}: columns .* and {column} both say which pictures"):
+        read_rows(save([{**PAIRED[name](0), column: ["0.png"]}], tmp_path / "rows.jsonl"), folder)
+
+
+@pytest.mark.parametrize("column", ["images_file_names", "file_names"])
+def test_ic_vcos_own_file_names_its_pictures_as_an_imagefolder_does(column, folder, tmp_path):
+    row = PAIRED["IC-VCO"](1)
+    row[column] = row.pop("images")
+    (read,) = read_rows(save([row], tmp_path / "metadata.parquet"), folder)
+    assert [path.name for path in (*read.images, *read.rejected_images)] == ["1.png", "2.png"]
 
 
 def test_a_row_of_ic_vco_has_two_pictures(folder, tmp_path):
@@ -317,6 +331,33 @@ def test_a_folder_of_shards_is_read_as_one(folder, tmp_path, suffix):
         read_rows(f"{shards}:test", folder)
 
 
+def test_a_row_of_a_shard_names_its_file(folder, tmp_path):
+    pytest.importorskip("datasets")
+    rows = records("TRL")
+    save(rows[:3], tmp_path / "a.parquet")
+    save([rows[3], {**rows[4], "images": ["../none.png"]}], tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="^b.parquet, row 1: images: .*none.png"):
+        read_rows(str(tmp_path / "*.parquet"), folder)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match=f"^{tmp_path / 'b.parquet'}: not a Parquet file"):
+        read_rows(tmp_path, folder)
+
+
+def test_a_list_of_files_is_read_in_its_order(folder, tmp_path):
+    rows = records("TRL")
+    parts = [save(rows[:5], tmp_path / "b.jsonl"), save(rows[5:7], tmp_path / "a.json"), save(rows[7:9], folder / "c.jsonl")]
+    read = read_rows(parts, folder)
+    assert [row.chosen for row in read] == [row["chosen"] for row in rows[:9]] and read[8].id == "8"
+    assert len(read_rows([str(parts[0]), str(tmp_path / "a.*")], folder)) == 7
+    assert data_files(parts) == parts and line_files([parts[0], parts[2]]) == [parts[0], parts[2]] and line_files(parts) == []
+    with pytest.raises(InputError, match="b.jsonl and 2 more: files in several folders.*say with image_dir"):
+        read_rows(parts)
+    with pytest.raises(InputError, match="none.jsonl does not exist"):
+        read_rows([*parts, tmp_path / "none.jsonl"], folder)
+    with pytest.raises(InputError, match="holds no rows"):
+        read_rows([], folder)
+
+
 def test_shards_of_the_hub_are_split_by_their_names(folder, tmp_path):
     (tmp_path / "data").mkdir()
     rows = records("TRL")
@@ -348,24 +389,6 @@ def test_folders_and_files_that_are_none(tmp_path):
         read_rows(f"{tmp_path / 'a.jsonl'}:train")
     with pytest.raises(InputError, match="not a Parquet file"):
         read_rows(tmp_path / "bad.parquet")
-
-
-def test_a_hub_name_is_asked_of_the_hub(tmp_path, monkeypatch, folder):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.chdir(tmp_path)
-    asked = []
-
-    def load_dataset(name):
-        asked.append(name)
-        if name != "somebody/pairs":
-            raise ConnectionError("no network")
-        return datasets.DatasetDict(train=datasets.Dataset.from_list(records("RLAIF-V")[:2]))
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(read_rows("somebody/pairs", folder)) == 2
-    with pytest.raises(InputError, match="no local file, and no dataset that the hub hands out: no network"):
-        read_rows("somebody/else")
-    assert asked == ["somebody/pairs", "somebody/else"]
 
 
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):

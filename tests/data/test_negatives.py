@@ -10,7 +10,7 @@ from PIL import Image
 
 from mdpo.data import NEGATIVES, parse_rows
 from mdpo.data.images import check_images, open_image
-from mdpo.data.negatives import _crop_box, generator, parse_negative, random_resized_crop
+from mdpo.data.negatives import NEEDS_MODEL, _crop_box, generator, parse_negative, random_resized_crop
 from mdpo.data.rejected_images import RejectedImages
 from mdpo.errors import InputError
 
@@ -46,7 +46,10 @@ def made(spec: str, rows: list, index: int = 0, *, seed: int = 42, epoch: int | 
     return maker(spec, rows, seed).make(index, images, epoch)[0][0]
 
 
-@pytest.mark.parametrize("name", NEGATIVES)
+BY_THEMSELVES = [name for name in NEGATIVES if name != NEEDS_MODEL]
+
+
+@pytest.mark.parametrize("name", BY_THEMSELVES)
 def test_a_negative_is_a_function_of_seed_row_and_epoch(name):
     data = rows()
     first = made(name, data)
@@ -58,7 +61,7 @@ def test_a_negative_is_a_function_of_seed_row_and_epoch(name):
         assert len({image.tobytes() for image in [first, *others]}) > 2
 
 
-@pytest.mark.parametrize("name", [name for name in NEGATIVES if name != "black"])
+@pytest.mark.parametrize("name", [name for name in BY_THEMSELVES if name != "black"])
 def test_a_negative_is_not_the_image(name):
     data = rows()
     for index in range(len(data)):
@@ -222,7 +225,7 @@ def several(spec: str, data: list, count: int, index: int = 0, seed: int = 42) -
 
 def test_the_first_of_several_negatives_is_the_one_there_was():
     data = rows(5)
-    for name in (name for name in NEGATIVES if name not in ("black", "own")):
+    for name in (name for name in BY_THEMSELVES if name not in ("black", "own")):
         first, second, third = (pictures[0] for pictures in several(name, data, 3))
         assert first == made(name, data), name
         assert len({picture.tobytes() for picture in (first, second, third)}) == 3, name
@@ -263,3 +266,20 @@ def test_too_few_of_ones_own_are_an_error_and_too_many_are_said_once(caplog):
 def test_several_equal_pictures_are_refused(spec):
     with pytest.raises(InputError, match="negative: black is the same picture every time, .* compares 2 rejected"):
         several(spec, rows(3), 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(336, 336), (240, 600), (7, 9), (1, 1)])
+def test_a_share_of_square_patches_has_the_mean_colour(height, width):
+    image = noise(1, height, width)
+    pixels = np.asarray(image)
+    masked = np.asarray(NEGATIVES["masked_patches"](image, random.Random(0), None))
+    mean = pixels.mean(axis=(0, 1)).round()
+    side = max(1, round(min(height, width) / 24))
+    changed = total = 0
+    for top, left in itertools.product(range(0, height, side), range(0, width, side)):
+        total += 1
+        patch = np.s_[top : top + side, left : left + side]
+        if (masked[patch] != pixels[patch]).any():
+            changed += 1
+            assert (masked[patch] == mean).all()
+    assert abs(changed - 0.3 * total) <= 1, "but for a patch that has that colour anyway"

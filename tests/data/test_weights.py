@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows, read_rows, tokenise
 from mdpo.data import read as read_module
@@ -55,6 +57,35 @@ def test_characters_are_counted_in_the_answer_as_the_row_has_it(answer, name):
     found = weights([[start, start + 3, 7]], processor, chosen=answer, image=Image.new("RGB", (9, 9)))
     heavy = "".join(token for token, weight in found if weight == 7)
     assert heavy.strip() == "red" and {weight for _, weight in found} == {1, 7}
+
+
+def llama() -> transformers.PreTrainedTokenizerFast:
+    """As Llama 2's: a blank is a letter, one stands in front of all, and what has no token is its bytes."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", "<image>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator([" ".join(tiny.WORDS), "what is this? USER: ASSISTANT:"] * 8, trainer)
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", extra_special_tokens={"image_token": "<image>"}
+    )
+
+
+@pytest.mark.parametrize("answer", ["猫 a red 猫", "  a red cat", "🐈 red é", "a <image> red </s> cat", "red"])
+def test_characters_are_counted_where_blanks_are_letters(answer):
+    start = answer.index("red")
+    found = weights([[start, start + 3, 7]], tiny.processor(llama()), chosen=answer, image=Image.new("RGB", (9, 9)))
+    assert "".join(token for token, weight in found if weight == 7).strip() == "red"
+
+
+def test_a_separator_of_several_tokens_has_no_characters():
+    processor = tiny.processor()
+    separator = r"{{ m['role'].upper() }}:{{ ' \n \n ' if m['role'] == 'assistant' else ' ' }}"
+    processor.chat_template = tiny.TEMPLATE.replace("{{ m['role'].upper() }}: ", separator)
+    found = weights([[0, 3, 7]], processor, chosen="the red cat")
+    assert [token.strip() for token, _ in found] == ["", "", "", "", "the", "red", "cat", "</s>"]
+    assert [weight for _, weight in found] == [1, 1, 1, 1, 7, 1, 1, 1]
 
 
 def test_weights_go_with_their_tokens_and_are_cut_with_them():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import is_torchvision_available
 
 from mdpo import InputError
 from mdpo.models import load, load_processor
@@ -206,3 +207,12 @@ def test_every_from_pretrained_of_ours_stays_local():
             written = {keyword.arg or ast.unparse(keyword.value) for keyword in node.keywords}
             assert "LOCAL" in written or {"trust_remote_code", "local_files_only"} <= written, f"{path}:{node.lineno}"
     assert calls > 2
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+def test_a_missing_package_is_named_with_its_extra(tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    kind = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kind))
+    with pytest.raises(InputError, match=r"usually torchvision: .*pip install \"multimodal-dpo\[vision\]\""):
+        load_processor(tmp_path)

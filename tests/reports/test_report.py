@@ -12,6 +12,7 @@ from mdpo import InputError
 from mdpo.evaluation.intervals import Interval, bootstrap_difference, bootstrap_ratio
 from mdpo.evaluation.results import Metric, Response, Result
 from mdpo.reports import commands, compare, load_run, write_report
+from mdpo.reports.charts import curves
 from mdpo.reports.examples import choose, marked_html, unmarked
 from mdpo.reports.runs import Run
 
@@ -170,6 +171,13 @@ def test_curves_leave_out_what_is_not_finite(folders):
     newer.mkdir()
     (newer / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 12, "loss": 0.5}]}))
     assert load_run(folders / "after").curve("loss") == ([12.0], [0.5])
+
+
+def test_the_margins_of_another_objective_have_their_curves():
+    logged = {"step": 1, "loss": 2.0, "terms/response_preference/margins": 0.5, "terms/pair_preference": 0.3}
+    history = [logged | {"terms/pair_preference/margins": 0.1, "eval_terms/odd/margins": 0.2, "terms/<b>/margins": 1.0}]
+    titles = [title for title, _ in curves([run_of("one", history=history), run_of("two", history=HISTORY)])]
+    assert titles == ["Loss", "Reward margin: chosen − rejected", "Margin of pair_preference", "Margin of odd"]
 
 
 def test_bad_input_is_named(folders):

@@ -89,6 +89,8 @@ def test_numbers_in_a_mapping_are_numbers(load):
         (["--anchors", "chosen", "rejected", "--seed", "3"], "anchors", ["chosen", "rejected"]),
         (["--lora_target_modules", "q_proj", "v_proj"], "lora_target_modules", ["q_proj", "v_proj"]),
         (["--lora_target_modules", "*.q_proj"], "lora_target_modules", "*.q_proj"),
+        (["--train_data", "a.jsonl", "b.jsonl"], "train_data", ["a.jsonl", "b.jsonl"]),
+        (["--train_data", "data/[0-9]*.parquet"], "train_data", "data/[0-9]*.parquet"),
         (["--run_name", "a: b: c"], "run_name", "a: b: c"),
         (["--conditional"], "conditional", True),
     ],
@@ -102,7 +104,7 @@ def test_the_command_line_says_what_it_looks_like(load, words, name, value):
     ["Answer. # be brief", "Be brief. ", " Be brief", "Line\nTwo", "# Rules", "Be brief: always", "[be brief]", "- be brief",
      "it's: fine", "'quoted'", "{a: b}", "7 # rules", " 7", "07", "&a *b", "%x", "---", "no", "true", "é\\n"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["system_prompt", "train_data", "run_name", "output_dir", "reference_cache_dir"])
+@pytest.mark.parametrize("name", ["system_prompt", "image_dir", "run_name", "output_dir", "reference_cache_dir"])
 def test_text_on_the_command_line_is_taken_as_it_is(load, name, text):
     assert load("", f"--{name}={text}")[name] == text
     if not text.startswith("--"):

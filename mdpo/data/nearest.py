@@ -1,0 +1,105 @@
+"""Which pictures of a data set look alike: the nearest ones of each, by the cosine of their embeddings."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .images import Use, content_digest
+from .problem import RowError
+from .row_store import Rows
+
+# (digests, a picture by its position) → (N, D) float32, as ``mdpo.models.image_embeddings.image_embeddings``.
+Embed = Callable[[Sequence[str], Callable[[int], Mapping[str, Tensor]]], Tensor]
+
+_SIMILARITIES = 2**25  # at a time: 128 MiB of float32
+_SAME = 1e-5  # below 1: the same picture in another file, such as a PNG beside its BMP
+
+# Shapes: N pictures, D features of each, K nearest ones
+
+
+class Neighbours:
+    """The pictures that look most like each picture of the rows, and are another one.
+
+    rows: those with the pictures. process: what the image processor makes of the picture with this number in the rows'
+    table. settings: how it does. count: negatives of every image.
+
+    Raises RowError for a row without another picture, and for one whose picture is gone.
+    """
+
+    def __init__(
+        self, rows: Rows, embed: Embed, process: Callable[[int], Mapping[str, Tensor]], settings: Any, count: int
+    ) -> None:
+        self.rows = rows
+        numbers, places = np.unique(rows.images.numbers, return_index=True)
+        order = np.argsort(places)  # as they come in the rows, whatever their numbers
+        named: dict[str, int] = {}
+        self._first: list[int] = []  # number of each picture's first file
+        self._content: dict[int, int] = {}  # which picture a number is
+        for number, place in zip(numbers[order].tolist(), places[order].tolist(), strict=True):
+            row = rows[int(np.searchsorted(rows.images.ends, place, side="right"))]
+            digest = _digest(content_digest(Use(rows.source(number), row.where, "images")), settings)
+            if named.setdefault(digest, len(named)) == len(self._first):
+                self._first.append(number)
+            self._content[number] = named[digest]
+        vectors = embed(list(named), lambda at: process(self._first[at])).numpy()
+        # A row's own pictures may be among the nearest, and so may those that its earlier negatives took.
+        most = int(rows.images.counts().max(initial=0))
+        self._near = nearest(vectors, count + most - 1)
+        self._check()
+
+    def choose(self, index: int, position: int, taken: Set[int]) -> int:
+        """The picture nearest to the row's image at ``position`` that is none of the row's.
+
+        taken: pictures that are passed over, unless there is no other.
+        """
+        numbers = self.rows.images.of(index)
+        own = {self._content[number] for number in numbers}
+        near = [at for at in self._near[self._content[numbers[position]]].tolist() if at >= 0 and at not in own]
+        fresh = [at for at in near if at not in taken]
+        if not near:
+            raise self._error(index)
+        return (fresh or near)[0]
+
+    def number(self, picture: int) -> int:
+        """A number in the rows' table that is this picture."""
+        return self._first[picture]
+
+    def _check(self) -> None:
+        for index in np.flatnonzero(self.rows.images.counts() > 0).tolist():
+            for position in range(len(self.rows.images.of(index))):
+                self.choose(index, position, set())
+
+    def _error(self, index: int) -> RowError:
+        problem = "nearest_image needs a second row, with an image that this row does not have"
+        return RowError.at(self.rows[index].where, "images", problem, "choose another negative")
+
+
+def nearest(vectors: np.ndarray, count: int) -> np.ndarray:
+    """(N, K) int64: for each vector the ``count`` others of the largest cosine, nearest first; −1 where there are fewer.
+
+    vectors: (N, D) float32. Of equally near ones the first comes first. One that points the same way is the same picture.
+    """
+    found = np.full((len(vectors), count), -1, np.int64)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    unit = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    step = max(1, _SIMILARITIES // max(1, len(unit)))
+    for start in range(0, len(unit), step):
+        cosines = unit[start : start + step] @ unit.T
+        rows = np.arange(len(cosines))
+        cosines[rows, start + rows] = -np.inf
+        cosines[cosines > 1 - _SAME] = -np.inf
+        for at, row in enumerate(cosines):
+            bound = np.partition(row, -count)[-count] if count < len(row) else -np.inf
+            close = np.flatnonzero((row >= bound) & (row > -np.inf))
+            close = close[np.argsort(-row[close], kind="stable")][:count]
+            found[start + at, : len(close)] = close
+    return found
+
+
+def _digest(content: str, settings: Any) -> str:
+    text = json.dumps([content, settings], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
