@@ -9,6 +9,7 @@ import torch
 
 from bench.models import Shape
 from mdpo.data import PreferenceDataset, Rows
+from mdpo.data.nearest import Embed
 from mdpo.packing import PreferenceTokens
 
 TEXT_TOKENS, RESPONSE_MEDIAN, SPREAD, LONGEST = 60, 120, 0.6, 400  # σ of the logarithm; tokens of a response at most

@@ -13,13 +13,23 @@ from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 from mdpo.packing.branches import MDPO_BRANCHES, branch_of
+from mdpo.packing.families import Family, Separate
 from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import Encoder
 from .image_facts import look_at_images
 from .image_tokens import ImageTokens, image_settings
 from .images import open_image
-from .lengths import ANSWERS, CONTRAST, PROMPT, branches_there, check_weights, kept_parts, packed_lengths
+from .lengths import (
+    ANSWERS,
+    CONTRAST,
+    PROMPT,
+    branches_there,
+    check_weights,
+    kept_parts,
+    packed_lengths,
+    separate_lengths,
+)
 from .nearest import Embed, Neighbours
 from .negatives import NEEDS_MODEL, parse_negative
 from .options import DataOptions, check_contrast
@@ -158,6 +168,12 @@ class PreferenceDataset(Dataset):
     def largest_token_id(self) -> tuple[int, int]:
         """The largest token id of all prompts and responses, and the index of a row that has it."""
         return self._tokens.largest()
+
+    def lengths_for(self, family: Family | Separate) -> np.ndarray:
+        """(N,) int64, the tokens of each example as the model's way of reading it lays it out: what the planner needs."""
+        if not isinstance(family, Separate):
+            return self.lengths
+        return separate_lengths(self._parts, self.rows.images.counts() > 0, self.options.read)
 
     def digest(self) -> str:
         """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in their order."""
