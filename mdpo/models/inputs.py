@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mdpo.errors import InputError
 from mdpo.packing import Family, Separate
 
 # Shapes: S sequences, L tokens of the longest
@@ -24,8 +25,16 @@ def model_inputs(
     """The keywords of ``base.forward``, all on one device.
 
     input_ids, attention_mask: (S, L) int64. prompt_lengths: (S,) int64. images: of all sequences, one behind the other.
+
+    Raises InputError for pixels under a name that the model does not read: it would answer without the picture.
     """
     parameters = inspect.signature(base.forward).parameters
+    unread = [name for name, tensor in images.items() if tensor.is_floating_point() and name not in parameters]
+    if unread:
+        raise InputError(
+            f"the image processor returns {', '.join(unread)}, which the forward of a {base.config.model_type!r} model does not "
+            "take; use the processor that was saved with the model"
+        )
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"use_cache": False, "return_dict": True}
     # An image processor may return more than the model reads, such as InternVL's num_patches.
