@@ -79,7 +79,6 @@ SAID_BY = {
     "mdpo/evaluation/results.py": ["report"],
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
-    "mdpo/hub/repositories.py": ["train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],
