@@ -99,6 +99,7 @@ def _micro_batches(
 ) -> Iterator[PackedBatch]:
     family = family_of(model)
     device = next(model.parameters()).device
+    dataset.check_budget(token_budget)
     micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
         yield pack([dataset[index] for index in micro_batch], family, branches=branches).to(device)

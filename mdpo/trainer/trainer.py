@@ -185,6 +185,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         return self.get_eval_dataloader(test_dataset)
 
     def _sampler(self, dataset: PreferenceDataset) -> StepSampler:
+        dataset.check_budget(self.args.token_budget)
         return StepSampler(
             dataset.lengths,
             self.args.token_budget,
