@@ -263,7 +263,8 @@ class RunConfig:
         self.given = given(self, RunConfig.__annotations__)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
-        for name in ("max_pixels", "min_pixels", "lora_r", "lora_alpha", "plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max"):
+        lengths = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
+        for name in ("max_pixels", "min_pixels", "lora_r", "lora_alpha", *lengths):
             check_range(name, getattr(self, name), "(0, inf)")
         check_numbers(self)
         check_paths(self)

@@ -80,7 +80,8 @@ def chosen_by(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def check_same_run(folder: Path, theirs: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises InputError that names the first difference between the checkpoint's settings and this run's."""
-    theirs = {_PICTURES: settings.get(_PICTURES)} | _BEFORE | theirs  # that of before has rows of the same lengths, or is refused
+    # Where the checkpoint does not say, the lengths of its rows do.
+    theirs = {_PICTURES: settings.get(_PICTURES)} | _BEFORE | theirs
     for name, value in settings.items():
         if name != _CHOSEN and theirs.get(name) != value:
             raise InputError(
