@@ -24,14 +24,15 @@ import torch
 import transformers
 
 from mdpo.config import settings_help, takes_value
-from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows, size_pictures
 from mdpo.data import commands as data_commands
+from mdpo.data.picture_size import add_size_options, size_options
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError, OutputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
 from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
-from mdpo.evaluation.trained_text import say_other_text
+from mdpo.evaluation.trained_text import say_other_prompt
 from mdpo.hub import folder_of
 from mdpo.memory.commands import run_plan
 from mdpo.models import (
@@ -266,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
     )
     add_text_options(command)
+    add_size_options(command)
     command.set_defaults(run=run_score, results=lambda options: [Output("--output", options.output)])
 
     command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
@@ -295,6 +297,7 @@ def run_score(options: argparse.Namespace) -> None:
     check_range("--beta", options.beta, BETA)
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: expected a number from 0 on")
+    size = size_options(options)
     check_trainable(options.model)  # before gigabytes of data are fetched
     adapter = None if options.adapter is None else folder_of(options.adapter, called="adapter")
     rows = read_rows(
@@ -311,7 +314,7 @@ def run_score(options: argparse.Namespace) -> None:
         text=text_options(options),
         changed_weight=options.changed_weight,
     )
-    processor = load_processor(options.model)
+    processor = size_pictures(load_processor(options.model), size)
     base = load(options.model, dtype=options.dtype)
     torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = PreferenceDataset(rows, processor, data)
@@ -325,7 +328,7 @@ def run_score(options: argparse.Namespace) -> None:
     model: torch.nn.Module = base
     if adapter is not None:
         model = load_adapter(base, adapter, base=options.model)
-        say_other_text(adapter, data.text)
+        say_other_prompt(adapter, data.text, size)
         if not options.no_check_start:
             _log.info(check_first_rows(model, dataset, branches))
     records = score(

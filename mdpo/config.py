@@ -224,6 +224,13 @@ class RunConfig:
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "Adapter to go on from, folder or name on the hub; it is the reference too, see reference."}
     )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Of a picture, larger ones are made smaller; None: as the model's processor has it."}
+    )
+    min_pixels: int | None = field(default=None, metadata={"help": "Of a picture, smaller ones are made larger; as max_pixels."})
+    image_processor_kwargs: dict | None = field(
+        default=None, metadata={"help": "The same by the image processor's own names, such as {max_patches: 6}."}
+    )
     image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
     allow_outside: bool = field(
         default=False, metadata={"help": "Image paths and links may lead out of the image folder."}
@@ -256,7 +263,8 @@ class RunConfig:
         self.given = given(self, RunConfig.__annotations__)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
-        for name in ("lora_r", "lora_alpha", "plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max"):
+        lengths = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
+        for name in ("max_pixels", "min_pixels", "lora_r", "lora_alpha", *lengths):
             check_range(name, getattr(self, name), "(0, inf)")
         check_numbers(self)
         check_paths(self)

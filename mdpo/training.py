@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PreferenceDataset, Rows, TextOptions, read_rows
+from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, read_rows, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
 from mdpo.memory import AUTO, free_memory, memory_of
@@ -78,7 +78,7 @@ def _train(
     lock: on the folder, on the main process. options: the command. overrides: of its config file.
     """
     resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
-    processor = together(args, lambda: load_processor(run.model_name_or_path))
+    processor = together(args, lambda: _processor(run))
     rows, eval_rows = together(args, lambda: _training_rows(run, args))
     data: Rows | PreferenceDataset = rows
     if _on_gpu(args) and options.memory is None:
@@ -145,6 +145,10 @@ def _on_gpu(args: MDPOConfig) -> bool:
 def _free_on_each(args: MDPOConfig) -> int:
     """Bytes that are free on every card of the run."""
     return over_ranks(args, free_memory(args.device), "min")
+
+
+def _processor(run: RunConfig) -> ProcessorMixin:
+    return size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))
 
 
 def _model(run: RunConfig, args: MDPOConfig) -> PreTrainedModel | PeftModel:

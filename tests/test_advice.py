@@ -66,6 +66,7 @@ SAID_BY = {
     "mdpo/trainer/arguments.py": ["train"],
     "mdpo/data/check_report.py": ["data check"],
     "mdpo/data/commands.py": ["data check", "data preview", "data sample"],
+    "mdpo/data/picture_size.py": ["score", "generate", "data check"],
     "mdpo/data/preview.py": ["data preview"],
     "mdpo/data/sample.py": ["data sample"],
     "mdpo/data/tables.py": ["train"],

@@ -8,10 +8,12 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import InternVLProcessor
+from transformers import InternVLProcessor, Qwen2VLProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 SIDE, PATCH = 32, 8
 VOCABULARY = 400
@@ -104,6 +106,28 @@ def internvl_processor() -> InternVLProcessor:
         image_seq_length=(SIDE // PATCH // 2) ** 2,
         chat_template=TEMPLATE,
     )  # fmt: skip
+
+
+class _Qwen2VLPicturesAlone(Qwen2VLProcessor):
+    """Without its video processor, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+
+def qwen2_vl_processor() -> Qwen2VLProcessor:
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+    )  # fmt: skip
+    images = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
+    return _Qwen2VLPicturesAlone(images, words, chat_template=TEMPLATE)
+
+
+def idefics3_processor() -> transformers.Idefics3Processor:
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 4 * SIDE}, max_image_size={"longest_edge": SIDE})
+    return transformers.Idefics3Processor(images, tokenizer(), image_seq_len=4, chat_template=TEMPLATE)
 
 
 def llava(text: str = "llama", seed: int = 0) -> transformers.LlavaForConditionalGeneration:

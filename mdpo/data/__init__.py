@@ -3,6 +3,7 @@
 from .dataset import PreferenceDataset
 from .negatives import NEGATIVES
 from .options import DataOptions
+from .picture_size import PictureSize, size_pictures
 from .read import parse_rows, read_rows
 from .row import PreferenceRow, PromptRow
 from .row_store import Rows
@@ -12,6 +13,7 @@ from .text_options import TextOptions
 __all__ = [
     "DataOptions",
     "NEGATIVES",
+    "PictureSize",
     "PreferenceDataset",
     "PreferenceRow",
     "PromptRow",
@@ -20,4 +22,5 @@ __all__ = [
     "data_files",
     "parse_rows",
     "read_rows",
+    "size_pictures",
 ]

@@ -212,7 +212,7 @@ class _Tokens:
     def _measured(self, row: PreferenceRow, images: list[ImageFacts], encoded: EncodedRow) -> _Measured:
         sizes = [(image.height, image.width) for image in images]
         prompt = prompt_length(row, encoded, sizes, self.image_tokens)
-        room = response_room(row, prompt, self.max_length)
+        room = response_room(row, prompt, self.max_length, self.image_tokens)
         lengths = {"prompt": prompt, "chosen": len(encoded.chosen_ids), "rejected": len(encoded.rejected_ids)}
         lengths |= {"contrast": len(encoded.contrast_ids)} if encoded.contrast_ids else {}
         lengths |= {"imageless": len(encoded.imageless_prompt_ids)} if encoded.imageless_prompt_ids else {}

@@ -14,6 +14,7 @@ from .check import check_file
 from .check_report import report_lines, write_histogram
 from .image_sources import ImageRoot
 from .negatives import NEGATIVES
+from .picture_size import PictureSize, add_size_options, size_options, size_pictures
 from .preview import check_picture_name, contact_sheet, write_picture
 from .read import read_rows, source_root
 from .sample import sample_file, sample_files
@@ -44,6 +45,7 @@ def add_commands(
     )
     command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png; an earlier one is replaced")
     add_text_options(command)
+    add_size_options(command)
     command.set_defaults(run=lambda options: run_check(options, load_processor, objectives), results=_pictures)
 
     command = commands.add_parser("preview", help="a picture of images beside their negatives")
@@ -108,7 +110,10 @@ def run_check(
     text = text_options(options)
     if text != TextOptions() and options.model is None:
         raise InputError("--system-prompt, --chat-template and the like belong to a processor; give --model too")
-    processor = None if options.model is None else load_processor(options.model)
+    size = size_options(options)
+    if size != PictureSize() and options.model is None:
+        raise InputError("--max-pixels and the like belong to a processor; give --model too")
+    processor = None if options.model is None else size_pictures(load_processor(options.model), size)
     report = check_file(
         options.data,
         _root(options),

@@ -25,6 +25,7 @@ from .lengths import (
     CONTRAST,
     PROMPT,
     branches_there,
+    can_shrink,
     check_weights,
     kept_parts,
     packed_lengths,
@@ -38,6 +39,7 @@ from .rejected_images import RejectedImages
 from .row import PreferenceRow
 from .row_store import Rows
 from .tokenise import tokenise
+from .too_long import SmallerPictures
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +167,39 @@ class PreferenceDataset(Dataset):
         index = int(branches.argmax())
         return int(branches[index]), index
 
+    def check_budget(self, token_budget: int, family: Family | Separate) -> None:
+        """Raises InputError where rows take more tokens than that as they are laid out, with what would make them fit."""
+        lengths = self.lengths_for(family)
+        too_long = np.flatnonzero(lengths > token_budget)
+        if not len(too_long):
+            return
+        index = int(too_long[lengths[too_long].argmax()])
+        longest, with_images = int(lengths[index]), self.rows.images.counts() > 0
+        kind, measure = ("padded", separate_lengths) if isinstance(family, Separate) else ("packed", packed_lengths)
+
+        def laid_out(parts: np.ndarray, which: np.ndarray) -> np.ndarray:
+            return measure(parts, with_images[which], self.options.read)
+
+        smaller = self._smaller_pictures.advice(too_long, laid_out, token_budget)
+        others = f"; {len(too_long)} of {len(self)} rows have, this is the longest" if len(too_long) > 1 else ""
+        raise InputError(
+            f"{self.rows[index].where}: {longest} {kind} tokens, more than token_budget {token_budget}{others}: raise "
+            f"token_budget to at least {longest}, {smaller}or shorten or leave out what is longer"
+        )
+
+    def smaller_pictures(self, limit: int) -> str:
+        """The advice to make pictures smaller for branches of at most ``limit`` tokens; "" where that does not help."""
+
+        def branches(parts: np.ndarray, which: np.ndarray) -> np.ndarray:
+            return parts[:, PROMPT] + parts[:, ANSWERS].max(axis=1)
+
+        too_long = np.flatnonzero(branches(self._parts, np.arange(len(self))) > limit)
+        return self._smaller_pictures.advice(too_long, branches, limit)
+
+    @property
+    def _smaller_pictures(self) -> SmallerPictures:
+        return SmallerPictures(self.rows, self._facts, self._tokens, self.processor, self.options.max_length)
+
     def largest_token_id(self) -> tuple[int, int]:
         """The largest token id of all prompts and responses, and the index of a row that has it."""
         return self._tokens.largest()
@@ -200,10 +235,11 @@ class PreferenceDataset(Dataset):
         index, usual = int(self.lengths.argmax()), float(np.quantile(self.lengths, 0.99))
         longest = int(self.lengths[index])
         if longest > max(_FAR * usual, _LONG):
+            settings = "max_length or max_pixels" if can_shrink(self.rows[index], self.processor) else "max_length"
             logger.warning(
                 "%s: %d tokens as a packed row, where 99%% of the rows have at most %.0f: the step with it will take much "
-                "longer than others; set max_length, or shorten or drop the row",
-                self.rows[index].where, longest, usual,
+                "longer than others; set %s, or shorten or drop the row",
+                self.rows[index].where, longest, usual, settings,
             )  # fmt: skip
 
 

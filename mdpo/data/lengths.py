@@ -4,12 +4,14 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from transformers import ProcessorMixin
 
 from mdpo.packing.branches import branch_of, pictures_of
 
 from .encode import EncodedRow
 from .image_facts import RowFacts
 from .image_tokens import ImageTokens
+from .picture_size import sizes_of
 from .problem import RowError
 from .row import PreferenceRow
 from .row_store import Rows
@@ -30,13 +32,13 @@ def kept_parts(
 
     Raises RowError where the image processor refuses a size, or ``limit`` leaves nothing of the answers.
     """
-    parts[:, PROMPT] += _added_by_images(rows, facts, image_tokens)
+    parts[:, PROMPT] += added_by_images(rows, facts, image_tokens)
     if limit is None:
         return parts
     room = limit - parts[:, PROMPT]
     if (room <= 0).any():
         index = int(np.flatnonzero(room <= 0)[0])
-        response_room(rows[index], int(parts[index, PROMPT]), limit)
+        response_room(rows[index], int(parts[index, PROMPT]), limit, image_tokens)
     answers = parts[:, ANSWERS]
     cut = int((answers > room[:, None]).sum())
     if cut:
@@ -99,8 +101,8 @@ def separate_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Seque
     return longest * len(branches)
 
 
-def _added_by_images(rows: Rows, facts: RowFacts, image_tokens: ImageTokens) -> np.ndarray:
-    """(N,) tokens that a row's images take beyond their placeholders."""
+def added_by_images(rows: Rows, facts: RowFacts, image_tokens: ImageTokens) -> np.ndarray:
+    """(N,) tokens that a row's images take beyond their placeholders. Raises RowError where a size is refused."""
     images = rows.images
     sizes, first, which = np.unique(facts.sizes[images.numbers], axis=0, return_index=True, return_inverse=True)
     added, refused = np.zeros(len(sizes), np.int64), {}
@@ -131,11 +133,18 @@ def refused_size(where: str, error: ValueError) -> RowError:
     return RowError.at(where, "images", f"the image processor refuses the size: {error}", "crop it")
 
 
-def response_room(row: PreferenceRow, prompt: int, max_length: int | None) -> int | None:
+def can_shrink(row: PreferenceRow, processor: ProcessorMixin) -> bool:
+    """Whether ``max_pixels`` can make the row's prompt shorter."""
+    sizes = sizes_of(processor) if row.images else None
+    return sizes is not None and len(sizes.choices()) > 1
+
+
+def response_room(row: PreferenceRow, prompt: int, max_length: int | None, image_tokens: ImageTokens) -> int | None:
     """The tokens that ``max_length`` leaves a response, None without one. Raises RowError where it leaves nothing."""
     if max_length is None:
         return None
     if prompt >= max_length:
         problem = f"the prompt's {prompt} tokens leave nothing of the response within max_length {max_length}"
-        raise RowError.at(row.where, "chosen", problem, "raise max_length or drop the row")
+        smaller = ", set a smaller max_pixels" if can_shrink(row, image_tokens.processor) else ""
+        raise RowError.at(row.where, "chosen", problem, f"raise max_length{smaller} or drop the row")
     return max_length - prompt

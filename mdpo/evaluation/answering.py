@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Settings:
     """What an answer depends on. The batch size is not among it: see ``generate``.
 
     model, adapter: ``fingerprint`` of the folders. data: of the question file. text: digest of the ``TextOptions``.
+    pictures: what of a ``PictureSize`` is given, None where nothing is.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Settings:
     max_new_tokens: int
     num_beams: int
     text: str | None = None
+    pictures: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

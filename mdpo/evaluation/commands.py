@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
-from mdpo.data import PromptRow, data_files, read_rows
+from mdpo.data import PromptRow, data_files, read_rows, size_pictures
 from mdpo.data.commands import add_row_options
+from mdpo.data.picture_size import add_size_options, size_options
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
@@ -39,7 +40,7 @@ from .judge import Judge, JudgeOptions
 from .questions import BENCHMARKS, read_questions, write_answers
 from .responses import read_answers, read_captions, read_mmhal
 from .results import Result, result_mark
-from .trained_text import say_other_text
+from .trained_text import say_other_prompt
 
 # Beams. RLHF-V's evaluation code searches with three.
 PRESETS = {"greedy": 1, "rlhfv": 3}
@@ -77,13 +78,14 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     command.add_argument("--max-new-tokens", type=int, default=1024)
     command.add_argument("--batch-size", type=int, default=8)
     add_text_options(command)
+    add_size_options(command)
     command.set_defaults(run=run_generate, results=_generated)
 
 
 def run_generate(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
-    text = text_options(options)
+    text, size = text_options(options), size_options(options)
     check_model(options.model)  # before the data is fetched
     rows = _questions(options)
     settings = Settings(
@@ -94,6 +96,7 @@ def run_generate(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         num_beams=PRESETS[options.preset],
         text=text.digest(),
+        pictures=size.values() or None,
     )
 
     def answerer(todo: Sequence[PromptRow]) -> Iterable[str]:
@@ -167,12 +170,13 @@ def _questions(options: argparse.Namespace) -> Sequence[PromptRow]:
 
 
 def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
-    processor = load_processor(options.model)
+    size = size_options(options)
+    processor = size_pictures(load_processor(options.model), size)
     model: Any = load(options.model, dtype=options.dtype)
     if options.adapter is not None:
         adapter = folder_of(options.adapter, called="adapter")
         model = load_adapter(model, adapter, base=options.model)
-        say_other_text(adapter, text_options(options))
+        say_other_prompt(adapter, text_options(options), size)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

@@ -113,6 +113,7 @@ def _micro_batches(
 ) -> Iterator[Batch]:
     family = family_of(model)
     device = next(model.parameters()).device
+    dataset.check_budget(token_budget, family)
     micro_batches = itertools.chain.from_iterable(
         plan(
             dataset.lengths_for(family), token_budget, examples_per_step=256, padded=isinstance(family, Separate)

@@ -2,22 +2,25 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from mdpo.data import TextOptions
+from mdpo.data import PictureSize, TextOptions
 from mdpo.models.adapters import run_record
 
 _log = logging.getLogger(__name__)
 
 
-def say_other_text(adapter: Path, text: TextOptions) -> None:
-    """Says once which settings of the text differ from those of the run that trained the adapter, where it left a record.
+def say_other_prompt(adapter: Path, text: TextOptions, size: PictureSize) -> None:
+    """Says once which settings of text and pictures differ from those of the run that trained the adapter, where it left
+    a record.
 
-    text: of the command that is about to score or to generate.
+    text, size: of the command that is about to score or to generate.
     """
-    trained = run_record(adapter.expanduser()).get("text")
-    if not isinstance(trained, dict):
-        return
-    other = [name for name, value in text.values().items() if name in trained and trained[name] != value]
+    record, other = run_record(adapter.expanduser()), []
+    now: dict[str, Any] = text.values() | dict.fromkeys(PictureSize.__slots__) | size.values()
+    for trained in (record.get("text"), record.get("run")):
+        if isinstance(trained, dict):
+            other += [name for name, value in now.items() if name in trained and trained[name] != value]
     if other:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
         _log.warning("the adapter was trained with another %s: give %s as in training", ", ".join(other), options)

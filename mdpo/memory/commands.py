@@ -69,7 +69,7 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
     wishes = wishes_of(run, args, shape, cuda=cuda, driver_bytes=memory.driver_bytes)
     chosen = choose(shape, examples, wishes, memory.bytes)
     if chosen is None:
-        raise InputError(_nothing_fits(run, shape, examples, wishes, memory.bytes))
+        raise InputError(_nothing_fits(run, args, shape, examples, wishes, memory.bytes))
     columns = []
     for quantized in wishes.quantized:
         only = replace(wishes, quantized=(quantized,))
@@ -79,13 +79,16 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
     return chosen
 
 
-def _nothing_fits(run: RunConfig, shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int) -> str:
+def _nothing_fits(
+    run: RunConfig, args: MDPOConfig, shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int
+) -> str:
     """The smallest that would fit, and what each remedy would bring."""
     least = smallest(shape, examples, wishes)
     parts = least.footprint.parts
     tokens = sum(parts[name] for name in ("boundaries", "kept layers", "recomputed layer", "in flight", "head", "inputs"))
     weights = "in 4 bits" if least.quantized else "not quantised"
-    remedies = [f"max_length shortens the longest example, whose {examples.longest} packed tokens take {gibibytes(tokens)} GiB"]
+    pictures = "" if args.drop_images else " (as does max_pixels, where the processor's pictures can be sized)"
+    remedies = [f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take {gibibytes(tokens)} GiB"]
     if run.use_lora:
         adapter = sum(parts[name] for name in ("adapter", "gradients", "optimizer", "casts"))
         remedies.append(f"lora_r {max(run.lora_r // 2, 1)} halves the {gibibytes(adapter)} GiB of the adapter")

@@ -11,7 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedConfig
 
 from mdpo.config import MDPOConfig, RunConfig
-from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows
+from mdpo.data import DataOptions, PictureSize, PreferenceDataset, data_files, read_rows, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import cached_config, folder_of, hub_name
 from mdpo.models import load_processor, lora_expression, torch_dtype
@@ -145,7 +145,8 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
         rows = read_rows(
             run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
         )
-        dataset = PreferenceDataset(rows, load_processor(run.model_name_or_path), DataOptions.of(args, objective_of(args)))
+        processor = size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))
+        dataset = PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args)))
         return counted(args, shape, dataset.lengths.tolist())
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]

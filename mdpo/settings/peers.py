@@ -14,6 +14,8 @@ _HERE: dict[str, tuple[str, ...]] = {
     "eval_data": ("eval_dataset", "val_dataset", "dataset_test_split", "eval_file", "validation_data"),
     "eval_fraction": ("val_size", "split_dataset_ratio", "test_split_size", "eval_size"),
     "image_dir": ("media_dir", "image_folder", "images_dir"),
+    "max_pixels": ("image_max_pixels",),
+    "min_pixels": ("image_min_pixels",),
     "learning_rate": ("lr",),
     "num_train_epochs": ("epochs", "num_epochs", "n_epochs"),
     "dtype": ("torch_dtype", "infer_dtype", "compute_dtype", "model_dtype"),

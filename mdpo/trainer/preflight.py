@@ -163,7 +163,7 @@ def _check_branches(model: nn.Module, dataset: PreferenceDataset) -> None:
         raise InputError(
             f"{dataset.rows[index].where}: its longest branch has {longest} tokens, more than the model's sliding window of "
             f"{limit}, or the length from which its rotary positions change, and a packed row honours neither; set "
-            f"max_length: {limit}, or drop the row"
+            f"max_length: {limit}, {dataset.smaller_pictures(limit)}or drop the row"
         )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset, TextOptions
 from mdpo.data.images import StoredImage
+from mdpo.data.picture_size import size_settings
 from mdpo.errors import InputError
 
 # The token budget is not among them: a step's gradient does not depend on how it is cut.
@@ -31,6 +32,7 @@ _ADAPTER = (
 # cut, what is recomputed and who computes the layers leaves the numbers as they are, but for rounding.
 _CHOICES = {"token_budget": int, "checkpoint_layers": int | None, "gradient_checkpointing": bool, "layers": str}
 _CHOSEN = "chosen"
+_PICTURES = "max_pixels, min_pixels, image_processor_kwargs"
 # Of a checkpoint that was written before there was the setting.
 _BEFORE = {"objective": "mdpo"}
 # Of an image's file its size and its end are compared: a PNG ends with a checksum of its pixels, a JPEG with the last of
@@ -54,6 +56,7 @@ def run_settings(
     settings["weights of the reference (base model, adapter to go on from)"] = reference
     settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = TextOptions.of(args).digest()  # a template by its content, not its path
     if dataset is not None:
+        settings[_PICTURES] = size_settings(dataset.processor)
         settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
         settings["images of the rows"] = _images(dataset)
     return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
@@ -77,7 +80,8 @@ def chosen_by(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def check_same_run(folder: Path, theirs: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises InputError that names the first difference between the checkpoint's settings and this run's."""
-    theirs = _BEFORE | theirs
+    # Where the checkpoint does not say, the lengths of its rows do.
+    theirs = {_PICTURES: settings.get(_PICTURES)} | _BEFORE | theirs
     for name, value in settings.items():
         if name != _CHOSEN and theirs.get(name) != value:
             raise InputError(

@@ -187,6 +187,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         return self.get_eval_dataloader(test_dataset)
 
     def _sampler(self, dataset: PreferenceDataset) -> StepSampler:
+        dataset.check_budget(self.args.token_budget, self.family)
         return StepSampler(
             dataset.lengths_for(self.family),
             self.args.token_budget,

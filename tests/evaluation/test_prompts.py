@@ -6,12 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
-from transformers import Idefics3Processor, LlavaNextProcessor, Qwen2VLProcessor
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from mdpo import InputError
 from mdpo.cli import main
@@ -22,28 +19,6 @@ from tests import tiny
 from tests.data import templates
 
 SIDE = tiny.SIDE
-
-
-class _PicturesAlone(Qwen2VLProcessor):
-    """Without its video processor, which needs torchvision."""
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-
-def qwen_processor():
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tiny.tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
-    )  # fmt: skip
-    images = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
-    return _PicturesAlone(images, tokenizer, chat_template=tiny.TEMPLATE)
-
-
-def idefics_processor():
-    images = Idefics3ImageProcessorPil(size={"longest_edge": 4 * SIDE}, max_image_size={"longest_edge": SIDE})
-    return Idefics3Processor(images, tiny.tokenizer(), image_seq_len=4, chat_template=tiny.TEMPLATE)
 
 
 def llava_next_processor():
@@ -60,11 +35,11 @@ def llava_next_processor():
 FAMILIES = {
     "llava": (tiny.llava, tiny.processor),
     "llava_next": (tiny.llava_next, llava_next_processor),
-    "idefics3": (tiny.idefics3, idefics_processor),
-    "smolvlm": (tiny.smolvlm, idefics_processor),  # whose own processor is Idefics3's, with videos
+    "idefics3": (tiny.idefics3, tiny.idefics3_processor),
+    "smolvlm": (tiny.smolvlm, tiny.idefics3_processor),  # whose own processor is Idefics3's, with videos
     "internvl": (tiny.internvl, tiny.internvl_processor),
-    "qwen2_5_vl": (tiny.qwen2_5_vl, qwen_processor),
-    "qwen3_vl": (tiny.qwen3_vl, qwen_processor),
+    "qwen2_5_vl": (tiny.qwen2_5_vl, tiny.qwen2_vl_processor),
+    "qwen3_vl": (tiny.qwen3_vl, tiny.qwen2_vl_processor),
 }
 
 
