@@ -301,3 +301,11 @@ def test_a_new_objective_takes_a_dozen_lines_in_one_file(tmp_path, monkeypatch):
     rewards = torch.tensor([[2.0], [1.0], [0.5]], dtype=torch.float64)
     loss = preference_loss(rewards, None, objective.terms, branches=objective.branches, beta=1.0).loss
     assert loss.item() == pytest.approx((ell(1) + 0.5 * ell(1.5)).real)
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_every_config_takes_another_objective_on_the_command_line(path):
+    _, args = load_config(path, {"objective": "symmpo", "use_cpu": True, "bf16": False})
+    assert args.branches == PRESETS["symmpo"].branches
+    _, args = load_config(path, {"use_cpu": True, "bf16": False})
+    assert objective_of(args) == PRESETS["mdpo"]

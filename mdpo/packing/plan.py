@@ -52,7 +52,7 @@ def plan(
     has fewer examples than there are ranks). Micro-batches come fullest first: what runs out of memory does so at once.
 
     Args:
-        lengths: packed tokens of each example (2P + 3R for a prompt of P and responses of R tokens), all positive.
+        lengths: packed tokens of each example (of mDPO's three branches 2P + 3R, with a prompt of P and responses of R), all positive.
         token_budget: packed tokens a micro-batch may hold.
         examples_per_step: examples of an optimizer step, over all ranks.
         seed, epoch: what the order is derived from (by blake2b: stable across processes, machines and versions).

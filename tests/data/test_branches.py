@@ -56,7 +56,7 @@ def dataset(*branches: str, rows=None, negative: str = "own", **options) -> Pref
         ("chosen", "chosen@none", "contrast@negative", "contrast@none"),
         ("chosen", "rejected", "image_rejected", "chosen@negative_2", "chosen@negative_3"),
         ("chosen", "contrast@negative"),
-        ("contrast@negative", "rejected@negative_2"),
+        ("contrast@negative", "rejected", "rejected@negative_2"),
         ("chosen", "contrast@image"),
     ],
 )
@@ -149,7 +149,8 @@ def test_a_picture_that_no_term_compares_is_not_read():
 
 
 def test_held_out_rows_may_lack_what_those_that_train_have(caplog, monkeypatch):
-    objective = Objective.of(Term("t", {"chosen": 1, "contrast@negative": -1}), source="")
+    apart = Term("t", {"chosen": 1, "contrast@negative": -1})
+    objective = Objective.of(apart, Term("anchor", {"chosen": 1}), source="")
     monkeypatch.setattr("mdpo.trainer.datasets.objective_of", lambda args: objective)
     args = MDPOConfig(use_cpu=True, report_to="none", negative="own")
     assert dataset_of(records()[1:2], PROCESSOR, args)[0].contrast_ids is None
@@ -158,6 +159,9 @@ def test_held_out_rows_may_lack_what_those_that_train_have(caplog, monkeypatch):
     ]
     with pytest.raises(InputError, match="has a contrast"):
         dataset_of(records()[1:2], PROCESSOR, args, "train_dataset")
+    objective = Objective.of(apart, source="")
+    with pytest.raises(InputError, match=r"^eval_dataset: no row has all that any term .* \(as t: chosen, contrast@negative\)"):
+        dataset_of(records()[1:2], PROCESSOR, args)
     objective = Objective.of(Term("t", {"contrast@negative": 1}), source="")
     with pytest.raises(
         InputError, match=r"^eval_dataset: no row has what the objective reads \(contrast@negative\); give"
