@@ -92,6 +92,12 @@ def run_files(folder: Path) -> list[Path]:
     return [*_checkpoints(folder), *_numbered(folder, "weights"), *files, *staging]
 
 
+def published_files(folder: Path) -> list[Path]:
+    """What of a run is for others: weights, configs, processor and card; no checkpoint, and nothing that tells of this machine."""
+    kept = (*folder.glob("model-*-of-*.safetensors"), *folder.glob("additional_chat_templates/*.jinja"))
+    return [path for path in (*(folder / name for name in (*_WEIGHTS, *_BESIDE, "README.md")), *kept) if path.is_file()]
+
+
 def remove_run(folder: str | Path) -> None:
     """Removes ``run_files``."""
     for path in run_files(Path(folder).expanduser()):

@@ -111,8 +111,13 @@ def _train(
         together(args, trainer.save_state)
         if main_process and run.use_lora:
             name_base(str(args.output_dir), run.model_name_or_path)
+        together(args, trainer.create_model_card)
     if main_process:
         say(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")
+    if args.push_to_hub and not stop.stopped:
+        address = together(args, trainer.upload)
+        if main_process:
+            say(f"uploaded: {address}")
     # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
     trainer.accelerator.wait_for_everyone()
     current = active()

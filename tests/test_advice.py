@@ -80,6 +80,7 @@ SAID_BY = {
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
     "mdpo/hub/repositories.py": ["train"],
+    "mdpo/hub/uploads.py": ["train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],
@@ -98,6 +99,7 @@ SAID_BY = {
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
     "mdpo/trainer/preflight.py": ["train"],
+    "mdpo/trainer/publishes.py": ["train"],
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }

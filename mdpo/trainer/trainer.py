@@ -52,6 +52,7 @@ from .layers import COMPILED, CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .not_finite import StopsWhereNotFinite, losses_not_finite
 from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .publishes import Publishes
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
 from .run_settings import check_same_run, recorded, run_settings
 from .start import check_start, describe_trained, switch_dropout_off
@@ -61,7 +62,7 @@ from .workers import begin_worker
 _log = logging.getLogger(__name__)
 
 
-class MDPOTrainer(StopsWhereNotFinite):
+class MDPOTrainer(Publishes, StopsWhereNotFinite):
     """Trains a vision-language model on preference pairs.
 
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
