@@ -123,6 +123,9 @@ class MDPOConfig(TrainingArguments):
     eval_skip_not_finite: bool = field(
         default=False, metadata={"help": "Evaluate without rows whose loss is not finite; false: they end the run."}
     )
+    sample_prompts: int = field(
+        default=0, metadata={"help": "Rows whose answers are written to sample_answers.html at every evaluation; 0: none."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
     resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
@@ -152,6 +155,7 @@ class MDPOConfig(TrainingArguments):
         for name in ("examples_per_step", "token_budget", "beta", "max_length"):
             check_range(name, getattr(self, name), "(0, inf)")
         check_range("checkpoint_layers", self.checkpoint_layers, "[0, inf)")
+        check_range("sample_prompts", self.sample_prompts, "[0, inf)")
         check_arguments(self)
         check_range("beta", self.beta, BETA)
         for anchor in self.anchor if isinstance(self.anchor, list) else [self.anchor]:

@@ -16,7 +16,8 @@ _BESIDE = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _STAGING = ".saving"  # where checkpoints are written, and wait while they are replaced
-_OF_TRAINING = ("training_args.bin", "trainer_state.json", "mdpo_run.json")  # and of nothing else
+# and of nothing else
+_OF_TRAINING = ("training_args.bin", "trainer_state.json", "mdpo_run.json", "sample_answers.html", "sample_answers.jsonl")
 
 
 def check_free(folder: str | Path, resume: str | bool | None, *, overwrite: bool, inputs: dict[str, str | None]) -> None:

@@ -30,7 +30,8 @@ ALLOWED = {
     "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {
-        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels",
+        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.evaluation", "mdpo.packing",
+        "mdpo_kernels",
     },
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
