@@ -29,6 +29,7 @@ from mdpo.settings import (
     check_parameters,
     check_paths,
     check_range,
+    check_shares,
     coerce,
     default_of,
     dtype_name,
@@ -219,8 +220,10 @@ class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
     model_name_or_path: str = field(metadata={"help": "Model and its processor: folder, or owner/name[@revision] on the hub."})
-    train_data: str | list[str] = field(
-        metadata={"help": "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the hub."}
+    train_data: str | list[str] | dict[str, float] = field(
+        metadata={
+            "help": "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the hub; or several of these with their shares: {a.jsonl: 0.7, owner/b: 0.3}."
+        }
     )
     model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of model_name_or_path on the hub; as owner/name@revision."}
@@ -264,6 +267,7 @@ class RunConfig:
             check_range(name, getattr(self, name), "(0, inf)")
         check_numbers(self)
         check_paths(self)
+        check_shares("train_data", self.train_data)
         if self.model_revision is not None:
             self.model_name_or_path = with_revision(self.model_name_or_path, self.model_revision)
         check_range("lora_r", self.lora_r, "[1, 16384]")  # beyond any layer's width it is a mistyped number

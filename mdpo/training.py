@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PreferenceDataset, Rows, TextOptions, read_rows
+from mdpo.data import DataOptions, PreferenceDataset, Rows, TextOptions, mix, read_rows
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
 from mdpo.memory import AUTO, free_memory, memory_of
@@ -189,7 +189,7 @@ def _inputs(run: RunConfig) -> dict[str, str | None]:
     found: dict[str, str | None] = {"model_name_or_path": run.model_name_or_path, "adapter_name_or_path": run.adapter_name_or_path}
     for name in ("train_data", "eval_data"):
         given = getattr(run, name)
-        if isinstance(given, list):
+        if isinstance(given, (list, dict)):
             found |= {f"{name}[{number}]": path for number, path in enumerate(given)}
         else:
             found[name] = given
@@ -200,7 +200,7 @@ def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[Rows, Rows | None]
     read = partial(
         read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
     )
-    rows = read(run.train_data)
+    rows = mix(run.train_data, read, args.seed) if isinstance(run.train_data, dict) else read(run.train_data)
     if run.eval_data is not None:
         return rows, read(run.eval_data)
     held_out = round(len(rows) * run.eval_fraction)

@@ -100,6 +100,7 @@ SAID_BY = {
     "mdpo/trainer/layers.py": ["train"],
     "mdpo/trainer/preflight.py": ["train"],
     "mdpo/trainer/publishes.py": ["train"],
+    "mdpo/trainer/samples.py": ["generate"],
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }

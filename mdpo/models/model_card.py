@@ -169,7 +169,7 @@ def _tables(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _front_matter(base: str, data: Any, *, adapter: bool) -> str:
     """What the hub reads. It takes names that it has, and refuses a card with others."""
-    names = [_repository(each) for each in (data if isinstance(data, list) else [data])]
+    names = [_repository(each) for each in (data if isinstance(data, (list, dict)) else [data])]
     values: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
@@ -189,6 +189,8 @@ def _repository(path: Any) -> str | None:
 
 def _public(path: Any) -> Any:
     """Names on the hub as they are; of a path its last part."""
+    if isinstance(path, dict):
+        return ", ".join(f"{_public(each)} ({share:g})" for each, share in path.items())
     if isinstance(path, list):
         return ", ".join(str(_public(each)) for each in path)
     return path if path is None or _repository(path) else Path(str(path)).name
