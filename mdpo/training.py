@@ -17,6 +17,7 @@ from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, Rows, TextOptions, mix, read_rows
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
+from mdpo.launch import launch
 from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
@@ -44,7 +45,10 @@ _log = logging.getLogger(__name__)
 
 
 def train(options: argparse.Namespace) -> int:
-    """The command; returns the exit code. options: ``config``, ``memory``, ``overrides`` and what was typed, ``words``."""
+    """The command; returns the exit code. options: ``config``, ``memory``, ``accelerate``, ``overrides`` and
+    what was typed, ``words``."""
+    if options.accelerate is not None:
+        launch(options.accelerate, options.words)
     use_expandable_segments()
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)

@@ -81,6 +81,7 @@ SAID_BY = {
     "mdpo/hub/refusals.py": ["train"],
     "mdpo/hub/repositories.py": ["train"],
     "mdpo/hub/uploads.py": ["train"],
+    "mdpo/launch.py": ["train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],
