@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from mdpo.memory.choose import Wishes  # noqa: E402
 from mdpo.memory.layer import Precision  # noqa: E402
 from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora, language_layers  # noqa: E402
 from mdpo.models.logps import unwrap  # noqa: E402
-from mdpo.packing import PackedBatch, PreferenceTokens, pack, plan  # noqa: E402
+from mdpo.packing import Batch, PreferenceTokens, pack, plan  # noqa: E402
 
 GIB = 2**30
 RANK = 64
@@ -104,7 +104,7 @@ def pairs(case: Case, prompt_tokens: int) -> list[PreferenceTokens]:
 
 
 def step(
-    policy: PackedPolicy, micro_batches: list[PackedBatch], optimizer: torch.optim.Optimizer, count: int, device: str
+    policy: PackedPolicy, micro_batches: Sequence[Batch], optimizer: torch.optim.Optimizer, count: int, device: str
 ) -> float:
     """One optimizer step of `count` pairs; returns its seconds."""
     start = time.perf_counter()

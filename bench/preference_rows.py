@@ -9,6 +9,7 @@ import torch
 
 from bench.models import Shape
 from mdpo.data import PreferenceDataset, Rows
+from mdpo.data.nearest import Embed
 from mdpo.packing import PreferenceTokens
 
 TEXT_TOKENS, RESPONSE_MEDIAN, SPREAD, LONGEST = 60, 120, 0.6, 400  # σ of the logarithm; tokens of a response at most
@@ -85,6 +86,9 @@ class TokenPairs(PreferenceDataset):
 
     def digest(self) -> str:
         return f"{len(self.examples)} random examples"
+
+    def find_neighbours(self, embed: Embed) -> None:
+        """Negatives are made already."""
 
     def first_with_images(self) -> int | None:
         return next((index for index, example in enumerate(self.examples) if example.images), None)

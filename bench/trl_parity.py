@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -37,7 +37,7 @@ from bench.preference_rows import TokenPairs
 from bench.record import environment
 from mdpo import MDPOConfig, MDPOTrainer
 from mdpo.models import LANGUAGE_LINEAR
-from mdpo.packing import PreferenceTokens, family_of, plan
+from mdpo.packing import Family, PreferenceTokens, family_of, plan
 from tests import tiny
 
 LOSS_BOUND = 1e-6
@@ -92,7 +92,7 @@ class Row:
 def examples_of(model: PreTrainedModel, count: int) -> list[PreferenceTokens]:
     """Pairs of several lengths around pictures of two sizes; every fifth is text alone."""
     generator = torch.Generator().manual_seed(1)
-    family = family_of(model)
+    family = cast(Family, family_of(model))
 
     def ids(low: int, high: int) -> list[int]:
         length = int(torch.randint(low, high, (1,), generator=generator))

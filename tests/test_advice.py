@@ -79,7 +79,6 @@ SAID_BY = {
     "mdpo/evaluation/results.py": ["report"],
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
-    "mdpo/hub/repositories.py": ["train"],
     "mdpo/hub/uploads.py": ["train"],
     "mdpo/launch.py": ["train"],
     "mdpo/memory/automatic.py": ["train"],

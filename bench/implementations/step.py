@@ -20,7 +20,7 @@ from bench.group import Implementation, Outputs
 from bench.implementations.padded import pad, padded_logps
 from mdpo.models import PackedPolicy, branch_logps
 from mdpo.objectives import PRESETS, Objective
-from mdpo.packing import PackedBatch, PreferenceTokens, pack
+from mdpo.packing import Batch, PreferenceTokens, pack
 from mdpo_kernels import PreferenceLoss, preference_loss
 
 Step = Callable[[], Outputs]
@@ -36,7 +36,7 @@ class StepProblem:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def row(self, branches: Sequence[str]) -> PackedBatch:
+    def row(self, branches: Sequence[str]) -> Batch:
         """The examples read as these branches, on one row."""
         return pack(self.examples, self.model, branches=branches).to(self.device)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,27 @@ from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 from mdpo.packing.branches import MDPO_BRANCHES, branch_of
+from mdpo.packing.families import Family, Separate
 from mdpo.packing.tokens import PreferenceTokens
 
 from .encode import Encoder
 from .image_facts import look_at_images
 from .image_tokens import ImageTokens, image_settings
 from .images import open_image
-from .lengths import ANSWERS, CONTRAST, PROMPT, branches_there, check_weights, kept_parts, packed_lengths
+from .lengths import (
+    ANSWERS,
+    CONTRAST,
+    PROMPT,
+    branches_there,
+    check_weights,
+    kept_parts,
+    packed_lengths,
+    separate_lengths,
+)
 from .nearest import Embed, Neighbours
 from .negatives import NEEDS_MODEL, parse_negative
 from .options import DataOptions, check_contrast
+from .problem import RowError
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
 from .row_store import Rows
@@ -78,10 +89,11 @@ class PreferenceDataset(Dataset):
         check_weights(self._tokens, self._parts, self.rows)
         with_images = self.rows.images.counts() > 0
         self.lengths = packed_lengths(self._parts, with_images, options.read)
-        there = branches_there(self._parts, with_images, options.read)
+        self._there = branches_there(self._parts, with_images, options.read)
         if options.reads_contrast:
             _check_contrast_there(self.rows, self._parts[:, CONTRAST] > 0, options)
-        reading = [rows for name, rows in there.items() if branch_of(name).negative]
+        _check_each_has_something(self.rows, self.lengths, options)
+        reading = [rows for name, rows in self._there.items() if branch_of(name).negative]
         self._with_negatives = np.logical_or.reduce(reading) if reading else np.zeros(len(self.rows), bool)
         self._say_longest()
 
@@ -135,6 +147,12 @@ class PreferenceDataset(Dataset):
         settings = [self.processor.image_processor.to_dict(), self._image_settings]
         made.neighbours = Neighbours(self.rows, embed, self._processed_alone, settings, made.count)
 
+    def any_with(self, branches: Collection[str]) -> bool:
+        """Whether any row has all of these branches."""
+        return all(name in self._there for name in branches) and bool(
+            np.logical_and.reduce([self._there[name] for name in branches]).any()
+        )
+
     def first_with_images(self) -> int | None:
         """The index of the first row that has an image."""
         return self.rows.first_with_images()
@@ -150,6 +168,12 @@ class PreferenceDataset(Dataset):
     def largest_token_id(self) -> tuple[int, int]:
         """The largest token id of all prompts and responses, and the index of a row that has it."""
         return self._tokens.largest()
+
+    def lengths_for(self, family: Family | Separate) -> np.ndarray:
+        """(N,) int64, the tokens of each example as the model's way of reading it lays it out: what the planner needs."""
+        if not isinstance(family, Separate):
+            return self.lengths
+        return separate_lengths(self._parts, self.rows.images.counts() > 0, self.options.read)
 
     def digest(self) -> str:
         """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in their order."""
@@ -212,3 +236,11 @@ def _check_contrast_there(rows: Rows, there: np.ndarray, options: DataOptions) -
         )
     if not there.all():
         logger.warning("%d of %d rows have no contrast: they train without %s", int((~there).sum()), len(rows), terms)
+
+
+def _check_each_has_something(rows: Rows, lengths: np.ndarray, options: DataOptions) -> None:
+    """A row without any of the branches would take no tokens at all."""
+    for index in np.flatnonzero(lengths == 0)[:1].tolist():
+        lacks = "contrast" if rows[index].images else "images"
+        problem = f"is empty, so that the row has nothing of what the objective reads ({', '.join(options.read)})"
+        raise RowError.at(rows[index].where, lacks, problem, "fill it, or drop the row")

@@ -20,7 +20,8 @@ class ImageTokens:
     """The token ids of an image of a given size, (M,) int32.
 
     Most families repeat the placeholder, and their processor counts how often. Others frame it: InternVL with a token
-    at either end, Idefics3 with one per tile. For those the processor itself expands an empty image, once per grid.
+    at either end, Idefics3 with one per tile, Pixtral with one per row. For those the processor itself expands an empty image,
+    once per grid, or once per size where it says nothing of grids.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
@@ -54,7 +55,8 @@ class ImageTokens:
         return np.full(int(counted["num_image_tokens"][0]), self.processor.image_token_id, dtype=np.int32)
 
     def _framed_tokens(self, height: int, width: int) -> np.ndarray:
-        grid = self.processor.image_processor.get_number_of_image_patches(height, width, dict(self._settings))
+        grids = getattr(self.processor.image_processor, "get_number_of_image_patches", None)
+        grid = (height, width) if grids is None else grids(height, width, dict(self._settings))
         if grid not in self._by_grid:
             self._by_grid[grid] = self._expanded(height, width)
         return self._by_grid[grid]
@@ -62,4 +64,7 @@ class ImageTokens:
     def _expanded(self, height: int, width: int) -> np.ndarray:
         image = Image.new("RGB", (width, height), (200, 100, 50))
         inputs = self.processor(text=[self.processor.image_token], images=[image], add_special_tokens=False)
-        return np.asarray(inputs["input_ids"][0], dtype=np.int32)
+        ids = np.asarray(inputs["input_ids"][0], dtype=np.int32)
+        # PaliGemma's processor lays out the whole prompt, images first: what follows from BOS on is the template's here.
+        ends = np.flatnonzero(ids == self.processor.tokenizer.bos_token_id)
+        return ids[: ends[0]] if len(ends) else ids

@@ -87,6 +87,18 @@ def packed_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequenc
     return total
 
 
+def separate_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> np.ndarray:
+    """(N,) int64 tokens of each row whose branches are sequences of their own, all filled up to its longest; as if it had
+    every branch. As ``packed_lengths``.
+    """
+    there = branches_there(parts, with_images, branches)
+    longest = np.zeros(len(parts), np.int64)
+    for branch in map(branch_of, branches):
+        prompt = parts[:, IMAGELESS if branch.picture == "none" else PROMPT]
+        longest = np.maximum(longest, (prompt + parts[:, PARTS.index(branch.response)]) * there[branch.name])
+    return longest * len(branches)
+
+
 def _added_by_images(rows: Rows, facts: RowFacts, image_tokens: ImageTokens) -> np.ndarray:
     """(N,) tokens that a row's images take beyond their placeholders."""
     images = rows.images

@@ -13,7 +13,7 @@ from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
 from mdpo.models import ReferenceCache, branch_logps
 from mdpo.models.start_check import check_packed, first_examples, rounding_of
-from mdpo.packing import MDPO_BRANCHES, PackedBatch, family_of, pack, part, plan
+from mdpo.packing import MDPO_BRANCHES, Batch, Separate, family_of, pack, part, plan
 
 Logps = dict[str, tuple[float, ...]]  # of each row's branches, in their order, by the row's id
 
@@ -30,16 +30,30 @@ def row_logps(
     """The log-probs of every row under ``model``, bare or PEFT; NaN for a branch that a row does not have.
 
     cache: where they are looked up first, and kept; for a model that is some run's reference.
+
+    Raises InputError for a log-prob that is not finite, with its row and branch.
     """
     model.eval()
     scored: Logps = {}
     for packed in _micro_batches(model, dataset, branches, token_budget):
-        logps = branch_logps(model, packed) if cache is None else _cached(model, packed, cache)
+        logps = branch_logps(model, packed).cpu() if cache is None else _cached(model, packed, cache)
+        _check_finite(packed, logps)
         scored |= dict(zip(packed.ids, map(tuple, logps.T.tolist()), strict=True))
     return scored
 
 
-def _cached(model: nn.Module, packed: PackedBatch, cache: ReferenceCache) -> Tensor:
+def _check_finite(packed: Batch, logps: Tensor) -> None:
+    """NaN says that a row does not have a branch: a broken number would pass for one."""
+    broken = packed.present.cpu() & ~logps.isfinite()
+    if broken.any():
+        branch, example = broken.nonzero()[0].tolist()
+        raise InputError(
+            f"row {packed.ids[example]!r}, {packed.branches[branch]}: the log-prob is {float(logps[branch, example])}; a weight of "
+            "the model is not a number, or values overflow in its dtype (float32 has room)"
+        )
+
+
+def _cached(model: nn.Module, packed: Batch, cache: ReferenceCache) -> Tensor:
     found = cache.find(packed)
     if not found.missing:
         return found.logps
@@ -90,16 +104,20 @@ def check_first_rows(
 ) -> str:
     """The start check of training on the first rows. Returns its line; raises InputError beyond rounding."""
     model.eval()
-    examples = first_examples(dataset.lengths, dataset.__getitem__)
+    examples = first_examples(dataset.lengths.tolist(), dataset.__getitem__)
     return check_packed(model, examples, branches=branches, rounding=rounding_of(model)).line
 
 
 def _micro_batches(
     model: nn.Module, dataset: PreferenceDataset, branches: Sequence[str], token_budget: int
-) -> Iterator[PackedBatch]:
+) -> Iterator[Batch]:
     family = family_of(model)
     device = next(model.parameters()).device
-    micro_batches = itertools.chain.from_iterable(plan(dataset.lengths, token_budget, examples_per_step=256))
+    micro_batches = itertools.chain.from_iterable(
+        plan(
+            dataset.lengths_for(family), token_budget, examples_per_step=256, padded=isinstance(family, Separate)
+        )
+    )
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
         yield pack([dataset[index] for index in micro_batch], family, branches=branches).to(device)
 

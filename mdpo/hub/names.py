@@ -27,7 +27,9 @@ class Name(NamedTuple):
     @property
     def download(self) -> str:
         """The command that fetches it, of a model or an adapter."""
-        return f"hf download {self.repo}" + ("" if self.revision is None else f" --revision {self.revision}")
+        if self.revision is None:
+            return f"hf download {self.repo}"
+        return f"hf download {self.repo} --revision {self.revision}"
 
 
 def hub_name(path: str | Path) -> Name | None:

@@ -19,6 +19,7 @@ from mdpo.models import load_processor, lora_expression, torch_dtype
 from mdpo.models.adapters import adapter_config
 from mdpo.models.load import model_config
 from mdpo.objectives import objective_of
+from mdpo.packing import Separate, family_of_config
 
 from .choose import Wishes, wished_optimizers
 from .footprint import ADAM_BYTES, DRIVER_BYTES
@@ -35,6 +36,8 @@ def unplanned(run: RunConfig, args: MDPOConfig) -> str | None:
         return f"optim: {optimizer_of(args)!r} is not planned for; choose from {', '.join(ADAM_BYTES)}"
     if not (run.use_lora or (run.freeze_vision_tower and run.freeze_multi_modal_projector)):
         return "freeze_vision_tower, freeze_multi_modal_projector: only frozen ones are planned for"
+    if isinstance(family_of_config(_model_config(run)), Separate):
+        return "model_name_or_path: its branches are read separately, and packed rows alone are planned for"
     return None
 
 

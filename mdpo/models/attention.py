@@ -10,6 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mdpo.packing import Separate, family_of
 from mdpo_kernels import Segments, varlen_attention
 from mdpo_kernels.attention import choose_backend
 
@@ -56,7 +57,9 @@ def use_packed_attention(model: PreTrainedModel) -> None:
 
 
 def attention_backend(model: PreTrainedModel, autocast: torch.dtype | None) -> str:
-    """The kernels that a packed row's attention runs on, as ``choose_backend`` names them."""
+    """What the attention runs on: the kernels of a packed row, as ``choose_backend`` names them, or the model's own."""
+    if isinstance(family_of(model), Separate):
+        return f"separate: {model.config.get_text_config()._attn_implementation}"
     parameter = next(model.parameters())
     text: Any = model.config.text_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -66,7 +69,7 @@ def attention_backend(model: PreTrainedModel, autocast: torch.dtype | None) -> s
 @contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """The text model on transformers' own attention for as long as the context lasts."""
-    before = model.config.text_config._attn_implementation
+    before = model.config.get_text_config()._attn_implementation
     if before == NAME:
         model.set_attn_implementation({"text_config": "sdpa"})
     try:

@@ -28,7 +28,19 @@ class Linear(NamedTuple):
     bias: Tensor | None
 
 
-def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+class Logits(NamedTuple):
+    """What a model makes of z, the numbers that leave its head: z = scale·z, then softcap·tanh(z / softcap), and of the
+    vocabulary the first columns; None: no cap, all of it."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    columns: int | None = None
+
+
+AsTheyAre = Logits()
+
+
+def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, logits: Logits = AsTheyAre) -> Tensor:
     """The log-prob of each target: (N, H), (N,) int64 → (N,) float32.
 
     head: the model's output embeddings, with or without an adapter of any kind. A plain linear layer, or a LoRA that
@@ -37,14 +49,17 @@ def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """
     linear = linear_head(head)
     if linear is not None:
-        return linear_token_logps(hidden, linear.weight, targets, bias=linear.bias)
+        bias = None if linear.bias is None else linear.bias[: logits.columns]
+        return linear_token_logps(
+            hidden, linear.weight[: logits.columns], targets, bias=bias, scale=logits.scale, softcap=logits.softcap
+        )
     kind = f"{type(head).__module__.split('.')[0]}.{type(head).__name__}"
     if kind not in _said:
         _said.add(kind)
         _log.warning("lm_head is a %s: its own forward makes the logits, chunk by chunk, instead of the kernel", kind)
 
     def chunk_logps(rows: Tensor, wanted: Tensor) -> Tensor:
-        return token_logps(head(rows), wanted)
+        return token_logps(head(rows)[:, : logits.columns], wanted, scale=logits.scale, softcap=logits.softcap)
 
     size = max(1, _CHUNK_LOGITS // _vocabulary(head))
     pieces = []

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mdpo.errors import OutputError
+from mdpo.errors import InputError, OutputError
 from mdpo.outputs import whole_file
-from mdpo.packing import family_of
+from mdpo.packing import Separate, family_of
 
 from .folder import short
 from .logps import unwrap, vision_parameters, without_adapter
@@ -50,9 +50,15 @@ def image_embeddings(
         picture: What the image processor returns for the picture at this position; asked for what the file lacks.
         folder: Where the vectors are kept for the next run; None keeps nothing.
 
-    Raises InputError for a family that is not known. A folder that cannot be written to is logged.
+    Raises InputError for a family that is read separately, or not at all, and for features that are no numbers. A folder
+    that cannot be written to is logged.
     """
     base, family = unwrap(model), family_of(model)
+    if isinstance(family, Separate):
+        raise InputError(
+            f"negative: which pictures look alike is known of families with a packed row alone ({family.reason}); choose another "
+            "negative"
+        )
     path = None if folder is None else Path(folder, f"image_embeddings-{_key(base)}.safetensors")
     known = {} if path is None else _read(path)
     missing = [at for at, digest in enumerate(digests) if digest not in known]
@@ -73,12 +79,21 @@ def image_embeddings(
                 for at, parts in zip(batch, splits, strict=True):
                     tokens = torch.cat([next(rows) for _ in parts])
                     known[digests[at]] = tokens.float().mean(0).cpu()
+                    _check_finite(known[digests[at]])
                 bar.update(len(batch))
     finally:
         base.train(training)
     if missing and path is not None:
         _write(path, known)
     return torch.stack([known[digest] for digest in digests]) if len(digests) else torch.zeros(0, 0)
+
+
+def _check_finite(embedding: Tensor) -> None:
+    if not embedding.isfinite().all():
+        raise InputError(
+            "the vision tower and projector make features that are not finite, so that no picture is like another; a weight is "
+            "not a number, or values overflow in this dtype (dtype: float32)"
+        )
 
 
 def _together(

@@ -11,13 +11,19 @@ from .logps import unwrap
 
 # Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
 LANGUAGE_LINEAR = (
-    r".*\.(?:language|text)_model\..*\.(q_proj|k_proj|v_proj|o_proj|dense|gate_proj|up_proj|down_proj|fc1|fc2)"
+    r"(?:.*\.)?(?:language|text)_model\..*\.("
+    r"q_proj|k_proj|v_proj|o_proj|dense|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|"
+    r"in_proj|in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj|"
+    r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|w1|w2|w3|per_layer_input_gate|per_layer_projection)"
 )
 
 
 def language_layers(model: nn.Module) -> nn.ModuleList:
     """The repeated layers of the language model, in order. model: bare or PEFT."""
-    return cast(nn.ModuleList, unwrap(model).get_decoder().layers)
+    decoder: Any = unwrap(model).get_decoder()
+    if not hasattr(decoder, "layers"):  # a text model with a head of its own, as Llama 4's
+        decoder = decoder.model
+    return cast(nn.ModuleList, decoder.layers)
 
 
 def check_checkpoint_layers(model: nn.Module, count: int) -> None:

@@ -220,7 +220,8 @@ def check_processor(config: Any, processor: Any, where: str) -> None:
                 "model's config implies (in a folder, in processor_config.json)"
             )
     theirs, own = getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None)
-    if None not in (theirs, own) and theirs != own:
+    # Gemma 3 has one token in the text and another in its place: the processor says which become image features.
+    if None not in (theirs, own) and own not in (theirs, *getattr(processor, "image_token_ids", ())):
         raise InputError(
             f"{where}: the processor's image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
             f"model's config says image_token_id {own}; use the processor that was saved with the model"

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
-from mdpo.packing import MDPO_BRANCHES, PackedBatch, family_of
+from mdpo.packing import MDPO_BRANCHES, Batch, PackedBatch, Separate, SeparateBatch, family_of
 from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
 from .head import head_logps
+from .separate import separate_token_logps
 from .tower import tower_inputs
 
 # Shapes: B examples, K branches, T packed tokens, N scored tokens, M image tokens, H hidden size, V vocabulary
@@ -40,7 +41,7 @@ class ImageFeatures(NamedTuple):
         )
 
 
-def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None) -> Tensor:
+def sequence_logps(model: nn.Module, packed: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
     """``branch_logps`` of mDPO's three branches: (3, B) float32, rows chosen, rejected, image_rejected.
 
     Raises InputError as ``branch_logps``, and for a row of other branches.
@@ -50,15 +51,15 @@ def sequence_logps(model: nn.Module, packed: PackedBatch, *, image_features: Ima
     return branch_logps(model, packed, image_features=image_features)
 
 
-def branch_logps(model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None) -> Tensor:
+def branch_logps(model: nn.Module, packed: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
     """Log-probs of the responses, summed over their tokens by ``packed.weights``: (K, B) float32, rows as packed.branches.
 
-    model: a supported Hugging Face model, bare or PEFT. Nothing has to be set on it before.
-    packed: on the model's device.
-    image_features: from ``encode_images``, to share them between policy and reference.
+    model: a Hugging Face model, bare or PEFT. Nothing has to be set on it before.
+    packed: from ``pack`` for this model, on its device.
+    image_features: from ``encode_images``, to share them between policy and reference; of a packed row alone.
 
-    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter that cannot be
-    packed.
+    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs cannot
+    be had.
     """
     token_logps = response_token_logps(model, packed, image_features=image_features)
     logps = sum_logps(token_logps, packed.cu_seqlens, packed.weights).view(len(packed.branches), -1)
@@ -66,12 +67,19 @@ def branch_logps(model: nn.Module, packed: PackedBatch, *, image_features: Image
 
 
 def response_token_logps(
-    model: nn.Module, packed: PackedBatch, *, image_features: ImageFeatures | None = None
+    model: nn.Module, packed: Batch, *, image_features: ImageFeatures | None = None
 ) -> Tensor:
     """The log-prob of every scored token: (N,) float32, in the order of ``packed.targets``. As ``branch_logps``."""
-    family_of(model)
     check_adapter_kinds(model)
+    if isinstance(packed, SeparateBatch):
+        return separate_token_logps(unwrap(model), packed)
+    assert isinstance(packed, PackedBatch)
+    return _packed_token_logps(model, packed, image_features)
+
+
+def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: ImageFeatures | None) -> Tensor:
     base = unwrap(model)
+    _check_is_packed(model)
     use_packed_attention(base)
     embeddings = base.get_input_embeddings()(packed.input_ids)
     deepstack = {}
@@ -94,6 +102,13 @@ def response_token_logps(
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
     scored = hidden.index_select(0, packed.scored_rows)
     return head_logps(cast(nn.Module, base.get_output_embeddings()), scored, packed.targets)
+
+
+def _check_is_packed(model: nn.Module) -> None:
+    """A row that was laid out for another model may be one that this one mixes up."""
+    family = family_of(model)
+    if isinstance(family, Separate):
+        raise InputError(f"the batch is a packed row, which this model does not take ({family.reason}); pack it for this model")
 
 
 def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None = None) -> ImageFeatures:

@@ -66,12 +66,28 @@ def adapted(model: PreTrainedModel, config: PeftConfig, *, fused: bool) -> PeftM
         for text in texts_of(getattr(config, name, None))
     }
     check_patterns(patterns, [name for name, _ in model.named_modules() if name], "correct it")
+    experts = None if getattr(config, "target_parameters", None) else stacked_experts(model)
+    if isinstance(config, LoraConfig) and experts is not None:
+        _log.warning(
+            "LoRA leaves out the weights of the experts (%s): they are stacked, and no linear layers; a peft_config with "
+            "target_parameters adapts them", experts,
+        )  # fmt: skip
     if fused and can_fuse(config):
         config = fuse_lora(config)
     try:
         return cast(PeftModel, get_peft_model(model, config))
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"peft_config: {short(error)}; correct it") from error
+
+
+def stacked_experts(model: nn.Module) -> str | None:
+    """The names of a mixture's expert weights that are one stack for all experts; None where there is none."""
+    names = {
+        name.rpartition(".")[2]
+        for name, parameter in model.named_parameters()
+        if ".experts." in name and parameter.dim() == 3
+    }
+    return ", ".join(sorted(names)) or None
 
 
 def check_lora_targets(model: nn.Module, targets: str | Sequence[str] | None) -> None:
@@ -116,12 +132,12 @@ def _names(targets: str | Sequence[str] | None) -> list[str] | None:
 
 def _of_the_language_model(name: str) -> str:
     escaped = re.escape(name)
-    inside = rf".*\.(?:language|text)_model\.(?:.*\.)?{escaped}"
+    inside = rf"(?:.*\.)?(?:language|text)_model\.(?:.*\.)?{escaped}"
     return rf"{inside}|lm_head" if name == "lm_head" else inside
 
 
 def _linear_names(modules: dict[str, nn.Module]) -> str:
-    inside = re.compile(r".*\.(?:language|text)_model\..*")
+    inside = re.compile(r"(?:.*\.)?(?:language|text)_model\..*")
     linear = {
         name.rpartition(".")[2]
         for name, module in modules.items()

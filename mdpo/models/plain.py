@@ -2,17 +2,18 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mdpo.packing import PreferenceTokens
+from mdpo.packing import PreferenceTokens, family_of
 from mdpo.packing.branches import branch_of, pictures_of
 from mdpo.packing.readings import readings
 
 from .attention import own_attention
+from .inputs import model_inputs
 from .logps import unwrap
 
 # Shapes: R tokens of the response
@@ -53,17 +54,12 @@ def plain_token_logps(model: nn.Module, branch: PlainBranch, values: dict[str, T
     """
     device = next(model.parameters()).device
     base = unwrap(model)
-    parameters = inspect.signature(base.forward).parameters
     ids = torch.tensor([[*branch.prompt_ids, *branch.response]], device=device)
-    # An image processor may return more than the model reads, such as InternVL's num_patches.
-    images = {name: tensor for name, tensor in (branch.images or {}).items() if name in parameters}
-    inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in images.items()}
-    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
-    config: Any = base.config
-    if "mm_token_type_ids" in parameters:  # Qwen-VL counts its positions by it
-        inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+    prompts = torch.tensor([len(branch.prompt_ids)], device=device)
+    images = {name: tensor.to(device) for name, tensor in (branch.images or {}).items()}
+    inputs = model_inputs(base, family_of(model), ids, torch.ones_like(ids), prompts, images)
     length = len(branch.response)
-    if "logits_to_keep" in parameters:
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:
         inputs["logits_to_keep"] = length + 1
     with own_attention(base):
         outputs = functional_call(model, values or {}, kwargs=inputs)

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from mdpo.packing import PackedBatch, part
+from mdpo.packing import Batch, PackedBatch, Separate, family_of, part
 from mdpo_kernels import PreferenceLoss, Term, mdpo_terms, preference_loss
 
 from .logps import ImageFeatures, branch_logps, encode_images, unwrap, vision_parameters
@@ -52,15 +52,17 @@ class PackedPolicy(nn.Module):
         self.reference = Reference(frozen=reference_model) if reference is None else reference
         self.terms = mdpo_terms() if terms is None else tuple(terms)
         self.beta = beta
-        # What trains is what trained when the policy was made: looking for it takes as long as queueing a layer.
-        self._vision_trains = any(parameter.requires_grad for parameter in vision_parameters(unwrap(model)))
-        self._vision_is_shared = not self._vision_trains and not _has_adapter_on_vision(model)
+        self._vision_trains = self._vision_is_shared = False
+        if not isinstance(family_of(model), Separate):
+            # What trains is what trained when the policy was made: looking for it takes as long as queueing a layer.
+            self._vision_trains = any(parameter.requires_grad for parameter in vision_parameters(unwrap(model)))
+            self._vision_is_shared = not self._vision_trains and not _has_adapter_on_vision(model)
         for module in filter(None, (model, self.reference.frozen)):
             cast_norms_once(module)
 
     def forward(
         self,
-        packed: PackedBatch,
+        packed: Batch,
         reference: Tensor | None = None,
         num_examples: int | None = None,
         missing: Collection[int] = (),
@@ -85,11 +87,14 @@ class PackedPolicy(nn.Module):
         )
         return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, reference, packed)), policy, reference)
 
-    def _reference_logps(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
+    def _reference_logps(self, packed: Batch, features: ImageFeatures | None) -> Tensor:
         return self.reference.branch_logps(self.model, packed, features)
 
-    def _features(self, packed: PackedBatch, *, trains: bool) -> ImageFeatures | None:
-        return encode_images(self.model, packed, trains=trains) if packed.images else None
+    def _features(self, packed: Batch, *, trains: bool) -> ImageFeatures | None:
+        """Of a packed row with images; a model that reads its branches one by one encodes its images itself."""
+        if not isinstance(packed, PackedBatch) or not packed.images:
+            return None
+        return encode_images(self.model, packed, trains=trains)
 
 
 def _has_adapter_on_vision(model: nn.Module) -> bool:
@@ -100,7 +105,7 @@ def _has_adapter_on_vision(model: nn.Module) -> bool:
     return any(isinstance(module, adapters) and module not in text for module in base.model.modules())
 
 
-def _nan_if_broken(loss: Tensor, policy: Tensor, reference: Tensor, packed: PackedBatch) -> Tensor:
+def _nan_if_broken(loss: Tensor, policy: Tensor, reference: Tensor, packed: Batch) -> Tensor:
     """NaN means an absent branch to the loss, which would let a model that has gone NaN pass as an empty batch."""
     broken = (packed.present & ~(policy.isfinite() & reference.isfinite())).any()
     return torch.where(broken, torch.nan, loss)

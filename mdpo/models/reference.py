@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdpo.errors import InputError
-from mdpo.packing import PackedBatch, PreferenceTokens, pack
+from mdpo.packing import Batch, PreferenceTokens, pack
 
 from .logps import ImageFeatures, branch_logps, check_adapter_kinds, without_adapter
 
@@ -47,7 +47,7 @@ class Reference:
     description: str = "the model with its adapter off"
 
     @torch.no_grad()
-    def branch_logps(self, model: nn.Module, packed: PackedBatch, features: ImageFeatures | None = None) -> Tensor:
+    def branch_logps(self, model: nn.Module, packed: Batch, features: ImageFeatures | None = None) -> Tensor:
         """(K, B) float32, as ``mdpo.models.branch_logps``. model: the policy. features: shared with the policy."""
         self._move_to(packed.input_ids.device)
         if self.frozen is not None:
@@ -73,7 +73,7 @@ class _BranchLogps(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, packed: PackedBatch, features: ImageFeatures | None) -> Tensor:
+    def forward(self, packed: Batch, features: ImageFeatures | None) -> Tensor:
         return branch_logps(self.model, packed, image_features=features)
 
 

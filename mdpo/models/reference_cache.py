@@ -27,7 +27,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from mdpo.outputs import unwritten
-from mdpo.packing import PackedBatch
+from mdpo.packing import Batch
 
 from .attention import attention_backend
 from .logps import unwrap
@@ -191,15 +191,18 @@ class ReferenceCache:
         """What was found and what was computed, in one line."""
         return f"reference cache {self.folder}: {self.found} branches found, {self.computed} computed"
 
-    def find(self, packed: PackedBatch) -> Found:
+    def find(self, packed: Batch) -> Found:
         """What is kept of the micro-batch."""
         logps = [self._logps.get(digest, math.nan) for digest in packed.digests]
         missing = tuple(at for at, digest in enumerate(packed.digests) if digest and digest not in self._logps)
         self.found += sum(map(bool, packed.digests)) - len(missing)
         return Found(torch.tensor(logps, dtype=torch.float32).view(len(packed.branches), -1), missing)
 
-    def new_records(self, packed: PackedBatch, reference: Tensor) -> list[Record]:
-        """Those of (K, B) log-probs that are not kept yet; waits for the device only where there are any."""
+    def new_records(self, packed: Batch, reference: Tensor) -> list[Record]:
+        """Those of (K, B) log-probs that are not kept yet; waits for the device only where there are any.
+
+        One that is not finite is no number to find again.
+        """
         fresh = [at for at, digest in enumerate(packed.digests) if digest and digest not in self._logps]
         if not fresh:
             return []
@@ -208,6 +211,7 @@ class ReferenceCache:
         return [
             Record(packed.digests[at], packed.ids[at % examples], packed.branches[at // examples], values[at])
             for at in fresh
+            if math.isfinite(values[at])
         ]
 
     def keep(self, records: Iterable[Record]) -> None:
@@ -245,8 +249,11 @@ class ReferenceCache:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-                self._logps[record["digest"]] = float(record["logp"])
-            except (ValueError, KeyError, TypeError):
+                logp = float(record["logp"])
+                if not math.isfinite(logp):
+                    raise ValueError("a log-prob that training would stop at")
+                self._logps[record["digest"]] = logp
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 dropped += 1
         if self.writes and len(whole) < len(content):
             # Appending behind half a line would spoil the next record too.

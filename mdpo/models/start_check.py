@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mdpo.errors import InputError
-from mdpo.packing import MDPO_BRANCHES, PackedBatch, PreferenceTokens, family_of, pack
+from mdpo.packing import MDPO_BRANCHES, Batch, PreferenceTokens, SeparateBatch, family_of, pack
 from mdpo_kernels import sequence_logps
 
 from .logps import response_token_logps, without_adapter
@@ -43,10 +43,12 @@ class Difference(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What was compared. rounding: the mean difference a token that the dtype explains."""
+    """What was compared. rounding: the mean difference a token that the dtype explains. way: that was compared with the
+    model's own forward."""
 
     differences: list[Difference]
     rounding: float
+    way: str
 
     @property
     def furthest(self) -> Difference:
@@ -57,7 +59,7 @@ class Check(NamedTuple):
         """How close they are, in one line."""
         examples = len({each.example for each in self.differences})
         return (
-            f"start check: {examples} examples, {len(self.differences)} branches: a packed row and the model's own forward "
+            f"start check: {examples} examples, {len(self.differences)} branches: {self.way} and the model's own forward "
             f"differ by at most {self.furthest.mean:.1e} nats a token (rounding explains {self.rounding:.0e})"
         )
 
@@ -121,7 +123,7 @@ def check_packed(
         theirs = [plain_token_logps(model, branch) for branch in read]
     _check_are_numbers(read, theirs)
     ours = _packed_token_logps(model, packed, training)
-    check = _compare(read, ours, theirs, rounding)
+    check = _compare(read, packed, ours, theirs, rounding)
     if not check.agrees:
         raise InputError(_refusal(check, _cause(model, read, packed, ours, theirs, rounding, training)))
     if isinstance(model, PeftModel):
@@ -138,7 +140,7 @@ def _check_are_numbers(read: Sequence[PlainBranch], theirs: Sequence[Tensor]) ->
             )
 
 
-def check_equal_start(packed: PackedBatch, policy: Tensor, reference: Tensor, rounding: float) -> float:
+def check_equal_start(packed: Batch, policy: Tensor, reference: Tensor, rounding: float) -> float:
     """Before the first step the policy is its reference. policy, reference: (K, B) log-probs.
 
     Returns the largest difference a token. Raises InputError where one is more than rounding.
@@ -162,7 +164,7 @@ def check_equal_start(packed: PackedBatch, policy: Tensor, reference: Tensor, ro
 
 @torch.no_grad()
 def _packed_token_logps(
-    model: nn.Module, packed: PackedBatch, training: bool, values: dict[str, Tensor] | None = None
+    model: nn.Module, packed: Batch, training: bool, values: dict[str, Tensor] | None = None
 ) -> Tensor:
     with in_mode(model, training):
         if not values:
@@ -182,11 +184,13 @@ class _TokenLogps(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, packed: PackedBatch) -> Tensor:
+    def forward(self, packed: Batch) -> Tensor:
         return response_token_logps(self.model, packed)
 
 
-def _compare(read: Sequence[PlainBranch], ours: Tensor, theirs: Sequence[Tensor], rounding: float) -> Check:
+def _compare(
+    read: Sequence[PlainBranch], packed: Batch, ours: Tensor, theirs: Sequence[Tensor], rounding: float
+) -> Check:
     differences = []
     pieces = ours.split([len(logps) for logps in theirs])
     for branch, mine, other in zip(read, pieces, theirs, strict=True):
@@ -196,13 +200,13 @@ def _compare(read: Sequence[PlainBranch], ours: Tensor, theirs: Sequence[Tensor]
         differences.append(
             Difference(branch.example, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
         )
-    return Check(differences, rounding)
+    return Check(differences, rounding, "each branch by itself" if isinstance(packed, SeparateBatch) else "a packed row")
 
 
 def _check_adapter_is_seen(
     model: PeftModel,
     read: Sequence[PlainBranch],
-    packed: PackedBatch,
+    packed: Batch,
     theirs: Sequence[Tensor],
     rounding: float,
     training: bool,
@@ -224,7 +228,7 @@ def _check_adapter_is_seen(
         moved_ours = _packed_token_logps(model, packed, training, nudged)
         again = _packed_token_logps(model, packed, training, nudged)
     unseen = torch.equal(moved_ours, ours) and not all(map(torch.equal, moved_theirs, theirs))
-    check = _compare(read, moved_ours, moved_theirs, rounding)
+    check = _compare(read, packed, moved_ours, moved_theirs, rounding)
     if not torch.allclose(moved_ours, again, atol=rounding, rtol=0, equal_nan=True):
         raise InputError(_refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config"))
     if unseen or not check.agrees:
@@ -235,7 +239,7 @@ def _check_adapter_is_seen(
 def _cause(
     model: nn.Module,
     read: Sequence[PlainBranch],
-    packed: PackedBatch,
+    packed: Batch,
     ours: Tensor,
     theirs: Sequence[Tensor],
     rounding: float,
@@ -265,6 +269,6 @@ def _cause(
 def _refusal(check: Check, cause: str) -> str:
     worst = check.furthest
     return (
-        f"check_start: example {worst.example!r}, {worst.branch}: a packed row gives {worst.ours:.4f} nats, the model's own "
+        f"check_start: example {worst.example!r}, {worst.branch}: {check.way} gives {worst.ours:.4f} nats, the model's own "
         f"forward {worst.theirs:.4f}: {worst.mean:.2g} a token where rounding explains {check.rounding:.2g}. Likely: {cause}"
     )

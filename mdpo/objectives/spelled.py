@@ -14,6 +14,7 @@ from .objective import Objective
 from .presets import PRESETS, mdpo
 
 _KEYS = ("name", "rows", "link", "weight", "offset")
+_MOST_ROWS = 256  # of all terms: beyond it a list was made by mistake, and each row is a piece of the loss's kernel
 
 
 def objective_of(args: Any) -> Objective:
@@ -52,6 +53,9 @@ def read_objective(value: Any) -> str | list[dict[str, Any]]:
         )
     try:
         objective = Objective.of(*(_term(term, number) for number, term in enumerate(value, 1)), source="")
+        rows = sum(len(term.matrix) for term in objective.terms)
+        if rows > _MOST_ROWS:
+            raise InputError(f"{len(objective.terms)} terms with {rows} rows; at most {_MOST_ROWS} are read: leave some out")
         matrix_of(objective.terms, objective.branches)
     except ValueError as error:
         raise InputError(f"objective: {_cut(shown(error), 600)}") from error

@@ -1,10 +1,26 @@
-"""Examples → micro-batches → one packed row."""
+"""Examples → micro-batches → one packed row, or sequences of their own."""
 
+from .batch import Batch
 from .branches import MDPO_BRANCHES, branch_of
-from .families import Family, family_of
+from .families import Family, Separate, family_of, family_of_config
 from .layout import PackedBatch, pack
 from .part import part
 from .plan import plan
+from .separate import SeparateBatch
 from .tokens import PreferenceTokens
 
-__all__ = ["MDPO_BRANCHES", "Family", "PackedBatch", "PreferenceTokens", "branch_of", "family_of", "pack", "part", "plan"]
+__all__ = [
+    "MDPO_BRANCHES",
+    "Batch",
+    "Family",
+    "PackedBatch",
+    "PreferenceTokens",
+    "Separate",
+    "SeparateBatch",
+    "branch_of",
+    "family_of",
+    "family_of_config",
+    "pack",
+    "part",
+    "plan",
+]

@@ -21,6 +21,7 @@ MDPO_BRANCHES = ("chosen", "rejected", "image_rejected")
 _SHORT = {"chosen@image": "chosen", "rejected@image": "rejected", "chosen@negative": "image_rejected"}
 _LONG = {short: long for long, short in _SHORT.items()}
 _MOST_NEGATIVES = 64  # a mistyped number beyond it
+_PICTURES = {*PICTURES, *(f"negative_{number}" for number in range(2, _MOST_NEGATIVES + 1))}
 
 
 class Branch(NamedTuple):
@@ -45,15 +46,13 @@ class Branch(NamedTuple):
 def branch_of(name: str) -> Branch:
     """The branch of a name, long or short. Raises InputError for another, with the nearest name."""
     response, _, picture = _LONG.get(name, name).partition("@")
-    number = picture.removeprefix("negative_")
-    several = picture.startswith("negative_") and number.isascii() and number.isdigit() and number == str(int(number))
-    if response in RESPONSES and (picture in PICTURES or (several and 2 <= int(number) <= _MOST_NEGATIVES)):
+    if response in RESPONSES and picture in _PICTURES:
         return Branch(response, picture)
     known = [*_LONG, *(f"{response}@{picture}" for response in RESPONSES for picture in (*PICTURES, "negative_2"))]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise InputError(
         f"branch {name!r} is unknown; did you mean {near}? A branch is response@picture: {', '.join(RESPONSES)} with image, "
-        "negative, negative_2, … or none"
+        f"negative, negative_2 … negative_{_MOST_NEGATIVES} or none"
     )
 
 

@@ -6,10 +6,8 @@ segment with the prompt, every other one reads the prompt and itself. The branch
 compared, so the prompt of the cropped image can't be taken for the other one.
 """
 
-import hashlib
-from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,91 +15,46 @@ from torch import Tensor
 from mdpo.errors import InputError
 from mdpo_kernels import Segments
 
+from .batch import Batch
 from .blocks import Block, scored, segments_of
 from .branches import MDPO_BRANCHES, branch_of, pictures_of
-from .families import Family, family_of
-from .readings import Images, Reading, Response, readings
+from .checks import check_reading, weights_of
+from .digests import branch_digest, image_digest
+from .families import Family, Separate, family_of
+from .readings import Images, Reading, readings
+from .separate import SeparateBatch, lay_out_separately
 from .tokens import PreferenceTokens
 
 # Shapes: B examples, K branches, T packed tokens, N scored tokens, D position axes, M image tokens
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedBatch:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PackedBatch(Batch):
     """A micro-batch as one row.
 
-    ids: the B examples, in order.
-    digests: of all that the log-prob of each sequence depends on: token ids, their weights and processed images; "" for a
-        branch that the example does not have.
     input_ids: (1, T) int64.
     position_ids: (1, T) int64, or (3, 1, T) for families with multimodal positions. They restart in every branch.
     segments: the attention of the row, see ``mdpo_kernels.varlen_attention``.
-    images: what the vision tower reads, each distinct image once; empty without images. Where a family cuts pictures
-        into tiles, an image is a tile.
-    on_host: names of images that stay on the host when the batch is moved: sizes, which the model reads there.
+    images: what the vision tower reads, each distinct image once. Where a family cuts pictures into tiles, an image is a
+        tile.
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
     image_rows: (M,) int64, the rows of the placeholders those images fill, in order.
-    scored_rows: (N,) int64, the row whose hidden state predicts each scored token.
-    targets: (N,) int64, those tokens.
-    cu_seqlens: (K·B+1,) int32, where each sequence of scored tokens begins: the first branch of examples 1…B, the second
-        of examples 1…B, … An empty sequence is a branch that the example does not have.
     blocks: what stands where.
-    branches: the K branches by name.
-    weights: (N,) float32, how much each scored token counts; None: 1 each.
     """
 
-    ids: tuple[str, ...]
-    digests: tuple[str, ...]
-    input_ids: Tensor
     position_ids: Tensor
     segments: Segments
-    images: dict[str, Tensor]
     image_index: tuple[int, ...]
     image_rows: Tensor
-    scored_rows: Tensor
-    targets: Tensor
-    cu_seqlens: Tensor
     blocks: tuple[Block, ...] = ()
-    branches: tuple[str, ...] = MDPO_BRANCHES
-    weights: Tensor | None = None
-    on_host: tuple[str, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        return self.input_ids.shape[1]
-
-    @property
-    def present(self) -> Tensor:
-        """(K, B) bool, on the row's device: which branches each example has."""
-        return (self.cu_seqlens.diff() > 0).view(len(self.branches), -1)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """The batch on ``device``, but for the images that stay on the host."""
-        moved = self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, images=moved.images | {name: self.images[name] for name in self.on_host if name in self.images})
-
-    def pin_memory(self) -> "PackedBatch":
-        return self.map_tensors(Tensor.pin_memory)
-
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "PackedBatch":
-        """The batch with every tensor of it replaced."""
-        changed = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = function(value)
-            elif isinstance(value, dict):
-                changed[field.name] = {name: function(tensor) for name, tensor in value.items()}
-            elif isinstance(value, Segments):
-                tensors = {name: function(v) for name, v in value._asdict().items() if isinstance(v, Tensor)}
-                changed[field.name] = value._replace(**tensors)
-        return replace(self, **changed)
 
 
-def pack(examples: Sequence[PreferenceTokens], model, *, branches: Sequence[str] = MDPO_BRANCHES) -> PackedBatch:
-    """Lays examples out on one row.
+def pack(
+    examples: Sequence[PreferenceTokens], model, *, branches: Sequence[str] = MDPO_BRANCHES
+) -> PackedBatch | SeparateBatch:
+    """Lays examples out on one row, or branch by branch where that is the model's way.
 
-    model: any supported Hugging Face model, bare or wrapped by PEFT, or its ``Family``.
+    model: a Hugging Face model, bare or wrapped by PEFT, or its family from ``family_of``.
     branches: what each example is read as, by the names of ``mdpo.packing.branches``. One that an example lacks the picture
         or the answer for is an empty sequence.
 
@@ -110,7 +63,10 @@ def pack(examples: Sequence[PreferenceTokens], model, *, branches: Sequence[str]
     """
     if not examples:
         raise InputError("pack needs at least one example, got none")
-    row = _Row(family_of(model) if hasattr(model, "config") else model, branches, len(examples))
+    family = family_of(model) if hasattr(model, "config") else model
+    if isinstance(family, Separate):
+        return lay_out_separately(examples, family, branches)
+    row = _Row(family, branches, len(examples))
     for number, example in enumerate(examples):
         row.add(number, example)
     return row.finish(tuple(example.id for example in examples))
@@ -149,7 +105,7 @@ class _Row:
         for response in reading.responses:
             sequence = self.branches.index(response.branch.name) * self.examples + number
             self._add_response(response.ids, int(positions.max()) + 1)
-            self.digests[sequence] = _digest(reading.prompt_ids, keys, response)
+            self.digests[sequence] = branch_digest(reading.prompt_ids, keys, response)
             if response.weights is not None:
                 self.weights[sequence] = response.weights
             responses.append((sequence, len(response.ids)))
@@ -161,7 +117,7 @@ class _Row:
         """Returns the digests of the images."""
         keys = []
         for image in [] if images is None else self.family.split_images(images):
-            keys.append(_image_digest(image))
+            keys.append(image_digest(image))
             if keys[-1] not in self.distinct:
                 self._check_shapes(example, image)
                 self.distinct[keys[-1]] = len(self.images)
@@ -203,32 +159,13 @@ class _Row:
             cu_seqlens=cu_seqlens,
             blocks=tuple(self.blocks),
             branches=self.branches,
-            weights=self._weights(cu_seqlens),
+            weights=weights_of(self.weights, cu_seqlens),
             on_host=self.family.host_inputs,
         )
 
-    def _weights(self, cu_seqlens: Tensor) -> Tensor | None:
-        if not self.weights:
-            return None
-        found = torch.ones(int(cu_seqlens[-1]))
-        for sequence, weights in self.weights.items():
-            found[int(cu_seqlens[sequence]) : int(cu_seqlens[sequence + 1])] = torch.tensor(weights, dtype=torch.float32)
-        return found
-
 
 def _check(example: PreferenceTokens, reading: Reading, family: Family) -> None:
-    if not reading.prompt_ids:
-        raise InputError(f"example {example.id!r}: the prompt is empty; there is no row to predict the response from")
-    for branch, ids, weights in reading.responses:
-        name = branch.response
-        if not ids:
-            raise InputError(f"example {example.id!r}: the {name} response is empty; it needs its EOS token at least")
-        if family.image_token_id in ids:
-            raise InputError(f"example {example.id!r}: the {name} response holds the image placeholder token")
-        if weights is not None and len(weights) != len(ids):
-            raise InputError(
-                f"example {example.id!r}: {len(weights)} {name}_weights for {len(ids)} tokens; give one per token"
-            )
+    check_reading(example, reading, family.image_token_id)
     _check_images(example, reading, family)
     longest = len(reading.prompt_ids) + max(len(response.ids) for response in reading.responses)
     if family.max_branch_tokens is not None and longest > family.max_branch_tokens:
@@ -253,21 +190,3 @@ def _check_images(example: PreferenceTokens, reading: Reading, family: Family) -
             f"example {example.id!r}: {name} make {features} image tokens, but the prompt has {placeholders} "
             "placeholders; expand one placeholder per image feature, and give a rejected image the size of its image"
         )
-
-
-def _digest(prompt_ids: Sequence[int], images: bytes, response: Response) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for ids in (prompt_ids, response.ids):
-        digest.update(array("q", [len(ids), *ids]))
-    if response.weights is not None:
-        digest.update(array("d", [len(response.weights), *response.weights]))
-    digest.update(images)
-    return digest.hexdigest()
-
-
-def _image_digest(image: dict[str, Tensor]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(image.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.digest()

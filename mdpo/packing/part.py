@@ -1,4 +1,4 @@
-"""Some of a packed row's blocks as a row of their own: what has to be computed where the rest is known."""
+"""Some of a micro-batch as one of its own: what has to be computed where the rest is known."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .blocks import Block, scored, segments_of
 from .layout import PackedBatch
+from .separate import SeparateBatch, part_of_sequences
 
 # Shapes: K branches, B examples, N scored tokens, M image tokens
 
@@ -17,15 +19,19 @@ class Part(NamedTuple):
     """packed: with the sequences of its blocks, the others empty. image_tokens: (m,) int64, which of the row's M image
     tokens it has, in order; None where it has all."""
 
-    packed: PackedBatch
+    packed: Batch
     image_tokens: Tensor | None
 
 
-def part(packed: PackedBatch, sequences: Collection[int]) -> Part:
-    """The blocks that hold any of these sequences, with all the sequences that they hold.
+def part(packed: Batch, sequences: Collection[int]) -> Part:
+    """Of a packed row the blocks that hold any of these sequences, with all the sequences that they hold; of sequences of
+    their own these alone.
 
     sequences: out of 0 … K·B − 1, in the order of ``cu_seqlens``.
     """
+    if isinstance(packed, SeparateBatch):
+        return Part(part_of_sequences(packed, sequences), None)
+    assert isinstance(packed, PackedBatch)
     wanted = set(sequences)
     rows: list[int] = []
     image_tokens: list[int] = []

@@ -38,6 +38,7 @@ def plan(
     epoch: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    padded: bool = False,
 ) -> list[list[list[int]]]:
     """Plan one epoch for one rank: a list of optimizer steps, each a list of micro-batches, each of example indices.
 
@@ -56,6 +57,7 @@ def plan(
         examples_per_step: examples of an optimizer step, over all ranks.
         seed, epoch: what the order is derived from (by blake2b: stable across processes, machines and versions).
         rank, world_size: the process this plan is for, counted from 0, and the number of processes.
+        padded: whether each example of a micro-batch takes as many tokens as its longest, as sequences that are filled up do.
 
     Raises:
         InputError: an example is longer than `token_budget`, or an argument is not in its range; the message names it.
@@ -63,7 +65,7 @@ def plan(
     return list(
         plan_steps(
             lengths, token_budget, examples_per_step=examples_per_step, seed=seed, epoch=epoch, rank=rank,
-            world_size=world_size,
+            world_size=world_size, padded=padded,
         )
     )  # fmt: skip
 
@@ -77,6 +79,7 @@ def plan_steps(
     epoch: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    padded: bool = False,
 ) -> Iterator[list[list[int]]]:
     """The steps of ``plan``, each made when it is asked for. Raises as ``plan`` does, at once."""
     token_budget = _integer("token_budget", token_budget, at_least=1)
@@ -87,17 +90,26 @@ def plan_steps(
         raise InputError(f"rank is {rank}, expected less than world_size={world_size} (ranks are counted from 0)")
     sizes = _checked_lengths(lengths, token_budget)
     drawn = (_integer("seed", seed), _integer("epoch", epoch))
-    return _steps(sizes, drawn, token_budget, examples_per_step, rank, world_size)
+    return _steps(sizes, drawn, token_budget, examples_per_step, rank, world_size, padded)
 
 
 def _steps(
-    sizes: np.ndarray, drawn: tuple[int, int], token_budget: int, examples_per_step: int, rank: int, world_size: int
+    sizes: np.ndarray,
+    drawn: tuple[int, int],
+    token_budget: int,
+    examples_per_step: int,
+    rank: int,
+    world_size: int,
+    padded: bool,
 ) -> Iterator[list[list[int]]]:
+    pack = _pack_padded if padded else _pack
     order = _epoch_order(len(sizes), *drawn)
     for start in range(0, len(order), examples_per_step):
         examples = order[start : start + examples_per_step].tolist()
         step_sizes = sizes[examples].tolist()
-        mine = _deal(step_sizes, _pack(step_sizes, token_budget, world_size), world_size)[rank]
+        bins = pack(step_sizes, token_budget, world_size)
+        loads = [_load([step_sizes[item] for item in members], padded) for members in bins]
+        mine = _deal(loads, bins, world_size)[rank]
         yield [[examples[item] for item in members] for members in mine]
 
 
@@ -155,6 +167,28 @@ def _pack(sizes: list[int], token_budget: int, world_size: int) -> Bins:
         else:
             low = rounds + 1
     return _even_out(sizes, packed, token_budget)
+
+
+def _load(sizes: list[int], padded: bool) -> int:
+    return len(sizes) * max(sizes) if padded else sum(sizes)
+
+
+def _pack_padded(sizes: list[int], token_budget: int, world_size: int) -> Bins:
+    """Runs of the sorted examples, as long as the budget allows: no fewer bins hold them, since every bin has a longest. Then
+    the fullest bins are halved until every rank has equally many, where the examples suffice for that."""
+    bins: Bins = []
+    for item in _decreasing(sizes):
+        if bins and (len(bins[-1]) + 1) * sizes[bins[-1][0]] <= token_budget:
+            bins[-1].append(item)
+        else:
+            bins.append([item])
+    while len(bins) % world_size and len(bins) < len(sizes):
+        divisible = [members for members in bins if len(members) > 1]
+        fullest = max(divisible, key=lambda members: _load([sizes[item] for item in members], padded=True))
+        half = len(fullest) // 2
+        bins.append(fullest[half:])
+        del fullest[half:]
+    return bins
 
 
 def _decreasing(sizes: list[int]) -> list[int]:
@@ -219,9 +253,8 @@ def _even_out(sizes: list[int], bins: Bins, token_budget: int) -> Bins:
     return [np.flatnonzero(bin_of[:num_items] == chosen).tolist() for chosen in range(num_bins)]
 
 
-def _deal(sizes: list[int], bins: Bins, world_size: int) -> list[Bins]:
+def _deal(load: list[int], bins: Bins, world_size: int) -> list[Bins]:
     """Give out the bins, fullest first, each to the rank with the fewest tokens among those with the fewest bins."""
-    load = [sum(sizes[item] for item in members) for members in bins]
     ranks: list[Bins] = [[] for _ in range(world_size)]
     waiting = [(0, 0, rank) for rank in range(world_size)]  # (bins, tokens, rank)
     for chosen in _decreasing(load):

@@ -1,7 +1,7 @@
 """What the trainer is given as rows, as data sets."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from mdpo.data import Rows as Checked
 from mdpo.errors import InputError
 from mdpo.models.image_embeddings import image_embeddings
 from mdpo.objectives import objective_of
+from mdpo_kernels import Term
 
 _log = logging.getLogger(__name__)
 
@@ -34,14 +35,28 @@ def eval_datasets_of(
 def dataset_of(
     rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
 ) -> PreferenceDataset | None:
-    """name: of the argument. Raises InputError for rows that cannot be read."""
-    if rows is None or isinstance(rows, PreferenceDataset):
-        return rows
-    checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
-    options = DataOptions.of(args, objective_of(args))
-    if name != "train_dataset":
-        options = _held_out(options, checked, name)
-    return PreferenceDataset(checked, processor, options)
+    """name: of the argument. Raises InputError for rows that cannot be read, and where no term of the objective has a row."""
+    if rows is None:
+        return None
+    objective = objective_of(args)
+    if not isinstance(rows, PreferenceDataset):
+        checked = parse_rows(rows, Path.cwd(), source=name, ignore_columns=args.ignore_columns)
+        options = DataOptions.of(args, objective)
+        if name != "train_dataset":
+            options = _held_out(options, checked, name)
+        rows = PreferenceDataset(checked, processor, options)
+    _check_terms(rows, objective.terms, name)
+    return rows
+
+
+def _check_terms(dataset: PreferenceDataset, terms: Sequence[Term], name: str) -> None:
+    """A loss of which every row lacks every term would be 0, and the best there is."""
+    read = [{branch for row in term.matrix for branch in row} for term in terms]
+    if len(dataset) and not any(map(dataset.any_with, read)):
+        raise InputError(
+            f"{name}: no row has all that any term of the objective reads (as {terms[0].name}: {', '.join(sorted(read[0]))}), so "
+            "that there is no loss; give rows that have it, or choose another objective"
+        )
 
 
 def find_neighbours(dataset: PreferenceDataset | None, model: nn.Module, args: MDPOConfig) -> None:

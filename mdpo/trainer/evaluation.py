@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mdpo.models.policy import PolicyOutput
-from mdpo.packing import PackedBatch
+from mdpo.packing import Batch
 
 from .finite import printable
 from .metrics import Metrics
@@ -31,7 +31,7 @@ class Evaluation:
         self._rows: list[tuple[Sequence[int], Tensor]] = []
         self._broken: list[tuple[tuple[str, ...], Tensor]] = []
 
-    def add(self, packed: PackedBatch, examples: Sequence[int], output: PolicyOutput) -> None:
+    def add(self, packed: Batch, examples: Sequence[int], output: PolicyOutput) -> None:
         """examples: the indices of the micro-batch's rows in their data set."""
         broken = _broken(packed, output)
         self._broken.append((packed.ids, broken))
@@ -71,7 +71,7 @@ class Evaluation:
         return [pair for examples, numbers in pairs for pair in zip(examples, numbers, strict=True)]
 
 
-def _broken(packed: PackedBatch, output: PolicyOutput) -> Tensor:
+def _broken(packed: Batch, output: PolicyOutput) -> Tensor:
     """(B,) whether a row's loss is not finite, or a log-prob of a branch that it has."""
     present = packed.present.to(output.policy.device)
     logps = output.policy.isfinite() & output.reference.isfinite()

@@ -16,13 +16,13 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError, OutputError
-from mdpo.models import encode_images
+from mdpo.models import branch_logps, encode_images
 from mdpo.models.folder import short
 from mdpo.models.generation_config import repair_generation_config
 from mdpo.models.logps import unwrap
 from mdpo.output_checks import check_output_folder
 from mdpo.outputs import scratch_folder, unwritten
-from mdpo.packing import family_of, pack
+from mdpo.packing import PackedBatch, family_of, pack
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +182,8 @@ def _check_images(model: nn.Module, dataset: PreferenceDataset, index: int) -> N
             f"model's embeddings have {_vocabulary(model)} rows; use the processor that was saved with the model"
         )
     try:
-        encode_images(model, pack([example], model).to(device))
+        packed = pack([example], model).to(device)
+        encode_images(model, packed) if isinstance(packed, PackedBatch) else branch_logps(model, packed)
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, IndexError, TypeError) as error:

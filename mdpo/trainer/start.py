@@ -15,7 +15,7 @@ from mdpo.models.dropout import attention_dropout, disable_dropout
 from mdpo.models.logps import unwrap
 from mdpo.models.policy import PolicyOutput
 from mdpo.models.start_check import check_equal_start, check_packed, rounding_of
-from mdpo.packing import PackedBatch, PreferenceTokens, pack
+from mdpo.packing import Batch, PreferenceTokens, pack
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def check_start(
     examples: Sequence[PreferenceTokens],
     branches: Sequence[str],
     autocast: torch.dtype | None,
-    forward: Callable[[PackedBatch], PolicyOutput],
+    forward: Callable[[Batch], PolicyOutput],
 ) -> str:
     """Compares the way in use with the model's own forward, and policy with reference.
 

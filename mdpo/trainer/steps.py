@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, Dataset, get_worker_info
 
 from mdpo.data import PreferenceDataset
 from mdpo.errors import InputError
-from mdpo.packing import Family, PackedBatch, pack
+from mdpo.packing import Batch, Family, Separate, pack
 from mdpo.packing.plan import plan_steps
 
 from .workers import Unread, memory_bound
@@ -37,7 +37,7 @@ class MicroBatch(NamedTuple):
 class Step:
     """One optimizer step on this rank. num_examples: of the step, over all ranks. weights: 0 or 1 by micro-batch."""
 
-    micro_batches: list[PackedBatch]
+    micro_batches: list[Batch]
     num_examples: int
     weights: list[float]
 
@@ -67,10 +67,13 @@ class StepSampler(BatchSampler):
         rank: int = 0,
         world_size: int = 1,
         negative_per_epoch: bool = False,
+        padded: bool = False,
     ) -> None:
         self.lengths = lengths
         self.token_budget = token_budget
-        self.settings = {"examples_per_step": examples_per_step, "seed": seed, "rank": rank, "world_size": world_size}
+        self.settings = {
+            "examples_per_step": examples_per_step, "seed": seed, "rank": rank, "world_size": world_size, "padded": padded,
+        }  # fmt: skip
         self.negative_per_epoch = negative_per_epoch
         self.epoch = 0
         self._plan()  # an example longer than the budget is an error now, not in the first epoch
@@ -101,12 +104,12 @@ class MicroBatches(Dataset):
     branches: as which every example is read.
     """
 
-    def __init__(self, dataset: PreferenceDataset, family: Family, branches: Sequence[str]) -> None:
+    def __init__(self, dataset: PreferenceDataset, family: Family | Separate, branches: Sequence[str]) -> None:
         self.dataset = dataset
         self.family = family
         self.branches = branches
 
-    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, PackedBatch | Unread]:
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[MicroBatch, Batch | Unread]:
         try:
             with memory_bound():
                 examples = [self.dataset[index, micro_batch.epoch] for index in micro_batch.examples]
@@ -115,7 +118,7 @@ class MicroBatches(Dataset):
             return micro_batch, Unread(str(error))
 
 
-def collate(items: list[tuple[MicroBatch, PackedBatch | Unread]]) -> Step | Unread:
+def collate(items: list[tuple[MicroBatch, Batch | Unread]]) -> Step | Unread:
     """The micro-batches of one step."""
     planned, packed = [micro_batch for micro_batch, _ in items], []
     for _, item in items:

@@ -32,7 +32,7 @@ from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.objectives import objective_of
-from mdpo.packing import PackedBatch, PreferenceTokens, family_of
+from mdpo.packing import Batch, PreferenceTokens, Separate, family_of
 
 from .arguments import (
     check_fsdp,
@@ -149,6 +149,8 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             examples=self._first_examples,
             whole=not self.is_fsdp_enabled,
         )
+        if isinstance(self.family, Separate):
+            _log.info(self.family.line)
         _log.info("reference: %s", reference.description)
         for line in filter(None, (describe_trained(model), describe_lora(model, self.step_dtype))):
             _log.info(line)
@@ -190,13 +192,14 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
 
     def _sampler(self, dataset: PreferenceDataset) -> StepSampler:
         return StepSampler(
-            dataset.lengths,
+            dataset.lengths_for(self.family),
             self.args.token_budget,
             examples_per_step=self.args.examples_per_step,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             negative_per_epoch=self.args.negative_per_epoch,
+            padded=isinstance(self.family, Separate),
         )
 
     def _dataloader(self, dataset: PreferenceDataset, sampler: StepSampler) -> DataLoader:
@@ -320,7 +323,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             self._cache.found = 0
         _log.info(line)
 
-    def _evaluate_packed(self, packed: PackedBatch) -> PolicyOutput:
+    def _evaluate_packed(self, packed: Batch) -> PolicyOutput:
         with in_mode(self.policy, training=False):
             return self._forward(self.policy, packed)
 
@@ -379,7 +382,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             clear_device_cache()
         return torch.stack(losses).sum() * self.args.world_size
 
-    def _forward(self, model: nn.Module, packed: PackedBatch, num_examples: int | None = None) -> PolicyOutput:
+    def _forward(self, model: nn.Module, packed: Batch, num_examples: int | None = None) -> PolicyOutput:
         """The micro-batch's output, with the cached reference where there is one."""
         reference, missing = (None, ()) if self._cache is None else self._cache.find(packed)
         # Sharded weights are gathered by all ranks together: all run the reference, or none.

@@ -14,7 +14,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from mdpo.errors import InputError
 from mdpo.models import LANGUAGE_LINEAR, encode_images, load, sequence_logps
-from mdpo.packing import PreferenceTokens, family_of, pack
+from mdpo.packing import PreferenceTokens, Separate, family_of, pack
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, join, pixels
 
@@ -176,35 +176,51 @@ def test_a_window_in_some_layers_is_refused(kind):
     [
         ("paligemma", "both directions"),
         ("gemma3", "both directions"),
-        ("mllama", "cross-attention"),
         ("qwen3_5", "linear-attention"),
-        ("florence2", "has not been tried"),
-        ("qwen3_vl_moe", "has not been tried"),
+        ("qwen3_vl_moe", "'qwen3_vl_moe' has not been tried in a packed row"),
     ],
 )
-def test_families_that_cannot_be_packed_are_refused_with_the_reason(kind, reason):
+def test_families_that_cannot_be_packed_are_read_separately_with_the_reason(kind, reason):
     model = tiny.llava()
     model.config.model_type = kind
+    family = family_of(model)
+    assert isinstance(family, Separate)
+    assert family.line.startswith("separate: 3P+3R tokens instead of 2P+3R, because ") and reason in family.line
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("mllama", {}, "cross-attention"),
+        ("molmo2", {}, "its processor alone"),
+        ("florence2", {"is_encoder_decoder": True}, "decodes a response apart from its prompt"),
+        ("kosmos-2", {"image_token_id": None}, "names no image_token_id"),
+    ],
+)
+def test_families_whose_logps_cannot_be_had_are_refused_with_the_reason(kind, change, reason):
+    model = tiny.llava()
+    for name, value in {"model_type": kind, **change}.items():
+        setattr(model.config, name, value)
     with pytest.raises(InputError, match=f"{kind}.*{reason}"):
         pack(examples("llava-llama"), model)
 
 
 @pytest.mark.parametrize(
-    ("build", "change", "message"),
+    ("build", "change", "reason"),
     [
         (tiny.llava, lambda c: setattr(c.text_config, "model_type", "gpt_oss"), "around the text model 'gpt_oss'"),
         (tiny.internvl, lambda c: setattr(c.text_config, "model_type", "qwen3_moe"), "the text model 'qwen3_moe'"),
         (tiny.llava, lambda c: setattr(c.vision_config, "model_type", "pixtral"), "vision tower 'pixtral'"),
         (tiny.llava_next, lambda c: setattr(c.vision_config, "model_type", "dinov2"), "vision tower 'dinov2'"),
         (tiny.llava_next, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "no square grid"),
-        (tiny.internvl, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "with 'default'"),
+        (tiny.internvl, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "vision_feature_select_strategy 'full'"),
     ],
 )
-def test_parts_that_nobody_has_tried_are_refused(build, change, message):
+def test_known_families_with_parts_that_nobody_has_tried_are_read_separately(build, change, reason):
     model = build()
     change(model.config)
-    with pytest.raises(InputError, match=message):
-        family_of(model)
+    family = family_of(model)
+    assert isinstance(family, Separate) and reason in family.reason
 
 
 def test_a_siglip_tower_with_the_default_strategy_loses_a_patch():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from mdpo.errors import InputError
 from mdpo.models import image_embeddings as module
 from mdpo.models.image_embeddings import image_embeddings
 from mdpo.models.tower import tower_inputs
@@ -80,3 +81,11 @@ def test_a_folder_that_cannot_be_written_to_costs_time_alone(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     image_embeddings(tiny.llava(), names(1), Asked(pictures("llava")), folder=tmp_path / "file")
     assert "image embeddings are not kept" in caplog.text
+
+
+def test_features_that_are_no_numbers_are_an_error_and_not_kept(tmp_path):
+    model = tiny.llava()
+    model.model.multi_modal_projector.linear_2.weight.data[0] = torch.nan
+    with pytest.raises(InputError, match="features that are not finite"):
+        image_embeddings(model, names(1), Asked(pictures("llava")), folder=tmp_path)
+    assert not list(tmp_path.iterdir())

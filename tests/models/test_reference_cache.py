@@ -122,3 +122,22 @@ def test_digests_do_not_depend_on_the_batch(computed):
     model, packed, _ = computed
     for index, example in enumerate(examples("llava-llama")):
         assert pack([replace(example)], model).digests == packed.digests[index :: len(packed.ids)]
+
+
+@pytest.mark.parametrize("logp", ["NaN", "Infinity", "1e999", "1" + "0" * 400, "[" * 100_000])
+def test_a_record_that_is_no_log_prob_is_computed_again(computed, tmp_path, logp):
+    model, packed, reference = computed
+    path = tmp_path / f"{fingerprint(model)}.jsonl"
+    path.write_text(f'{{"digest": "{packed.digests[0]}", "logp": {logp}}}\n')
+    cache = ReferenceCache(tmp_path, fingerprint(model))
+    assert 0 in cache.find(packed).missing
+    keep(cache, packed, reference)
+    assert_found(ReferenceCache(tmp_path, fingerprint(model)), packed, reference)
+
+
+def test_a_log_prob_that_is_not_finite_is_not_kept(computed, tmp_path):
+    model, packed, reference = computed
+    reference = reference.clone()
+    reference[0, 1] = torch.nan
+    keep(ReferenceCache(tmp_path, fingerprint(model)), packed, reference)
+    assert ReferenceCache(tmp_path, fingerprint(model)).find(packed).missing == (1,)

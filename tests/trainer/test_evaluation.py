@@ -159,6 +159,15 @@ def test_a_loss_that_is_not_finite_is_nan_and_never_the_best(tmp_path, rows, cap
     assert not run._determine_best_metric(metrics, None)
 
 
+def test_a_score_that_is_no_number_is_no_absent_branch(tmp_path, rows):
+    run = trainer(tmp_path, rows)
+    model = tiny.llava()
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(InputError, match="^row 'row[0-9]', chosen: the log-prob is nan"):
+        row_logps(model, run.train_dataset)
+
+
 def broken(run, row: str):
     """The run, whose evaluation has no log-prob of a row's chosen answer."""
     forward = run._forward

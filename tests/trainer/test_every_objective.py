@@ -118,3 +118,18 @@ def test_three_drawn_negatives(world, tmp_path):
     pictures = [image["pixel_values"] for image in run.train_dataset[0].negatives]
     assert len(pictures) == 3 and not any((a == b).all() for a in pictures[:1] for b in pictures[1:])
     run.train()
+
+
+def test_rows_of_which_an_objective_reads_nothing_are_named(world, tmp_path):
+    model, rows, folder = world
+    sight = [{"name": "sight", "rows": {"contrast@negative": 1, "chosen@negative": -1}}]
+    with pytest.raises(InputError, match="row 5.*: images: is empty, so that the row has nothing of what the objective reads"):
+        trainer(world, tmp_path, objective=sight)
+    apart = [{"name": "apart", "rows": {"chosen": 1, "contrast@negative": -1}}]
+    half = [{name: value for name, value in row.items() if name != "contrast"} for row in rows[:5]]
+    alone = {**rows[5], "contrast": "the answer to a picture that is not there"}
+    with pytest.raises(InputError, match=r"^train_dataset: no row has all that any term .* \(as apart: chosen, contrast@negative\)"):
+        trainer((model, [*half, alone], folder), tmp_path, objective=apart)
+    run = trainer(world, tmp_path, objective="svco")
+    with pytest.raises(InputError, match="^eval_dataset: no row has all that any term of the objective reads"):
+        run.evaluate(read(folder, [alone]))

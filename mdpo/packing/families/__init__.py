@@ -1,18 +1,17 @@
-"""What packing has to know of a model family: how an image becomes tokens, and how positions are counted.
+"""How a model family is read: packed, where a test holds its packed row against separate Hugging Face forwards, or separately.
 
-A family is on the list because a test holds its packed step against three separate Hugging Face forwards. Everything
-else is refused: packing relies on plain causal attention, and a model that mixes tokens in another way would train
-on wrong numbers without a word.
+A packed row relies on plain causal attention: a model that mixes tokens in another way would train on wrong numbers without
+a word. Every other model is read branch by branch through its own forward. Refused are those whose log-probs that does not give.
 """
 
 from mdpo.errors import InputError
 
-from .base import Family
+from .base import Family, Separate, Untried
 from .llava import Llava, LlavaNext
 from .qwen_vl import QwenVL
 from .tiles import Idefics3, InternVL
 
-__all__ = ["Family", "family_of"]
+__all__ = ["Family", "Separate", "family_of", "family_of_config"]
 
 _FAMILIES = {
     "idefics3": Idefics3,
@@ -25,25 +24,53 @@ _FAMILIES = {
     "smolvlm": Idefics3,
 }
 
-_REFUSED = {
-    "paligemma": "its image and prefix tokens attend to each other in both directions",
+_NOT_PACKED = {
+    "paligemma": "its image and prompt tokens attend to each other in both directions",
     "gemma3": "its image tokens attend to each other in both directions",
-    "mllama": "its images enter through cross-attention layers",
     "qwen3_5": "its linear-attention layers carry state from token to token",
+    "qwen3_5_moe": "its linear-attention layers carry state from token to token",
 }
 
+# What a forward needs beside token ids and processed images, and only the model's own processor makes.
+_REFUSED = {
+    "ernie4_5_vl_moe": "its experts are chosen by token types that its processor alone makes",
+    "idefics": "its images enter through cross-attention, by a mask that its processor alone makes",
+    "mllama": "its images enter through cross-attention, by a mask that its processor alone makes",
+    "molmo2": "which of its tokens attend in both directions its processor alone says",
+}
 
-def family_of(model) -> Family:
-    """The family of a Hugging Face model, bare or wrapped by PEFT.
+_RESPONSE_TYPES = {"paligemma": 1}
 
-    Raises InputError where the model cannot be packed exactly or has not been tried, with the reason.
+
+def family_of(model) -> Family | Separate:
+    """How a Hugging Face model, bare or wrapped by PEFT, is read.
+
+    Raises InputError where neither way gives its log-probs, with the reason.
     """
-    config = model.config
+    return family_of_config(model.config)
+
+
+def family_of_config(config) -> Family | Separate:
+    """As ``family_of``, of a model's config."""
     kind = config.model_type
     if kind in _REFUSED:
-        raise InputError(f"model family {kind!r} cannot share a packed prefix: {_REFUSED[kind]}")
+        raise InputError(f"model family {kind!r} cannot be trained: {_REFUSED[kind]}")
     if kind not in _FAMILIES:
+        return _separate(config, _NOT_PACKED.get(kind, f"model family {kind!r} has not been tried in a packed row"))
+    try:
+        return _FAMILIES[kind].from_config(config)
+    except Untried as untried:
+        return _separate(config, str(untried))
+
+
+def _separate(config, reason: str) -> Separate:
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise InputError(f"model family {kind!r} cannot be trained: it decodes a response apart from its prompt")
+    token = getattr(config, "image_token_id", None)
+    if token is None:
         raise InputError(
-            f"model family {kind!r} has not been tried in a packed row; supported: {', '.join(sorted(_FAMILIES))}"
+            f"model family {kind!r} cannot be trained: its config names no image_token_id, so which tokens stand for an image "
+            "is not known"
         )
-    return _FAMILIES[kind].from_config(config)
+    return Separate(token, reason, _RESPONSE_TYPES.get(kind))

@@ -1,11 +1,10 @@
 """What packing asks of a model family, and what several families answer alike."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
-
-from mdpo.errors import InputError
 
 # Shapes: P prompt tokens, D position axes (1, or 3 for time, height and width)
 
@@ -56,14 +55,38 @@ class Family(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Separate:
+    """A model whose branches are read one by one, each through its own forward.
+
+    reason: why no packed row is made of them. response_type: what ``token_type_ids`` say of a response's tokens, where they
+    tell those from the prompt's; None where they mark image tokens, by 1.
+    """
+
+    image_token_id: int
+    reason: str
+    response_type: int | None = None
+
+    @property
+    def max_branch_tokens(self) -> None:
+        """The model honours its own window."""
+        return None
+
+    @property
+    def line(self) -> str:
+        """What reading it so costs, in one line."""
+        return f"separate: 3P+3R tokens instead of 2P+3R, because {self.reason}"
+
+
+class Untried(Exception):
+    """A part of a known family that no test has seen in a packed row. Its text is the reason of a ``Separate``."""
+
+
 def check_text_model(config) -> None:
-    """Raises InputError for a family's text model that no test has seen in a packed row."""
+    """Raises Untried for a family's text model that no test has seen in a packed row."""
     text = config.text_config.model_type
     if text not in _TEXT_MODELS:
-        raise InputError(
-            f"a {config.model_type!r} model around the text model {text!r} has not been tried in a packed row; "
-            f"supported: {', '.join(_TEXT_MODELS)}"
-        )
+        raise Untried(f"a {config.model_type!r} model around the text model {text!r} has not been tried in a packed row")
 
 
 # Rotary positions whose frequencies depend on the longest sequence of a batch, or of all batches before it.

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mdpo.errors import InputError
-
-from .base import check_text_model, max_branch_tokens
+from .base import Untried, check_text_model, max_branch_tokens
 
 # Shapes: I images, C channels, S tiles of the image that has most, P prompt tokens
 
@@ -73,7 +71,7 @@ class LlavaNext:
     def from_config(cls, config) -> "LlavaNext":
         check_text_model(config)
         if _extra_tokens(config):
-            raise InputError(
+            raise Untried(
                 f"a 'llava_next' model with vision_feature_select_strategy {config.vision_feature_select_strategy!r} "
                 f"on a {config.vision_config.model_type!r} tower leaves no square grid of patches"
             )
@@ -129,8 +127,7 @@ class LlavaNext:
 def _extra_tokens(config) -> int:
     tower = config.vision_config.model_type
     if tower not in _CLASS_TOKENS:
-        raise InputError(
-            f"a {config.model_type!r} model with the vision tower {tower!r} has not been tried in a packed row; "
-            f"supported: {', '.join(_CLASS_TOKENS)}"
+        raise Untried(
+            f"a {config.model_type!r} model with the vision tower {tower!r} has not been tried in a packed row"
         )
     return _CLASS_TOKENS[tower] - (config.vision_feature_select_strategy == "default")

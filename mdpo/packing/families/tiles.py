@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mdpo.errors import InputError
-
-from .base import check_text_model, max_branch_tokens
+from .base import Untried, check_text_model, max_branch_tokens
 
 # Shapes: S tiles, E examples of the processor's batch, C channels
 
@@ -80,10 +78,10 @@ class InternVL:
     def from_config(cls, config) -> "InternVL":
         check_text_model(config)
         if config.vision_config.model_type != "internvl_vision" or config.vision_feature_select_strategy != "default":
-            raise InputError(
+            raise Untried(
                 f"an 'internvl' model with the vision tower {config.vision_config.model_type!r} and "
                 f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} has not been tried in a "
-                "packed row; supported: 'internvl_vision' with 'default'"
+                "packed row"
             )
         return cls(
             image_token_id=config.image_token_id,

@@ -1,0 +1,77 @@
+"""Families that are read branch by branch, from images and text through their own processors to trained adapters."""
+
+import json
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers.utils import is_torchvision_available
+
+from mdpo import MDPOConfig, MDPOTrainer
+from mdpo.data import DataOptions, PreferenceDataset, read_rows
+from mdpo.data.images import open_image
+from mdpo.models.inputs import model_inputs
+from mdpo.models.layers import LANGUAGE_LINEAR
+from mdpo.packing import family_of
+from tests import tiny
+from tests.models.separate_models import build
+from tests.models.separate_processors import PROCESSORS
+
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.skipif(kind == "mistral3" and not is_torchvision_available(), reason="its processor needs it"))
+    for kind in PROCESSORS
+]
+
+
+def world(kind: str, folder, count: int = 4):
+    processor = PROCESSORS[kind]()
+    model = build(kind, vocabulary=max(len(processor.tokenizer), 400))
+    data = folder / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in tiny.records(folder, count)))
+    return model, processor, read_rows(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_what_the_processor_makes_of_them(kind, tmp_path):
+    model, processor, rows = world(kind, tmp_path, 1)
+    example = PreferenceDataset(rows, processor, DataOptions())[0]
+    picture = open_image(rows[0].images[0], "row")
+    suffix = {}
+    if kind == "paligemma":  # which writes BOS and the line break itself
+        text, suffix = "<image>what is this?", {"suffix": [processor.tokenizer.decode(example.chosen_ids[:-1])]}
+    else:
+        content = [{"type": "image"}, {"type": "text", "text": "what is this?"}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    made = processor(text=[text], images=[picture], return_tensors="pt", add_special_tokens=False, **suffix)
+    prompt = len(example.prompt_ids)
+    assert made["input_ids"][0, :prompt].tolist() == list(example.prompt_ids)
+    read = made.keys() & example.images.keys()
+    assert "pixel_values" in read
+    for name in read:  # an image processor returns more, such as num_crops, which its processor drops
+        assert torch.equal(made[name], example.images[name]), name
+    ids = torch.tensor([[*example.prompt_ids, *example.chosen_ids]])
+    inputs = model_inputs(model, family_of(model), ids, torch.ones_like(ids), torch.tensor([prompt]), example.images)
+    assert made.keys() - {"labels"} <= inputs.keys()
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in made:
+            assert inputs[name][:, : made[name].shape[1]].tolist() == made[name].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains(kind, tmp_path, caplog):
+    model, processor, rows = world(kind, tmp_path)
+    args = MDPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=3, examples_per_step=4, learning_rate=1e-2, report_to=[], use_cpu=True,
+        save_strategy="no", logging_steps=1, token_budget=200,
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO, "mdpo"):
+        trainer = MDPOTrainer(model, args, rows, None, processor, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
+        trainer.train()
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("separate: 3P+3R tokens instead of 2P+3R, because") for line in lines) == 1
+    assert any("each branch by itself and the model's own forward differ by at most" in line for line in lines)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(3 * 0.6931, abs=1e-3) and losses[2] != losses[0]
+    for step in trainer.get_train_dataloader():
+        assert all(packed.input_ids.numel() <= 200 for packed in step.micro_batches)
