@@ -34,6 +34,7 @@ from mdpo.evaluation import row_logps, score
 from mdpo.evaluation.score import check_first_rows
 from mdpo.evaluation.trained_text import say_other_prompt
 from mdpo.hub import folder_of
+from mdpo.launch import PROFILES
 from mdpo.memory.commands import run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
@@ -237,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; without "
         "it, on a GPU, with the plan for what is free that keeps precision and optimizer",
     )
+    command.add_argument("--accelerate", choices=list(PROFILES), help="start a process for each visible GPU, by accelerate launch")
     command.set_defaults(run=train)
 
     command = commands.add_parser("plan", help="what takes memory, and the settings that fit; keys as in train")

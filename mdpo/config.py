@@ -29,6 +29,7 @@ from mdpo.settings import (
     check_parameters,
     check_paths,
     check_range,
+    check_shares,
     coerce,
     default_of,
     dtype_name,
@@ -123,6 +124,9 @@ class MDPOConfig(TrainingArguments):
     eval_skip_not_finite: bool = field(
         default=False, metadata={"help": "Evaluate without rows whose loss is not finite; false: they end the run."}
     )
+    sample_prompts: int = field(
+        default=0, metadata={"help": "Rows whose answers are written to sample_answers.html at every evaluation; 0: none."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
     resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
@@ -152,6 +156,7 @@ class MDPOConfig(TrainingArguments):
         for name in ("examples_per_step", "token_budget", "beta", "max_length"):
             check_range(name, getattr(self, name), "(0, inf)")
         check_range("checkpoint_layers", self.checkpoint_layers, "[0, inf)")
+        check_range("sample_prompts", self.sample_prompts, "[0, inf)")
         check_arguments(self)
         check_range("beta", self.beta, BETA)
         for anchor in self.anchor if isinstance(self.anchor, list) else [self.anchor]:
@@ -215,8 +220,10 @@ class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
     model_name_or_path: str = field(metadata={"help": "Model and its processor: folder, or owner/name[@revision] on the hub."})
-    train_data: str | list[str] = field(
-        metadata={"help": "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the hub."}
+    train_data: str | list[str] | dict[str, float] = field(
+        metadata={
+            "help": "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the hub; or several of these with their shares: {a.jsonl: 0.7, owner/b: 0.3}."
+        }
     )
     model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of model_name_or_path on the hub; as owner/name@revision."}
@@ -268,6 +275,7 @@ class RunConfig:
             check_range(name, getattr(self, name), "(0, inf)")
         check_numbers(self)
         check_paths(self)
+        check_shares("train_data", self.train_data)
         if self.model_revision is not None:
             self.model_name_or_path = with_revision(self.model_name_or_path, self.model_revision)
         check_range("lora_r", self.lora_r, "[1, 16384]")  # beyond any layer's width it is a mistyped number

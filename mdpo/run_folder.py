@@ -16,7 +16,8 @@ _BESIDE = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _STAGING = ".saving"  # where checkpoints are written, and wait while they are replaced
-_OF_TRAINING = ("training_args.bin", "trainer_state.json", "mdpo_run.json")  # and of nothing else
+# and of nothing else
+_OF_TRAINING = ("training_args.bin", "trainer_state.json", "mdpo_run.json", "sample_answers.html", "sample_answers.jsonl")
 
 
 def check_free(folder: str | Path, resume: str | bool | None, *, overwrite: bool, inputs: dict[str, str | None]) -> None:
@@ -90,6 +91,12 @@ def run_files(folder: Path) -> list[Path]:
     files = [path for path in (*named, *folder.glob("model-*-of-*.safetensors")) if path.is_file()]
     staging = [folder / _STAGING] if (folder / _STAGING).is_dir() else []
     return [*_checkpoints(folder), *_numbered(folder, "weights"), *files, *staging]
+
+
+def published_files(folder: Path) -> list[Path]:
+    """What of a run is for others: weights, configs, processor and card; no checkpoint, and nothing that tells of this machine."""
+    kept = (*folder.glob("model-*-of-*.safetensors"), *folder.glob("additional_chat_templates/*.jinja"))
+    return [path for path in (*(folder / name for name in (*_WEIGHTS, *_BESIDE, "README.md")), *kept) if path.is_file()]
 
 
 def remove_run(folder: str | Path) -> None:

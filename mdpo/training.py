@@ -14,9 +14,10 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, read_rows, size_pictures
+from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, mix, read_rows, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
+from mdpo.launch import launch
 from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
@@ -44,7 +45,10 @@ _log = logging.getLogger(__name__)
 
 
 def train(options: argparse.Namespace) -> int:
-    """The command; returns the exit code. options: ``config``, ``memory``, ``overrides`` and what was typed, ``words``."""
+    """The command; returns the exit code. options: ``config``, ``memory``, ``accelerate``, ``overrides`` and
+    what was typed, ``words``."""
+    if options.accelerate is not None:
+        launch(options.accelerate, options.words)
     use_expandable_segments()
     overrides = parse_overrides(options.overrides)
     run, args = load_config(options.config, overrides)
@@ -111,8 +115,13 @@ def _train(
         together(args, trainer.save_state)
         if main_process and run.use_lora:
             name_base(str(args.output_dir), run.model_name_or_path)
+        together(args, trainer.create_model_card)
     if main_process:
         say(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")
+    if args.push_to_hub and not stop.stopped:
+        address = together(args, trainer.upload)
+        if main_process:
+            say(f"uploaded: {address}")
     # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
     trainer.accelerator.wait_for_everyone()
     current = active()
@@ -188,7 +197,7 @@ def _inputs(run: RunConfig) -> dict[str, str | None]:
     found: dict[str, str | None] = {"model_name_or_path": run.model_name_or_path, "adapter_name_or_path": run.adapter_name_or_path}
     for name in ("train_data", "eval_data"):
         given = getattr(run, name)
-        if isinstance(given, list):
+        if isinstance(given, (list, dict)):
             found |= {f"{name}[{number}]": path for number, path in enumerate(given)}
         else:
             found[name] = given
@@ -199,7 +208,7 @@ def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[Rows, Rows | None]
     read = partial(
         read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
     )
-    rows = read(run.train_data)
+    rows = mix(run.train_data, read, args.seed) if isinstance(run.train_data, dict) else read(run.train_data)
     if run.eval_data is not None:
         return rows, read(run.eval_data)
     held_out = round(len(rows) * run.eval_fraction)

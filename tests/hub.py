@@ -1,5 +1,6 @@
 """A hub on loopback: as much of the Hugging Face hub's protocol as huggingface_hub and datasets speak."""
 
+import base64
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>auth-check|revision|tree|paths-info)(?:/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?)?"
 )
+_WRITES = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<verb>preupload|commit)/(?P<branch>[^/]+)")
 _GATED = ("GatedRepo", "Access to this repository is restricted")
 _FILE = re.compile(r"(?:/(?P<kind>datasets))?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
@@ -37,11 +39,14 @@ class Repo:
 @dataclass
 class Hub:
     """url: its endpoint. folder: where it keeps what it serves. down: whether it answers with an error of its own.
-    requests: method and path of each, in order."""
+    requests: method and path of each, in order. writer: the token that may write, in the account "tiny". full: whether it
+    takes no commits."""
 
     folder: Path
     url: str = ""
     down: bool = False
+    full: bool = False
+    writer: str = "hf_may_write"
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -86,6 +91,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.down:
             self._send(503)
             return
+        if path == "/api/validate-yaml":
+            self._send(200, json.dumps({"errors": [], "warnings": []}).encode())
+            return
+        writes = _WRITES.fullmatch(path)
+        if writes or path == "/api/repos/create":
+            if token != self.hub.writer:
+                self._send(401, error=("Unauthorized", "Invalid credentials in Authorization header"))
+            elif writes is None:
+                self._create(json.loads(body))
+            else:
+                self._write(writes, body)
+            return
         if match is None or repo is None or repo.readers is not None and not repo.gated and token not in repo.readers:
             self._send(401, error=("RepoNotFound", "Repository not found"))
             return
@@ -100,6 +117,39 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(repo.folders[commit] / unquote(file["path"]), commit, allowed)
         else:
             self._api(match, repo, commit, body)
+
+    def _create(self, asked: dict) -> None:
+        name = f"{asked.get('organization') or 'tiny'}/{asked['name']}"
+        if ("models", name) in self.hub.repos:
+            self._send(409, error=("Conflict", "You already created this model repo"))
+            return
+        self.hub.add(name, Path(tempfile.mkdtemp(dir=self.hub.folder)))
+        self._send(200, json.dumps({"url": f"{self.hub.url}/{name}", "id": name}).encode())
+
+    def _write(self, match: re.Match, body: bytes) -> None:
+        """All files go inside the commit, as small ones do; how large ones travel is huggingface_hub's own affair."""
+        repo = self.hub.repos.get(("models", match["repo"]))
+        if repo is None or repo.commit(match["branch"]) is None:
+            self._send(404, error=("RevisionNotFound", f"Invalid rev id: {match['branch']}"))
+        elif self.hub.full:
+            self._send(413, error=("TooLarge", "Private repository storage limit reached"))
+        elif match["verb"] == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._send(200, json.dumps({"files": files}).encode())
+        else:
+            scratch = Path(tempfile.mkdtemp(dir=self.hub.folder))
+            shutil.copytree(repo.folders[str(repo.commit(match["branch"]))], scratch, dirs_exist_ok=True)
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    target = scratch / line["value"]["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(base64.b64decode(line["value"]["content"]))
+            commit = self.hub.add(match["repo"], scratch, branch=match["branch"])
+            answer = {"commitUrl": f"{self.hub.url}/{match['repo']}/commit/{commit}", "commitOid": commit, "success": True}
+            self._send(200, json.dumps(answer).encode())
 
     def _file(self, path: Path, commit: str, allowed: bool) -> None:
         if not allowed:

@@ -80,6 +80,8 @@ SAID_BY = {
     "mdpo/evaluation/results.py": ["report"],
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
+    "mdpo/hub/uploads.py": ["train"],
+    "mdpo/launch.py": ["train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],
@@ -98,6 +100,8 @@ SAID_BY = {
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
     "mdpo/trainer/preflight.py": ["train"],
+    "mdpo/trainer/publishes.py": ["train"],
+    "mdpo/trainer/samples.py": ["generate"],
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }

@@ -24,13 +24,15 @@ ALLOWED = {
     "mdpo.run_lock": set(),
     "mdpo.shown": set(),
     "mdpo.stops": set(),
+    "mdpo.launch": set(),
     "mdpo.config": {"mdpo.settings", "mdpo.objectives"},
     "mdpo.packing": {"mdpo.packing", "mdpo_kernels"},
     "mdpo.objectives": {"mdpo.objectives", "mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {
-        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.packing", "mdpo_kernels",
+        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.evaluation", "mdpo.packing",
+        "mdpo_kernels",
     },
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
@@ -38,11 +40,11 @@ ALLOWED = {
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
     "mdpo.training": {
-        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
+        "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
     },
     "mdpo.cli": {
         "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
-        "mdpo.settings", "mdpo.stops", "mdpo.training",
+        "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

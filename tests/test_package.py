@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mdpo.launch import PROFILES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,6 +34,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"mdpo", "mdpo_kernels"}
+    assert {f"mdpo/profiles/{name}" for name in PROFILES.values()} <= set(names)
     assert "mdpo_kernels/py.typed" in names and "mdpo/py.typed" in names
 
 

@@ -1,6 +1,7 @@
 """Rows → examples → token ids and pixels."""
 
 from .dataset import PreferenceDataset
+from .mixture import mix
 from .negatives import NEGATIVES
 from .options import DataOptions
 from .picture_size import PictureSize, size_pictures
@@ -20,6 +21,7 @@ __all__ = [
     "Rows",
     "TextOptions",
     "data_files",
+    "mix",
     "parse_rows",
     "read_rows",
     "size_pictures",

@@ -5,13 +5,14 @@ What the user has written stays: an optimizer, a number of checkpointed layers, 
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedConfig
 
 from mdpo.config import MDPOConfig, RunConfig
-from mdpo.data import DataOptions, PictureSize, PreferenceDataset, data_files, read_rows, size_pictures
+from mdpo.data import DataOptions, PictureSize, PreferenceDataset, data_files, mix, read_rows, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import cached_config, folder_of, hub_name
 from mdpo.models import load_processor, lora_expression, torch_dtype
@@ -141,10 +142,10 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
 
     Raises InputError where it says nothing, and where a row cannot be read.
     """
-    if data_files(run.train_data) and _has_processor(run):
-        rows = read_rows(
-            run.train_data, run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
-        )
+    named = list(run.train_data) if isinstance(run.train_data, dict) else run.train_data
+    if data_files(named) and _has_processor(run):
+        read = partial(read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns)
+        rows = mix(run.train_data, read, args.seed) if isinstance(run.train_data, dict) else read(run.train_data)
         processor = size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))
         dataset = PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args)))
         return counted(args, shape, dataset.lengths.tolist())

@@ -1,11 +1,15 @@
-"""The README.md of a merged model: what it was made of, and how."""
+"""The README.md of a merged model, and of what a run leaves: what it was made of, and how."""
 
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from mdpo.hub import hub_name
 from mdpo.outputs import write_text
 from mdpo.shown import markdown, redacted
 
@@ -13,7 +17,48 @@ from .folder import read_object
 
 _LONGEST = 1000  # characters of a value
 RECORD_NAME = "mdpo_run.json"
+CARD_NAME = "README.md"
 _PACKAGES = ("multimodal-dpo", "torch", "transformers", "peft", "bitsandbytes")
+_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules")
+_IN_SECTIONS_OF_THEIR_OWN = ("rows", "negative", "objective")
+# By which a card of ours is told from one that the user wrote; the second is in peft's template.
+_MARK, _TEMPLATE_MARK = (
+    "<!-- written by multimodal-dpo, and again by every run in this folder -->",
+    "# Model Card for Model ID",
+)
+_CITATION = """```bibtex
+@inproceedings{wang2024mdpo,
+  title = {{mDPO}: Conditional Preference Optimization for Multimodal Large Language Models},
+  author = {Wang, Fei and Zhou, Wenxuan and Huang, James Y. and Xu, Nan and Zhang, Sheng and Poon, Hoifung and Chen, Muhao},
+  booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
+  year = {2024},
+  url = {https://arxiv.org/abs/2406.11839},
+}
+```
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """What a trainer knows of its run.
+
+    Attributes:
+        base: Folder or name on the hub of the model that it started from.
+        adapter: Whether it trained an adapter, and not the model itself.
+        settings: What its weights depend on, by name.
+        source: The paper of its objective.
+        history: Its log lines.
+        steps: Optimizer steps that it made.
+        epochs: Passes over the data; None before the first step.
+    """
+
+    base: str
+    adapter: bool
+    settings: Mapping[str, Any]
+    source: str
+    history: list[dict[str, Any]]
+    steps: int
+    epochs: float | None
 
 
 def versions() -> dict[str, str]:
@@ -36,9 +81,56 @@ def write_run_record(
     write_text(Path(folder, RECORD_NAME), json.dumps(redacted(record), indent=1))
 
 
+def write_run_card(folder: str | Path, run: FinishedRun, *, title: str | None = None) -> bool:
+    """Writes ``run_card`` into the folder of a run, unless a card lies there that somebody else wrote. Returns whether it
+    was written. Raises OutputError where it cannot be written."""
+    path = Path(folder, CARD_NAME)
+    if path.exists() and not any(
+        mark in path.read_text(encoding="utf-8", errors="replace") for mark in (_MARK, _TEMPLATE_MARK)
+    ):
+        return False
+    write_text(path, run_card(Path(folder), run, title=title))
+    return True
+
+
+def run_card(folder: Path, run: FinishedRun, *, title: str | None = None) -> str:
+    """The card of what a run leaves. It may be published: a path on this machine is shown by its last part alone.
+
+    Args:
+        folder: The run's, with its record where ``mdpo train`` wrote one.
+        title: What the model is called; None: as the folder.
+    """
+    recorded = _mapping(_read(folder, RECORD_NAME).get("run"))
+    base = recorded.get("model_name_or_path") or run.base
+    data = recorded.get("train_data")
+    evaluated, logged = _last_metrics(run.history)
+    sections = {
+        "Base": {
+            "model": _public(base),
+            "weights while training": "4 bits (NF4)" if recorded.get("load_in_4bit") else None,
+        },
+        "Data": {
+            "rows": _public(data),
+            "number (digest)": run.settings.get("rows"),
+            "negative": run.settings.get("negative"),
+        },
+        "Objective": {"objective": run.settings.get("objective"), "after": run.source},
+        "Training": {"steps": run.steps, "epochs": run.epochs}
+        | {name: value for name, value in run.settings.items() if name not in _IN_SECTIONS_OF_THEIR_OWN},
+        "Metrics": logged | evaluated,
+        "Versions": versions(),
+    }
+    kind = "A LoRA adapter" if run.adapter else "A model"
+    return (
+        f"{_front_matter(base, data, adapter=run.adapter)}\n{_MARK}\n\n# {markdown(title or folder.resolve().name)}\n\n"
+        f"{kind} trained on preference pairs, starting from {markdown(_public(base))}.\n{_tables(sections)}"
+        f"\n## Citation\n\n{_CITATION}"
+    )
+
+
 def model_card(adapter: Path, base: Path) -> str:
-    """From the files that training left in ``adapter``, or in the run's folder around a checkpoint; what is not there
-    is left out."""
+    """Of an adapter that is merged into its base, from the files that training left in ``adapter``, or in the run's folder
+    around a checkpoint; what is not there is left out."""
     record = _read(adapter, RECORD_NAME)
     run, trained_with = _mapping(record.get("run")), _mapping(record.get("versions"))
     settings = _read(adapter, "mdpo_settings.json")
@@ -55,17 +147,53 @@ def model_card(adapter: Path, base: Path) -> str:
         },
         "Training": {"steps": state.get("global_step"), "epochs": state.get("epoch")}
         | {name: value for name, value in settings.items() if name not in ("rows", "negative")}
-        | {f"lora {name}": lora.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
+        | {f"lora {name}": lora.get(name) for name in _LORA},
         "Metrics": logged | evaluated,
         "Versions": {f"{name} (training)": version for name, version in trained_with.items()}
         | {f"{name} (merging)": version for name, version in versions().items()},
     }
     text = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mdpo, dpo]\n---\n\n"
     text += f"# {markdown(adapter.resolve().name)}\n\nA LoRA adapter trained with mDPO, merged into its base model.\n"
+    return text + _tables(sections)
+
+
+def _tables(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    text = ""
     for title, values in sections.items():
-        rows = "".join(f"| {markdown(name)} | {_cell(value)} |\n" for name, value in values.items() if value is not None)
+        rows = "".join(
+            f"| {markdown(name)} | {_cell(value)} |\n" for name, value in values.items() if value is not None
+        )
         text += f"\n## {title}\n\n" + (f"| | |\n|---|---|\n{rows}" if rows else "Not recorded.\n")
     return text
+
+
+def _front_matter(base: str, data: Any, *, adapter: bool) -> str:
+    """What the hub reads. It takes names that it has, and refuses a card with others."""
+    names = [_repository(each) for each in (data if isinstance(data, (list, dict)) else [data])]
+    values: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": _repository(base),
+        "base_model_relation": ("adapter" if adapter else "finetune") if _repository(base) else None,
+        "datasets": [name for name in names if name],
+        "tags": ["mdpo", "dpo", *(["lora"] if adapter else [])],
+    }
+    return f"---\n{yaml.safe_dump({name: value for name, value in values.items() if value}, sort_keys=False)}---\n"
+
+
+def _repository(path: Any) -> str | None:
+    """``owner/name`` of a name on the hub, None for anything on this machine."""
+    name = hub_name(str(path).partition(":")[0]) if isinstance(path, str) else None
+    return None if name is None else name.repo
+
+
+def _public(path: Any) -> Any:
+    """Names on the hub as they are; of a path its last part."""
+    if isinstance(path, dict):
+        return ", ".join(f"{_public(each)} ({share:g})" for each, share in path.items())
+    if isinstance(path, list):
+        return ", ".join(str(_public(each)) for each in path)
+    return path if path is None or _repository(path) else Path(str(path)).name
 
 
 def _read(adapter: Path, name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .types import (
     shown,
     shown_text,
 )
-from .values import ANCHOR, BETA, PATHS, check_numbers, check_paths, check_range
+from .values import ANCHOR, BETA, PATHS, check_numbers, check_paths, check_range, check_shares
 from .yaml_text import Written, plain, read_yaml
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "check_parameters",
     "check_paths",
     "check_range",
+    "check_shares",
     "coerce",
     "default_of",
     "dtype_name",

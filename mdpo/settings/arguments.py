@@ -35,10 +35,6 @@ REFUSED = {
     "include_for_metrics": "there is no compute_metrics here; MDPOTrainer.predict(rows) returns every row's numbers",
     "batch_eval_metrics": "there is no compute_metrics here; MDPOTrainer.predict(rows) returns every row's numbers",
     "enable_jit_checkpoint": "SIGTERM writes a checkpoint without it; leave it out",
-    "push_to_hub": (
-        "a run uploads nothing, since output_dir also holds paths and the reference cache; afterwards: "
-        "hf upload OWNER/NAME OUTPUT_DIR --include 'adapter_*'"
-    ),
     "parallelism_config": "tensor, context and sequence parallelism cannot split a packed row; use DDP or FSDP2",
     "do_predict": "a training run predicts nothing; use mdpo score, or MDPOTrainer.predict(rows)",
 }
@@ -47,7 +43,7 @@ ALWAYS_REFUSED = ("per_device_train_batch_size", "per_device_eval_batch_size")
 
 Condition = Callable[[Any], bool]
 _NUMBERS = "an evaluation keeps a few numbers per row, none of them on the device"
-_UPLOADS = "a run uploads nothing"
+_UPLOADS = "a run uploads once, at its end"
 
 
 def _always(args: Any) -> bool:
@@ -82,12 +78,12 @@ IDLE: dict[str, tuple[Condition, str]] = {
     "label_names": (_always, "preference rows have no labels"),
     "length_column_name": (_always, "rows are measured in tokens, not by a column"),
     "local_rank": (_always, "the launcher's environment gives the rank"),
-    "hub_token": (_always, _UPLOADS),
-    "hub_private_repo": (_always, _UPLOADS),
-    "hub_model_id": (_always, _UPLOADS),
+    "hub_token": (_is("push_to_hub", False), "push_to_hub is off"),
+    "hub_private_repo": (_is("push_to_hub", False), "push_to_hub is off"),
+    "hub_model_id": (_is("push_to_hub", False), "push_to_hub is off"),
     "hub_strategy": (_always, _UPLOADS),
     "hub_always_push": (_always, _UPLOADS),
-    "hub_revision": (_always, _UPLOADS),
+    "hub_revision": (_is("push_to_hub", False), "push_to_hub is off"),
     "run_name": (_untracked(), "no tracker is named in report_to"),
     "project": (_untracked("trackio"), "report_to does not name trackio"),
     "trackio_space_id": (_untracked("trackio"), "report_to does not name trackio"),

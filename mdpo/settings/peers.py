@@ -101,9 +101,9 @@ _INSTEAD: dict[str, str] = {
     "fp16_backend": "it left transformers; set fp16",
     "fp16_opt_level": "it left transformers; set fp16",
     "torchdynamo": "set torch_compile_backend",
-    "push_to_hub_model_id": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
-    "push_to_hub_token": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
-    "push_to_hub_organization": "a run uploads nothing; afterwards: hf upload OWNER/NAME OUTPUT_DIR",
+    "push_to_hub_model_id": "set hub_model_id",
+    "push_to_hub_token": "set hub_token, or HF_TOKEN",
+    "push_to_hub_organization": "name it in hub_model_id: OWNER/NAME",
     "plot_loss": "draw it afterwards: mdpo report OUTPUT_DIR",
 }
 _COLUMNS = ("image_column", "images_column", "text_column", "prompt_column", "chosen_column", "rejected_column", "columns",

@@ -88,10 +88,23 @@ def check_paths(config: Any) -> None:
         value = getattr(config, name, None)
         if name == "chat_template" and isinstance(value, str) and value.strip():  # it may be the template itself
             continue
-        for path in value if isinstance(value, list) else [value]:
+        for path in value if isinstance(value, (list, dict)) else [value]:
             problem = path_problem(path) if isinstance(path, str) else None
             if problem is not None:
                 raise InputError(f"{name}: {problem}")
+
+
+def check_shares(name: str, value: Any) -> None:
+    """Raises InputError for a mapping of data sets to shares that is empty, or has a share that is not a number above 0."""
+    if not isinstance(value, dict):
+        return
+    if not value:
+        raise InputError(f"{name}: the mapping is empty; give data sets with their shares")
+    for path, share in value.items():
+        if not isinstance(path, str):
+            raise InputError(f"{name}: expected the name of a data set, got {shown(path)}; put it in quotes")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
+            raise InputError(f"{name}: expected a share above 0 for {shown(path)}, got {shown(share)}; leave it out to read none of it")
 
 
 def check_range(name: str, value: Any, interval: str) -> None:

@@ -52,8 +52,10 @@ from .layers import COMPILED, CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .not_finite import StopsWhereNotFinite, losses_not_finite
 from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .publishes import Publishes
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
 from .run_settings import check_same_run, recorded, run_settings
+from .samples import SampleAnswers
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
 from .workers import begin_worker
@@ -61,7 +63,7 @@ from .workers import begin_worker
 _log = logging.getLogger(__name__)
 
 
-class MDPOTrainer(StopsWhereNotFinite):
+class MDPOTrainer(Publishes, StopsWhereNotFinite):
     """Trains a vision-language model on preference pairs.
 
     model: a supported Hugging Face model, or a PEFT model whose adapter is to be trained. The reference is the model as
@@ -136,6 +138,8 @@ class MDPOTrainer(StopsWhereNotFinite):
         self.run_folder = RunFolder(args, self.model.name_or_path)
         self.add_callback(self.run_folder)
         self.add_callback(CheckpointLayers(model))
+        if args.sample_prompts:
+            self.add_callback(SampleAnswers(self))
         self._may_stop()
         switch_dropout_off(model, args)
         reference = establish_reference(
@@ -148,7 +152,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         if isinstance(self.family, Separate):
             _log.info(self.family.line)
         _log.info("reference: %s", reference.description)
-        for line in filter(None, (describe_trained(model), describe_lora(model, self._autocast))):
+        for line in filter(None, (describe_trained(model), describe_lora(model, self.step_dtype))):
             _log.info(line)
         self.layers = prepare_layers(model, reference.frozen, args)
         self.policy = PackedPolicy(
@@ -221,7 +225,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
         key = fingerprint(
             self._reference_model,
-            self._autocast,
+            self.step_dtype,
             reference=self.policy.reference,
             weights=self._reference_weights,
             compiled=self.layers == COMPILED or self.args.torch_compile,
@@ -239,7 +243,7 @@ class MDPOTrainer(StopsWhereNotFinite):
         return self.model if frozen is None else frozen
 
     @property
-    def _autocast(self) -> torch.dtype | None:
+    def step_dtype(self) -> torch.dtype | None:
         """The dtype that steps run under, None where that is the weights' own."""
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
 
@@ -313,9 +317,9 @@ class MDPOTrainer(StopsWhereNotFinite):
         if self.is_deepspeed_enabled:  # whose engine would move the model later
             self.model.to(self.args.device)
         # As accelerate wraps it for a step, which it has not done yet.
-        autocast = torch.autocast(self.args.device.type, self._autocast, enabled=self._autocast is not None)
-        with disable_input_dtype_casting(self.model, active=self._autocast is not None), autocast:
-            line = check_start(self.model, self.args, self._first_examples(), self.objective.branches, self._autocast, self._evaluate_packed)
+        autocast = torch.autocast(self.args.device.type, self.step_dtype, enabled=self.step_dtype is not None)
+        with disable_input_dtype_casting(self.model, active=self.step_dtype is not None), autocast:
+            line = check_start(self.model, self.args, self._first_examples(), self.objective.branches, self.step_dtype, self._evaluate_packed)
         if self._cache is not None:
             self._cache.found = 0
         _log.info(line)

@@ -24,6 +24,7 @@ from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.config import RunConfig
 from mdpo.data import read_rows
 from mdpo.settings.arguments import IDLE, REFUSED, idle_arguments
+from mdpo.trainer.publishes import Publishes
 from tests import tiny
 
 DEFAULTS = {
@@ -265,6 +266,11 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "do_train": Read(mdpo.config._read_do_flags),
     "do_eval": Stops({"do_eval": True}, "do_eval: there are no rows"),
     "resume_from_checkpoint": Read(mdpo.training.train),
+    "push_to_hub": Read(mdpo.training._train),
+    "hub_model_id": Read(Publishes._make_repository),
+    "hub_token": Read(Publishes._make_repository),
+    "hub_private_repo": Read(Publishes._make_repository),
+    "hub_revision": Read(Publishes.upload),
 }
 
 
@@ -359,7 +365,7 @@ OTHER_VALUES = {
     "auto_find_batch_size": True, "label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0,
     "train_sampling_strategy": "sequential", "dataloader_drop_last": True, "dataloader_in_order": False,
     "bf16_full_eval": True, "fp16_full_eval": True, "include_for_metrics": ["inputs"], "batch_eval_metrics": True,
-    "enable_jit_checkpoint": True, "push_to_hub": True, "parallelism_config": object(), "do_predict": True,
+    "enable_jit_checkpoint": True, "parallelism_config": object(), "do_predict": True,
 }  # fmt: skip
 
 
