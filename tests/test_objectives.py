@@ -187,8 +187,8 @@ def term(**changes) -> list[dict]:
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ([{"name": f"t{n}", "rows": {"chosen": 1}} for n in range(257)], "objective: 257 terms with 257 rows; at most 256 are read"),
-        (term(rows=[{"chosen": 1}] * 300), "objective: 1 terms with 300 rows; at most 256 are read"),
+        ([{"name": f"t{n}", "rows": {"chosen": 1}} for n in range(257)], "objective: its terms have 257 rows in all; at most 256 are read"),
+        (term(rows=[{"chosen": 1}] * 300), "objective: its terms have 300 rows in all; at most 256 are read"),
         (term(rows={"chosen@negative_" + "1" * 5000: 1}), "objective: term a: branch 'chosen@negative_1111"),
         (term(rows={"chosen@negative_65": 1}), "is unknown; did you mean .*negative_64 or none"),
         (term(rows={"chosen@negative_1": 1}), "is unknown; did you mean"),

@@ -55,7 +55,7 @@ def read_objective(value: Any) -> str | list[dict[str, Any]]:
         objective = Objective.of(*(_term(term, number) for number, term in enumerate(value, 1)), source="")
         rows = sum(len(term.matrix) for term in objective.terms)
         if rows > _MOST_ROWS:
-            raise InputError(f"{len(objective.terms)} terms with {rows} rows; at most {_MOST_ROWS} are read: leave some out")
+            raise InputError(f"its terms have {rows} rows in all; at most {_MOST_ROWS} are read: leave some out")
         matrix_of(objective.terms, objective.branches)
     except ValueError as error:
         raise InputError(f"objective: {_cut(shown(error), 600)}") from error
