@@ -64,13 +64,14 @@ def check_weights(tokens: Tokens, parts: np.ndarray, rows: Rows) -> None:
 
 
 def branches_there(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away.
+    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away, and only
+    there is an answer right for another one.
 
     parts: (N, parts) tokens. with_images: (N,) bool.
     """
     there = {}
     for branch in map(branch_of, branches):
-        there[branch.name] = (parts[:, PARTS.index(branch.response)] > 0) & (with_images | (branch.picture == "image"))
+        there[branch.name] = (parts[:, PARTS.index(branch.response)] > 0) & (with_images | (not branch.needs_image))
     return there
 
 

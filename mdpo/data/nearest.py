@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from .images import Use, content_digest
-from .problem import RowError
+from .problem import other_pictures_missing
 from .row_store import Rows
 
 # (digests, a picture by its position) → (N, D) float32, as ``mdpo.models.image_embeddings.image_embeddings``.
@@ -49,33 +49,30 @@ class Neighbours:
         # A row's own pictures may be among the nearest, and so may those that its earlier negatives took.
         most = int(rows.images.counts().max(initial=0))
         self._near = nearest(vectors, count + most - 1)
-        self._check()
+        self._check(count)
 
     def choose(self, index: int, position: int, taken: Set[int]) -> int:
-        """The picture nearest to the row's image at ``position`` that is none of the row's.
+        """The picture nearest to the row's image at ``position`` that is none of the row's. taken: pictures to pass over."""
+        fresh = [at for at in self._others(index, position) if at not in taken]
+        if not fresh:
+            raise other_pictures_missing(self.rows[index].where, "nearest_image", len(taken) + 1)
+        return fresh[0]
 
-        taken: pictures that are passed over, unless there is no other.
-        """
+    def _others(self, index: int, position: int) -> list[int]:
+        """The pictures near the row's image at ``position`` that are none of the row's, nearest first."""
         numbers = self.rows.images.of(index)
         own = {self._content[number] for number in numbers}
-        near = [at for at in self._near[self._content[numbers[position]]].tolist() if at >= 0 and at not in own]
-        fresh = [at for at in near if at not in taken]
-        if not near:
-            raise self._error(index)
-        return (fresh or near)[0]
+        return [at for at in self._near[self._content[numbers[position]]].tolist() if at >= 0 and at not in own]
 
     def number(self, picture: int) -> int:
         """A number in the rows' table that is this picture."""
         return self._first[picture]
 
-    def _check(self) -> None:
+    def _check(self, count: int) -> None:
         for index in np.flatnonzero(self.rows.images.counts() > 0).tolist():
             for position in range(len(self.rows.images.of(index))):
-                self.choose(index, position, set())
-
-    def _error(self, index: int) -> RowError:
-        problem = "nearest_image needs a second row, with an image that this row does not have"
-        return RowError.at(self.rows[index].where, "images", problem, "choose another negative")
+                if len(self._others(index, position)) < count:
+                    raise other_pictures_missing(self.rows[index].where, "nearest_image", count)
 
 
 def nearest(vectors: np.ndarray, count: int) -> np.ndarray:

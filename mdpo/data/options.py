@@ -65,12 +65,12 @@ class DataOptions:
     @property
     def read(self) -> tuple[str, ...]:
         """The branches that are read."""
-        return tuple(name for name in self.branches if not self.drop_images or branch_of(name).picture == "image")
+        return tuple(name for name in self.branches if not self.drop_images or not branch_of(name).needs_image)
 
     @property
     def beside_image(self) -> tuple[str, ...]:
-        """Those of them that read another picture than the row's own, or none."""
-        return tuple(name for name in self.read if branch_of(name).picture != "image")
+        """Those of them that only a row with images has."""
+        return tuple(name for name in self.read if branch_of(name).needs_image)
 
     @property
     def contrast(self) -> tuple[str, ...]:

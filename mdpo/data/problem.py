@@ -76,3 +76,12 @@ class Dropped(NamedTuple):
 
     where: str
     reason: str
+
+
+def other_pictures_missing(where: str, negative: str, count: int) -> RowError:
+    """Of a row for which the data has fewer than ``count`` pictures beside its own, which a negative takes from there."""
+    if count == 1:
+        problem = f"{negative} needs a second row, with an image that this row does not have"
+    else:
+        problem = f"{negative} needs {count} images that this row does not have, and the data has fewer"
+    return RowError.at(where, "images", problem, "choose another negative")

@@ -11,7 +11,7 @@ from mdpo.errors import InputError
 from .images import ImageFacts, open_image
 from .nearest import Neighbours
 from .negatives import NEEDS_MODEL, Mixture, generator
-from .problem import RowError
+from .problem import RowError, other_pictures_missing
 from .row import PreferenceRow
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RejectedImages:
                     more, len(rows), count,
                 )  # fmt: skip
         if "random_image" in negative.names:
-            self._donors.check()
+            self._donors.check(count)
 
     @functools.cached_property
     def _donors(self) -> "_Donors":
@@ -120,32 +120,24 @@ class _Donors:
         self._images = [tuple(numbers.setdefault(image.key, len(numbers)) for image in images) for images in facts]
         self._donors = [index for index, images in enumerate(self._images) if images]
 
-    def check(self) -> None:
-        """Raises RowError for a row that has no donor."""
+    def check(self, count: int) -> None:
+        """Raises RowError for a row that has fewer than ``count`` other pictures to choose from."""
         first = {self._images[index][0] for index in self._donors}
         for index, images in enumerate(self._images):
-            if images and first <= set(images):
-                raise self._error(index)
+            if images and len(first) - len(first.intersection(images)) < count:
+                raise other_pictures_missing(self.rows[index].where, "random_image", count)
 
     def picture(self, donor: int) -> int:
         """Which picture the row's first image is: the same number for the same one."""
         return self._images[donor][0]
 
     def choose(self, index: int, number: int, taken: Set[int]) -> int:
-        """The row that ``number`` chooses, or the next one after it with another image.
-
-        taken: pictures that are passed over, unless there is no other.
-        """
-        for passed_over in (taken, ()):
-            for step in range(len(self._donors)):
-                donor = self._donors[(number + step) % len(self._donors)]
-                if self._images[donor][0] not in self._images[index] and self._images[donor][0] not in passed_over:
-                    return donor
-        raise self._error(index)
-
-    def _error(self, index: int) -> RowError:
-        problem = "random_image needs a second row, with an image that this row does not have"
-        return RowError.at(self.rows[index].where, "images", problem, "choose another negative")
+        """The row that ``number`` chooses, or the next one after it with another image. taken: pictures to pass over."""
+        for step in range(len(self._donors)):
+            donor = self._donors[(number + step) % len(self._donors)]
+            if self._images[donor][0] not in self._images[index] and self._images[donor][0] not in taken:
+                return donor
+        raise other_pictures_missing(self.rows[index].where, "random_image", len(taken) + 1)
 
 
 def _brings_more(row: PreferenceRow, count: int) -> bool:

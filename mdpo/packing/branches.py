@@ -36,6 +36,11 @@ class Branch(NamedTuple):
         return _SHORT.get(long, long)
 
     @property
+    def needs_image(self) -> bool:
+        """Whether only an example with an image has it."""
+        return self.picture != "image" or self.response == "contrast"
+
+    @property
     def negative(self) -> int:
         """Which of the row's rejected pictures is read, counted from 1; 0 for none of them."""
         if not self.picture.startswith("negative"):

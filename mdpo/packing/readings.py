@@ -66,4 +66,6 @@ def _response(example: PreferenceTokens, branch: Branch) -> Response | None:
         return Response(branch, example.chosen_ids, example.chosen_weights)
     if branch.response == "rejected":
         return Response(branch, example.rejected_ids, example.rejected_weights)
-    return None if example.contrast_ids is None else Response(branch, example.contrast_ids, None)
+    if example.contrast_ids is None or example.images is None:  # right for another picture than none
+        return None
+    return Response(branch, example.contrast_ids, None)

@@ -96,7 +96,7 @@ def _check_one_picture(args: Any) -> None:
                 "drop_images: without images there is no rejected one to anchor; take image_rejected out of anchors, or "
                 "leave drop_images out"
             )
-    other = [name for name in args.branches if name not in ("chosen", "rejected", "contrast@image")]
+    other = [name for name in args.branches if name not in ("chosen", "rejected")]
     if other:
         raise InputError(
             f"drop_images: the objective compares pictures ({', '.join(other)}), and without images there is nothing to compare; "

@@ -112,7 +112,7 @@ def _check_metric(args: MDPOConfig, names: tuple[str, ...]) -> None:
     objective = objective_of(args)
     read = {"chosen", "rejected", *(branch for term in objective.terms for row in term.matrix for branch in row)}
     if args.drop_images:
-        read = {branch for branch in read if branch_of(branch).picture == "image"}
+        read = {branch for branch in read if not branch_of(branch).needs_image}
     measured = [metric.name for metric in metrics_of(objective.branches, objective.terms) if metric.branches <= read]
     known = [f"{name}_{metric}".removeprefix("_") for name in names for metric in measured]
     if wanted not in known:

@@ -11,6 +11,7 @@ from PIL import Image
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.data.commands import add_commands
 from mdpo.errors import InputError
+from mdpo.objectives import PRESETS
 from tests import tiny
 
 
@@ -21,7 +22,7 @@ def load_processor(path: Path):
 
 def run(*arguments: object) -> None:
     parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(), load_processor)
+    add_commands(parser.add_subparsers(), load_processor, {name: each.branches for name, each in PRESETS.items()})
     options = parser.parse_args(["data", *map(str, arguments)])
     options.run(options)
 

@@ -232,14 +232,16 @@ def test_the_first_of_several_negatives_is_the_one_there_was():
         assert several(name, data, 2)[1] == [second], "however many follow"
 
 
-def test_random_images_are_different_ones_while_there_are(tmp_path):
+def test_random_images_are_different_ones_or_an_error(tmp_path):
     for index in range(4):
         Image.new("RGB", (8, 8), (index * 60, 0, 0)).save(tmp_path / f"{index}.png")
     text = {"prompt": "q?", "chosen": "a", "rejected": "b"}
     data = parse_rows([{**text, "image": f"{index % 4}.png"} for index in range(8)], tmp_path)
     for seed in range(10):
-        found = [pictures[0].getpixel((0, 0))[0] for pictures in several("random_image", data, 5, seed=seed)]
-        assert sorted(found[:3]) == [60, 120, 180] and 0 not in found, "a fourth and fifth are some of them again"
+        found = [pictures[0].getpixel((0, 0))[0] for pictures in several("random_image", data, 3, seed=seed)]
+        assert sorted(found) == [60, 120, 180]
+    with pytest.raises(InputError, match="row 0: images: random_image needs 4 images that this row does not have"):
+        several("random_image", data, 4)
 
 
 def test_own_negatives_come_round_by_round():

@@ -69,8 +69,7 @@ def test_a_preset_trains(world, tmp_path, preset, caplog):
         run.train()
     (checked,) = [r.message for r in caplog.records if r.message.startswith("start check")]
     # The two shortest examples with a picture have every branch, the text alone those that read its own prompt.
-    alone = sum(branch in ("chosen", "rejected", "contrast@image") for branch in objective.branches)
-    assert f"{2 * len(objective.branches) + alone - ('contrast@image' in objective.branches)} branches" in checked
+    assert f"{2 * len(objective.branches) + sum(branch in ('chosen', 'rejected') for branch in objective.branches)} branches" in checked
     first, last = [entry for entry in run.state.log_history if "loss" in entry]
     evaluated = next(entry for entry in run.state.log_history if "eval_loss" in entry)
     for name in (term.name for term in objective.terms):
