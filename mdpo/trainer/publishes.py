@@ -17,7 +17,7 @@ from mdpo.models.model_card import CARD_NAME, FinishedRun, write_run_card
 from mdpo.objectives import Objective
 from mdpo.run_folder import published_files
 
-from .ranks import together
+from .ranks import from_all_ranks, together
 
 _log = logging.getLogger(__name__)
 
@@ -30,16 +30,19 @@ class Publishes(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository ``hub_model_id``, before training, so that a token that may not write is found now."""
-        together(self.args, lambda: self._make_repository(token, private))
+        made = together(self.args, lambda: self._make_repository(token, private))
+        (self.hub_model_id,) = from_all_ranks(self.args, made)  # all ranks have to know whether there is one
 
-    def _make_repository(self, token: str | None, private: bool | None) -> None:
+    def _make_repository(self, token: str | None, private: bool | None) -> list[str]:
+        """Its name, on the main process."""
         if not self.is_world_process_zero():
-            return
-        self.hub_model_id = make_repository(
+            return []
+        name = make_repository(
             self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
             token=token or self.args.hub_token,
             private=self.args.hub_private_repo if private is None else private,
         )
+        return [name]
 
     def create_model_card(self, model_name: str | None = None) -> None:
         """Writes README.md into ``output_dir``, unless the user's own lies there.
