@@ -223,19 +223,38 @@ def qwen2_5_vl(seed: int = 0) -> transformers.Qwen2_5_VLForConditionalGeneration
     return _build(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
 
 
+# Two levels of deepstack features for three text layers
+_QWEN3_VISION = {
+    "depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+    "spatial_merge_size": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+}  # fmt: skip
+_QWEN3_TEXT = {
+    **_TEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True, "rope_theta": 1e4},
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
 def qwen3_vl(seed: int = 0) -> transformers.Qwen3VLForConditionalGeneration:
-    """Two levels of deepstack features for three text layers."""
-    vision = {
-        "depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-        "spatial_merge_size": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
-    }  # fmt: skip
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True, "rope_theta": 1e4}
-    text = {
-        **_TEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-        "rope_parameters": rope, "tie_word_embeddings": False,
-    }  # fmt: skip
-    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_QWEN_IDS)
+    config = transformers.Qwen3VLConfig(text_config=_QWEN3_TEXT, vision_config=_QWEN3_VISION, **_QWEN_IDS)
     return _build(transformers.Qwen3VLForConditionalGeneration, config, seed)
+
+
+def glm4v(seed: int = 0) -> transformers.Glm4vForConditionalGeneration:
+    vision = {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 32,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    text = {**_QWEN3_TEXT, "num_hidden_layers": 2, "rope_parameters": rope}
+    config = transformers.Glm4vConfig(text_config=text, vision_config=vision, **_QWEN_IDS)
+    return _build(transformers.Glm4vForConditionalGeneration, config, seed)
+
+
+def qwen3_vl_moe(seed: int = 0) -> transformers.Qwen3VLMoeForConditionalGeneration:
+    text = {**_QWEN3_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=_QWEN3_VISION, **_QWEN_IDS)
+    return _build(transformers.Qwen3VLMoeForConditionalGeneration, config, seed)
 
 
 def _build(kind, config, seed: int):

@@ -27,6 +27,8 @@ from .layer import Precision
 from .lengths import Examples, from_lengths, log_normal
 from .shapes import SHAPES, Adaptation, ModelShape, read_shape
 
+# Families with layers that the arithmetic does not know.
+_OTHER_LAYERS = {"glm4v": "four norms in a layer", "qwen3_vl_moe": "experts, which read as many tokens as choose them"}
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # one of them, in every folder with a processor
 
 
@@ -36,7 +38,10 @@ def unplanned(run: RunConfig, args: MDPOConfig) -> str | None:
         return f"optim: {optimizer_of(args)!r} is not planned for; choose from {', '.join(ADAM_BYTES)}"
     if not (run.use_lora or (run.freeze_vision_tower and run.freeze_multi_modal_projector)):
         return "freeze_vision_tower, freeze_multi_modal_projector: only frozen ones are planned for"
-    if isinstance(family_of_config(_model_config(run)), Separate):
+    config = _model_config(run)
+    if config.model_type in _OTHER_LAYERS:
+        return f"model_name_or_path: a {config.model_type} has {_OTHER_LAYERS[config.model_type]}, and is not planned for"
+    if isinstance(family_of_config(config), Separate):
         return "model_name_or_path: its branches are read separately, and packed rows alone are planned for"
     return None
 

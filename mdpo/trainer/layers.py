@@ -12,6 +12,7 @@ from transformers.utils import is_liger_kernel_available
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
 from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers, share_inputs
+from mdpo.models.lora_targets import stacked_experts
 from mdpo.packing import Separate, family_of
 
 from .machine import compiler_fault_anywhere
@@ -39,19 +40,23 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
         _check_liger(model, args)
         if frozen is not None:
             apply_liger_kernel(frozen, args.liger_kernel_config)
-    if args.compile_layers and _is_packed(model, args) and _compiles(args):
+    if args.compile_layers and _can_be_compiled(model, args) and _compiles(args):
         for part in filter(None, (model, frozen)):
             compile_layers(part)
         return COMPILED
     return LIGERS if args.use_liger_kernel else EAGER
 
 
-def _is_packed(model: Any, args: MDPOConfig) -> bool:
-    """Whether the layers see packed rows, which are what they are compiled for; says so where they do not."""
-    packed = not isinstance(family_of(model), Separate)
-    if not packed and args.process_index == 0:
-        _log.info("compile_layers: layers run eagerly, since the model reads its branches separately")
-    return packed
+def _can_be_compiled(model: Any, args: MDPOConfig) -> bool:
+    """Whether the layers see packed rows, which are what they are compiled for, and the same work in each; says so if not."""
+    reason = None
+    if isinstance(family_of(model), Separate):
+        reason = "the model reads its branches separately"
+    elif stacked_experts(model) is not None:
+        reason = "how many tokens an expert gets differs from row to row"
+    if reason is not None and args.process_index == 0:
+        _log.info("compile_layers: layers run eagerly, since %s", reason)
+    return reason is None
 
 
 def _compiles(args: MDPOConfig) -> bool:

@@ -16,7 +16,9 @@ FAMILIES = {
     "llava_next-siglip-qwen2": lambda: tiny.llava_next("qwen2", "siglip"),
     "qwen2_vl": tiny.qwen2_vl,
     "qwen2_5_vl": tiny.qwen2_5_vl,
+    "glm4v": tiny.glm4v,
     "qwen3_vl": tiny.qwen3_vl,
+    "qwen3_vl_moe": tiny.qwen3_vl_moe,
     "idefics3": tiny.idefics3,
     "smolvlm": tiny.smolvlm,
     "internvl": tiny.internvl,
@@ -28,7 +30,7 @@ IMAGE = 3  # the placeholder's id in every tiny model
 def pixels(kind: str, generator: torch.Generator, grid: tuple[int, int] = (4, 6)) -> dict[str, Tensor]:
     """One picture as the family's image processor returns it; another grid is another number of tokens."""
     height, width = grid
-    if kind.startswith("qwen"):
+    if kind.startswith(("qwen", "glm")):
         values = torch.randn(height * width, 3 * 2 * 4 * 4, generator=generator)
         return {"pixel_values": values, "image_grid_thw": torch.tensor([[1, height, width]])}
     if kind.startswith("llava_next"):

@@ -191,13 +191,6 @@ MODELS: dict[str, Tiny] = {
         grid,
         (2, 2),
     ),
-    "qwen3_vl_moe": Tiny(
-        multimodal_rope(
-            EXPERTS | {"rope_parameters": {**MROPE, "mrope_interleaved": True}}, {"deepstack_visual_indexes": [0]}
-        ),
-        grid,
-        (2, 2),
-    ),
     "glm4v": Tiny(multimodal_rope({"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}), grid, (2, 2)),
     "glm4v_moe": Tiny(
         multimodal_rope(

@@ -25,7 +25,11 @@ from tests.models.separate_models import IMAGE, MODELS, build
 # Those that this transformers can build of the same config: the oldest lacks two, and reads some configs otherwise.
 _NEW = {"aria", "granite4_vision", "hyperclovax_vision_v2", "mistral_large4", "vipllava", "video_llava"}
 _IS_OLD = Version(transformers.__version__) < Version("5.20")
-KINDS = [pytest.param(kind, marks=pytest.mark.skipif(_IS_OLD and kind in _NEW, reason="of a later one")) for kind in MODELS]
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.skipif(_IS_OLD and kind in _NEW, reason="of a later one"))
+    for kind in MODELS
+    if kind != "glm4v"  # which has a packed row
+]
 
 # Where a model's processor returns token types, what it says of (prompt, image, response); others say it of images alone.
 _TYPES = {"paligemma": (0, 0, 1)}
@@ -104,7 +108,7 @@ def test_lora_reaches_every_linear_layer_of_the_language_model_alone(kind):
             assert (module in inside) == bool(re.fullmatch(LANGUAGE_LINEAR, name)), name
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "qwen3_5", "glm4v", "idefics2", "lfm2_vl", "llama4"])
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "qwen3_5", "glm4v_moe", "idefics2", "lfm2_vl", "llama4"])
 def test_a_checkpointed_step_with_an_adapter_equals_plain_forwards(kind):
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=LANGUAGE_LINEAR + "|lm_head", init_lora_weights=False)
     models = []
@@ -132,7 +136,7 @@ def test_a_checkpointed_step_with_an_adapter_equals_plain_forwards(kind):
 
 
 def test_experts_in_a_stack_are_said():
-    assert stacked_experts(build("qwen3_vl_moe")) == "down_proj, gate_up_proj"
+    assert stacked_experts(tiny.qwen3_vl_moe()) == "down_proj, gate_up_proj"
     assert stacked_experts(build("gemma3")) is None
 
 

@@ -1,4 +1,4 @@
-"""Families that are read branch by branch, from images and text through their own processors to trained adapters."""
+"""Families that are read branch by branch, and GLM-4V, from images and text through their own processors to trained adapters."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.data.images import open_image
 from mdpo.models.inputs import model_inputs
 from mdpo.models.layers import LANGUAGE_LINEAR
-from mdpo.packing import family_of
+from mdpo.packing import Separate, family_of
 from tests import tiny
 from tests.models.separate_models import build
 from tests.models.separate_processors import PROCESSORS
@@ -69,8 +69,11 @@ def test_trains(kind, tmp_path, caplog):
         trainer = MDPOTrainer(model, args, rows, None, processor, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
         trainer.train()
     lines = [record.getMessage() for record in caplog.records]
-    assert sum(line.startswith("separate: 3P+3R tokens instead of 2P+3R, because") for line in lines) == 1
-    assert any("each branch by itself and the model's own forward differ by at most" in line for line in lines)
+    separately = isinstance(trainer.family, Separate)
+    assert separately == (kind != "glm4v")
+    assert sum(line.startswith("separate: 3P+3R tokens instead of 2P+3R, because") for line in lines) == separately
+    way = "each branch by itself" if separately else "a packed row"
+    assert any(f"{way} and the model's own forward differ by at most" in line for line in lines)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(3 * 0.6931, abs=1e-3) and losses[2] != losses[0]
     for step in trainer.get_train_dataloader():

@@ -8,12 +8,13 @@ from mdpo.errors import InputError
 
 from .base import Family, Separate, Untried
 from .llava import Llava, LlavaNext
-from .qwen_vl import QwenVL
+from .qwen_vl import Glm4V, QwenVL
 from .tiles import Idefics3, InternVL
 
 __all__ = ["Family", "Separate", "family_of", "family_of_config"]
 
 _FAMILIES = {
+    "glm4v": Glm4V,
     "idefics3": Idefics3,
     "internvl": InternVL,
     "llava": Llava,
@@ -21,6 +22,7 @@ _FAMILIES = {
     "qwen2_5_vl": QwenVL,
     "qwen2_vl": QwenVL,
     "qwen3_vl": QwenVL,
+    "qwen3_vl_moe": QwenVL,
     "smolvlm": Idefics3,
 }
 

@@ -58,3 +58,10 @@ class QwenVL:
                 pieces.append(piece + position)
                 position, row = position + step, row + piece.shape[1]
         return torch.cat(pieces, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Glm4V(QwenVL):
+    """GLM-4.1V, as Qwen2.5-VL where images are concerned. Its tower makes its layout of the grids itself, on its device."""
+
+    host_inputs = ()
