@@ -2,7 +2,7 @@
 log-normal with median 120; or all of one length."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -89,6 +89,9 @@ class TokenPairs(PreferenceDataset):
 
     def find_neighbours(self, embed: Embed) -> None:
         """Negatives are made already."""
+
+    def any_with(self, branches: Collection[str]) -> bool:
+        return True
 
     def first_with_images(self) -> int | None:
         return next((index for index, example in enumerate(self.examples) if example.images), None)

@@ -11,6 +11,7 @@ from mdpo.data import DataOptions, PictureSize, PreferenceDataset, parse_rows, s
 from mdpo.data.image_tokens import ImageTokens
 from mdpo.data.picture_size import add_size_options, size_options, size_settings, sizes_of
 from mdpo.errors import InputError
+from mdpo.packing import family_of
 from tests import tiny
 
 SIZED = {
@@ -20,6 +21,7 @@ SIZED = {
 }
 FIXED = {"llava": tiny.processor, "llava_next": tiny.llava_next_processor}
 SHAPES = [(200, 120), (31, 90), (300, 40), (20, 20)]  # width, height
+PACKED = family_of(tiny.llava())  # its rows are, as those of the families here
 TEXT = {"prompt": "what is this?", "chosen": "a red cat", "rejected": "the blue dog"}
 
 
@@ -142,7 +144,7 @@ def test_a_processor_that_cuts_no_tiles_has_pictures_of_one_size(monkeypatch, fa
         size_pictures(processor, PictureSize(max_pixels=5000))
     data = dataset(processor, {"image": picture(200, 120)})
     with pytest.raises(InputError) as error:
-        data.check_budget(int(data.lengths[0]) - 1)
+        data.check_budget(int(data.lengths[0]) - 1, PACKED)
     assert "max_pixels" not in str(error.value)
 
 
@@ -187,7 +189,7 @@ def test_the_most_pixels_that_fit_the_budget_are_proposed(family, share, cuts):
     whole = dataset(SIZED[family](), *rows, max_length=limit)
     budget = int(share * whole.lengths.max())
     with pytest.raises(InputError) as error:
-        whole.check_budget(budget)
+        whole.check_budget(budget, PACKED)
     message, longest = str(error.value), int(whole.lengths.max())
     assert message.startswith(f"dataset, row {int(whole.lengths.argmax())}: {longest} packed tokens, more than token_budget {budget}")
     assert f"raise token_budget to at least {longest}, set max_pixels: " in message
@@ -207,15 +209,15 @@ def test_pictures_are_not_blamed_for_text():
     for family, rows in (("qwen2_vl", [long, {"image": picture(9, 9)}]), ("llava", [{**long, "image": picture(200, 90)}])):
         data = dataset((SIZED | FIXED)[family](), *rows)
         with pytest.raises(InputError) as error:
-            data.check_budget(100)
+            data.check_budget(100, PACKED)
         assert str(error.value).endswith(f"to at least {data.lengths.max()}, or shorten or leave out what is longer")
 
 
 def test_rows_that_smaller_pictures_do_not_help_are_left_out_of_the_count():
     data = dataset(tiny.qwen2_vl_processor(), {"chosen": "a red cat " * 40}, {"image": picture(200, 120)})
     with pytest.raises(InputError, match=r"; 2 of 2 rows have, this is the longest: .* with which 1 of them fit, or shorten"):
-        data.check_budget(100)
-    data.check_budget(int(data.lengths.max()))
+        data.check_budget(100, PACKED)
+    data.check_budget(int(data.lengths.max()), PACKED)
 
 
 def test_a_branch_that_is_too_long_and_a_prompt_past_max_length_say_so_too():

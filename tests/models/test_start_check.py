@@ -1,5 +1,6 @@
 """The check before the first step: silent where both ways agree, and what it finds where they don't."""
 
+import functools
 import math
 
 import peft
@@ -50,6 +51,7 @@ def with_dropout(**probabilities):
 class _Scaled(transformers.LlavaForConditionalGeneration):
     """As Granite and Cohere: logits are scaled behind the head."""
 
+    @functools.wraps(transformers.LlavaForConditionalGeneration.forward)
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
         outputs.logits = outputs.logits / 2
