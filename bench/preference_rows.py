@@ -3,6 +3,7 @@ log-normal with median 120; or all of one length."""
 
 import random
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,9 @@ class TokenPairs(PreferenceDataset):
 
     def any_with(self, branches: Collection[str]) -> bool:
         return True
+
+    def size_settings(self) -> dict[str, Any]:
+        return {}
 
     def first_with_images(self) -> int | None:
         return next((index for index, example in enumerate(self.examples) if example.images), None)

@@ -34,6 +34,7 @@ from .lengths import (
 from .nearest import Embed, Neighbours
 from .negatives import NEEDS_MODEL, parse_negative
 from .options import DataOptions, check_contrast
+from .picture_size import size_settings
 from .problem import RowError
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
@@ -154,6 +155,10 @@ class PreferenceDataset(Dataset):
         return all(name in self._there for name in branches) and bool(
             np.logical_and.reduce([self._there[name] for name in branches]).any()
         )
+
+    def size_settings(self) -> dict[str, Any]:
+        """How its image processor sizes pictures, for a run to be recognised by."""
+        return size_settings(self.processor)
 
     def first_with_images(self) -> int | None:
         """The index of the first row that has an image."""

@@ -14,7 +14,6 @@ from torch import nn
 from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset, TextOptions
 from mdpo.data.images import StoredImage
-from mdpo.data.picture_size import size_settings
 from mdpo.errors import InputError
 
 # The token budget is not among them: a step's gradient does not depend on how it is cut.
@@ -56,7 +55,7 @@ def run_settings(
     settings["weights of the reference (base model, adapter to go on from)"] = reference
     settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = TextOptions.of(args).digest()  # a template by its content, not its path
     if dataset is not None:
-        settings[_PICTURES] = size_settings(dataset.processor)
+        settings[_PICTURES] = dataset.size_settings()
         settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
         settings["images of the rows"] = _images(dataset)
     return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
