@@ -18,13 +18,15 @@ study: $(VENV)/.installed
 	$(RUN) -m bench.study $(STUDY_ARGS)
 
 # Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
-BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory
+BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory tests/packing tests/reports \
+    tests/digits tests/study tests/test_readme.py
 # What the first says, until the second has ended; a file for each venv, since they may be tested at once.
 FIRST := build/tests-$(notdir $(VENV)).txt
 
 test: $(VENV)/.installed
 	@mkdir -p build
-	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels && $(RUN) -m pytest -q $(BESIDE)) > $(FIRST) 2>&1 & \
+	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels; kernels=$$?; $(RUN) -m pytest -q $(BESIDE) && test $$kernels -eq 0) \
+	    > $(FIRST) 2>&1 & \
 	first=$$!; \
 	$(RUN) -m pytest -q tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
 	wait $$first; code=$$?; cat $(FIRST); test $$code -eq 0 && test $$second -eq 0

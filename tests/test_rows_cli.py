@@ -89,7 +89,7 @@ def test_columns_of_a_benchmark_cannot_be_ignored(world, tmp_path, capsys):
 def test_scores_of_text_say_that_no_image_was_there(world, tmp_path, caplog):
     data, output = changed(world, tmp_path, without_image), tmp_path / "scores.jsonl"
     assert main(["score", str(world[0]), str(data), "--output", str(output)]) == 0
-    assert "has an image: image_rejected is null in every record" in caplog.text
+    assert "has an image: what is read with another one is null in every record" in caplog.text
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert {record["rewards"]["image_rejected"] for record in records} == {None}
 
