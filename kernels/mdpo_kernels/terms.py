@@ -58,16 +58,18 @@ class Term:
             raise ValueError(f"term {self.name}: weight is {self.weight!r}; expected a finite number, at least 0")
         if not is_finite(self.offset):
             raise ValueError(f"term {self.name}: offset is {self.offset!r}; expected a finite number")
-        rows = self.matrix
         # Copies: what the caller does with its own afterwards is another objective.
-        copied = dict(self.rows) if isinstance(self.rows, Mapping) else tuple(map(dict, rows))
-        object.__setattr__(self, "rows", copied)
+        rows = tuple(map(dict, self._checked_rows()))
+        object.__setattr__(self, "rows", rows[0] if isinstance(self.rows, Mapping) else rows)
         if len(rows) > 1 and self.link != "log_sigmoid":
             raise ValueError(f"term {self.name}: {len(rows)} rows with link {self.link}; only log_sigmoid takes several")
 
     @property
     def matrix(self) -> tuple[Mapping[str, float], ...]:
         """The rows, also where there is one."""
+        return (self.rows,) if isinstance(self.rows, dict) else self.rows  # pyright: ignore[reportReturnType]
+
+    def _checked_rows(self) -> Sequence[Mapping[str, float]]:
         rows = (self.rows,) if isinstance(self.rows, Mapping) else self.rows
         several = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
         if not several or not all(isinstance(row, Mapping) and row for row in rows):
@@ -78,7 +80,7 @@ class Term:
                     f"term {self.name}: {branch!r} has the coefficient {coefficient!r}; expected a branch's name and a finite "
                     "number other than 0 in float32"
                 )
-        return tuple(rows)
+        return rows
 
 
 class Matrix(NamedTuple):
