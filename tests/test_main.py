@@ -1,0 +1,27 @@
+"""The program before its command line is there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_torchvision_of_another_pytorch_is_one_line(tmp_path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    info = tmp_path / "torchvision-0.99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
+    ran = subprocess.run(
+        [sys.executable, "-m", "mdpo", "train", "--help"], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 1 and not ran.stdout
+    assert ran.stderr.splitlines() == [
+        "error: torchvision does not go with the PyTorch that is installed (operator torchvision::nms does not exist); install "
+        "both in one command from one index, or remove it: pip uninstall torchvision"
+    ]
