@@ -148,7 +148,7 @@ class PreferenceDataset(Dataset):
         if made is None or made.neighbours is not None or NEEDS_MODEL not in made.negative.names:
             return
         settings = [self.processor.image_processor.to_dict(), self._image_settings]
-        made.neighbours = Neighbours(self.rows, embed, self._processed_alone, settings, made.count)
+        made.take_neighbours(Neighbours(self.rows, embed, self._processed_alone, settings, made.count))
 
     def any_with(self, branches: Collection[str]) -> bool:
         """Whether any row has all of these branches."""
