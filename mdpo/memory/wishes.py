@@ -145,7 +145,8 @@ def _has_processor(run: RunConfig) -> bool:
 def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
     """The lengths of the data where it and the processor are on this machine; else those that the configuration says.
 
-    Raises InputError where it says nothing, and where a row cannot be read.
+    Raises InputError where it says nothing, where a row cannot be read, and where one is longer than the token_budget that
+    the user has written, as training would.
     """
     named = list(run.train_data) if isinstance(run.train_data, dict) else run.train_data
     if data_files(named) and _has_processor(run):
@@ -153,6 +154,8 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
         rows = mix(run.train_data, read, args.seed) if isinstance(run.train_data, dict) else read(run.train_data)
         processor = size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))
         dataset = PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args)))
+        if "token_budget" in args.given:
+            dataset.check_budget(args.token_budget, family_of_config(_model_config(run)))
         return counted(args, shape, dataset.lengths.tolist())
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]
