@@ -255,8 +255,8 @@ def _check_images_there(rows: Rows, options: DataOptions) -> None:
         compares = f"the objective, which reads {', '.join(options.beside_image)},"
         remedy = "choose an objective without them, such as dpo,"
         if set(options.read) <= set(MDPO_BRANCHES):
-            compares = "conditional: true, or image_rejected in anchors,"
-            remedy = "set conditional: false (and anchors without image_rejected)"
+            compares = "conditional: true, image_rejected in anchors or another objective that reads it"
+            remedy = "set conditional: false (and anchors without image_rejected), or another objective, such as dpo,"
         raise InputError(
             f"none of the {without} rows has an image (the first is {rows[0].where}), and {compares} compares images; "
             f"name the images in a column image or images, or {remedy} to train on text"
