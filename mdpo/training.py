@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
-from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, mix, read_rows, size_pictures
+from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, rows_of_run, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
 from mdpo.launch import launch
@@ -205,12 +205,9 @@ def _inputs(run: RunConfig) -> dict[str, str | None]:
 
 
 def _training_rows(run: RunConfig, args: MDPOConfig) -> tuple[Rows, Rows | None]:
-    read = partial(
-        read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
-    )
-    rows = mix(run.train_data, read, args.seed) if isinstance(run.train_data, dict) else read(run.train_data)
+    rows = rows_of_run(run.train_data, run, args)
     if run.eval_data is not None:
-        return rows, read(run.eval_data)
+        return rows, rows_of_run(run.eval_data, run, args)
     held_out = round(len(rows) * run.eval_fraction)
     if not held_out and not run.eval_fraction:
         return rows, None

@@ -192,6 +192,8 @@ def term(**changes) -> list[dict]:
         (term(rows={"chosen@negative_" + "1" * 5000: 1}), "objective: term a: branch 'chosen@negative_1111"),
         (term(rows={"chosen@negative_65": 1}), "is unknown; did you mean .*negative_64 or none"),
         (term(rows={"chosen@negative_1": 1}), "is unknown; did you mean"),
+        (term(rows={"chosen": 1, "chosen@negative_64": -1}), "objective: branch 'chosen@negative_64' is read, and none with negative;"),
+        (term(rows={"image_rejected": 1, "rejected@negative_3": -1}), "'rejected@negative_3' is read, and none with negative_2;"),
         ("sympo", "objective: 'sympo' is unknown; did you mean symmpo?"),
         ([], r"objective: expected dpo, .* or a list of terms .*, got \[\]"),
         (term(wieght=1), "objective: term a: key 'wieght' is unknown; did you mean weight?"),

@@ -200,7 +200,7 @@ def test_a_second_run_is_refused_before_the_model_is_loaded_with_three_ways_on(c
     assert not [name for name in before if name.startswith(".") or "lock" in name or ".part" in name]
     with monkeypatch.context() as patch:
         patch.setattr("mdpo.training.load", lambda *args, **kwargs: pytest.fail("the model was loaded"))
-        patch.setattr("mdpo.training.read_rows", lambda *args, **kwargs: pytest.fail("the rows were read"))
+        patch.setattr("mdpo.training.rows_of_run", lambda *args, **kwargs: pytest.fail("the rows were read"))
         capsys.readouterr()
         assert main(["train", str(config)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,7 +1,7 @@
 """Rows → examples → token ids and pixels."""
 
 from .dataset import PreferenceDataset
-from .mixture import mix
+from .mixture import mix, rows_of_run
 from .negatives import NEGATIVES
 from .options import DataOptions
 from .picture_size import PictureSize, size_pictures
@@ -24,5 +24,6 @@ __all__ = [
     "mix",
     "parse_rows",
     "read_rows",
+    "rows_of_run",
     "size_pictures",
 ]

@@ -67,7 +67,7 @@ def _images(report: Report) -> str:
     with_image = report.usable - report.without_image
     line = f"images    {report.images} in {with_image} rows; {report.without_image} rows have none, text only"
     if not with_image:
-        line += ": conditional: true, which compares images, refuses them all"
+        line += ": conditional: true, as any objective that compares images, refuses them all"
     return line
 
 

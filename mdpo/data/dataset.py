@@ -67,8 +67,9 @@ class PreferenceDataset(Dataset):
         stored = Rows.of(rows)
         self.rows = stored.without_images() if options.drop_images else stored
         negative = parse_negative(options.negative)
+        self._with_images = self.rows.images.counts() > 0
         if options.beside_image:
-            _check_images_there(self.rows, options)
+            _check_images_there(self.rows, self._with_images, options)
         check_contrast(options, negative)
         count = options.negatives
         self._facts = look_at_images(self.rows, own=count > 0 and "own" in negative.names)
@@ -90,9 +91,8 @@ class PreferenceDataset(Dataset):
             self._tokens.lengths(), self.rows, self._facts, self._image_tokens, options.max_length
         )
         check_weights(self._tokens, self._parts, self.rows)
-        with_images = self.rows.images.counts() > 0
-        self.lengths = packed_lengths(self._parts, with_images, options.read)
-        self._there = branches_there(self._parts, with_images, options.read)
+        self.lengths = packed_lengths(self._parts, self._with_images, options.read)
+        self._there = branches_there(self._parts, self._with_images, options.read)
         if options.reads_contrast:
             _check_contrast_there(self.rows, self._parts[:, CONTRAST] > 0, options)
         _check_each_has_something(self.rows, self.lengths, options)
@@ -148,7 +148,7 @@ class PreferenceDataset(Dataset):
         if made is None or made.neighbours is not None or NEEDS_MODEL not in made.negative.names:
             return
         settings = [self.processor.image_processor.to_dict(), self._image_settings]
-        made.neighbours = Neighbours(self.rows, embed, self._processed_alone, settings, made.count)
+        made.take_neighbours(Neighbours(self.rows, embed, self._processed_alone, settings, made.count))
 
     def any_with(self, branches: Collection[str]) -> bool:
         """Whether any row has all of these branches."""
@@ -179,11 +179,11 @@ class PreferenceDataset(Dataset):
         if not len(too_long):
             return
         index = int(too_long[lengths[too_long].argmax()])
-        longest, with_images = int(lengths[index]), self.rows.images.counts() > 0
+        longest = int(lengths[index])
         kind, measure = ("padded", separate_lengths) if isinstance(family, Separate) else ("packed", packed_lengths)
 
         def laid_out(parts: np.ndarray, which: np.ndarray) -> np.ndarray:
-            return measure(parts, with_images[which], self.options.read)
+            return measure(parts, self._with_images[which], self.options.read)
 
         smaller = self._smaller_pictures.advice(too_long, laid_out, token_budget)
         others = f"; {len(too_long)} of {len(self)} rows have, this is the longest" if len(too_long) > 1 else ""
@@ -213,7 +213,7 @@ class PreferenceDataset(Dataset):
         """(N,) int64, the tokens of each example as the model's way of reading it lays it out: what the planner needs."""
         if not isinstance(family, Separate):
             return self.lengths
-        return separate_lengths(self._parts, self.rows.images.counts() > 0, self.options.read)
+        return separate_lengths(self._parts, self._with_images, self.options.read)
 
     def digest(self) -> str:
         """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in their order."""
@@ -248,15 +248,15 @@ class PreferenceDataset(Dataset):
             )  # fmt: skip
 
 
-def _check_images_there(rows: Rows, options: DataOptions) -> None:
+def _check_images_there(rows: Rows, there: np.ndarray, options: DataOptions) -> None:
     """Rows without an image go without the branches that read another picture; all of them may not."""
-    without = int((rows.images.counts() == 0).sum())
+    without = int((~there).sum())
     if without == len(rows):
         compares = f"the objective, which reads {', '.join(options.beside_image)},"
         remedy = "choose an objective without them, such as dpo,"
         if set(options.read) <= set(MDPO_BRANCHES):
-            compares = "conditional: true, or image_rejected in anchors,"
-            remedy = "set conditional: false (and anchors without image_rejected)"
+            compares = "conditional: true, image_rejected in anchors or another objective that reads it"
+            remedy = "set conditional: false (and anchors without image_rejected), or another objective, such as dpo,"
         raise InputError(
             f"none of the {without} rows has an image (the first is {rows[0].where}), and {compares} compares images; "
             f"name the images in a column image or images, or {remedy} to train on text"

@@ -3,18 +3,32 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from mdpo.stops import is_main_process
 
-from .read import parse_rows
+from .read import parse_rows, read_rows
 from .row_store import Rows
+from .sources import Where
 
 logger = logging.getLogger(__name__)
+
+
+def rows_of_run(data: Where | Mapping[str, float], run: Any, args: Any) -> Rows:
+    """The rows of a run's train_data or eval_data. run: a ``RunConfig``. args: its ``MDPOConfig``.
+
+    Raises InputError as ``read_rows``.
+    """
+    read = partial(
+        read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
+    )
+    return mix(data, read, args.seed) if isinstance(data, Mapping) else read(data)
 
 
 def mix(shares: Mapping[str, float], read: Callable[[str], Rows], seed: int) -> Rows:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -37,18 +37,21 @@ class Neighbours:
         numbers, places = np.unique(rows.images.numbers, return_index=True)
         order = np.argsort(places)  # as they come in the rows, whatever their numbers
         named: dict[str, int] = {}
-        self._first: list[int] = []  # number of each picture's first file
-        self._content: dict[int, int] = {}  # which picture a number is
+        first: list[int] = []  # number of each content's first file
+        content: dict[int, int] = {}  # which content a number has
         for number, place in zip(numbers[order].tolist(), places[order].tolist(), strict=True):
             row = rows[int(np.searchsorted(rows.images.ends, place, side="right"))]
             digest = _digest(content_digest(Use(rows.source(number), row.where, "images")), settings)
-            if named.setdefault(digest, len(named)) == len(self._first):
-                self._first.append(number)
-            self._content[number] = named[digest]
-        vectors = embed(list(named), lambda at: process(self._first[at])).numpy()
+            if named.setdefault(digest, len(named)) == len(first):
+                first.append(number)
+            content[number] = named[digest]
+        vectors = embed(list(named), lambda at: process(first[at])).numpy()
+        different, picture = np.unique(first_alike(vectors), return_inverse=True)
+        self._first = [first[at] for at in different.tolist()]  # number of each picture's first file
+        self._picture = {number: int(picture[at]) for number, at in content.items()}
         # A row's own pictures may be among the nearest, and so may those that its earlier negatives took.
         most = int(rows.images.counts().max(initial=0))
-        self._near = nearest(vectors, count + most - 1)
+        self._near = nearest(vectors[different], count + most - 1)
         self._check(count)
 
     def choose(self, index: int, position: int, taken: Set[int]) -> int:
@@ -60,9 +63,12 @@ class Neighbours:
 
     def _others(self, index: int, position: int) -> list[int]:
         """The pictures near the row's image at ``position`` that are none of the row's, nearest first."""
-        numbers = self.rows.images.of(index)
-        own = {self._content[number] for number in numbers}
-        return [at for at in self._near[self._content[numbers[position]]].tolist() if at >= 0 and at not in own]
+        own = self.pictures(index)
+        return [at for at in self._near[own[position]].tolist() if at >= 0 and at not in own]
+
+    def pictures(self, index: int) -> tuple[int, ...]:
+        """Which pictures the row's images are: the same number for copies of one, in whatever format."""
+        return tuple(self._picture[number] for number in self.rows.images.of(index))
 
     def number(self, picture: int) -> int:
         """A number in the rows' table that is this picture."""
@@ -81,11 +87,9 @@ def nearest(vectors: np.ndarray, count: int) -> np.ndarray:
     vectors: (N, D) float32. Of equally near ones the first comes first. One that points the same way is the same picture.
     """
     found = np.full((len(vectors), count), -1, np.int64)
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    unit = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-    step = max(1, _SIMILARITIES // max(1, len(unit)))
-    for start in range(0, len(unit), step):
-        cosines = unit[start : start + step] @ unit.T
+    unit = _unit(vectors)
+    for start, stop in _stretches(len(unit)):
+        cosines = unit[start:stop] @ unit.T
         rows = np.arange(len(cosines))
         cosines[rows, start + rows] = -np.inf
         cosines[cosines > 1 - _SAME] = -np.inf
@@ -95,6 +99,33 @@ def nearest(vectors: np.ndarray, count: int) -> np.ndarray:
             close = close[np.argsort(-row[close], kind="stable")][:count]
             found[start + at, : len(close)] = close
     return found
+
+
+def first_alike(vectors: np.ndarray) -> np.ndarray:
+    """(N,) int64: for each vector the first one that points the same way, of those that are the first of theirs.
+
+    vectors: (N, D) float32.
+    """
+    firsts, unit = np.arange(len(vectors)), _unit(vectors)
+    for start, stop in _stretches(len(unit)):
+        same = unit[start:stop] @ unit[:stop].T > 1 - _SAME
+        for at, row in enumerate(same, start):
+            earlier = np.flatnonzero(row[:at])
+            earlier = earlier[firsts[earlier] == earlier]
+            if len(earlier):
+                firsts[at] = earlier[0]
+    return firsts
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def _stretches(count: int) -> Iterator[tuple[int, int]]:
+    """Of ``count`` vectors, as many at a time as may be compared with all."""
+    step = max(1, _SIMILARITIES // max(1, count))
+    return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _digest(content: str, settings: Any) -> str:

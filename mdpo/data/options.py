@@ -45,15 +45,9 @@ class DataOptions:
 
     @classmethod
     def of(cls, settings: Any, objective: Any) -> "DataOptions":
-        """From a run's settings, an ``MDPOConfig``, and its objective, an ``mdpo.objectives.Objective``.
-
-        A picture that no term of the objective compares is not read.
-        """
-        compared = {branch_of(name).name for term in objective.terms for row in term.matrix for name in row}
+        """From a run's settings, an ``MDPOConfig``, and its objective, an ``mdpo.objectives.Objective``."""
         return cls(
-            branches=tuple(
-                name for name in objective.branches if name in compared or branch_of(name).picture == "image"
-            ),
+            branches=objective.read,
             drop_images=settings.drop_images,
             negative=settings.negative,
             seed=settings.seed,

@@ -46,16 +46,31 @@ class RejectedImages:
                     "%d of %d rows bring more rejected_images than the objective reads: the first %d of each image are used",
                     more, len(rows), count,
                 )  # fmt: skip
-        if "random_image" in negative.names:
-            self._donors.check(count)
+        if NEEDS_MODEL not in negative.names:
+            self._check_donors()
+
+    def take_neighbours(self, neighbours: Neighbours) -> None:
+        """Before the first one is made, where the negative needs the model. Raises RowError as the constructor."""
+        self.neighbours = neighbours
+        self._check_donors()
+
+    def _check_donors(self) -> None:
+        if "random_image" in self.negative.names:
+            self._donors.check(self.count)
 
     @functools.cached_property
     def _donors(self) -> "_Donors":
-        return _Donors(self.rows, self.facts)  # asks every row, which few negatives need
+        """Asks every row, which few negatives need. Pictures have the neighbours' numbers, where there are some: a mixture
+        takes from both."""
+        if self.neighbours is not None:
+            return _Donors(self.rows, [self.neighbours.pictures(index) for index in range(len(self.rows))])
+        numbers: dict[object, int] = {}
+        return _Donors(
+            self.rows,
+            [tuple(numbers.setdefault(image.key, len(numbers)) for image in images) for images in self.facts],
+        )
 
-    def make(
-        self, index: int, images: Sequence[Image.Image], epoch: int | None = None
-    ) -> list[list[Image.Image]]:
+    def make(self, index: int, images: Sequence[Image.Image], epoch: int | None = None) -> list[list[Image.Image]]:
         """``count`` times one negative for each of ``images``, which are those of row ``index``.
 
         epoch: None for the same ones in all epochs.
@@ -77,9 +92,7 @@ class _Sources:
     def __init__(self, made: RejectedImages, index: int, position: int, row: PreferenceRow) -> None:
         self.made, self.index, self.position, self.row = made, index, position, row
         self.which = 1
-        # Pictures of other rows, which differ from one negative to the next: by two numberings
-        self._taken: set[int] = set()
-        self._alike: set[int] = set()
+        self._taken: set[int] = set()  # pictures of other rows, which differ from one negative to the next
 
     def turn(self, which: int) -> "_Sources":
         self.which = which
@@ -87,7 +100,10 @@ class _Sources:
 
     def other(self, number: int) -> Image.Image:
         donors = self.made._donors
-        return self._opened(donors.choose(self.index, number, self._taken))
+        donor = donors.choose(self.index, number, self._taken)
+        self._taken.add(donors.picture(donor))
+        row = self.made.rows[donor]
+        return open_image(row.images[0], row.where)
 
     def nearest(self) -> Image.Image:
         neighbours = self.made.neighbours
@@ -96,8 +112,8 @@ class _Sources:
                 f"negative: {NEEDS_MODEL} needs the model, which says what pictures look alike, and none was asked; choose "
                 "another negative here, or train with it"
             )
-        picture = neighbours.choose(self.index, self.position, self._alike)
-        self._alike.add(picture)
+        picture = neighbours.choose(self.index, self.position, self._taken)
+        self._taken.add(picture)
         return open_image(neighbours.rows.source(neighbours.number(picture)), self.row.where)
 
     def own(self) -> Image.Image:
@@ -105,20 +121,16 @@ class _Sources:
         at = (self.which - 1) * len(self.row.images) + self.position
         return open_image(self.row.rejected_images[at], self.row.where, "rejected_images")
 
-    def _opened(self, donor: int) -> Image.Image:
-        self._taken.add(self.made._donors.picture(donor))
-        row = self.made.rows[donor]
-        return open_image(row.images[0], row.where)
-
 
 class _Donors:
-    """Rows whose first image may stand in for another row's: never an image that the row has itself."""
+    """Rows whose first image may stand in for another row's: never an image that the row has itself.
 
-    def __init__(self, rows: Sequence[PreferenceRow], facts: Sequence[tuple[ImageFacts, ...]]) -> None:
-        self.rows = rows
-        numbers: dict[object, int] = {}
-        self._images = [tuple(numbers.setdefault(image.key, len(numbers)) for image in images) for images in facts]
-        self._donors = [index for index, images in enumerate(self._images) if images]
+    images: which pictures each row's images are, by number.
+    """
+
+    def __init__(self, rows: Sequence[PreferenceRow], images: Sequence[tuple[int, ...]]) -> None:
+        self.rows, self._images = rows, images
+        self._donors = [index for index, pictures in enumerate(images) if pictures]
 
     def check(self, count: int) -> None:
         """Raises RowError for a row that has fewer than ``count`` other pictures to choose from."""

@@ -29,15 +29,13 @@ class Tokens:
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
         """The sequences of a row, by PARTS, as (length,) int32."""
-        first = len(PARTS) * range(len(self))[index]  # negative indices, and IndexError past the end
-        bounds = [int(self.ends[first - 1]) if first else 0, *self.ends[first : first + len(PARTS)].tolist()]
+        bounds = self._bounds(index, self.ends, len(PARTS))
         found = self._read(bounds[0], bounds[-1]).astype(np.int32)
         return [found[start - bounds[0] : stop - bounds[0]] for start, stop in zip(bounds, bounds[1:], strict=False)]
 
     def weights_of(self, index: int) -> list[np.ndarray]:
         """The weights of a row's answers, by WEIGHTED, as (length,) float32; empty for an answer without."""
-        first = len(WEIGHTED) * range(len(self))[index]
-        bounds = [int(self.weight_ends[first - 1]) if first else 0, *self.weight_ends[first : first + 2].tolist()]
+        bounds = self._bounds(index, self.weight_ends, len(WEIGHTED))
         return [
             np.frombuffer(self.weights.read(start * 4, stop * 4), np.float32)
             for start, stop in zip(bounds, bounds[1:], strict=False)
@@ -61,6 +59,11 @@ class Tokens:
             if ids[at] > largest:
                 largest, place = int(ids[at]), start + at
         return largest, int(np.searchsorted(self.ends, place, side="right")) // len(PARTS)
+
+    def _bounds(self, index: int, ends: np.ndarray, count: int) -> list[int]:
+        """Where a row's first sequence begins, and where each of its ``count`` sequences ends."""
+        first = count * range(len(self))[index]  # negative indices, and IndexError past the end
+        return [int(ends[first - 1]) if first else 0, *ends[first : first + count].tolist()]
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         return np.frombuffer(self.ids.read(start * self.dtype.itemsize, stop * self.dtype.itemsize), self.dtype)

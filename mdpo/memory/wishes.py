@@ -5,14 +5,13 @@ What the user has written stays: an optimizer, a number of checkpointed layers, 
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedConfig
 
 from mdpo.config import MDPOConfig, RunConfig
-from mdpo.data import DataOptions, PictureSize, PreferenceDataset, data_files, mix, read_rows, size_pictures
+from mdpo.data import DataOptions, PictureSize, PreferenceDataset, data_files, rows_of_run, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import cached_config, folder_of, hub_name
 from mdpo.models import load_processor, lora_expression, torch_dtype
@@ -145,14 +144,16 @@ def _has_processor(run: RunConfig) -> bool:
 def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
     """The lengths of the data where it and the processor are on this machine; else those that the configuration says.
 
-    Raises InputError where it says nothing, and where a row cannot be read.
+    Raises InputError where it says nothing, where a row cannot be read, and where one is longer than the token_budget that
+    the user has written, as training would.
     """
     named = list(run.train_data) if isinstance(run.train_data, dict) else run.train_data
     if data_files(named) and _has_processor(run):
-        read = partial(read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns)
-        rows = mix(run.train_data, read, args.seed) if isinstance(run.train_data, dict) else read(run.train_data)
+        rows = rows_of_run(run.train_data, run, args)
         processor = size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))
         dataset = PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args)))
+        if "token_budget" in args.given:
+            dataset.check_budget(args.token_budget, family_of_config(_model_config(run)))
         return counted(args, shape, dataset.lengths.tolist())
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]

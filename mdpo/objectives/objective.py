@@ -21,10 +21,13 @@ class Objective:
     def of(cls, *terms: Term, source: str) -> "Objective":
         """Of terms whose branches may have long names; branches in the order in which the terms use them.
 
-        Raises InputError for an unknown branch, with the nearest name, and where a row names one branch twice.
+        Raises InputError for an unknown branch, with the nearest name, where a row names one branch twice, and where a
+        rejected picture is read while one before it is not: all up to the last one would be made.
         """
         named = tuple(replace(term, rows=[_short(term.name, row) for row in term.matrix]) for term in terms)
-        return cls(_used(named), named, source)
+        branches = _used(named)
+        _check_negatives(branches)
+        return cls(branches, named, source)
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -55,6 +58,18 @@ class Objective:
 
 def _used(terms: tuple[Term, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for term in terms for row in term.matrix for name in row))
+
+
+def _check_negatives(branches: tuple[str, ...]) -> None:
+    last = max(branches, key=lambda name: branch_of(name).negative, default="")
+    read = {branch_of(name).negative for name in branches}
+    for number in range(1, negatives_of(branches)):
+        if number not in read:
+            missing = "negative" if number == 1 else f"negative_{number}"
+            raise InputError(
+                f"branch {last!r} is read, and none with {missing}; number the rejected pictures without a gap: negative, "
+                "negative_2, …"
+            )
 
 
 def _short(term: str, row: Mapping[str, float]) -> dict[str, float]:

@@ -139,16 +139,16 @@ def part_of_sequences(batch: SeparateBatch, sequences: Collection[int]) -> Separ
         input_ids=input_ids,
         attention_mask=batch.attention_mask.index_select(0, index)[:, :longest],
         prompt_lengths=batch.prompt_lengths.index_select(0, index),
-        images=_images_of(batch, kept),
+        images=_kept_images(batch, kept),
         scored_rows=scored_rows,
         targets=input_ids.flatten().index_select(0, scored_rows + 1),
         cu_seqlens=cu_seqlens,
-        weights=_weights_of(batch, kept),
+        weights=_kept_weights(batch, kept),
         rows=rows,
     )
 
 
-def _images_of(batch: SeparateBatch, kept: Sequence[int]) -> dict[str, Tensor]:
+def _kept_images(batch: SeparateBatch, kept: Sequence[int]) -> dict[str, Tensor]:
     if not any(batch.rows[at].entries for at in kept):
         return {}
     images = {}
@@ -158,7 +158,7 @@ def _images_of(batch: SeparateBatch, kept: Sequence[int]) -> dict[str, Tensor]:
     return images
 
 
-def _weights_of(batch: SeparateBatch, kept: Sequence[int]) -> Tensor | None:
+def _kept_weights(batch: SeparateBatch, kept: Sequence[int]) -> Tensor | None:
     if batch.weights is None:
         return None
     pieces = batch.weights.split([row.response for row in batch.rows])

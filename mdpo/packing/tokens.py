@@ -41,7 +41,7 @@ class PreferenceTokens:
 
     @property
     def packed_length(self) -> int:
-        """Tokens of the example's packed row: P + R_w + R_l, and P + R_w once more with a rejected image."""
+        """Tokens of its row as mDPO's branches: P + R_w + R_l, and P + R_w once more with a rejected image."""
         length = len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
         if self.rejected_images is not None:
             length += len(self.prompt_ids) + len(self.chosen_ids)

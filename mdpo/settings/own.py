@@ -130,6 +130,11 @@ def _no_rejected_image(args: Any) -> bool:
     return not args.negatives
 
 
+def _keeps_nothing(args: Any) -> bool:
+    # The embeddings by which nearest_image finds its pictures are the same in every epoch.
+    return args.negative_per_epoch and "nearest_image" not in args.negative
+
+
 def _no_adapter(run: Any) -> bool:
     return not run.use_lora
 
@@ -140,10 +145,8 @@ _NOT_CACHED = "negative_per_epoch asks for the reference anew in every epoch"
 OBJECTIVE: dict[str, tuple[Condition, str]] = {
     "negative": (_no_rejected_image, _NO_IMAGE),
     "negative_per_epoch": (lambda args: args.negative_per_epoch and _no_rejected_image(args), _NO_IMAGE),
-    "cache_reference": (
-        lambda args: args.cache_reference and args.negative_per_epoch and "nearest_image" not in args.negative, _NOT_CACHED
-    ),
-    "reference_cache_dir": (lambda args: args.negative_per_epoch and "nearest_image" not in args.negative, _NOT_CACHED),
+    "cache_reference": (lambda args: args.cache_reference and _keeps_nothing(args), _NOT_CACHED),
+    "reference_cache_dir": (_keeps_nothing, _NOT_CACHED),
 }
 ADAPTER: dict[str, tuple[Condition, str]] = {
     name: (_no_adapter, "use_lora is false") for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")

@@ -89,6 +89,25 @@ def test_the_kth_negative_is_the_kth_nearest(tmp_path):
     assert levels(pickle.loads(pickle.dumps(data)), 1) == [0, 30, 100], "a worker has them too"
 
 
+def test_copies_of_one_picture_are_one_whatever_takes_them(tmp_path):
+    for level in (0, 10, 30, 100):
+        shade(level).save(tmp_path / f"{level}.png")
+    for level in (10, 30):
+        shade(level).save(tmp_path / f"{level}.bmp")
+    names = ["0.png", "10.png", "30.png", "100.png", "10.bmp", "30.bmp"]
+    rows = parse_rows([{**TEXT, "image": name} for name in names], tmp_path)
+    alone = dataset(rows, THREE)
+    alone.find_neighbours(Shades())
+    assert levels(alone, 0) == [10, 30, 100]
+    mixed = dataset(rows, THREE, "random_image:1+nearest_image:1")
+    mixed.find_neighbours(Shades())
+    for index, name in enumerate(names):
+        assert sorted([*levels(mixed, index), int(name[:-4])]) == [0, 10, 30, 100], "each other picture once"
+    few = dataset(rows, (*THREE, "chosen@negative_4"), "random_image:1+nearest_image:1")
+    with pytest.raises(InputError, match="row 0: images: nearest_image needs 4 images that this row does not have"):
+        few.find_neighbours(Shades())
+
+
 def test_a_rows_own_other_pictures_are_passed_over():
     rows = parse_rows(
         [{**TEXT, "images": [shade(0), shade(10)]}, {**TEXT, "image": shade(30)}, {**TEXT, "image": shade(100)}], "."

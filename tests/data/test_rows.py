@@ -292,3 +292,14 @@ def test_equal_rows_are_equal(folder):
     first, second = read_rows(write(folder, GOOD)), read_rows(write(folder, GOOD))
     assert first == second
     assert isinstance(first[0], PreferenceRow)
+
+
+def test_the_digest_of_rows_says_nothing_of_where_their_images_are_in_memory():
+    def digest(images: int, **columns) -> str:
+        pictures = [Image.new("RGB", (40, 36)) for _ in range(images)]
+        return parse_rows(
+            [{"images": pictures, "prompt": "q?", "chosen": "a", "rejected": "b", **columns}], "."
+        ).digest()
+
+    assert digest(1) == digest(1) != digest(2)
+    assert digest(1) != digest(1, chosen="c")

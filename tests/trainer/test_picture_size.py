@@ -96,6 +96,8 @@ def test_a_plan_counts_the_tokens_of_sized_pictures_and_a_run_proposes_them(mode
     assert cli.main(["train", str(path), "--token_budget", str(small)]) == 2
     error = last_error(capsys)
     assert f"more than token_budget {small}; " in error and "set max_pixels: 4096, with which they fit" in error
+    assert cli.main(["plan", str(path), "--memory", "4GiB", "--token_budget", str(small)]) == 2
+    assert last_error(capsys) == error
 
 
 def test_a_run_leaves_its_size_beside_the_adapter_and_goes_on_at_no_other(sized_run, capsys):
