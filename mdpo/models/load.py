@@ -51,9 +51,9 @@ def load(
     if load_in_4bit:
         check_quantized(model)
         keep_training_layout(model)
-    base, commit = base_of(path)
-    if commit is not None:  # cards name the base; the folder in the cache says nothing to anybody else
-        model.config.name_or_path = base
+    base = base_of(folder)
+    if base is not None:  # cards name the base; the folder in the cache says nothing to anybody else
+        model.config.name_or_path = base.repo
     return model
 
 
