@@ -19,7 +19,6 @@ _LONGEST = 1000  # characters of a value
 RECORD_NAME = "mdpo_run.json"
 CARD_NAME = "README.md"
 _PACKAGES = ("multimodal-dpo", "torch", "transformers", "peft", "bitsandbytes")
-_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _IN_SECTIONS_OF_THEIR_OWN = ("rows", "negative", "objective")
 # By which a card of ours is told from one that the user wrote; the second is in peft's template.
 _MARK, _TEMPLATE_MARK = (
@@ -147,13 +146,13 @@ def model_card(adapter: Path, base: Path) -> str:
         },
         "Training": {"steps": state.get("global_step"), "epochs": state.get("epoch")}
         | {name: value for name, value in settings.items() if name not in ("rows", "negative")}
-        | {f"lora {name}": lora.get(name) for name in _LORA},
+        | {f"lora {name}": lora.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
         "Metrics": logged | evaluated,
         "Versions": {f"{name} (training)": version for name, version in trained_with.items()}
         | {f"{name} (merging)": version for name, version in versions().items()},
     }
     text = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mdpo, dpo]\n---\n\n"
-    text += f"# {markdown(adapter.resolve().name)}\n\nA LoRA adapter trained with mDPO, merged into its base model.\n"
+    text += f"# {markdown(adapter.resolve().name)}\n\nA LoRA adapter trained on preference pairs, merged into its base model.\n"
     return text + _tables(sections)
 
 
