@@ -146,6 +146,8 @@ def test_what_a_trainer_in_python_saves_names_its_base(hub, world):
     for folder in ("out/checkpoint-1", "saved"):
         config = adapter_config(folder)
         assert (config["base_model_name_or_path"], config["revision"]) == ("tiny/model", first), folder
+    trainer.create_model_card()
+    assert "base_model: tiny/model\n" in Path("out/README.md").read_text()
     trainer.train(resume_from_checkpoint=True)
 
 

@@ -52,7 +52,7 @@ class Publishes(Trainer):
         if not self.is_world_process_zero():
             return
         run = FinishedRun(
-            base=unwrap(self.model).name_or_path or type(unwrap(self.model)).__name__,
+            base=unwrap(self.model).config.name_or_path or type(unwrap(self.model)).__name__,
             adapter=isinstance(self.model, PeftModel),
             settings=self.settings_of_checkpoints(),
             source=self.objective.source,
