@@ -58,7 +58,7 @@ def load(
 
 
 def check_trainable(path: str | Path) -> None:
-    """As ``check_model``, for a model that is to be packed. Raises InputError also where its family cannot be."""
+    """As ``check_model``, for a model that is to be trained. Raises InputError also for a family that cannot be."""
     family_of(SimpleNamespace(config=model_config(check_model(path))))
 
 

@@ -44,7 +44,7 @@ from .arguments import (
     settle_evaluation,
 )
 from .checkpoints import recover
-from .datasets import EvalRows, Rows, dataset_of, eval_datasets_of, find_neighbours
+from .datasets import EvalRows, Rows, cache_folder, dataset_of, eval_datasets_of, find_neighbours
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
 from .host_copy import HostCopy, to_device
@@ -220,9 +220,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
 
     def _open_cache(self) -> ReferenceCache | None:
         """The reference's log-probs on disk; a negative that changes with the epoch leaves nothing to find again."""
-        if not self.args.cache_reference or self.args.negative_per_epoch:
+        folder = cache_folder(self.args)
+        if folder is None or self.args.negative_per_epoch:
             return None
-        folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
         key = fingerprint(
             self._reference_model,
             self.step_dtype,
@@ -246,6 +246,10 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
     def step_dtype(self) -> torch.dtype | None:
         """The dtype that steps run under, None where that is the weights' own."""
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def step_autocast(self) -> torch.autocast:
+        """For a forward outside of what accelerate has wrapped."""
+        return torch.autocast(self.args.device.type, self.step_dtype, enabled=self.step_dtype is not None)
 
     def _first_examples(self) -> list[PreferenceTokens]:
         dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
@@ -316,10 +320,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             return
         if self.is_deepspeed_enabled:  # whose engine would move the model later
             self.model.to(self.args.device)
-        # As accelerate wraps it for a step, which it has not done yet.
-        autocast = torch.autocast(self.args.device.type, self.step_dtype, enabled=self.step_dtype is not None)
-        with disable_input_dtype_casting(self.model, active=self.step_dtype is not None), autocast:
-            line = check_start(self.model, self.args, self._first_examples(), self.objective.branches, self.step_dtype, self._evaluate_batch)
+        examples, branches = self._first_examples(), self.objective.branches
+        with disable_input_dtype_casting(self.model, active=self.step_dtype is not None), self.step_autocast():
+            line = check_start(self.model, self.args, examples, branches, self.step_dtype, self._evaluate_batch)
         if self._cache is not None:
             self._cache.found = 0
         _log.info(line)
@@ -412,7 +415,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         return self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
-        # The base class looks for input_ids. Rows are not padded: all tokens are tokens of the data.
+        # The base class looks for input_ids, and would count padding.
         if self.args.include_num_input_tokens_seen != "no":
             pairs = zip(inputs.micro_batches, inputs.weights, strict=True)
             tokens = sum(batch.num_tokens for batch, weight in pairs if weight)
