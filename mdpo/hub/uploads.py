@@ -56,10 +56,10 @@ def upload(
 
 def upload_command(repository: str, folder: Path, files: Sequence[Path], *, revision: str | None) -> str:
     """What to type to commit the same files later."""
-    words = ["hf", "upload", repository, str(folder), *(["--revision", revision] if revision else [])]
-    for file in files:
-        words += ["--include", file.relative_to(folder).as_posix()]
-    return shlex.join(words)
+    options = [("include", file.relative_to(folder).as_posix()) for file in files]  # hf takes one pattern after each
+    if revision is not None:
+        options.append(("revision", revision))
+    return shlex.join(["hf", "upload", repository, str(folder), *(text for name, value in options for text in (f"--{name}", value))])
 
 
 def _refused(error: HfHubHTTPError) -> str:

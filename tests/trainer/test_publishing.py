@@ -124,7 +124,6 @@ def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsy
     assert "what was trained is whole in out" in line and "hf upload tiny/dogs out" in line
     assert Path("out/adapter_model.safetensors").is_file()
 
-    # Word by word: hf takes one pattern after each option.
     words = shlex.split(line.partition("Upload it later: hf upload tiny/dogs out ")[2])
     assert set(words[::2]) == {"--include"}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(words[1::2])
