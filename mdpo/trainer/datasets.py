@@ -33,7 +33,7 @@ def eval_datasets_of(
 
 
 def dataset_of(
-    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
+    rows: Rows | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
 ) -> PreferenceDataset | None:
     """name: of the argument. Raises InputError for rows that cannot be read, and where no term of the objective has a row."""
     if rows is None:
