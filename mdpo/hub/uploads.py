@@ -59,7 +59,8 @@ def upload_command(repository: str, folder: Path, files: Sequence[Path], *, revi
     options = [("include", file.relative_to(folder).as_posix()) for file in files]  # hf takes one pattern after each
     if revision is not None:
         options.append(("revision", revision))
-    return shlex.join(["hf", "upload", repository, str(folder), *(text for name, value in options for text in (f"--{name}", value))])
+    given = [text for name, value in options for text in (f"--{name}", value)]
+    return shlex.join(["hf", "upload", repository, str(folder), *given])
 
 
 def _refused(error: HfHubHTTPError) -> str:

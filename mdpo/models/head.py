@@ -29,8 +29,8 @@ class Linear(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """How a model makes logits of z, the numbers that leave its head: softcap·tanh(scale·z / softcap), or scale·z where softcap
-    is None, for the vocabulary's first columns, or all of it where that is None."""
+    """How a model makes logits of z, the numbers that leave its head: softcap·tanh(scale·z / softcap), or scale·z where
+    softcap is None, for the vocabulary's first columns, or all of it where that is None."""
 
     scale: float = 1.0
     softcap: float | None = None
