@@ -23,7 +23,7 @@ from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings
 from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, check_trainable, load, load_processor, lora_expression
-from mdpo.models.adapters import adapter_config, load_adapter, name_base
+from mdpo.models.adapters import adapter_config, load_adapter
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.model_card import write_run_record
 from mdpo.objectives import objective_of
@@ -113,8 +113,6 @@ def _train(
     if not stop.stopped:
         together(args, trainer.save_model)
         together(args, trainer.save_state)
-        if main_process and run.use_lora:
-            name_base(str(args.output_dir), run.model_name_or_path)
         together(args, trainer.create_model_card)
     if main_process:
         say(_stopped(trainer, options.words) if stop.stopped else f"saved to {args.output_dir}")

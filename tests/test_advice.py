@@ -100,7 +100,6 @@ SAID_BY = {
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
     "mdpo/trainer/preflight.py": ["train"],
-    "mdpo/trainer/publishes.py": ["train"],
     "mdpo/trainer/samples.py": ["generate"],
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from mdpo import InputError
+from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.cli import main
 from mdpo.data import read_rows
 from mdpo.hub import repositories
@@ -129,6 +129,26 @@ def test_models_processors_and_adapters_in_python(hub, world, adapter):
         adapted.get_parameter(name.replace(".weight", ".default.weight")).equal(value) for name, value in saved.items()
     )
     assert adapter_config("tiny/adapter")["r"] == 2
+
+
+def test_what_a_trainer_in_python_saves_names_its_base(hub, world):
+    first = hub.add("tiny/model", world[0])
+    args = MDPOConfig(
+        output_dir="out", max_steps=1, save_steps=1, examples_per_step=2, use_cpu=True, report_to="none", disable_tqdm=True, check_start=False,
+    )  # fmt: skip
+    trainer = MDPOTrainer(
+        model=load("tiny/model"), args=args, train_dataset=read_rows(world[1]), processing_class=load_processor("tiny/model"),
+        peft_config=LoraConfig(r=2, target_modules=LANGUAGE_LINEAR),
+    )  # fmt: skip
+    hub.add("tiny/model", world[0])  # a newer commit, which it was not trained on
+    trainer.train()
+    trainer.save_model("saved")
+    for folder in ("out/checkpoint-1", "saved"):
+        config = adapter_config(folder)
+        assert (config["base_model_name_or_path"], config["revision"]) == ("tiny/model", first), folder
+    trainer.create_model_card()
+    assert "base_model: tiny/model\n" in Path("out/README.md").read_text()
+    trainer.train(resume_from_checkpoint=True)
 
 
 def test_no_pickle_and_no_code_is_fetched(hub, world, tmp_path):
@@ -334,7 +354,8 @@ def test_a_run_goes_on_from_an_adapter_of_the_hub(hub, world, adapter, tmp_path)
     assert record["model_name_or_path"] == f"tiny/model@{first}"
     assert adapter_config("out")["base_model_name_or_path"] == "tiny/model"
 
-    # A checkpoint names the folder in the cache, which may be gone; its run's record does not.
+    # A checkpoint as well: the folder in the cache may be gone.
+    assert adapter_config("out/checkpoint-1")["base_model_name_or_path"] == "tiny/model"
     shutil.rmtree(tmp_path / "cache")
     forget()
     assert main(["merge", "out/checkpoint-1", "merged"]) == 0

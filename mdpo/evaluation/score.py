@@ -35,31 +35,31 @@ def row_logps(
     """
     model.eval()
     scored: Logps = {}
-    for packed in _micro_batches(model, dataset, branches, token_budget):
-        logps = branch_logps(model, packed).cpu() if cache is None else _cached(model, packed, cache)
-        _check_finite(packed, logps)
-        scored |= dict(zip(packed.ids, map(tuple, logps.T.tolist()), strict=True))
+    for batch in _micro_batches(model, dataset, branches, token_budget):
+        logps = branch_logps(model, batch).cpu() if cache is None else _cached(model, batch, cache)
+        _check_finite(batch, logps)
+        scored |= dict(zip(batch.ids, map(tuple, logps.T.tolist()), strict=True))
     return scored
 
 
-def _check_finite(packed: Batch, logps: Tensor) -> None:
+def _check_finite(batch: Batch, logps: Tensor) -> None:
     """NaN says that a row does not have a branch: a broken number would pass for one."""
-    broken = packed.present.cpu() & ~logps.isfinite()
+    broken = batch.present.cpu() & ~logps.isfinite()
     if broken.any():
         branch, example = broken.nonzero()[0].tolist()
         raise InputError(
-            f"row {packed.ids[example]!r}, {packed.branches[branch]}: the log-prob is {float(logps[branch, example])}; a weight of "
+            f"row {batch.ids[example]!r}, {batch.branches[branch]}: the log-prob is {float(logps[branch, example])}; a weight of "
             "the model is not a number, or values overflow in its dtype (float32 has room)"
         )
 
 
-def _cached(model: nn.Module, packed: Batch, cache: ReferenceCache) -> Tensor:
-    found = cache.find(packed)
+def _cached(model: nn.Module, batch: Batch, cache: ReferenceCache) -> Tensor:
+    found = cache.find(batch)
     if not found.missing:
         return found.logps
-    computed = branch_logps(model, part(packed, found.missing).packed).cpu()
+    computed = branch_logps(model, part(batch, found.missing).packed).cpu()
     logps = found.logps.where(~found.logps.isnan(), computed)
-    cache.keep(cache.new_records(packed, logps))
+    cache.keep(cache.new_records(batch, logps))
     return logps
 
 

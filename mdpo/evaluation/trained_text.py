@@ -6,6 +6,7 @@ from typing import Any
 
 from mdpo.data import PictureSize, TextOptions
 from mdpo.models.adapters import run_record
+from mdpo.models.folder import mapping
 
 _log = logging.getLogger(__name__)
 
@@ -16,11 +17,10 @@ def say_other_prompt(adapter: Path, text: TextOptions, size: PictureSize) -> Non
 
     text, size: of the command that is about to score or to generate.
     """
-    record, other = run_record(adapter.expanduser()), []
+    record = run_record(adapter.expanduser())
     now: dict[str, Any] = text.values() | dict.fromkeys(PictureSize.__slots__) | size.values()
-    for trained in (record.get("text"), record.get("run")):
-        if isinstance(trained, dict):
-            other += [name for name, value in now.items() if name in trained and trained[name] != value]
+    trained = mapping(record.get("run")) | mapping(record.get("text"))
+    other = [name for name, value in now.items() if name in trained and trained[name] != value]
     if other:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
         _log.warning("the adapter was trained with another %s: give %s as in training", ", ".join(other), options)

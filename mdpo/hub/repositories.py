@@ -4,6 +4,7 @@ import errno
 import functools
 import glob
 import logging
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,7 @@ _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _INDEX = "model.safetensors.index.json"
 _ANY = ".gitattributes"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SNAPSHOT = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")  # no repository has -- in its name
 _NO_NETWORK = (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
@@ -97,10 +99,10 @@ def cached_config(path: str | Path) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def base_of(path: str | Path) -> tuple[str, str | None]:
-    """What an adapter records as its base: name and commit on the hub, or the folder and None."""
-    name = None if Path(path).expanduser().is_dir() else hub_name(path)
-    return (str(path), None) if name is None else (name.repo, _look(name).commit)
+def base_of(folder: str | Path) -> Name | None:
+    """The name on the hub, with its commit, of a model's folder in huggingface_hub's cache; None for any other folder."""
+    match = _SNAPSHOT.search(Path(folder).as_posix())
+    return None if match is None else Name(match["repo"].replace("--", "/"), match["commit"])
 
 
 def look_at_dataset(name: Name) -> tuple[str | None, bool]:

@@ -1,5 +1,6 @@
 """A run's files to a repository of the hub: named files and no others."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def upload(
     except (*_NO_NETWORK, OSError, ValueError, RuntimeError) as error:  # hf_xet raises the last
         raise OutputError(f"push_to_hub: {repository}: nothing was uploaded ({reason(error)})") from error
     return done.commit_url
+
+
+def upload_command(repository: str, folder: Path, files: Sequence[Path], *, revision: str | None) -> str:
+    """What to type to commit the same files later."""
+    options = [("include", file.relative_to(folder).as_posix()) for file in files]  # hf takes one pattern after each
+    if revision is not None:
+        options.append(("revision", revision))
+    given = [text for name, value in options for text in (f"--{name}", value)]
+    return shlex.join(["hf", "upload", repository, str(folder), *given])
 
 
 def _refused(error: HfHubHTTPError) -> str:

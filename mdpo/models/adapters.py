@@ -95,16 +95,17 @@ def load_adapter(
 
 
 def name_base(folder: str | Path, base: str | Path) -> None:
-    """Has the adapter in ``folder`` name its base as the hub does, with the commit that it was trained on, so that whoever
-    gets the adapter finds the base. While it trains, the folder stands there: every saving asks for the base's config.
+    """Has the adapter saved in ``folder`` name its base as the hub does, with the commit that it was trained on, so that
+    whoever gets it finds the base. In memory the base's folder stays: peft asks for its config at every saving.
 
-    base: the name on the hub; of a folder on this machine nothing is changed. Raises OutputError where it cannot be written.
+    base: the folder that it was loaded from; of one outside the hub's cache nothing is changed. Raises OutputError where the
+    file cannot be written.
     """
-    name, commit = base_of(base)
-    if commit is None:
+    name = base_of(base)
+    if name is None:
         return
     path = Path(folder, CONFIG_NAME)
-    config = read_object(path) | {"base_model_name_or_path": name, "revision": commit}
+    config = read_object(path) | {"base_model_name_or_path": name.repo, "revision": name.revision}
     write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 

@@ -41,6 +41,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """A part of an object that was read: as it is where it is an object too, else empty."""
+    return value if isinstance(value, dict) else {}
+
+
 def check_json_files(folder: Path) -> None:
     """Raises InputError for the first of the folder's settings files that is torn, or that leads out of the folder."""
     for name in _JSON:

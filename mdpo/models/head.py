@@ -29,18 +29,18 @@ class Linear(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """What a model makes of z, the numbers that leave its head: z = scale·z, then softcap·tanh(z / softcap), and of the
-    vocabulary the first columns; None: no cap, all of it."""
+    """How a model makes logits of z, the numbers that leave its head: softcap·tanh(scale·z / softcap), or scale·z where
+    softcap is None, for the vocabulary's first columns, or all of it where that is None."""
 
     scale: float = 1.0
     softcap: float | None = None
     columns: int | None = None
 
 
-AsTheyAre = Logits()
+AS_THEY_ARE = Logits()
 
 
-def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, logits: Logits = AsTheyAre) -> Tensor:
+def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, logits: Logits = AS_THEY_ARE) -> Tensor:
     """The log-prob of each target: (N, H), (N,) int64 → (N,) float32.
 
     head: the model's output embeddings, with or without an adapter of any kind. A plain linear layer, or a LoRA that

@@ -9,9 +9,10 @@ from mdpo.errors import InputError
 
 from .logps import unwrap
 
+IN_LANGUAGE_MODEL = r"(?:.*\.)?(?:language|text)_model\."  # how the name of what lies in it begins
 # Linear layers of the language model by their usual names; a plain suffix would hit the vision tower too.
 LANGUAGE_LINEAR = (
-    r"(?:.*\.)?(?:language|text)_model\..*\.("
+    IN_LANGUAGE_MODEL + r".*\.("
     r"q_proj|k_proj|v_proj|o_proj|dense|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|"
     r"in_proj|in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj|"
     r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|w1|w2|w3|per_layer_input_gate|per_layer_projection)"

@@ -51,14 +51,14 @@ def load(
     if load_in_4bit:
         check_quantized(model)
         keep_training_layout(model)
-    base, commit = base_of(path)
-    if commit is not None:  # cards name the base; the folder in the cache says nothing to anybody else
-        model.config.name_or_path = base
+    base = base_of(folder)
+    if base is not None:  # cards name the base; the folder in the cache says nothing to anybody else
+        model.config.name_or_path = base.repo
     return model
 
 
 def check_trainable(path: str | Path) -> None:
-    """As ``check_model``, for a model that is to be packed. Raises InputError also where its family cannot be."""
+    """As ``check_model``, for a model that is to be trained. Raises InputError also for a family that cannot be."""
     family_of(SimpleNamespace(config=model_config(check_model(path))))
 
 

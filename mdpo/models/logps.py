@@ -1,4 +1,4 @@
-"""One forward of a packed row, and the log-prob of every response in it."""
+"""One forward of a micro-batch, and the log-prob of every response in it: of a packed row here, of sequences in ``separate``."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,40 +41,40 @@ class ImageFeatures(NamedTuple):
         )
 
 
-def sequence_logps(model: nn.Module, packed: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
+def sequence_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
     """``branch_logps`` of mDPO's three branches: (3, B) float32, rows chosen, rejected, image_rejected.
 
-    Raises InputError as ``branch_logps``, and for a row of other branches.
+    Raises InputError as ``branch_logps``, and for a batch of other branches.
     """
-    if packed.branches != MDPO_BRANCHES:
-        raise InputError(f"the row has the branches {', '.join(packed.branches)}; take branch_logps, which gives (K, B)")
-    return branch_logps(model, packed, image_features=image_features)
+    if batch.branches != MDPO_BRANCHES:
+        raise InputError(f"the batch has the branches {', '.join(batch.branches)}; take branch_logps, which gives (K, B)")
+    return branch_logps(model, batch, image_features=image_features)
 
 
-def branch_logps(model: nn.Module, packed: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
-    """Log-probs of the responses, summed over their tokens by ``packed.weights``: (K, B) float32, rows as packed.branches.
+def branch_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
+    """Log-probs of the responses, summed over their tokens by ``batch.weights``: (K, B) float32, rows as ``batch.branches``.
 
     model: a Hugging Face model, bare or PEFT. Nothing has to be set on it before.
-    packed: from ``pack`` for this model, on its device.
+    batch: from ``pack`` for this model, on its device.
     image_features: from ``encode_images``, to share them between policy and reference; of a packed row alone.
 
     A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs cannot
     be had.
     """
-    token_logps = response_token_logps(model, packed, image_features=image_features)
-    logps = sum_logps(token_logps, packed.cu_seqlens, packed.weights).view(len(packed.branches), -1)
-    return logps.masked_fill(~packed.present, torch.nan)
+    token_logps = response_token_logps(model, batch, image_features=image_features)
+    logps = sum_logps(token_logps, batch.cu_seqlens, batch.weights).view(len(batch.branches), -1)
+    return logps.masked_fill(~batch.present, torch.nan)
 
 
 def response_token_logps(
-    model: nn.Module, packed: Batch, *, image_features: ImageFeatures | None = None
+    model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None
 ) -> Tensor:
-    """The log-prob of every scored token: (N,) float32, in the order of ``packed.targets``. As ``branch_logps``."""
+    """The log-prob of every scored token: (N,) float32, in the order of ``batch.targets``. As ``branch_logps``."""
     check_adapter_kinds(model)
-    if isinstance(packed, SeparateBatch):
-        return separate_token_logps(unwrap(model), packed)
-    assert isinstance(packed, PackedBatch)
-    return _packed_token_logps(model, packed, image_features)
+    if isinstance(batch, SeparateBatch):
+        return separate_token_logps(unwrap(model), batch)
+    assert isinstance(batch, PackedBatch)
+    return _packed_token_logps(model, batch, image_features)
 
 
 def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: ImageFeatures | None) -> Tensor:

@@ -15,7 +15,7 @@ from mdpo.errors import InputError
 
 from .folder import short
 from .fused_lora import can_fuse, fuse_lora
-from .layers import LANGUAGE_LINEAR
+from .layers import IN_LANGUAGE_MODEL, LANGUAGE_LINEAR
 from .patterns import check_patterns, texts_of
 
 _log = logging.getLogger(__name__)
@@ -132,12 +132,12 @@ def _names(targets: str | Sequence[str] | None) -> list[str] | None:
 
 def _of_the_language_model(name: str) -> str:
     escaped = re.escape(name)
-    inside = rf"(?:.*\.)?(?:language|text)_model\.(?:.*\.)?{escaped}"
+    inside = rf"{IN_LANGUAGE_MODEL}(?:.*\.)?{escaped}"
     return rf"{inside}|lm_head" if name == "lm_head" else inside
 
 
 def _linear_names(modules: dict[str, nn.Module]) -> str:
-    inside = re.compile(r"(?:.*\.)?(?:language|text)_model\..*")
+    inside = re.compile(IN_LANGUAGE_MODEL + ".*")
     linear = {
         name.rpartition(".")[2]
         for name, module in modules.items()

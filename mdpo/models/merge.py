@@ -15,7 +15,7 @@ from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
 from mdpo.shown import say, shown
 
 from .adapters import adapter_config, load_adapter, run_record
-from .folder import short
+from .folder import mapping, short
 from .generation_config import repair_generation_config
 from .load import load, load_processor
 from .logps import check_adapter_kinds, unwrap
@@ -61,7 +61,7 @@ def _named_base(adapter: Path, config: Mapping[str, Any]) -> str:
 
     Raises InputError where it is neither.
     """
-    names = [config.get("base_model_name_or_path"), _mapping(run_record(adapter).get("run")).get("model_name_or_path")]
+    names = [config.get("base_model_name_or_path"), mapping(run_record(adapter).get("run")).get("model_name_or_path")]
     for name in names:
         if isinstance(name, str) and name and Path(name, "config.json").is_file():
             return name
@@ -72,10 +72,6 @@ def _named_base(adapter: Path, config: Mapping[str, Any]) -> str:
         f"the base model {shown(names[0] or '')[:200]!r} that the adapter names is not here; give its folder with --base, or "
         "its name on the hub"
     )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _merged(model: PeftModel, adapter: Path) -> Any:

@@ -13,13 +13,12 @@ from mdpo.hub import hub_name
 from mdpo.outputs import write_text
 from mdpo.shown import markdown, redacted
 
-from .folder import read_object
+from .folder import mapping, read_object
 
 _LONGEST = 1000  # characters of a value
 RECORD_NAME = "mdpo_run.json"
 CARD_NAME = "README.md"
 _PACKAGES = ("multimodal-dpo", "torch", "transformers", "peft", "bitsandbytes")
-_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules")
 _IN_SECTIONS_OF_THEIR_OWN = ("rows", "negative", "objective")
 # By which a card of ours is told from one that the user wrote; the second is in peft's template.
 _MARK, _TEMPLATE_MARK = (
@@ -100,7 +99,7 @@ def run_card(folder: Path, run: FinishedRun, *, title: str | None = None) -> str
         folder: The run's, with its record where ``mdpo train`` wrote one.
         title: What the model is called; None: as the folder.
     """
-    recorded = _mapping(_read(folder, RECORD_NAME).get("run"))
+    recorded = mapping(_read(folder, RECORD_NAME).get("run"))
     base = recorded.get("model_name_or_path") or run.base
     data = recorded.get("train_data")
     evaluated, logged = _last_metrics(run.history)
@@ -132,7 +131,7 @@ def model_card(adapter: Path, base: Path) -> str:
     """Of an adapter that is merged into its base, from the files that training left in ``adapter``, or in the run's folder
     around a checkpoint; what is not there is left out."""
     record = _read(adapter, RECORD_NAME)
-    run, trained_with = _mapping(record.get("run")), _mapping(record.get("versions"))
+    run, trained_with = mapping(record.get("run")), mapping(record.get("versions"))
     settings = _read(adapter, "mdpo_settings.json")
     state = _read(adapter, "trainer_state.json")
     lora = _read(adapter, "adapter_config.json")
@@ -147,13 +146,13 @@ def model_card(adapter: Path, base: Path) -> str:
         },
         "Training": {"steps": state.get("global_step"), "epochs": state.get("epoch")}
         | {name: value for name, value in settings.items() if name not in ("rows", "negative")}
-        | {f"lora {name}": lora.get(name) for name in _LORA},
+        | {f"lora {name}": lora.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
         "Metrics": logged | evaluated,
         "Versions": {f"{name} (training)": version for name, version in trained_with.items()}
         | {f"{name} (merging)": version for name, version in versions().items()},
     }
     text = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mdpo, dpo]\n---\n\n"
-    text += f"# {markdown(adapter.resolve().name)}\n\nA LoRA adapter trained with mDPO, merged into its base model.\n"
+    text += f"# {markdown(adapter.resolve().name)}\n\nA LoRA adapter trained on preference pairs, merged into its base model.\n"
     return text + _tables(sections)
 
 
@@ -203,10 +202,6 @@ def _read(adapter: Path, name: str) -> dict[str, Any]:
         if (folder / name).is_file():
             return read_object(folder / name)
     return {}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _last_metrics(history: Any) -> tuple[dict[str, Any], dict[str, Any]]:

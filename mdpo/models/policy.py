@@ -34,7 +34,7 @@ class PackedPolicy(nn.Module):
     model: bare or PEFT, with what is to train set to.
     reference_model: a frozen model to measure against, in place of ``reference``.
     reference: from ``establish_reference``. Without either, the reference is the model with its adapter off.
-    terms: of the objective, over the branches of the rows that it will be given. beta: of the rewards.
+    terms: of the objective, over the branches of the micro-batches that it will be given. beta: of the rewards.
     """
 
     def __init__(
@@ -62,39 +62,39 @@ class PackedPolicy(nn.Module):
 
     def forward(
         self,
-        packed: Batch,
+        batch: Batch,
         reference: Tensor | None = None,
         num_examples: int | None = None,
         missing: Collection[int] = (),
     ) -> PolicyOutput:
         """num_examples: of the optimizer step.
 
-        reference: (K, B) cached log-probs, or None to compute them here. missing: the sequences of the row that are not in
+        reference: (K, B) cached log-probs, or None to compute them here. missing: the sequences of the batch that are not in
         it, which are computed here.
         """
-        features = self._features(packed, trains=False) if self._vision_is_shared else None
+        features = self._features(batch, trains=False) if self._vision_is_shared else None
         if reference is None:
-            reference = self._reference_logps(packed, features)
+            reference = self._reference_logps(batch, features)
         elif missing:
-            some = part(packed, missing)
+            some = part(batch, missing)
             computed = self._reference_logps(some.packed, None if features is None else features.of(some.image_tokens))
             reference = reference.where(~reference.isnan(), computed)
         if features is None:
-            features = self._features(packed, trains=self._vision_trains)
-        policy = branch_logps(self.model, packed, image_features=features)
+            features = self._features(batch, trains=self._vision_trains)
+        policy = branch_logps(self.model, batch, image_features=features)
         loss = preference_loss(
-            policy, reference, self.terms, branches=packed.branches, beta=self.beta, num_examples=num_examples
+            policy, reference, self.terms, branches=batch.branches, beta=self.beta, num_examples=num_examples
         )
-        return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, reference, packed)), policy, reference)
+        return PolicyOutput(replace(loss, loss=_nan_if_broken(loss.loss, policy, reference, batch)), policy, reference)
 
-    def _reference_logps(self, packed: Batch, features: ImageFeatures | None) -> Tensor:
-        return self.reference.branch_logps(self.model, packed, features)
+    def _reference_logps(self, batch: Batch, features: ImageFeatures | None) -> Tensor:
+        return self.reference.branch_logps(self.model, batch, features)
 
-    def _features(self, packed: Batch, *, trains: bool) -> ImageFeatures | None:
+    def _features(self, batch: Batch, *, trains: bool) -> ImageFeatures | None:
         """Of a packed row with images; a model that reads its branches one by one encodes its images itself."""
-        if not isinstance(packed, PackedBatch) or not packed.images:
+        if not isinstance(batch, PackedBatch) or not batch.images:
             return None
-        return encode_images(self.model, packed, trains=trains)
+        return encode_images(self.model, batch, trains=trains)
 
 
 def _has_adapter_on_vision(model: nn.Module) -> bool:
@@ -105,7 +105,7 @@ def _has_adapter_on_vision(model: nn.Module) -> bool:
     return any(isinstance(module, adapters) and module not in text for module in base.model.modules())
 
 
-def _nan_if_broken(loss: Tensor, policy: Tensor, reference: Tensor, packed: Batch) -> Tensor:
+def _nan_if_broken(loss: Tensor, policy: Tensor, reference: Tensor, batch: Batch) -> Tensor:
     """NaN means an absent branch to the loss, which would let a model that has gone NaN pass as an empty batch."""
-    broken = (packed.present & ~(policy.isfinite() & reference.isfinite())).any()
+    broken = (batch.present & ~(policy.isfinite() & reference.isfinite())).any()
     return torch.where(broken, torch.nan, loss)

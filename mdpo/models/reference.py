@@ -47,16 +47,16 @@ class Reference:
     description: str = "the model with its adapter off"
 
     @torch.no_grad()
-    def branch_logps(self, model: nn.Module, packed: Batch, features: ImageFeatures | None = None) -> Tensor:
+    def branch_logps(self, model: nn.Module, batch: Batch, features: ImageFeatures | None = None) -> Tensor:
         """(K, B) float32, as ``mdpo.models.branch_logps``. model: the policy. features: shared with the policy."""
-        self._move_to(packed.input_ids.device)
+        self._move_to(batch.input_ids.device)
         if self.frozen is not None:
-            return branch_logps(self.frozen, packed, image_features=features)
+            return branch_logps(self.frozen, batch, image_features=features)
         with nullcontext() if self.adapter else without_adapter(model), in_mode(model, training=False):
             if not self.values:
-                return branch_logps(model, packed, image_features=features)
+                return branch_logps(model, batch, image_features=features)
             starting_values = {f"model.{name}": value for name, value in self.values.items()}
-            return functional_call(_BranchLogps(model), starting_values, (packed, features))
+            return functional_call(_BranchLogps(model), starting_values, (batch, features))
 
     def _move_to(self, device: torch.device) -> None:
         """Under DeepSpeed the policy reaches its device after the reference was made."""
@@ -73,8 +73,8 @@ class _BranchLogps(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, packed: Batch, features: ImageFeatures | None) -> Tensor:
-        return branch_logps(self.model, packed, image_features=features)
+    def forward(self, batch: Batch, features: ImageFeatures | None) -> Tensor:
+        return branch_logps(self.model, batch, image_features=features)
 
 
 def establish_reference(
@@ -152,11 +152,11 @@ def _measured_with_adapter(
             "FSDP: whether the adapter changes the model already cannot be tried on sharded weights; set reference: base "
             "to measure against the model without it, or train under DDP"
         )
-    packed = pack(examples() or [_text(model)], model).to(next(model.parameters()).device)
+    batch = pack(examples() or [_text(model)], model).to(next(model.parameters()).device)
     with torch.no_grad(), in_mode(model, training=False):
-        on = branch_logps(model, packed)
+        on = branch_logps(model, batch)
         with without_adapter(model):
-            off = branch_logps(model, packed)
+            off = branch_logps(model, batch)
     # Bit by bit: an adapter that adds nothing adds zeros. Anything else has something to be measured against.
     return not torch.equal(on.nan_to_num(), off.nan_to_num())
 

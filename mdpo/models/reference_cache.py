@@ -89,7 +89,7 @@ def reference_weights(model: nn.Module, reference: Reference | None = None) -> s
         named.append((_without_wrappers(name), values.get(name, parameter)))
         quant_state = getattr(parameter, "quant_state", None)
         if quant_state is not None:  # 4-bit codes say nothing without their scales
-            parts = quant_state.as_dict(packed=True)
+            parts = quant_state.as_dict(batch=True)
             named += [(f"{_without_wrappers(name)}.{part}", value) for part, value in parts.items()]
     named += [(_without_wrappers(name), buffer) for name, buffer in sorted(base.named_buffers())]
     return tensors_digest(named)
@@ -153,7 +153,7 @@ class Record(NamedTuple):
 
 
 class Found(NamedTuple):
-    """logps: (K, B) float32 on the CPU, NaN where there is none. missing: the row's sequences that were not found."""
+    """logps: (K, B) float32 on the CPU, NaN where there is none. missing: the batch's sequences that were not found."""
 
     logps: Tensor
     missing: tuple[int, ...]
@@ -191,25 +191,25 @@ class ReferenceCache:
         """What was found and what was computed, in one line."""
         return f"reference cache {self.folder}: {self.found} branches found, {self.computed} computed"
 
-    def find(self, packed: Batch) -> Found:
+    def find(self, batch: Batch) -> Found:
         """What is kept of the micro-batch."""
-        logps = [self._logps.get(digest, math.nan) for digest in packed.digests]
-        missing = tuple(at for at, digest in enumerate(packed.digests) if digest and digest not in self._logps)
-        self.found += sum(map(bool, packed.digests)) - len(missing)
-        return Found(torch.tensor(logps, dtype=torch.float32).view(len(packed.branches), -1), missing)
+        logps = [self._logps.get(digest, math.nan) for digest in batch.digests]
+        missing = tuple(at for at, digest in enumerate(batch.digests) if digest and digest not in self._logps)
+        self.found += sum(map(bool, batch.digests)) - len(missing)
+        return Found(torch.tensor(logps, dtype=torch.float32).view(len(batch.branches), -1), missing)
 
-    def new_records(self, packed: Batch, reference: Tensor) -> list[Record]:
+    def new_records(self, batch: Batch, reference: Tensor) -> list[Record]:
         """Those of (K, B) log-probs that are not kept yet; waits for the device only where there are any.
 
         One that is not finite is no number to find again.
         """
-        fresh = [at for at, digest in enumerate(packed.digests) if digest and digest not in self._logps]
+        fresh = [at for at, digest in enumerate(batch.digests) if digest and digest not in self._logps]
         if not fresh:
             return []
         self.computed += len(fresh)
-        values, examples = reference.flatten().tolist(), len(packed.ids)
+        values, examples = reference.flatten().tolist(), len(batch.ids)
         return [
-            Record(packed.digests[at], packed.ids[at % examples], packed.branches[at // examples], values[at])
+            Record(batch.digests[at], batch.ids[at % examples], batch.branches[at // examples], values[at])
             for at in fresh
             if math.isfinite(values[at])
         ]

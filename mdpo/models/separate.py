@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mdpo.errors import InputError
 from mdpo.packing import SeparateBatch, family_of
 
-from .head import AsTheyAre, Logits, head_logps
+from .head import AS_THEY_ARE, Logits, head_logps
 from .inputs import model_inputs
 
 # Shapes: S sequences, L tokens of the longest, N scored tokens, H hidden size, V vocabulary
@@ -92,7 +92,7 @@ def behind_head(ramp: Tensor | None, logits: Tensor, kind: str) -> Logits:
     """
     came = logits.detach().flatten()
     if ramp is not None and len(came) <= len(ramp) and torch.equal(came, ramp[: len(came)]):
-        return AsTheyAre._replace(columns=len(came))
+        return AS_THEY_ARE._replace(columns=len(came))
     if ramp is not None and len(came) <= len(ramp):
         went, came_back = ramp[: len(came)].double().cpu(), came.double().cpu()
         scale = float(came_back[0] / went[0])

@@ -1,7 +1,8 @@
-"""One look before the first step: does the packed way say what the model's own forward says, on these very rows?
+"""One look before the first step: does the way that trains say what the model's own forward says, on these very rows?
 
 It needs no rule for what can be wrong. An adapter that a packed row passes by, a config that asks for something packing
-does not do, dropout left on, a reference that is not the policy's start: each shows as a difference in log-probs.
+does not do, padding that a model minds, dropout left on, a reference that is not the policy's start: each shows as a
+difference in log-probs.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,28 +107,29 @@ def check_packed(
     rounding: float,
     training: bool = False,
 ) -> Check:
-    """Every branch's log-probs by one packed row against the model's own ``forward(...).logits``.
+    """Every branch's log-probs in a micro-batch, laid out as the model's family is, against the model's own
+    ``forward(...).logits``.
 
     Args:
         model: bare or PEFT, on its device.
         branches: as which each example is read.
         rounding: from ``rounding_of``.
-        training: whether the packed way runs in training mode, as a step does. The model's own forward never does.
+        training: whether the micro-batch runs in training mode, as a step does. The model's own forward never does.
 
     Raises InputError where they differ by more than rounding, with the branch that differs most and the likely cause.
     """
     family = family_of(model)
-    packed = pack(examples, family, branches=branches).to(next(model.parameters()).device)
+    batch = pack(examples, family, branches=branches).to(next(model.parameters()).device)
     read = plain_branches(examples, branches, family.image_token_id)
     with in_mode(model, training=False), _uncompiled():
         theirs = [plain_token_logps(model, branch) for branch in read]
     _check_are_numbers(read, theirs)
-    ours = _packed_token_logps(model, packed, training)
-    check = _compare(read, packed, ours, theirs, rounding)
+    ours = _token_logps(model, batch, training)
+    check = _compare(read, batch, ours, theirs, rounding)
     if not check.agrees:
-        raise InputError(_refusal(check, _cause(model, read, packed, ours, theirs, rounding, training)))
+        raise InputError(_refusal(check, _cause(model, read, batch, ours, theirs, rounding, training)))
     if isinstance(model, PeftModel):
-        _check_adapter_is_seen(model, read, packed, theirs, rounding, training)
+        _check_adapter_is_seen(model, read, batch, theirs, rounding, training)
     return check
 
 
@@ -140,22 +142,22 @@ def _check_are_numbers(read: Sequence[PlainBranch], theirs: Sequence[Tensor]) ->
             )
 
 
-def check_equal_start(packed: Batch, policy: Tensor, reference: Tensor, rounding: float) -> float:
+def check_equal_start(batch: Batch, policy: Tensor, reference: Tensor, rounding: float) -> float:
     """Before the first step the policy is its reference. policy, reference: (K, B) log-probs.
 
     Returns the largest difference a token. Raises InputError where one is more than rounding.
     """
-    tokens = packed.cu_seqlens.diff()
-    if packed.weights is not None:
-        tokens = torch.maximum(tokens, sequence_logps(packed.weights, packed.cu_seqlens))
+    tokens = batch.cu_seqlens.diff()
+    if batch.weights is not None:
+        tokens = torch.maximum(tokens, sequence_logps(batch.weights, batch.cu_seqlens))
     difference = ((policy - reference).abs() / tokens.view_as(policy).clamp_min(1)).nan_to_num(0.0)
     difference = difference.masked_fill(policy.isnan() != reference.isnan(), torch.inf)
-    branch, example = divmod(int(difference.argmax()), len(packed.ids))
+    branch, example = divmod(int(difference.argmax()), len(batch.ids))
     largest = float(difference[branch, example])
     if largest > rounding:
         raise InputError(
-            f"check_start: policy and reference differ before the first step: example {packed.ids[example]!r}, "
-            f"{packed.branches[branch]}: {float(policy[branch, example]):.4f} and {float(reference[branch, example]):.4f} nats, "
+            f"check_start: policy and reference differ before the first step: example {batch.ids[example]!r}, "
+            f"{batch.branches[branch]}: {float(policy[branch, example]):.4f} and {float(reference[branch, example]):.4f} nats, "
             f"{largest:.2g} a token where rounding explains {rounding:.2g}. Likely: reference log-probs from a cache of another "
             "model (delete reference_cache_dir), or an adapter that is not its own reference (reference: base)"
         )
@@ -163,13 +165,13 @@ def check_equal_start(packed: Batch, policy: Tensor, reference: Tensor, rounding
 
 
 @torch.no_grad()
-def _packed_token_logps(
-    model: nn.Module, packed: Batch, training: bool, values: dict[str, Tensor] | None = None
+def _token_logps(
+    model: nn.Module, batch: Batch, training: bool, values: dict[str, Tensor] | None = None
 ) -> Tensor:
     with in_mode(model, training):
         if not values:
-            return response_token_logps(model, packed)
-        return functional_call(_TokenLogps(model), {f"model.{name}": v for name, v in values.items()}, (packed,))
+            return response_token_logps(model, batch)
+        return functional_call(_TokenLogps(model), {f"model.{name}": v for name, v in values.items()}, (batch,))
 
 
 def _uncompiled() -> Any:
@@ -184,12 +186,12 @@ class _TokenLogps(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, packed: Batch) -> Tensor:
-        return response_token_logps(self.model, packed)
+    def forward(self, batch: Batch) -> Tensor:
+        return response_token_logps(self.model, batch)
 
 
 def _compare(
-    read: Sequence[PlainBranch], packed: Batch, ours: Tensor, theirs: Sequence[Tensor], rounding: float
+    read: Sequence[PlainBranch], batch: Batch, ours: Tensor, theirs: Sequence[Tensor], rounding: float
 ) -> Check:
     differences = []
     pieces = ours.split([len(logps) for logps in theirs])
@@ -200,13 +202,13 @@ def _compare(
         differences.append(
             Difference(branch.example, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
         )
-    return Check(differences, rounding, "each branch by itself" if isinstance(packed, SeparateBatch) else "a packed row")
+    return Check(differences, rounding, "each branch by itself" if isinstance(batch, SeparateBatch) else "a packed row")
 
 
 def _check_adapter_is_seen(
     model: PeftModel,
     read: Sequence[PlainBranch],
-    packed: Batch,
+    batch: Batch,
     theirs: Sequence[Tensor],
     rounding: float,
     training: bool,
@@ -224,11 +226,11 @@ def _check_adapter_is_seen(
     with in_mode(model, training=False), _uncompiled():
         moved_theirs = [plain_token_logps(model, branch, nudged) for branch in read]
     with _uncompiled():
-        ours = _packed_token_logps(model, packed, training)
-        moved_ours = _packed_token_logps(model, packed, training, nudged)
-        again = _packed_token_logps(model, packed, training, nudged)
+        ours = _token_logps(model, batch, training)
+        moved_ours = _token_logps(model, batch, training, nudged)
+        again = _token_logps(model, batch, training, nudged)
     unseen = torch.equal(moved_ours, ours) and not all(map(torch.equal, moved_theirs, theirs))
-    check = _compare(read, packed, moved_ours, moved_theirs, rounding)
+    check = _compare(read, batch, moved_ours, moved_theirs, rounding)
     if not torch.allclose(moved_ours, again, atol=rounding, rtol=0, equal_nan=True):
         raise InputError(_refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config"))
     if unseen or not check.agrees:
@@ -239,27 +241,29 @@ def _check_adapter_is_seen(
 def _cause(
     model: nn.Module,
     read: Sequence[PlainBranch],
-    packed: Batch,
+    batch: Batch,
     ours: Tensor,
     theirs: Sequence[Tensor],
     rounding: float,
     training: bool,
 ) -> str:
-    again = _packed_token_logps(model, packed, training)
+    again = _token_logps(model, batch, training)
     if not torch.allclose(again, ours, atol=rounding, rtol=0, equal_nan=True):
         return "the policy is random, as with dropout left on; set disable_dropout: true"
-    calm = _packed_token_logps(model, packed, False)
+    calm = _token_logps(model, batch, False)
     expected = torch.cat(list(theirs))
     if training and float((calm - expected).abs().mean()) <= rounding:
         return "the model behaves otherwise in training mode, as with dropout left on; set disable_dropout: true"
     if isinstance(model, PeftModel):
         with without_adapter(model):
-            unmoved = torch.equal(_packed_token_logps(model, packed, False), calm)
+            unmoved = torch.equal(_token_logps(model, batch, False), calm)
             with in_mode(model, training=False):
                 acts = not torch.equal(plain_token_logps(model, read[0]), theirs[0])
         if unmoved and acts:
             return "the packed row does not see the adapter; use LoRA, or another adapter of the layers"
     kind = getattr(model.config, "model_type", type(model).__name__)
+    if isinstance(batch, SeparateBatch):
+        return f"what this {kind} makes of a branch changes with the padding behind it; it cannot be trained, take another model"
     return (
         f"the config of this {kind} asks for something that packing does not do (positions, masks, scales of logits or "
         "embeddings); compare config.json with the published one of its family"

@@ -33,7 +33,7 @@ def eval_datasets_of(
 
 
 def dataset_of(
-    rows: Rows | PreferenceDataset | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
+    rows: Rows | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
 ) -> PreferenceDataset | None:
     """name: of the argument. Raises InputError for rows that cannot be read, and where no term of the objective has a row."""
     if rows is None:
@@ -59,6 +59,11 @@ def _check_terms(dataset: PreferenceDataset, terms: Sequence[Term], name: str) -
         )
 
 
+def cache_folder(args: MDPOConfig) -> Path | None:
+    """Where what a frozen model computes is kept for the next run; None where it is not."""
+    return Path(args.reference_cache_dir or Path(str(args.output_dir), "reference_cache")) if args.cache_reference else None
+
+
 def find_neighbours(dataset: PreferenceDataset | None, model: nn.Module, args: MDPOConfig) -> None:
     """Asks the model which pictures look alike, where the data set's negative wants to know.
 
@@ -66,13 +71,8 @@ def find_neighbours(dataset: PreferenceDataset | None, model: nn.Module, args: M
     """
     if dataset is None:
         return
-    folder = (
-        Path(args.reference_cache_dir or Path(str(args.output_dir), "reference_cache"))
-        if args.cache_reference
-        else None
-    )
     with args.main_process_first(local=False, desc="embedding pictures"):  # the others find its file
-        dataset.find_neighbours(partial(image_embeddings, model, folder=folder))
+        dataset.find_neighbours(partial(image_embeddings, model, folder=cache_folder(args)))
 
 
 def _held_out(options: DataOptions, rows: Checked, name: str) -> DataOptions:

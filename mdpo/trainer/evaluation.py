@@ -31,10 +31,10 @@ class Evaluation:
         self._rows: list[tuple[Sequence[int], Tensor]] = []
         self._broken: list[tuple[tuple[str, ...], Tensor]] = []
 
-    def add(self, packed: Batch, examples: Sequence[int], output: PolicyOutput) -> None:
+    def add(self, batch: Batch, examples: Sequence[int], output: PolicyOutput) -> None:
         """examples: the indices of the micro-batch's rows in their data set."""
-        broken = _broken(packed, output)
-        self._broken.append((packed.ids, broken))
+        broken = _broken(batch, output)
+        self._broken.append((batch.ids, broken))
         self._metrics.add(_without(output, broken))
         if self._keep_rows:
             numbers = torch.stack([output.policy.detach().float(), output.reference.float(), output.loss.rewards.float()])
@@ -71,9 +71,9 @@ class Evaluation:
         return [pair for examples, numbers in pairs for pair in zip(examples, numbers, strict=True)]
 
 
-def _broken(packed: Batch, output: PolicyOutput) -> Tensor:
+def _broken(batch: Batch, output: PolicyOutput) -> Tensor:
     """(B,) whether a row's loss is not finite, or a log-prob of a branch that it has."""
-    present = packed.present.to(output.policy.device)
+    present = batch.present.to(output.policy.device)
     logps = output.policy.isfinite() & output.reference.isfinite()
     return (present & ~logps).any(0) | ~output.loss.losses.isfinite()
 

@@ -16,12 +16,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mdpo.errors import InputError, OutputError, TrainingError
+from mdpo.models.adapters import name_base
 from mdpo.models.folder import short
+from mdpo.models.logps import unwrap
 from mdpo.outputs import unwritten, whole_contents, whole_file
 
 from .checkpoints import checkpoints_newest_first, last_whole_checkpoint, remove
 from .way_on import remedy, resumes, way_on
-from .weights import check_adapters, load_weights, save_weights_alone
+from .weights import adapter_folder, check_adapters, load_weights, save_weights_alone
 
 if TYPE_CHECKING:
     from .folder import RunFolder
@@ -58,6 +60,11 @@ class KeepsWeights(Trainer):
         except InputError as error:  # at the end of a training that is not to be lost for it
             last = last_whole_checkpoint(self.args.output_dir)
             raise TrainingError(f"the best checkpoint cannot be loaded: {error}; the last weights are in {last}") from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        for adapter in self.model.peft_config if isinstance(self.model, PeftModel) else ():
+            name_base(adapter_folder(output_dir or self.args.output_dir, adapter), unwrap(self.model).name_or_path)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the base class, but whole or not at all; where a file beside the weights cannot be written, the weights are.

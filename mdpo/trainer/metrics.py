@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,45 +34,60 @@ class Metric(NamedTuple):
 
 def metrics_of(branches: Sequence[str], terms: Sequence[Term]) -> list[Metric]:
     """Of an objective, in the order in which they are logged."""
-    found = [Metric("loss", frozenset(), lambda output: output.loss.losses)]
+    found = [Metric("loss", frozenset(), _losses)]
     for number, branch in enumerate(branches):
         label = _LABELS.get(branch, branch)
-        for kind, rows in (("rewards", lambda output: output.loss.rewards), ("logps", lambda output: output.policy)):
-            row = lambda output, rows=rows, number=number: rows(output)[number]  # noqa: E731
-            found.append(Metric(f"{kind}/{label}", frozenset({branch}), row))
+        found.append(Metric(f"rewards/{label}", frozenset({branch}), partial(_reward, number)))
+        found.append(Metric(f"logps/{label}", frozenset({branch}), partial(_logp, number)))
     for prefix, other in _PAIRS.items():
         if {"chosen", other} <= set(branches):
             found += _preference(f"rewards/{prefix}", ({"chosen": 1.0, other: -1.0},), branches)
     for term in terms:
-        used = frozenset(branch for row in term.matrix for branch in row)
-        value = lambda output, term=term, used=used: _present(output.loss.terms[term.name], output, branches, used)  # noqa: E731
-        found.append(Metric(f"terms/{term.name}", used, value))
+        read = frozenset[str]().union(*term.matrix)
+        numbers = [branches.index(branch) for branch in read]
+        found.append(Metric(f"terms/{term.name}", read, partial(_term, term.name, numbers)))
         if term.link == "log_sigmoid" and all(abs(sum(row.values())) < 1e-6 for row in term.matrix):
             found += _preference(f"terms/{term.name}/", term.matrix, branches)
     return found
 
 
 def _preference(prefix: str, rows: Sequence[Mapping[str, float]], branches: Sequence[str]) -> list[Metric]:
-    """Of several rows, "better than all of these", the least margin."""
-    numbered = [[(branches.index(branch), coefficient) for branch, coefficient in row.items()] for row in rows]
-    used = frozenset(branch for row in rows for branch in row)
-
-    def margins(output: PolicyOutput) -> Tensor:
-        rewards = output.loss.rewards
-        each = [sum(coefficient * rewards[branch] for branch, coefficient in row) for row in numbered]
-        return each[0] if len(each) == 1 else torch.stack(each).amin(0)  # pyright: ignore[reportArgumentType, reportReturnType]
-
-    def accuracies(output: PolicyOutput) -> Tensor:
-        found = margins(output)
-        return (found > 0).float().masked_fill(found.isnan(), torch.nan)
-
-    return [Metric(f"{prefix}margins", used, margins), Metric(f"{prefix}accuracies", used, accuracies)]
+    read = frozenset[str]().union(*rows)
+    numbered = [{branches.index(branch): coefficient for branch, coefficient in row.items()} for row in rows]
+    return [
+        Metric(f"{prefix}margins", read, partial(_margins, numbered)),
+        Metric(f"{prefix}accuracies", read, partial(_accuracies, numbered)),
+    ]
 
 
-def _present(values: Tensor, output: PolicyOutput, branches: Sequence[str], used: frozenset[str]) -> Tensor:
+def _losses(output: PolicyOutput) -> Tensor:
+    return output.loss.losses
+
+
+def _reward(number: int, output: PolicyOutput) -> Tensor:
+    return output.loss.rewards[number]
+
+
+def _logp(number: int, output: PolicyOutput) -> Tensor:
+    return output.policy[number]
+
+
+def _term(name: str, numbers: Sequence[int], output: PolicyOutput) -> Tensor:
     """A term's values, NaN where an example lacks a branch of it."""
-    absent = torch.stack([output.loss.rewards[branches.index(branch)].isnan() for branch in used]).any(0)
-    return values.masked_fill(absent, torch.nan)
+    absent = torch.stack([output.loss.rewards[number].isnan() for number in numbers]).any(0)
+    return output.loss.terms[name].masked_fill(absent, torch.nan)
+
+
+def _margins(rows: Sequence[Mapping[int, float]], output: PolicyOutput) -> Tensor:
+    """By how much the rows prefer; of several, "better than all of these", the least. rows: coefficients by branch."""
+    rewards = output.loss.rewards
+    each = [torch.stack([coefficient * rewards[number] for number, coefficient in row.items()]).sum(0) for row in rows]
+    return torch.stack(each).amin(0)
+
+
+def _accuracies(rows: Sequence[Mapping[int, float]], output: PolicyOutput) -> Tensor:
+    margins = _margins(rows, output)
+    return (margins > 0).float().masked_fill(margins.isnan(), torch.nan)
 
 
 class Metrics:
@@ -81,7 +97,7 @@ class Metrics:
     """
 
     def __init__(self, branches: Sequence[str], terms: Sequence[Term]) -> None:
-        self._metrics = metrics_of(tuple(branches), terms)
+        self._metrics = metrics_of(branches, terms)
         self._totals: Tensor | None = None  # (2, M) sums and counts
 
     @torch.no_grad()

@@ -182,8 +182,11 @@ def _check_images(model: nn.Module, dataset: PreferenceDataset, index: int) -> N
             f"model's embeddings have {_vocabulary(model)} rows; use the processor that was saved with the model"
         )
     try:
-        packed = pack([example], model).to(device)
-        encode_images(model, packed) if isinstance(packed, PackedBatch) else branch_logps(model, packed)
+        batch = pack([example], model).to(device)
+        if isinstance(batch, PackedBatch):
+            encode_images(model, batch)
+        else:  # which encodes them in its own forward
+            branch_logps(model, batch)
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, IndexError, TypeError) as error:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import Trainer
 
 from mdpo.errors import OutputError
-from mdpo.hub.uploads import make_repository, upload
+from mdpo.hub.uploads import make_repository, upload, upload_command
 from mdpo.models.logps import unwrap
 from mdpo.models.model_card import CARD_NAME, FinishedRun, write_run_card
 from mdpo.objectives import Objective
@@ -52,7 +52,7 @@ class Publishes(Trainer):
         if not self.is_world_process_zero():
             return
         run = FinishedRun(
-            base=unwrap(self.model).name_or_path or type(unwrap(self.model)).__name__,
+            base=unwrap(self.model).config.name_or_path or type(unwrap(self.model)).__name__,
             adapter=isinstance(self.model, PeftModel),
             settings=self.settings_of_checkpoints(),
             source=self.objective.source,
@@ -98,17 +98,15 @@ class Publishes(Trainer):
             return None
         folder = Path(str(self.args.output_dir))
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        repository, files, revision = str(self.hub_model_id), published_files(folder), revision or self.args.hub_revision
         try:
             return upload(
-                str(self.hub_model_id), folder, published_files(folder),
-                message=commit_message or "End of training", token=token or self.args.hub_token,
-                revision=revision or self.args.hub_revision,
+                repository, folder, files,
+                message=commit_message or "End of training", token=token or self.args.hub_token, revision=revision,
             )  # fmt: skip
         except OutputError as error:
-            raise OutputError(
-                f"{error}; what was trained is whole in {folder}. Upload it later: hf upload {self.hub_model_id} {folder} "
-                "--exclude 'checkpoint-*' 'reference_cache/*' '*.bin' 'mdpo_run.json'"
-            ) from error
+            later = upload_command(repository, folder, files, revision=revision)
+            raise OutputError(f"{error}; what was trained is whole in {folder}. Upload it later: {later}") from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: a run uploads once, at its end."""

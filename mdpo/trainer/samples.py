@@ -91,14 +91,13 @@ class SampleAnswers(TrainerCallback):
         return list(dataset.rows[: self.trainer.args.sample_prompts])
 
     def _answers(self, rows: Sequence[PreferenceRow]) -> list[str]:
-        trainer, args = self.trainer, self.trainer.args
-        autocast = torch.autocast(args.device.type, trainer.step_dtype, enabled=trainer.step_dtype is not None)
+        trainer = self.trainer
         # Compiled layers would be compiled once more for every length of an answer.
-        with in_mode(trainer.model, training=False), autocast, torch.compiler.set_stance("force_eager"):
+        with in_mode(trainer.model, training=False), trainer.step_autocast(), torch.compiler.set_stance("force_eager"):
             return list(
                 generate(
                     trainer.model, trainer.processing_class, rows, max_new_tokens=_MAX_NEW_TOKENS, batch_size=_BATCH_SIZE,
-                    text=TextOptions.of(args),
+                    text=TextOptions.of(trainer.args),
                 )
             )  # fmt: skip
 

@@ -66,7 +66,7 @@ def check_start(
         model: the policy, before its first step.
         examples: of the data to train on.
         branches: of the objective.
-        forward: policy and reference of a packed row, the reference from the cache where it is there.
+        forward: policy and reference of a micro-batch, the reference from the cache where it is there.
 
     Returns the line that says how close they are. Raises InputError beyond rounding.
     """
@@ -74,10 +74,10 @@ def check_start(
     check = check_packed(model, examples, branches=branches, rounding=rounding, training=args.disable_dropout)
     if args.reference == "base":  # then a trained adapter starts away from its reference, as asked for
         return check.line
-    packed = pack(examples, model, branches=branches).to(_device(model))
+    batch = pack(examples, model, branches=branches).to(_device(model))
     with torch.no_grad():
-        output = forward(packed)
-    largest = check_equal_start(packed, output.policy, output.reference, rounding / _SAME_WAY)
+        output = forward(batch)
+    largest = check_equal_start(batch, output.policy, output.reference, rounding / _SAME_WAY)
     return f"{check.line}; policy and reference by {largest:.1e}"
 
 

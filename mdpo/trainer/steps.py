@@ -1,6 +1,6 @@
-"""Optimizer steps as batches of a dataloader: one batch is a whole step, already cut into packed micro-batches."""
+"""Optimizer steps as a dataloader yields them: whole ones, already cut into micro-batches that are laid out."""
 
-# A batch of this sampler is a step, not a list of indices.
+# What this sampler yields is a step, not a list of indices.
 # pyright: reportIncompatibleMethodOverride=false
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Step:
     weights: list[float]
 
     def pin_memory(self) -> "Step":
-        return replace(self, micro_batches=[packed.pin_memory() for packed in self.micro_batches])
+        return replace(self, micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
     def padded(self, micro_batches: int) -> "Step":
         """The step with its last micro-batch repeated, at weight 0, until there are this many."""
@@ -120,12 +120,12 @@ class MicroBatches(Dataset):
 
 def collate(items: list[tuple[MicroBatch, Batch | Unread]]) -> Step | Unread:
     """The micro-batches of one step."""
-    planned, packed = [micro_batch for micro_batch, _ in items], []
+    planned, batch = [micro_batch for micro_batch, _ in items], []
     for _, item in items:
         if isinstance(item, Unread):
             return item
-        packed.append(item)
+        batch.append(item)
     if get_worker_info() is not None:  # as they are sent, but where running out of memory can be told
         with memory_bound():
-            packed = [each.map_tensors(Tensor.share_memory_) for each in packed]
-    return Step(packed, planned[0].num_examples, [each.weight for each in planned])
+            batch = [each.map_tensors(Tensor.share_memory_) for each in batch]
+    return Step(batch, planned[0].num_examples, [each.weight for each in planned])

@@ -1,4 +1,4 @@
-"""mDPO on transformers.Trainer: a batch is a whole optimizer step, planned into packed micro-batches."""
+"""mDPO on transformers.Trainer: what a dataloader yields is a whole optimizer step, planned into micro-batches."""
 
 # transformers types a Trainer's attributes as all they could be, and a batch as a dict; here they are this trainer's own.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
@@ -44,7 +44,7 @@ from .arguments import (
     settle_evaluation,
 )
 from .checkpoints import recover
-from .datasets import EvalRows, Rows, dataset_of, eval_datasets_of, find_neighbours
+from .datasets import EvalRows, Rows, cache_folder, dataset_of, eval_datasets_of, find_neighbours
 from .evaluation import Evaluation, predictions
 from .folder import RunFolder
 from .host_copy import HostCopy, to_device
@@ -168,7 +168,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         self._start_is_checked = False
         self._run_settings: dict[str, Any] | None = None
 
-    # Data: one batch is one optimizer step
+    # Data: a dataloader yields optimizer steps
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
@@ -220,9 +220,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
 
     def _open_cache(self) -> ReferenceCache | None:
         """The reference's log-probs on disk; a negative that changes with the epoch leaves nothing to find again."""
-        if not self.args.cache_reference or self.args.negative_per_epoch:
+        folder = cache_folder(self.args)
+        if folder is None or self.args.negative_per_epoch:
             return None
-        folder = self.args.reference_cache_dir or Path(self.args.output_dir, "reference_cache")
         key = fingerprint(
             self._reference_model,
             self.step_dtype,
@@ -246,6 +246,10 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
     def step_dtype(self) -> torch.dtype | None:
         """The dtype that steps run under, None where that is the weights' own."""
         return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+
+    def step_autocast(self) -> torch.autocast:
+        """For a forward outside of what accelerate has wrapped."""
+        return torch.autocast(self.args.device.type, self.step_dtype, enabled=self.step_dtype is not None)
 
     def _first_examples(self) -> list[PreferenceTokens]:
         dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
@@ -316,17 +320,16 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             return
         if self.is_deepspeed_enabled:  # whose engine would move the model later
             self.model.to(self.args.device)
-        # As accelerate wraps it for a step, which it has not done yet.
-        autocast = torch.autocast(self.args.device.type, self.step_dtype, enabled=self.step_dtype is not None)
-        with disable_input_dtype_casting(self.model, active=self.step_dtype is not None), autocast:
-            line = check_start(self.model, self.args, self._first_examples(), self.objective.branches, self.step_dtype, self._evaluate_packed)
+        examples, branches = self._first_examples(), self.objective.branches
+        with disable_input_dtype_casting(self.model, active=self.step_dtype is not None), self.step_autocast():
+            line = check_start(self.model, self.args, examples, branches, self.step_dtype, self._evaluate_batch)
         if self._cache is not None:
             self._cache.found = 0
         _log.info(line)
 
-    def _evaluate_packed(self, packed: Batch) -> PolicyOutput:
+    def _evaluate_batch(self, batch: Batch) -> PolicyOutput:
         with in_mode(self.policy, training=False):
-            return self._forward(self.policy, packed)
+            return self._forward(self.policy, batch)
 
     def _checkpoint_to_resume(self, requested: str | bool) -> str:
         if self.train_dataset is None:
@@ -357,14 +360,14 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
     def _run_step(self, model: nn.Module, inputs: Step) -> Tensor:
         model.train()
         step = inputs
-        self._examples = tuple(id for packed in inputs.micro_batches for id in packed.ids)
+        self._examples = tuple(id for batch in inputs.micro_batches for id in batch.ids)
         losses, checked, references = [], [], []
-        for number, (packed, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
+        for number, (batch, weight) in enumerate(zip(step.micro_batches, step.weights, strict=True)):
             last = number == len(step.micro_batches) - 1
             self.accelerator.sync_gradients = last  # where DeepSpeed's engine steps
             # Ranks exchange gradients once a step.
             with nullcontext() if last else self.accelerator.no_sync(model):
-                output = self._forward(model, packed, step.num_examples)
+                output = self._forward(model, batch, step.num_examples)
                 losses.append(weight * output.loss.loss.detach())
                 # Started here, and read when the last backward is queued: the device never waits for the host to look.
                 checked.append(HostCopy(losses[-1]))
@@ -375,7 +378,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
                 self._metrics.add(output)
         values = torch.stack([loss.get() for loss in checked])
         if not self._over_ranks(int(values.isfinite().all()), "min"):
-            bad = losses_not_finite([packed.ids for packed in step.micro_batches], values)
+            bad = losses_not_finite([batch.ids for batch in step.micro_batches], values)
             self.stop_at(f"the loss of step {self.state.global_step + 1} is not finite", bad, model)
         self._keep_references(step, references)
         every = self.args.torch_empty_cache_steps
@@ -383,28 +386,28 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             clear_device_cache()
         return torch.stack(losses).sum() * self.args.world_size
 
-    def _forward(self, model: nn.Module, packed: Batch, num_examples: int | None = None) -> PolicyOutput:
+    def _forward(self, model: nn.Module, batch: Batch, num_examples: int | None = None) -> PolicyOutput:
         """The micro-batch's output, with the cached reference where there is one."""
-        reference, missing = (None, ()) if self._cache is None else self._cache.find(packed)
+        reference, missing = (None, ()) if self._cache is None else self._cache.find(batch)
         # Sharded weights are gathered by all ranks together: all run the reference, or none.
         if reference is not None and self.is_fsdp_enabled and self._over_ranks(int(bool(missing)), "max"):
             reference, missing = None, ()
         if reference is not None:
             reference = to_device(reference, self.args.device)
         with self.compute_loss_context_manager():
-            return model(packed.to(self.args.device, non_blocking=True), reference, num_examples, missing)
+            return model(batch.to(self.args.device, non_blocking=True), reference, num_examples, missing)
 
     def _keep_references(self, step: Step, references: list[HostCopy]) -> None:
         """references: of each micro-batch; read after the step's last one, since reading a number waits for the device."""
         if self._cache is None:
             return
         pairs = zip(step.micro_batches, references, strict=True)
-        records = [record for packed, copy in pairs for record in self._cache.new_records(packed, copy.get())]
+        records = [record for batch, copy in pairs for record in self._cache.new_records(batch, copy.get())]
         self._cache.keep(self._from_all_ranks(records))  # the next epoch deals the examples to other ranks
 
     def floating_point_ops(self, inputs: Step) -> int:
         """6 × parameters × tokens, as transformers counts a training step."""
-        tokens = sum(packed.num_tokens for packed in inputs.micro_batches)
+        tokens = sum(batch.num_tokens for batch in inputs.micro_batches)
         return 6 * tokens * self._num_parameters
 
     @cached_property
@@ -412,10 +415,10 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         return self.model.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
-        # The base class looks for input_ids. Rows are not padded: all tokens are tokens of the data.
+        # The base class looks for input_ids, and would count padding.
         if self.args.include_num_input_tokens_seen != "no":
             pairs = zip(inputs.micro_batches, inputs.weights, strict=True)
-            tokens = sum(packed.num_tokens for packed, weight in pairs if weight)
+            tokens = sum(batch.num_tokens for batch, weight in pairs if weight)
             self.state.num_input_tokens_seen += int(self._sum_over_ranks(torch.tensor(tokens, device=self.args.device)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -454,13 +457,13 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         found = Evaluation(self._new_metrics(), keep_rows=not loss_only)
         for step, planned in self._evaluated_steps(dataloader):
             outputs = []
-            for packed in step.micro_batches:
+            for batch in step.micro_batches:
                 self._leave_if_told()
-                outputs.append(self._forward(model, packed))
+                outputs.append(self._forward(model, batch))
             # What pads a step stands behind what was planned for it.
-            for packed, micro_batch, output in zip(step.micro_batches, planned, outputs, strict=False):
+            for batch, micro_batch, output in zip(step.micro_batches, planned, outputs, strict=False):
                 if micro_batch.weight:
-                    found.add(packed, micro_batch.examples, output)
+                    found.add(batch, micro_batch.examples, output)
             self._keep_references(step, [HostCopy(output.reference) for output in outputs])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         rows = self.num_examples(dataloader)

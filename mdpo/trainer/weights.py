@@ -56,9 +56,8 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
 
 def check_adapters(model: PeftModel, folder: str | Path) -> None:
     """Raises InputError where a saved adapter lacks a tensor that the model's has, or has another; PEFT only warns."""
-    folder = Path(folder)
     for adapter in model.peft_config:
-        path = _adapter_file(folder, adapter)
+        path = adapter_folder(folder, adapter) / SAFETENSORS_WEIGHTS_NAME
         own: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter)
         _same_names(path, set(own), set(check_safetensors(path)))
         with safe_open(path, framework="pt") as file:
@@ -76,9 +75,9 @@ def _same_names(where: Path, own: set[str], saved: set[str]) -> None:
             raise InputError(f"{where} {verb} {len(names)} tensors: {some(sorted(names))}; take another checkpoint")
 
 
-def _adapter_file(folder: Path, adapter: str) -> Path:
+def adapter_folder(folder: str | Path, adapter: str) -> Path:
     """Where PEFT saves an adapter: at the top if it is called "default", else in a folder of its name."""
-    return (folder if adapter == "default" else folder / adapter) / SAFETENSORS_WEIGHTS_NAME
+    return Path(folder) if adapter == "default" else Path(folder, adapter)
 
 
 def save_weights_alone(model: nn.Module, folder: str | Path) -> Path:
@@ -86,7 +85,7 @@ def save_weights_alone(model: nn.Module, folder: str | Path) -> Path:
     OutputError where the disk is full or refuses."""
     if isinstance(model, PeftModel):
         name = model.active_adapters[0]
-        path = _adapter_file(Path(folder), name)
+        path = adapter_folder(folder, name) / SAFETENSORS_WEIGHTS_NAME
         adapter: Any = get_peft_model_state_dict(model, adapter_name=name)
         with whole_file(path) as part:
             save_file({key: tensor.contiguous() for key, tensor in adapter.items()}, part, metadata={"format": "pt"})

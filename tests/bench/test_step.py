@@ -44,7 +44,7 @@ def test_other_objectives_are_the_same_packed_and_in_separate_passes(problem, na
 
 
 def test_what_a_packed_forward_keeps_is_the_token_ratios_share(problem):
-    """Activation memory: what is alive between forward and backward, against three unpadded passes."""
+    """Activation memory: what is alive between forward and backward, against a pass for each branch."""
     branches = problem.objective.branches
     rows = [[problem.row(branches)], [problem.row([branch]) for branch in branches]]
     kept = []
@@ -53,5 +53,5 @@ def test_what_a_packed_forward_keeps_is_the_token_ratios_share(problem):
             policy = [branch_logps(problem.model, row) for row in layout]
         kept.append(memory.live)
         del policy
-    packed, three = (sum(row.num_tokens for row in layout) for layout in rows)
-    assert kept[0] / kept[1] <= 1.05 * packed / three
+    packed, apart = (sum(row.num_tokens for row in layout) for layout in rows)
+    assert kept[0] / kept[1] <= 1.05 * packed / apart

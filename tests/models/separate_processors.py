@@ -1,4 +1,4 @@
-"""Real processors, tiny, of models whose branches are read separately."""
+"""Real processors, tiny, of models whose branches are read separately, and of GLM-4V."""
 
 import transformers
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil

@@ -13,7 +13,7 @@ from mdpo.packing import PackedBatch, PreferenceTokens, branch_of, pack, part
 from mdpo_kernels import preference_loss
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, pixels
-from tests.models.test_packed_step import gradients
+from tests.models.test_packed_step import assert_same_gradients, plain_token_logps
 
 NAN = float("nan")
 
@@ -32,7 +32,7 @@ def rich(kind: str) -> list[PreferenceTokens]:
 
 
 def separate(model, example: PreferenceTokens, name: str) -> torch.Tensor:
-    """A branch by itself through the model's own forward: no packing, no kernels, no shared code."""
+    """The log-prob of a branch by itself, its tokens weighted; NaN where the example does not have it."""
     branch = branch_of(name)
     prompt, images = example.prompt_ids, example.images
     if branch.picture == "none":
@@ -52,23 +52,8 @@ def separate(model, example: PreferenceTokens, name: str) -> torch.Tensor:
     if response is None:
         return torch.tensor(NAN)
     weights = {"chosen": example.chosen_weights, "rejected": example.rejected_weights}.get(branch.response)
-    ids = torch.tensor([[*prompt, *response]])
-    inputs = {"input_ids": ids, **(images or {})}
-    if "image_grid_thw" in inputs:
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
-    logits = model(**inputs).logits[0, len(prompt) - 1 : -1]
-    logps = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+    logps = plain_token_logps(model, prompt, images, response)
     return (logps * torch.tensor([1.0] * len(response) if weights is None else weights)).sum()
-
-
-def assert_same_gradients(model, oracle) -> None:
-    ours, theirs = gradients(model), gradients(oracle)
-    assert ours.keys() == theirs.keys()
-    # A key bias shifts every score of a query alike: its gradient is zero but for rounding.
-    floor = 1e-3 * max(gradient.norm() for gradient in theirs.values())
-    for name, gradient in theirs.items():
-        error = (ours[name] - gradient).norm() / gradient.norm().clamp_min(floor if "k_proj.bias" in name else 1e-6)
-        assert error <= 1e-4, f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,15 @@ def test_a_packed_row_of_another_model_is_refused():
     row = pack([PreferenceTokens("text", [20, 21, 22], [40, 1], [41, 1])], tiny.llava())
     with pytest.raises(InputError, match="a packed row, which this model does not take"):
         sequence_logps(model, row)
+
+
+def test_nothing_stays_on_the_head_of_the_user_s_model():
+    model = build("gemma3")
+    head, batch = model.get_output_embeddings(), pack(examples("gemma3"), model)
+    sequence_logps(model, batch).nansum().backward()
+    with pytest.raises(IndexError):
+        sequence_logps(model, replace(batch, input_ids=batch.input_ids + 10_000))
+    assert not head._forward_hooks and not head._forward_pre_hooks
 
 
 def test_the_sweep_is_wide():

@@ -1,6 +1,7 @@
 """The card beside what was trained, and its way to the hub: what is uploaded, what stays here, and one line for what fails."""
 
 import json
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 
@@ -122,6 +123,11 @@ def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsy
     line = error_line(capsys)
     assert "what was trained is whole in out" in line and "hf upload tiny/dogs out" in line
     assert Path("out/adapter_model.safetensors").is_file()
+
+    words = shlex.split(line.partition("Upload it later: hf upload tiny/dogs out ")[2])
+    assert set(words[::2]) == {"--include"}
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(words[1::2])
+    assert not set(words[1::2]) & {"trainer_state.json", "mdpo_run.json", "training_args.bin"}
 
 
 def test_from_python_as_with_the_base_class(hub, world, tmp_path):  # noqa: F811
