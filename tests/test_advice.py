@@ -57,6 +57,7 @@ def _text(node: ast.AST) -> str | None:
 
 # Who says the messages of a file: an option in one of them has to be an option of one of these commands.
 SAID_BY = {
+    "mdpo/__main__.py": ["train"],
     "mdpo/cli.py": ["train", "score", "convert"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],
