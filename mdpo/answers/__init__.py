@@ -1,0 +1,5 @@
+"""Preference pairs from a model's own answers: drawn, ranked, paired."""
+
+from .records import Answer, Scored, read_answers, read_scored
+
+__all__ = ["Answer", "Scored", "read_answers", "read_scored"]
