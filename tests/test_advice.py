@@ -58,6 +58,9 @@ def _text(node: ast.AST) -> str | None:
 # Who says the messages of a file: an option in one of them has to be an option of one of these commands.
 SAID_BY = {
     "mdpo/__main__.py": ["train"],
+    "mdpo/answers/pairing.py": ["pairs"],
+    "mdpo/answers/pairs.py": ["pairs"],
+    "mdpo/answers/records.py": ["pairs"],
     "mdpo/cli.py": ["train", "score", "convert"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],

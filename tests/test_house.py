@@ -44,6 +44,7 @@ ALLOWED = {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
     },
     "mdpo.cli": {
+        "mdpo.answers",
         "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
         "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },

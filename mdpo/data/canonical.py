@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mdpo.errors import InputError
 from mdpo.outputs import make_folder, remove_empty, whole_file
 
 from .images import ImageSource, StoredImage
 from .messages import text_columns
 from .picture_files import open_picture
+from .problem import clipped
 from .row import PreferenceRow, PromptRow
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
@@ -49,7 +51,7 @@ class Pictures:
     def place(self, image: ImageSource) -> str:
         """The path, below the folder, under which the image is found from now on.
 
-        Raises OSError where its file cannot be read, OutputError where it cannot be written.
+        Raises InputError where its file cannot be read, OutputError where it cannot be written.
         """
         if isinstance(image, StoredImage):
             return self.write(image.read())
@@ -57,8 +59,13 @@ class Pictures:
         if image.is_relative_to(self._resolved):
             return str(image.relative_to(self._resolved))
         if image not in self._placed:
-            with open_picture(image) as file:
-                self._placed[image] = self.write(file.read(), image)
+            try:
+                with open_picture(image) as file:
+                    data = file.read()
+            except OSError as error:
+                problem = f"cannot be read: {error.strerror or error}"
+                raise InputError(f"image {clipped(str(image))} {problem}; restore it, or drop its rows") from error
+            self._placed[image] = self.write(data, image)
         return self._placed[image]
 
     def write(self, data: bytes, source: Path | None = None) -> str:
