@@ -43,8 +43,11 @@ ALLOWED = {
     "mdpo.training": {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
     },
+    "mdpo.loop": {
+        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.evaluation", "mdpo.reports", "mdpo.__main__",
+    },
     "mdpo.cli": {
-        "mdpo.answers",
+        "mdpo.answers", "mdpo.loop",
         "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
         "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
