@@ -104,7 +104,7 @@ def _measured(config: LoopConfig, number: int, model: _Model, text: list[str]) -
         number,
         "measure",
         _rank(answers, scored, config.evaluate.rank or config.rank, model, text),
-        _files(rank_files(scored)),
+        (scored,),
     )
 
 
