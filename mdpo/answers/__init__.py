@@ -1,5 +1,6 @@
 """Preference pairs from a model's own answers: drawn, ranked, paired."""
 
+from .draw import sample
 from .records import Answer, Scored, read_answers, read_scored
 
-__all__ = ["Answer", "Scored", "read_answers", "read_scored"]
+__all__ = ["Answer", "Scored", "read_answers", "read_scored", "sample"]

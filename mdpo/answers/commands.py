@@ -1,11 +1,12 @@
-"""``mdpo pairs``: from answers to preference pairs."""
+"""The commands that make preference pairs from a model's own answers."""
 
 import argparse
 from typing import Any
 
-from . import pairs
+from . import pairs_command, sample_command
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers the commands; each parser's ``run`` takes the parsed options."""
-    pairs.add_command(subparsers)
+    sample_command.add_command(subparsers)
+    pairs_command.add_command(subparsers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mdpo.answers.pairs import pair_files
+from mdpo.answers.pairs_command import pair_files
 from mdpo.config import MDPOConfig, RunConfig, build_config, load_config
 from mdpo.output_checks import Output
 
