@@ -1,4 +1,4 @@
-"""The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | report``."""
+"""The command line: ``mdpo train | plan | score | generate | rank | evaluate | convert | merge | data | report``."""
 
 from mdpo.stops import ctrl_c_ends, is_main_process, what_is_kept
 
@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
+from mdpo.answers import commands as answers_commands
 from mdpo.config import settings_help, takes_value
 from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows, size_pictures
 from mdpo.data import commands as data_commands
@@ -281,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run_convert)
     data_commands.add_commands(commands, load_processor, {name: each.branches for name, each in PRESETS.items()})
+    answers_commands.add_commands(commands)
     evaluation_commands.add_commands(commands)
     report_commands.add_commands(commands)
     return parser

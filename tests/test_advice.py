@@ -58,6 +58,10 @@ def _text(node: ast.AST) -> str | None:
 # Who says the messages of a file: an option in one of them has to be an option of one of these commands.
 SAID_BY = {
     "mdpo/__main__.py": ["train"],
+    "mdpo/answers/rank.py": ["rank"],
+    "mdpo/answers/ranking/function.py": ["rank"],
+    "mdpo/answers/ranking/judge.py": ["rank"],
+    "mdpo/answers/records.py": ["rank"],
     "mdpo/cli.py": ["train", "score", "convert"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],
@@ -74,7 +78,7 @@ SAID_BY = {
     "mdpo/data/text_options.py": ["score", "generate", "data check"],
     "mdpo/evaluation/answering.py": ["generate"],
     "mdpo/evaluation/commands.py": ["generate", "evaluate object-halbench"],
-    "mdpo/evaluation/judge.py": ["evaluate mmhal", "evaluate object-halbench"],
+    "mdpo/evaluation/judge.py": ["evaluate mmhal", "evaluate object-halbench", "rank"],
     "mdpo/evaluation/language.py": ["evaluate amber", "evaluate object-halbench"],
     "mdpo/evaluation/questions.py": ["generate"],
     "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
