@@ -1,4 +1,4 @@
-"""The command line: ``mdpo train | plan | score | generate | rank | evaluate | convert | merge | data | report``."""
+"""The command line: ``mdpo train | plan | score | generate | sample | rank | evaluate | convert | merge | data | report``."""
 
 from mdpo.stops import ctrl_c_ends, is_main_process, what_is_kept
 

@@ -50,7 +50,7 @@ def what_is_kept(options: argparse.Namespace) -> str:
     command = options.words[0]
     if command == "train":
         return " before the first step; nothing was trained"
-    if command == "generate":
+    if command in ("generate", "sample"):
         return f"; the answers so far are kept beside {options.output}: the same command goes on"
     if getattr(options, "judge", None):
         return f"; the replies so far are kept in {options.cache}: the same command goes on"

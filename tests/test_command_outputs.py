@@ -55,6 +55,7 @@ def made(tmp_path_factory):
 COMMANDS = {
     "score": "score {made}/model {made}/train.jsonl --no-check-start --output {out}/scores.jsonl",
     "generate": "generate {made}/model {made}/train.jsonl --max-new-tokens 4 --output {out}/answers.jsonl",
+    "answers": "sample {made}/model {made}/train.jsonl --n 2 --max-new-tokens 4 --output {out}/answers.jsonl",
     "sheet": "evaluate human sheet {made}/train.jsonl {made}/first.jsonl {made}/second.jsonl --output {out}/sheet.html",
     "tally": "evaluate human tally {made}/x.key.json {made}/votes.json --output {out}/result.json",
     "report": "report {made}/run --output {out}/report.html",
@@ -64,7 +65,7 @@ COMMANDS = {
     "convert": "convert bunny {root}/tests/golden/bunny-official {out}/bunny",
     "merge": "merge {made}/run {out}/merged",
 }
-RESUMED = ["generate"]
+RESUMED = ["generate", "answers"]
 REPLACED = ["report", "picture", "preview", "tally"]
 
 

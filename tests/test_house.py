@@ -44,8 +44,8 @@ ALLOWED = {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
     },
     "mdpo.cli": {
-        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
-        "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch", "mdpo.answers",
+        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.answers", "mdpo.reports",
+        "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

@@ -3,9 +3,11 @@
 import argparse
 from typing import Any
 
+from . import sample_command
 from .rank import add_command as add_rank
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Registers ``rank``; its parser's ``run`` takes the parsed options."""
+    """Registers ``sample`` and ``rank``; each parser's ``run`` takes the parsed options."""
+    sample_command.add_command(subparsers)
     add_rank(subparsers)
