@@ -35,7 +35,7 @@ ALLOWED = {
         "mdpo_kernels",
     },
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
-    "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing"},
+    "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing", "mdpo.settings"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
     "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing"},
     "mdpo": {"mdpo.config", "mdpo.trainer"},

@@ -36,7 +36,7 @@ from .benchmarks import (
 from .chair import VARIANTS, Lexicon
 from .generate import generate
 from .human import key_path, make_sheet, tally, write_sheet
-from .judge import Judge, JudgeOptions
+from .judge_options import add_judge_options, open_judge
 from .questions import BENCHMARKS, read_questions, write_answers
 from .responses import read_answers, read_captions, read_mmhal
 from .results import Result, result_mark
@@ -183,7 +183,7 @@ def run_evaluate_object_halbench(options: argparse.Namespace) -> None:
     if options.judge is not None:
         if options.variant != "rlhfv" or options.script is None:
             raise InputError("--judge is part of RLHF-V's variant, and needs its prompt: --variant rlhfv --script FILE")
-        judge, template = _open_judge(options), objects.read_template(options.script)
+        judge, template = open_judge(options), objects.read_template(options.script)
         if options.dry_run:
             print(plan_object_halbench(captions, judge, template))
             return
@@ -213,7 +213,7 @@ def _add_mmhal(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run_evaluate_mmhal(options: argparse.Namespace) -> None:
     template = mmhal.read_template(options.script)
-    judge = _open_judge(options)
+    judge = open_judge(options)
     if options.dry_run:
         print(judge.plan(mmhal_requests(read_mmhal(options.responses, options.template), template)))
         return
@@ -226,32 +226,8 @@ def _responses(command: argparse.ArgumentParser, layout: str) -> None:
 
 
 def _judge(command: argparse.ArgumentParser, *, required: bool, script: str) -> None:
-    group = command.add_argument_group(
-        "judge", "any OpenAI-compatible endpoint; replies are cached and never paid twice"
-    )
-    group.add_argument("--judge", metavar="MODEL", required=required, help="the model that judges")
+    group = add_judge_options(command, required=required)
     group.add_argument("--script", type=Path, required=required, help=f"your copy of {script}, or its prompt as text")
-    group.add_argument("--base-url", help="of the endpoint; OpenAI's without it")
-    group.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable that holds the key")
-    group.add_argument("--cache", type=Path, default=Path("judge-cache.jsonl"), help="append-only file of replies")
-    group.add_argument("--concurrency", type=int, default=8)
-    group.add_argument("--attempts", type=int, default=6, help="per request")
-    group.add_argument("--timeout", type=float, default=120.0, help="seconds without a reply")
-    group.add_argument("--dry-run", action="store_true", help="say how much would be sent, and send nothing")
-
-
-def _open_judge(options: argparse.Namespace) -> Judge:
-    return Judge(
-        JudgeOptions(
-            model=options.judge,
-            cache=options.cache,
-            base_url=options.base_url,
-            key_variable=options.key_variable,
-            concurrency=options.concurrency,
-            attempts=options.attempts,
-            timeout_s=options.timeout,
-        )
-    )
 
 
 def _add_human(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

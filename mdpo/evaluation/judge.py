@@ -12,7 +12,7 @@ import math
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from mdpo.reading import parse_json
 from mdpo.shown import redacted
 
 from .files import Journal
+from .judge_requests import Picture, Plan, Reply, Request, content_parts
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,43 +34,8 @@ LOGGER = logging.getLogger(__name__)
 _TRANSIENT = frozenset({408, 409, 425, 429})
 # What is wrong with every request of the run, so that the rest need not be sent.
 _HOPELESS = frozenset({401, 402, 403, 404})
-_CHARACTERS_PER_TOKEN = 4  # of English, roughly
 _SHORTEST_KEY = 8  # characters: shorter ones, such as "none" for an endpoint without keys, occur in any text
 _UNSENT = "not sent, because the endpoint refuses every request"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One question to the judge. messages: chat messages. max_tokens: of the reply; None is the endpoint's default.
-
-    attempt: 0, or more where the same question is asked anew on purpose.
-    """
-
-    messages: Sequence[Mapping[str, str]]
-    temperature: float = 0.0
-    max_tokens: int | None = None
-    attempt: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """text: the reply, "" where the judge gave none. model: the name that the endpoint returned. raw: all it sent."""
-
-    text: str
-    model: str
-    raw: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run would send: requests that the cache lacks, and their tokens, estimated at 4 characters each."""
-
-    cached: int
-    requests: int
-    prompt_tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.requests} requests to send, about {self.prompt_tokens} prompt tokens; {self.cached} are in the cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +83,13 @@ class Judge:
             known = _replies(journal)
         keys = {self.key(request): request for request in requests}
         missing = [request for key, request in keys.items() if key not in known]
-        characters = sum(len(message["content"]) for request in missing for message in request.messages)
-        return Plan(len(keys) - len(missing), len(missing), math.ceil(characters / _CHARACTERS_PER_TOKEN))
+        return Plan.of(missing, cached=len(keys) - len(missing))
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+    def ask(self, requests: Sequence[Request], *, refusals: bool = False) -> list[Reply]:
         """A reply to each request, from the cache or the endpoint. Equal requests are sent once.
+
+        refusals: a request that the endpoint refuses for what is in it, such as its picture, has a reply without text,
+            whose ``raw`` says ``refused``. It costs nothing, is not in the cache, and is sent again the next time.
 
         Raises InputError, after everything that could be answered is in the cache, where requests stayed unanswered.
         """
@@ -129,10 +97,14 @@ class Judge:
             known = _replies(journal)
             missing = {self.key(request): request for request in requests}
             missing = {key: request for key, request in missing.items() if key not in known}
-            failures = self._send_all(missing, journal) if missing else []
+            failures = self._send_all(missing, journal) if missing else {}
             known = _replies(journal)
+        if refusals:
+            refused = {key: failure for key, failure in failures.items() if failure.refused}
+            known |= {key: Reply("", "", {"refused": str(failure)}) for key, failure in refused.items()}
+            failures = {key: failure for key, failure in failures.items() if key not in refused}
         if failures:
-            first = next((failure for failure in failures if failure != _UNSENT), _UNSENT)
+            first = next((text for text in map(str, failures.values()) if text != _UNSENT), _UNSENT)
             raise InputError(
                 f"{len(failures)} of {len(missing)} requests to the judge were not answered; the first: {first}. "
                 f"The others are kept in {self.options.cache}: run again, and only these are sent"
@@ -143,30 +115,29 @@ class Judge:
         """Names a request: endpoint, body and attempt, hashed."""
         content = {
             "endpoint": (self.options.base_url or "").rstrip("/"),
-            "body": self._body(request),
+            "body": self._body(request, lambda picture: picture.name),
             "attempt": request.attempt,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        body = {
-            "model": self.options.model,
-            "messages": [dict(message) for message in request.messages],
-            "temperature": request.temperature,
-        }
-        return body if request.max_tokens is None else body | {"max_tokens": request.max_tokens}
+    def _body(self, request: Request, url: Callable[[Picture], str]) -> dict[str, Any]:
+        """url: what stands for a picture."""
+        messages = [dict(message) | {"content": content_parts(message["content"], url)} for message in request.messages]
+        optional = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"model": self.options.model, "messages": messages} | given
 
-    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> list[str]:
-        """Sends all, writing replies as they come. Returns what went wrong, a text per request left unanswered."""
+    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> dict[str, "_Failure"]:
+        """Sends all, writing replies as they come. Returns what went wrong, by the keys that are left unanswered."""
         self._client = self._open()
         self._stop.clear()
         bar = tqdm(total=len(requests), desc="judging", leave=False, disable=None)
 
-        def send(key: str, request: Request) -> str | None:
+        def send(key: str, request: Request) -> "_Failure | None":
             try:
                 self._send(key, request, journal)
             except _Failure as failure:
-                return str(failure)
+                return failure
             finally:
                 bar.update()
             return None
@@ -181,37 +152,38 @@ class Judge:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
-        return [outcome for outcome in outcomes if outcome is not None]
+        return {key: outcome for key, outcome in zip(requests, outcomes, strict=True) if outcome is not None}
 
     def _send(self, key: str, request: Request, journal: Journal) -> None:
-        problem = _UNSENT
+        failed = _Failure(_UNSENT)
         for attempt in range(self.options.attempts):
             if self._stop.is_set():
                 break
             try:
                 reply = self._post(request)
             except _Failure as failure:
-                problem = str(failure)
+                failed = failure
                 if failure.hopeless:
                     self._stop.set()
                 if not failure.transient or attempt + 1 == self.options.attempts:
                     break
                 wait = self._wait(attempt, failure.retry_after_s)
-                LOGGER.info("judge: %s; again in %.1f s", problem, wait)
+                LOGGER.info("judge: %s; again in %.1f s", failed, wait)
                 self._stop.wait(wait)
                 continue
             record = {"text": reply.text, "model": reply.model, "raw": reply.raw}
             with self._lock:
                 journal.append({"key": key} | self._redact(record))
             return
-        raise _Failure(problem)
+        raise failed
 
     def _post(self, request: Request) -> Reply:
         import openai
 
         assert self._client is not None
         try:
-            response = self._client.chat.completions.with_raw_response.create(**self._body(request))
+            body = self._body(request, lambda picture: picture.uri())
+            response = self._client.chat.completions.with_raw_response.create(**body)
             content = response.content
         except openai.APIStatusError as error:
             raise self._status_failure(error) from error
@@ -242,6 +214,7 @@ class Judge:
             self._redact(f"HTTP {status}: {str(error.message):.300}"),
             transient=not quota and (status in _TRANSIENT or status >= 500),
             hopeless=quota or status in _HOPELESS,
+            refused=status < 500 and status not in _TRANSIENT and status not in _HOPELESS,
             retry_after_s=_seconds(error.response.headers.get("retry-after")),
         )
 
@@ -274,14 +247,24 @@ class Judge:
 
 
 class _Failure(Exception):
-    """A request without a reply. transient: worth another attempt. hopeless: so are all the others."""
+    """A request without a reply.
+
+    transient: worth another attempt. hopeless: so are all the others. refused: for what is in it, for good.
+    """
 
     def __init__(
-        self, message: str, *, transient: bool = False, hopeless: bool = False, retry_after_s: float = 0.0
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        hopeless: bool = False,
+        refused: bool = False,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.transient = transient
         self.hopeless = hopeless
+        self.refused = refused
         self.retry_after_s = retry_after_s
 
 

@@ -1,0 +1,27 @@
+"""Ways of scoring answers, and what all of them are held to."""
+
+from .agreement import Agreement
+from .files import write_scored
+from .function import Function
+from .judge import Judged
+from .length import LengthBias, length_bias, without_length
+from .objects import Objects
+from .rubric import SILKIE, Rubric
+from .summary import counts, table
+from .way import Way
+
+__all__ = [
+    "SILKIE",
+    "Agreement",
+    "Function",
+    "Judged",
+    "LengthBias",
+    "Objects",
+    "Rubric",
+    "Way",
+    "counts",
+    "length_bias",
+    "table",
+    "without_length",
+    "write_scored",
+]
