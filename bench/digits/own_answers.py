@@ -20,7 +20,7 @@ import torch
 import transformers
 import yaml
 
-from bench.digits.world import PROMPT, Scene, make_scene, render
+from bench.digits.world import PARTNER_PROBABILITY, PROMPT, Scene, make_scene, render
 from bench.study.statistics import Interval, difference, interval
 from mdpo import cli
 from mdpo.answers import read_scored
@@ -44,7 +44,9 @@ class Size:
 
 def write_world(folder: Path, *, seed: int, size: Size) -> Path:
     """Draws the pictures, the questions and what the pictures show, and writes the loop's configuration; returns that."""
-    scenes = [make_scene("preference", seed, index) for index in range(size.pictures)]
+    # Digits as they come in the pictures that the model is for: seldom with the partner that it has learned to expect.
+    common = PARTNER_PROBABILITY["test"]
+    scenes = [make_scene("preference", seed, index, partner_probability=common) for index in range(size.pictures)]
     unseen = [make_scene("test", seed, index) for index in range(size.unseen)]
     for name, those in (("prompts", scenes), ("unseen", unseen)):
         _write(folder / f"{name}.jsonl", those)
