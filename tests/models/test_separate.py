@@ -26,10 +26,11 @@ from tests.models.separate_models import IMAGE, MODELS, build
 # Those that this transformers can build of the same config: the oldest lacks two, and reads some configs otherwise.
 _NEW = {"aria", "granite4_vision", "hyperclovax_vision_v2", "mistral_large4", "vipllava", "video_llava"}
 _IS_OLD = Version(transformers.__version__) < Version("5.20")
+_PACKED = {"glm4v", "llava_onevision"}
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(_IS_OLD and kind in _NEW, reason="of a later one"))
     for kind in MODELS
-    if kind != "glm4v"  # which has a packed row
+    if kind not in _PACKED
 ]
 
 # Where a model's processor returns token types, what it says of (prompt, image, response); others say it of images alone.

@@ -7,7 +7,7 @@ a word. Every other model is read branch by branch through its own forward. Refu
 from mdpo.errors import InputError
 
 from .base import Family, Separate, Untried
-from .llava import Llava, LlavaNext
+from .llava import Llava, LlavaNext, LlavaOnevision
 from .qwen_vl import Glm4V, QwenVL
 from .tiles import Idefics3, InternVL
 
@@ -19,6 +19,7 @@ _FAMILIES = {
     "internvl": InternVL,
     "llava": Llava,
     "llava_next": LlavaNext,
+    "llava_onevision": LlavaOnevision,
     "qwen2_5_vl": QwenVL,
     "qwen2_vl": QwenVL,
     "qwen3_vl": QwenVL,
