@@ -268,6 +268,26 @@ def glm4v(seed: int = 0) -> transformers.Glm4vForConditionalGeneration:
     return _build(transformers.Glm4vForConditionalGeneration, config, seed)
 
 
+def gemma4(seed: int = 0) -> transformers.Gemma4ForConditionalGeneration:
+    """The small kind: embeddings for every layer, keys and values of an earlier layer, larger heads where there is no
+    window, a cap on the logits."""
+    text = {
+        **_TEXT, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 6,
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
+        "final_logit_softcapping": 3.0, "global_head_dim": 16,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "head_dim": 8, "patch_size": 8, "pooling_kernel_size": 2, "position_embedding_size": 16,
+    }  # fmt: skip
+    config = transformers.Gemma4Config(
+        text_config=text, vision_config=vision, image_token_id=3, video_token_id=7, audio_token_id=8, boi_token_id=5,
+        eoi_token_id=6,
+    )  # fmt: skip
+    return _build(transformers.Gemma4ForConditionalGeneration, config, seed)
+
+
 def qwen3_vl_moe(seed: int = 0) -> transformers.Qwen3VLMoeForConditionalGeneration:
     text = {**_QWEN3_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=_QWEN3_VISION, **_QWEN_IDS)

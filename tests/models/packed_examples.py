@@ -25,6 +25,7 @@ FAMILIES = {
     "qwen3_vl_moe": tiny.qwen3_vl_moe,
     "idefics3": tiny.idefics3,
     "smolvlm": tiny.smolvlm,
+    "gemma4": tiny.gemma4,
     "internvl": tiny.internvl,
     "internvl-qwen3": lambda: tiny.internvl("qwen3"),
     "internvl-window": lambda: tiny.internvl("qwen3-window"),
@@ -38,6 +39,12 @@ def pixels(kind: str, generator: torch.Generator, grid: tuple[int, int] = (4, 6)
     if kind.startswith(("qwen", "glm")):
         values = torch.randn(height * width, 3 * 2 * 4 * 4, generator=generator)
         return {"pixel_values": values, "image_grid_thw": torch.tensor([[1, height, width]])}
+    if kind == "gemma4":  # the rest of 40 patches is fill
+        places = torch.cartesian_prod(torch.arange(width), torch.arange(height))
+        values = torch.rand(1, 40, 3 * 8 * 8, generator=generator)
+        values[:, len(places) :] = 0
+        fill = torch.full((40 - len(places), 2), -1)
+        return {"pixel_values": values, "image_position_ids": torch.cat([places, fill])[None]}
     if kind.startswith(("llava_next", "llava_onevision")):
         # Five tiles are the most that a resolution has; the rest of them is fill that the model must not see.
         values = torch.randn(1, 5, 3, tiny.SIDE, tiny.SIDE, generator=generator)

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from mdpo.errors import InputError
-from mdpo.models import LANGUAGE_LINEAR, encode_images, load, sequence_logps
+from mdpo.models import LANGUAGE_LINEAR, encode_images, language_layers, load, sequence_logps
 from mdpo.packing import PreferenceTokens, Separate, family_of, pack
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, join, pixels
@@ -91,10 +91,9 @@ def test_pictures_that_were_not_cut_into_tiles_are_refused():
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_lora_targets_are_all_linears_of_the_language_model_and_nothing_else(kind):
+def test_lora_targets_are_all_linears_of_the_language_model_s_layers_and_nothing_else(kind):
     model = FAMILIES[kind]()
-    text = model.get_decoder()
-    linears = {module for module in text.modules() if isinstance(module, torch.nn.Linear)}
+    linears = {module for module in language_layers(model).modules() if isinstance(module, torch.nn.Linear)}
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
     adapted = {module.get_base_layer() for module in peft.modules() if hasattr(module, "lora_A")}
     assert adapted == linears
@@ -223,6 +222,8 @@ def test_families_whose_logps_cannot_be_had_are_refused_with_the_reason(kind, ch
         (tiny.llava_next, lambda c: setattr(c.vision_config, "model_type", "dinov2"), "vision tower 'dinov2'"),
         (tiny.llava_next, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "no square grid"),
         (tiny.llava_onevision, lambda c: setattr(c, "vision_aspect_ratio", "square"), "vision_aspect_ratio 'square'"),
+        (tiny.gemma4, lambda c: setattr(c.text_config, "use_bidirectional_attention", "vision"), "in both directions"),
+        (tiny.gemma4, lambda c: setattr(c.text_config, "enable_moe_block", True), "'gemma4' model with experts"),
         (tiny.internvl, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "vision_feature_select_strategy 'full'"),
     ],
 )

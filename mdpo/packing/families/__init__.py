@@ -7,6 +7,7 @@ a word. Every other model is read branch by branch through its own forward. Refu
 from mdpo.errors import InputError
 
 from .base import Family, Separate, Untried
+from .gemma import Gemma4
 from .llava import Llava, LlavaNext, LlavaOnevision
 from .qwen_vl import Glm4V, QwenVL
 from .tiles import Idefics3, InternVL
@@ -14,6 +15,7 @@ from .tiles import Idefics3, InternVL
 __all__ = ["Family", "Separate", "family_of", "family_of_config"]
 
 _FAMILIES = {
+    "gemma4": Gemma4,
     "glm4v": Glm4V,
     "idefics3": Idefics3,
     "internvl": InternVL,
