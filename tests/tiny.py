@@ -25,6 +25,8 @@ TEMPLATE = (
 )
 WORDS = "a an the cat dog red blue big small sits runs on under table grass and with sees one two three".split()
 
+# In one of two layers, and shorter than every prompt with an image
+WINDOW = {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]}
 _TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TEXT_CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**_TEXT, num_attention_heads=4),
@@ -32,9 +34,15 @@ TEXT_CONFIGS = {
     "mistral": lambda: transformers.MistralConfig(
         **_TEXT, num_attention_heads=4, num_key_value_heads=2, sliding_window=None
     ),
+    "mistral-window": lambda: transformers.MistralConfig(
+        **_TEXT, num_attention_heads=4, num_key_value_heads=2, sliding_window=6
+    ),
     "phi": lambda: transformers.PhiConfig(**_TEXT, num_attention_heads=2, partial_rotary_factor=0.4),
     "qwen2": lambda: transformers.Qwen2Config(**_TEXT, num_attention_heads=4, num_key_value_heads=2),
     "qwen3": lambda: transformers.Qwen3Config(**_TEXT, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
+    "qwen3-window": lambda: transformers.Qwen3Config(
+        **_TEXT, **WINDOW, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+    ),
 }
 _VISION = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE,
@@ -157,6 +165,15 @@ def llava_next(
     return _build(transformers.LlavaNextForConditionalGeneration, config, seed)
 
 
+def llava_onevision(seed: int = 0) -> transformers.LlavaOnevisionForConditionalGeneration:
+    """Of pictures of more than two tiles the patches are scaled down."""
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=_siglip(), text_config=TEXT_CONFIGS["qwen2"](), image_token_index=3, video_token_index=7,
+        image_grid_pinpoints=PINPOINTS, vision_aspect_ratio="anyres_max_2",
+    )  # fmt: skip
+    return _build(transformers.LlavaOnevisionForConditionalGeneration, config, seed)
+
+
 def _siglip() -> transformers.SiglipVisionConfig:
     return transformers.SiglipVisionConfig(**_VISION, vision_use_head=False)
 
@@ -205,21 +222,21 @@ def _mrope(**changes) -> dict:
     }  # fmt: skip
 
 
-def qwen2_vl(seed: int = 0) -> transformers.Qwen2VLForConditionalGeneration:
+def qwen2_vl(seed: int = 0, **text) -> transformers.Qwen2VLForConditionalGeneration:
     vision = {
         "depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4,
         "spatial_merge_size": 2,
     }  # fmt: skip
-    config = transformers.Qwen2VLConfig(text_config=_mrope(), vision_config=vision, **_QWEN_IDS)
+    config = transformers.Qwen2VLConfig(text_config=_mrope(**text), vision_config=vision, **_QWEN_IDS)
     return _build(transformers.Qwen2VLForConditionalGeneration, config, seed)
 
 
-def qwen2_5_vl(seed: int = 0) -> transformers.Qwen2_5_VLForConditionalGeneration:
+def qwen2_5_vl(seed: int = 0, **text) -> transformers.Qwen2_5_VLForConditionalGeneration:
     vision = {
         "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
         "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
     }  # fmt: skip
-    config = transformers.Qwen2_5_VLConfig(text_config=_mrope(), vision_config=vision, **_QWEN_IDS)
+    config = transformers.Qwen2_5_VLConfig(text_config=_mrope(**text), vision_config=vision, **_QWEN_IDS)
     return _build(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
 
 
@@ -249,6 +266,26 @@ def glm4v(seed: int = 0) -> transformers.Glm4vForConditionalGeneration:
     text = {**_QWEN3_TEXT, "num_hidden_layers": 2, "rope_parameters": rope}
     config = transformers.Glm4vConfig(text_config=text, vision_config=vision, **_QWEN_IDS)
     return _build(transformers.Glm4vForConditionalGeneration, config, seed)
+
+
+def gemma4(seed: int = 0) -> transformers.Gemma4ForConditionalGeneration:
+    """The small kind: embeddings for every layer, keys and values of an earlier layer, larger heads where there is no
+    window, a cap on the logits."""
+    text = {
+        **_TEXT, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 6,
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
+        "final_logit_softcapping": 3.0, "global_head_dim": 16,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "head_dim": 8, "patch_size": 8, "pooling_kernel_size": 2, "position_embedding_size": 16,
+    }  # fmt: skip
+    config = transformers.Gemma4Config(
+        text_config=text, vision_config=vision, image_token_id=3, video_token_id=7, audio_token_id=8, boi_token_id=5,
+        eoi_token_id=6,
+    )  # fmt: skip
+    return _build(transformers.Gemma4ForConditionalGeneration, config, seed)
 
 
 def qwen3_vl_moe(seed: int = 0) -> transformers.Qwen3VLMoeForConditionalGeneration:

@@ -20,7 +20,7 @@ import torch
 from . import attention_flash, attention_segmentwise
 from .attention_segments import Segments
 from .autocast import autocast_is_on
-from .checks import FLOATING, check_positive, check_same_device, check_tensor, describe
+from .checks import FLOATING, check_positive, check_same_device, check_tensor, check_whole, describe
 from .derivatives import differentiable_once, refuse_forward_mode
 
 __all__ = ["Backend", "Segments", "choose_backend", "varlen_attention"]
@@ -72,17 +72,17 @@ def choose_backend(device_type: str, dtype: torch.dtype, head_dim: int) -> Backe
 def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, key_rows: torch.Tensor, copies: torch.Tensor,
-    max_seqlen_q: int, max_seqlen_k: int, scale: float, deterministic: bool, backend: str,
+    max_seqlen_q: int, max_seqlen_k: int, scale: float, window: int, deterministic: bool, backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """→ out (T, Hq, D), lse (Hq, T) float32 or float64."""
+    """→ out (T, Hq, D), lse (Hq, T) float32 or float64. window: 0 for none."""
     segments = Segments(cu_seqlens_q, cu_seqlens_k, key_rows, max_seqlen_q, max_seqlen_k, copies)
     backend = _resolve(backend, query)
     if query.shape[0] == 0:
         return query.new_empty(query.shape), query.new_empty((query.shape[1], 0), dtype=_lse_dtype(query))
     with torch.autocast(query.device.type, enabled=False):
         if backend == "segmentwise":
-            return attention_segmentwise.forward(query, key, value, segments, scale)
-        return attention_flash.forward(query, key, value, segments, scale, _package(backend))
+            return attention_segmentwise.forward(query, key, value, segments, scale, window)
+        return attention_flash.forward(query, key, value, segments, scale, window, _package(backend))
 
 
 @_attention.register_fake
@@ -97,6 +97,7 @@ def _(
     max_seqlen_q,
     max_seqlen_k,
     scale,
+    window,
     deterministic,
     backend,
 ):
@@ -109,7 +110,7 @@ def _attention_backward(
     grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     out: torch.Tensor, lse: torch.Tensor,
     cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, key_rows: torch.Tensor, copies: torch.Tensor,
-    max_seqlen_q: int, max_seqlen_k: int, scale: float, deterministic: bool, backend: str,
+    max_seqlen_q: int, max_seqlen_k: int, scale: float, window: int, deterministic: bool, backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     segments = Segments(cu_seqlens_q, cu_seqlens_k, key_rows, max_seqlen_q, max_seqlen_k, copies)
     backend = _resolve(backend, query)
@@ -117,9 +118,10 @@ def _attention_backward(
         return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
     with torch.autocast(query.device.type, enabled=False):
         if backend == "segmentwise":
-            return attention_segmentwise.backward(grad_out, query, key, value, out, lse, segments, scale)
-        package = _package(backend)
-        return attention_flash.backward(grad_out, query, key, value, out, lse, segments, scale, deterministic, package)
+            return attention_segmentwise.backward(grad_out, query, key, value, out, lse, segments, scale, window)
+        return attention_flash.backward(
+            grad_out, query, key, value, out, lse, segments, scale, window, deterministic, _package(backend)
+        )
 
 
 @_attention_backward.register_fake
@@ -128,7 +130,7 @@ def _(grad_out, query, key, value, *rest):
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    *tensors, ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.deterministic, ctx.backend = inputs
+    *tensors, ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.window, ctx.deterministic, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
     # The log-sum-exp never leaves this file; a gradient of zeros would be made for it in each layer.
     ctx.mark_non_differentiable(output[1])
@@ -137,15 +139,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 def _differentiate(ctx: Any, grad_out: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 12
+        return (None,) * 13
     query, key, value, cu_seqlens_q, cu_seqlens_k, key_rows, copies, out, lse = ctx.saved_tensors
     with torch.no_grad():
         grads = _attention_backward(
             grad_out, query, key, value, out, lse, cu_seqlens_q, cu_seqlens_k, key_rows, copies,
-            ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.deterministic, ctx.backend,
+            ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.window, ctx.deterministic, ctx.backend,
         )  # fmt: skip
     parents = query, key, value, grad_out
-    return *(differentiable_once("varlen_attention", grad, *parents) for grad in grads), *(None,) * 9
+    return *(differentiable_once("varlen_attention", grad, *parents) for grad in grads), *(None,) * 10
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
@@ -158,6 +160,7 @@ def varlen_attention(
     segments: Segments,
     *,
     scale: float | None = None,
+    window: int | None = None,
     deterministic: bool = False,
     backend: Backend = "auto",
 ) -> torch.Tensor:
@@ -169,6 +172,8 @@ def varlen_attention(
             h · Hkv // Hq).
         segments: which rows attend to which, on the same device (`Segments.build`, then `.to`). Aligned bottom-right.
         scale: factor of the scores, default D ** -0.5.
+        window: how many of its segment's keys a query sees at most: its own and those right before it. None: all before
+            it. Counted in the segment's keys, so that a response's window reaches back into the prompt that it reads.
         deterministic: a backward that gives the same bits each time. On a GPU it is slower; without it the sums of
             dquery run in no fixed order. The sum over the readers of a shared row is in a fixed order and fp32 anyway.
         backend: "auto" lets `choose_backend` pick.
@@ -189,11 +194,13 @@ def varlen_attention(
     _check(query, key, value, segments, backend)
     if scale is not None:
         check_positive("scale", scale, ", or None for D ** -0.5")
+    if window is not None:
+        check_whole("window", window, 1, 2**31 - 1)
     refuse_forward_mode("varlen_attention", query, key, value)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return _attention(
         query, key, value, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.key_rows, segments.copies,
-        segments.max_seqlen_q, segments.max_seqlen_k, factor, deterministic, backend,
+        segments.max_seqlen_q, segments.max_seqlen_k, factor, window or 0, deterministic, backend,
     )[0]  # fmt: skip
 
 

@@ -23,19 +23,26 @@ _LANES = 8  # the kernels read 16 bytes at a time, so D is padded to a multiple 
 
 
 def forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float, package: Any | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scale: float,
+    window: int,
+    package: Any | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, Hq, D), (T, Hkv, D) ×2 → out (T, Hq, D), lse (Hq, T). package: flash-attn's, or None for PyTorch's."""
+    """(T, Hq, D), (T, Hkv, D) ×2 → out (T, Hq, D), lse (Hq, T). window: 0 for none. package: flash-attn's, or None for
+    PyTorch's."""
     q, k, v = _padded(query), _padded(_gather(key, segments)), _padded(_gather(value, segments))
     if package is None:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
-            0.0, True, False, scale=scale, window_size_left=-1, window_size_right=0,
+            0.0, True, False, scale=scale, window_size_left=_before(window), window_size_right=0,
         )  # fmt: skip
     else:
         out, lse, *_ = package._flash_attn_varlen_forward(
             q, k, v, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
-            dropout_p=0.0, softmax_scale=scale, causal=True,
+            dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=_before(window), window_size_right=0,
         )  # fmt: skip
     return out[..., : query.shape[-1]].contiguous(), lse
 
@@ -49,12 +56,13 @@ def backward(
     lse: torch.Tensor,
     segments: Segments,
     scale: float,
+    window: int,
     deterministic: bool,
     package: Any | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value, in their dtype."""
     q, k, v = _padded(query), _padded(_gather(key, segments)), _padded(_gather(value, segments))
-    grads = (_padded(grad_out), q, k, v, _padded(out), lse, segments, scale, deterministic)
+    grads = (_padded(grad_out), q, k, v, _padded(out), lse, segments, scale, window, deterministic)
     grad_q, grad_k, grad_v = _torch_backward(*grads) if package is None else _package_backward(*grads, package)
     head_dim = query.shape[-1]
     return (
@@ -66,14 +74,15 @@ def backward(
 
 def _torch_backward(
     grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    segments: Segments, scale: float, deterministic: bool,
+    segments: Segments, scale: float, window: int, deterministic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     # Nothing is dropped out, so the generator's state is never read, but the op wants one.
     rng_state, unused = torch.empty(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
     with _deterministic_algorithms() if deterministic else nullcontext():
         return torch.ops.aten._flash_attention_backward(
             grad_out, q, k, v, out, lse, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q,
-            segments.max_seqlen_k, 0.0, True, rng_state, unused, scale=scale, window_size_left=-1, window_size_right=0,
+            segments.max_seqlen_k, 0.0, True, rng_state, unused, scale=scale, window_size_left=_before(window),
+            window_size_right=0,
         )  # fmt: skip
 
 
@@ -94,16 +103,22 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 def _package_backward(
     grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    segments: Segments, scale: float, deterministic: bool, package: Any,
+    segments: Segments, scale: float, window: int, deterministic: bool, package: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     package._flash_attn_varlen_backward(
         grad_out, q, k, v, out, lse, grad_q, grad_k, grad_v,
         segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
-        dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=-1, window_size_right=-1, softcap=0.0,
+        dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=_before(window), window_size_right=0, softcap=0.0,
         alibi_slopes=None, deterministic=deterministic or torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     return grad_q, grad_k, grad_v
+
+
+def _before(window: int) -> int:
+    """The keys that a query sees before its own, as FlashAttention counts them: by their place in the segment, aligned
+    bottom-right; −1 for all."""
+    return window - 1
 
 
 def _gather(tensor: torch.Tensor, segments: Segments) -> torch.Tensor:

@@ -132,7 +132,7 @@ def check_positive(name: str, value: object, otherwise: str = "") -> None:
         raise ValueError(f"{name} is {value!r}; expected a finite number above 0 in float32{otherwise}")
 
 
-def _check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:
+def check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:
     """`value` is a whole number from `least` to `most`."""
     whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
     if not whole or not least <= value <= most:  # pyright: ignore[reportOperatorIssue]
@@ -142,7 +142,7 @@ def _check_whole(name: str, value: object, least: int, most: float = math.inf) -
 
 def _check_targets(targets: Tensor, *, vocabulary: int, ignore_index: int) -> None:
     """Each of `targets` is in 0 … vocabulary − 1 or the ignore index."""
-    _check_whole("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    check_whole("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     targets = targets.long()  # against an int32 tensor PyTorch compares an ignore_index beyond int32 modulo 2³²
     fits = ((targets >= 0) & (targets < vocabulary)) | (targets == ignore_index)
     check_values(
@@ -220,7 +220,7 @@ def check_linear_arguments(
         raise ValueError(f"hidden is {describe(hidden)}; expected the dtype of weight {describe(weight)}, or autocast")
     if bias is not None:
         check_vector("bias", bias, floating=True, length=weight.shape[0])
-    _check_whole("max_workspace_bytes", max_workspace_bytes, MIN_WORKSPACE_BYTES)
+    check_whole("max_workspace_bytes", max_workspace_bytes, MIN_WORKSPACE_BYTES)
     _check_logit_options(softcap, scale)
     check_same_device(hidden=hidden, weight=weight, targets=targets, bias=bias)
     _check_targets(targets, vocabulary=weight.shape[0], ignore_index=ignore_index)

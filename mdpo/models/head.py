@@ -40,6 +40,11 @@ class Logits(NamedTuple):
 AS_THEY_ARE = Logits()
 
 
+def logits_of(config: Any) -> Logits:
+    """What a model of a packed row does behind its head, by its text model's config: nothing, or Gemma's cap."""
+    return Logits(softcap=getattr(config.text_config, "final_logit_softcapping", None))
+
+
 def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, logits: Logits = AS_THEY_ARE) -> Tensor:
     """The log-prob of each target: (N, H), (N,) int64 → (N,) float32.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import PeftModel
@@ -14,7 +14,7 @@ from mdpo.packing import MDPO_BRANCHES, Batch, PackedBatch, Separate, SeparateBa
 from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
-from .head import head_logps
+from .head import head_logps, logits_of
 from .separate import separate_token_logps
 from .tower import tower_inputs
 
@@ -98,10 +98,12 @@ def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: I
         use_cache=False,
         return_dict=True,
         **deepstack,
+        **_layer_embeddings(base, packed),
     ).last_hidden_state[0]
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
     scored = hidden.index_select(0, packed.scored_rows)
-    return head_logps(cast(nn.Module, base.get_output_embeddings()), scored, packed.targets)
+    head = cast(nn.Module, base.get_output_embeddings())
+    return head_logps(head, scored, packed.targets, logits_of(base.config))
 
 
 def _check_is_packed(model: nn.Module) -> None:
@@ -152,6 +154,18 @@ def _deepstack(packed: PackedBatch, features: ImageFeatures) -> dict[str, Tensor
     mask = torch.zeros_like(packed.input_ids, dtype=torch.bool)
     mask[0].index_fill_(0, packed.image_rows, True)
     return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
+
+
+def _layer_embeddings(base: PreTrainedModel, packed: PackedBatch) -> dict[str, Tensor]:
+    """The text model's keyword for embeddings of every layer's own, which it makes of token ids (Gemma 4).
+
+    An image's placeholders count as padding there, as in the model's own forward.
+    """
+    text: Any = base.get_decoder()
+    if not getattr(text, "hidden_size_per_layer_input", 0):
+        return {}
+    ids = packed.input_ids[0].index_fill(0, packed.image_rows, text.config.pad_token_id)
+    return {"per_layer_inputs": text.get_per_layer_inputs(ids[None], None)}
 
 
 def check_adapter_kinds(model: nn.Module) -> None:

@@ -170,9 +170,8 @@ def _check(example: PreferenceTokens, reading: Reading, family: Family) -> None:
     longest = len(reading.prompt_ids) + max(len(response.ids) for response in reading.responses)
     if family.max_branch_tokens is not None and longest > family.max_branch_tokens:
         raise InputError(
-            f"example {example.id!r}: a branch of {longest} tokens outgrows the model's sliding window of "
-            f"{family.max_branch_tokens}, or the length from which its rotary positions change, and a packed row honours "
-            "neither; shorten it with max_length"
+            f"example {example.id!r}: a branch of {longest} tokens outgrows the {family.max_branch_tokens} from which on the "
+            "model's rotary positions change with the length, which the branches of a packed row share; shorten it with max_length"
         )
 
 
@@ -184,7 +183,10 @@ def _check_images(example: PreferenceTokens, reading: Reading, family: Family) -
             f"example {example.id!r}: {name} lack {', '.join(missing)}; pass on all that the image processor returns"
         )
     placeholders = sum(token == family.image_token_id for token in reading.prompt_ids)
-    features = 0 if images is None else sum(family.image_lengths(images))
+    try:
+        features = 0 if images is None else sum(family.image_lengths(images))
+    except InputError as error:
+        raise InputError(f"example {example.id!r}: {name}: {error}") from error
     if features != placeholders:
         raise InputError(
             f"example {example.id!r}: {name} make {features} image tokens, but the prompt has {placeholders} "

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 EAGER, COMPILED, LIGERS = "eager", "compiled", "Liger's"
 # Text models for which Liger has RMSNorm, rotary positions and SwiGLU.
 _LIGER = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
+# Families whose layers exchange more than a compiled layer takes and returns.
+_EAGER = {"gemma4": "its last layers read the keys and values of earlier ones"}
 
 
 def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig) -> str:
@@ -49,7 +51,7 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
 
 def _can_be_compiled(model: Any, args: MDPOConfig) -> bool:
     """Whether the layers see packed rows, which are what they are compiled for, and the same work in each; says so if not."""
-    reason = None
+    reason = _EAGER.get(model.config.model_type)
     if isinstance(family_of(model), Separate):
         reason = "the model reads its branches separately"
     elif stacked_experts(model) is not None:

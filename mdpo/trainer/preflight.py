@@ -156,13 +156,13 @@ def _check_vocabulary(model: nn.Module, processor: Any, dataset: PreferenceDatas
 
 
 def _check_branches(model: nn.Module, dataset: PreferenceDataset) -> None:
-    """Packing refuses a branch that outgrows the model's window; here before training, and with the row named."""
+    """Packing refuses a branch that outgrows the model's rotary positions; here before training, and with the row named."""
     limit = family_of(model).max_branch_tokens
     longest, index = dataset.longest_branch()
     if limit is not None and longest > limit:
         raise InputError(
-            f"{dataset.rows[index].where}: its longest branch has {longest} tokens, more than the model's sliding window of "
-            f"{limit}, or the length from which its rotary positions change, and a packed row honours neither; set "
+            f"{dataset.rows[index].where}: its longest branch has {longest} tokens, more than the {limit} from which on the "
+            "model's rotary positions change with the length, which the branches of a packed row share; set "
             f"max_length: {limit}, {dataset.smaller_pictures(limit)}or drop the row"
         )
 

@@ -64,9 +64,9 @@ def run(attention: Callable[..., torch.Tensor], tensors: Grads, segments: Segmen
     return tuple(t.detach().double() for t in (out, *grads))
 
 
-def assert_as_good_as_torch(ours: Grads, tensors: Grads, segments: Segments) -> None:
-    truth = run(reference.varlen_attention, tuple(t.double() for t in tensors), segments)
-    torchs = run(reference.varlen_attention, tensors, segments)
+def assert_as_good_as_torch(ours: Grads, tensors: Grads, segments: Segments, **options: object) -> None:
+    truth = run(reference.varlen_attention, tuple(t.double() for t in tensors), segments, **options)
+    torchs = run(reference.varlen_attention, tensors, segments, **options)
     for name, got, same, expected in zip(("out", "dquery", "dkey", "dvalue"), ours, torchs, truth, strict=True):
         assert_as_exact_as_torch(got, truth=expected, torch_value=same, what=name)
 
@@ -77,6 +77,44 @@ def test_segmentwise_equals_the_oracle_in_float64(pattern: str, heads: tuple[int
     segments = PATTERNS[pattern]
     tensors = inputs(segments.copies.shape[0], heads)
     assert_as_good_as_torch(run(varlen_attention, tensors, segments), tensors, segments)
+
+
+# Shorter than a prompt, as long as one segment of most patterns, longer than some, longer than all
+WINDOWS = [2, 4, 10, 11, 30]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_window_is_that_of_the_oracle(pattern: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = PATTERNS[pattern]
+    tensors = inputs(segments.copies.shape[0], (4, 2, 16))
+    for queries in (attention_segmentwise._WINDOW_QUERIES, 3):  # taken at a time
+        monkeypatch.setattr(attention_segmentwise, "_WINDOW_QUERIES", queries)
+        ours = run(varlen_attention, tensors, segments, window=window)
+        assert_as_good_as_torch(ours, tensors, segments, window=window)
+
+
+def test_a_window_reaches_back_into_the_prompt_that_a_response_reads() -> None:
+    """Against scaled_dot_product_attention on a branch laid out apart: its prompt's rows 0 … 6, its own 10 … 13."""
+    query, key, value = inputs(24, (2, 2, 16))[:3]
+    out = varlen_attention(query, key, value, PATTERNS["example"], window=3)
+    q, k, v = (t[[*range(7), *range(10, 14)]].transpose(0, 1)[None] for t in (query, key, value))
+    apart = torch.arange(11)[:, None] - torch.arange(11)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=(apart >= 0) & (apart < 3))
+    torch.testing.assert_close(out[10:14], expected[0].transpose(0, 1)[7:])
+
+
+def test_a_window_of_one_key_gives_its_value() -> None:
+    query, key, value = inputs(24, (4, 2, 16))[:3]
+    out = varlen_attention(query, key, value, PATTERNS["three-readers"], window=1)
+    torch.testing.assert_close(out, value.repeat_interleave(2, dim=1))
+
+
+def test_a_window_that_cuts_nothing_changes_no_bit() -> None:
+    segments = PATTERNS["three-readers"]
+    tensors = inputs(24, (4, 2, 16), torch.float32)
+    plain, windowed = (run(varlen_attention, tensors, segments, window=window) for window in (None, 12))
+    assert all(map(torch.equal, plain, windowed))
 
 
 def test_dense_blocks_equal_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +241,14 @@ def test_autocast_casts_as_torchs_own_attention_does() -> None:
     torch.testing.assert_close(out, varlen_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), segments))
 
 
-def test_registered_op_is_sound_under_compile() -> None:
+@pytest.mark.parametrize("window", [0, 4])
+def test_registered_op_is_sound_under_compile(window: int) -> None:
     """Schema, fake implementation and autograd registration, with fixed and with symbolic sizes."""
     segments = PATTERNS["example"]
     leaves = [t.requires_grad_() for t in inputs(24, (2, 1, 4), torch.float32)[:3]]
     args = (
         *leaves, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.key_rows, segments.copies,
-        segments.max_seqlen_q, segments.max_seqlen_k, 0.5, False, "segmentwise",
+        segments.max_seqlen_q, segments.max_seqlen_k, 0.5, window, False, "segmentwise",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.mdpo_kernels.varlen_attention.default, args)
 
@@ -299,6 +338,9 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     for scale in (float("inf"), float("nan"), 0.0, -1.0):
         with pytest.raises(ValueError, match=rf"scale is {scale}; expected a finite number above 0"):
             varlen_attention(query, key, value, segments, scale=scale)
+    for window in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=rf"window is {window}; expected a whole number, at least 1"):
+            varlen_attention(query, key, value, segments, window=window)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="backend is 'flash'"):
         varlen_attention(query, key, value, segments, backend="flash")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="expects bfloat16 or float16 on a GPU"):
@@ -347,7 +389,9 @@ def test_every_gpu_backend_equals_the_oracle(pattern: str, heads: tuple[int, int
     segments = PATTERNS[pattern].to("cuda")
     tensors = inputs(segments.copies.shape[0], heads, dtype, "cuda")
     for name in gpu_backends(dtype):
-        assert_as_good_as_torch(run(varlen_attention, tensors, segments, backend=name), tensors, segments)
+        for window in (None, 2, 4, 30):
+            ours = run(varlen_attention, tensors, segments, backend=name, window=window)
+            assert_as_good_as_torch(ours, tensors, segments, window=window)
 
 
 @pytest.mark.gpu

@@ -20,16 +20,20 @@ class PlainFlash:
     multiple of 8."""
 
     @staticmethod
-    def _attend(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale):
+    def _attend(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, window_size_left):
         assert q.shape[-1] % 8 == 0
         own = Segments(cu_seqlens_q, cu_seqlens_k, torch.arange(len(k)), 0, 0, torch.empty(len(k), 0))
-        return reference.varlen_attention(q, k, v, own, scale=softmax_scale)
+        # FlashAttention counts the keys before a query's own, and −1 is all of them.
+        window = None if window_size_left < 0 else window_size_left + 1
+        return reference.varlen_attention(q, k, v, own, scale=softmax_scale, window=window)
 
     def _flash_attn_varlen_forward(
-        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal
+        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
+        window_size_left, window_size_right,
     ):  # fmt: skip
-        assert causal and dropout_p == 0
-        return self._attend(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale), q.new_zeros(q.shape[1], len(q))
+        assert causal and dropout_p == 0 and window_size_right == 0
+        out = self._attend(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, window_size_left)
+        return out, q.new_zeros(q.shape[1], len(q))
 
     def _flash_attn_varlen_backward(
         self, dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
@@ -37,20 +41,21 @@ class PlainFlash:
     ):  # fmt: skip
         leaves = [t.detach().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
-            again = self._attend(*leaves, cu_seqlens_q, cu_seqlens_k, softmax_scale)
+            again = self._attend(*leaves, cu_seqlens_q, cu_seqlens_k, softmax_scale, window_size_left)
         for into, gradient in zip((dq, dk, dv), torch.autograd.grad(again, leaves, dout), strict=True):
             into.copy_(gradient)
 
 
+@pytest.mark.parametrize("window", [0, 1, 4])
 @pytest.mark.parametrize("pattern", ["three-readers", "unshared"])
-def test_flash_gathers_pads_and_sums(pattern: str) -> None:
+def test_flash_gathers_pads_and_sums(pattern: str, window: int) -> None:
     """All that surrounds FlashAttention's kernels, which need a GPU: head_dim 5 is padded, a shared row's gradients
     are summed."""
     segments = PATTERNS[pattern]
     query, key, value, grad = inputs(segments.copies.shape[0], (4, 2, 5))
-    out, lse = attention_flash.forward(query, key, value, segments, 0.4, PlainFlash())
-    grads = attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, False, PlainFlash())
-    expected = run(reference.varlen_attention, (query, key, value, grad), segments, scale=0.4)
+    out, lse = attention_flash.forward(query, key, value, segments, 0.4, window, PlainFlash())
+    grads = attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, window, False, PlainFlash())
+    expected = run(reference.varlen_attention, (query, key, value, grad), segments, scale=0.4, window=window or None)
     for got, wanted in zip((out, *grads), expected, strict=True):
         torch.testing.assert_close(got, wanted)
 
@@ -59,8 +64,8 @@ def flash_on_meta(deterministic: bool) -> tuple[Grads, Grads]:
     """PyTorch's FlashAttention, forward (out, lse) and backward, in shapes alone."""
     segments = PATTERNS["unshared"].to("meta")
     query, key, value, grad = inputs(17, (4, 2, 5), torch.bfloat16, "meta")
-    out, lse = attention_flash.forward(query, key, value, segments, 0.4, None)
-    return (out, lse), attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, deterministic, None)
+    out, lse = attention_flash.forward(query, key, value, segments, 0.4, 4, None)
+    return (out, lse), attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, 4, deterministic, None)
 
 
 def test_torchs_flash_attention_takes_our_arguments() -> None:
@@ -111,9 +116,9 @@ import sys, torch
 from mdpo_kernels import Segments, attention_flash
 segments = Segments.build([(0, 9)], [[(0, 9)]]).to("meta")
 q, k, v, grad = (torch.empty(9, 2, 8, dtype=torch.bfloat16, device="meta") for _ in range(4))
-out, lse = attention_flash.forward(q, k, v, segments, 0.4, None)
+out, lse = attention_flash.forward(q, k, v, segments, 0.4, 0, None)
 for deterministic in (False, True):
-    attention_flash.backward(grad, q, k, v, out, lse, segments, 0.4, deterministic, None)
+    attention_flash.backward(grad, q, k, v, out, lse, segments, 0.4, 0, deterministic, None)
 print([name for name in sys.modules if name.startswith("torch._inductor")])
 """
     environment = {**os.environ, "PYTHONPATH": str(root / "kernels")}

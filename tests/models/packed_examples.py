@@ -10,19 +10,25 @@ FAMILIES = {
     "llava-llama": tiny.llava,
     "llava-llama-gqa": lambda: tiny.llava("llama-gqa"),
     "llava-mistral": lambda: tiny.llava("mistral"),
+    "llava-mistral-window": lambda: tiny.llava("mistral-window"),
     "llava-qwen2": lambda: tiny.llava("qwen2"),
     "bunny": tiny.bunny,
     "llava_next": tiny.llava_next,
     "llava_next-siglip-qwen2": lambda: tiny.llava_next("qwen2", "siglip"),
+    "llava_onevision": tiny.llava_onevision,
     "qwen2_vl": tiny.qwen2_vl,
+    "qwen2_vl-window": lambda: tiny.qwen2_vl(**tiny.WINDOW),
     "qwen2_5_vl": tiny.qwen2_5_vl,
+    "qwen2_5_vl-window": lambda: tiny.qwen2_5_vl(**tiny.WINDOW),
     "glm4v": tiny.glm4v,
     "qwen3_vl": tiny.qwen3_vl,
     "qwen3_vl_moe": tiny.qwen3_vl_moe,
     "idefics3": tiny.idefics3,
     "smolvlm": tiny.smolvlm,
+    "gemma4": tiny.gemma4,
     "internvl": tiny.internvl,
     "internvl-qwen3": lambda: tiny.internvl("qwen3"),
+    "internvl-window": lambda: tiny.internvl("qwen3-window"),
 }
 IMAGE = 3  # the placeholder's id in every tiny model
 
@@ -33,7 +39,13 @@ def pixels(kind: str, generator: torch.Generator, grid: tuple[int, int] = (4, 6)
     if kind.startswith(("qwen", "glm")):
         values = torch.randn(height * width, 3 * 2 * 4 * 4, generator=generator)
         return {"pixel_values": values, "image_grid_thw": torch.tensor([[1, height, width]])}
-    if kind.startswith("llava_next"):
+    if kind == "gemma4":  # the rest of 40 patches is fill
+        places = torch.cartesian_prod(torch.arange(width), torch.arange(height))
+        values = torch.rand(1, 40, 3 * 8 * 8, generator=generator)
+        values[:, len(places) :] = 0
+        fill = torch.full((40 - len(places), 2), -1)
+        return {"pixel_values": values, "image_position_ids": torch.cat([places, fill])[None]}
+    if kind.startswith(("llava_next", "llava_onevision")):
         # Five tiles are the most that a resolution has; the rest of them is fill that the model must not see.
         values = torch.randn(1, 5, 3, tiny.SIDE, tiny.SIDE, generator=generator)
         return {"pixel_values": values, "image_sizes": torch.tensor([[11 * height, 11 * width]])}

@@ -9,11 +9,12 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from mdpo.errors import InputError
-from mdpo.models import LANGUAGE_LINEAR, encode_images, load, sequence_logps
+from mdpo.models import LANGUAGE_LINEAR, encode_images, language_layers, load, sequence_logps
 from mdpo.packing import PreferenceTokens, Separate, family_of, pack
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, join, pixels
@@ -29,8 +30,9 @@ def test_qwen_positions_are_get_rope_index(kind):
         assert torch.equal(family_of(model).positions(example.prompt_ids, example.images), expected[:, 0])
 
 
-def test_llava_next_counts_what_the_model_makes():
-    model = tiny.llava_next()
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision"])
+def test_tiles_are_counted_as_the_model_makes_them(kind):
+    model = FAMILIES[kind]()
     family = family_of(model)
     sides = [1, 7, 16, 31, 32, 33, 47, 64, 65, 90, 96, 127, 333]
     sizes = torch.tensor([[height, width] for height in sides for width in sides])
@@ -48,6 +50,7 @@ IMAGE_PROCESSORS = {
     "llava_next": lambda: LlavaNextImageProcessorPil(
         size={"shortest_edge": tiny.SIDE}, crop_size=_SIDE, image_grid_pinpoints=tiny.PINPOINTS
     ),
+    "llava_onevision": lambda: LlavaOnevisionImageProcessorPil(size=_SIDE, image_grid_pinpoints=tiny.PINPOINTS),
     "qwen2_vl": lambda: Qwen2VLImageProcessorPil(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64),
     "qwen3_vl": lambda: Qwen2VLImageProcessorPil(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64),
     "idefics3": lambda: Idefics3ImageProcessorPil(**_SPLIT),
@@ -79,11 +82,18 @@ def processed(model, images: dict, prompt: list[int]) -> dict:
     return inputs
 
 
+def test_pictures_that_were_not_cut_into_tiles_are_refused():
+    processor = IMAGE_PROCESSORS["llava_onevision"]()
+    images = dict(processor(images=[[Image.new("RGB", (97, 40)), Image.new("RGB", (40, 97))]], return_tensors="pt"))
+    bad = PreferenceTokens("together", [20, *[IMAGE] * 34, 21], [30, 1], [31, 1], images)
+    with pytest.raises(InputError, match=r"'together': images: batch_num_images is \[2\], so they were not cut into tiles"):
+        pack([bad], tiny.llava_onevision())
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_lora_targets_are_all_linears_of_the_language_model_and_nothing_else(kind):
+def test_lora_targets_are_all_linears_of_the_language_model_s_layers_and_nothing_else(kind):
     model = FAMILIES[kind]()
-    text = model.get_decoder()
-    linears = {module for module in text.modules() if isinstance(module, torch.nn.Linear)}
+    linears = {module for module in language_layers(model).modules() if isinstance(module, torch.nn.Linear)}
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
     adapted = {module.get_base_layer() for module in peft.modules() if hasattr(module, "lora_A")}
     assert adapted == linears
@@ -155,20 +165,18 @@ def test_images_of_another_shape_are_named():
         pack([examples("internvl")[0], bad], model)
 
 
-def test_a_window_shorter_than_a_branch_is_refused():
-    model = tiny.llava("mistral")
-    model.config.text_config.sliding_window = 16
-    with pytest.raises(InputError, match="ordinary.*sliding window of 16"):
-        pack(examples("llava-llama"), model)
-
-
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "internvl"])
-def test_a_window_in_some_layers_is_refused(kind):
-    model = FAMILIES[kind]()
-    model.config.text_config.sliding_window = 8
-    model.config.text_config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(InputError, match="ordinary.*sliding window of 8"):
-        pack(examples(kind), model)
+@pytest.mark.parametrize("kind", ["llava-mistral-window", "internvl-window", "qwen2_vl-window", "qwen2_5_vl-window"])
+def test_a_window_cuts_the_branches_of_the_examples(kind):
+    """Or the families with a window would show nothing: without it the log-probs are others."""
+    model, batch = FAMILIES[kind](), examples(kind)
+    packed = pack(batch, model)
+    with torch.no_grad():
+        windowed = sequence_logps(model, packed)
+        for layer in model.get_decoder().layers:
+            layer.self_attn.sliding_window = None
+        model.config.text_config.sliding_window = None
+        moved = (windowed - sequence_logps(model, packed)).abs()
+    assert (moved[:, :3][packed.present[:, :3]] > 1e-4).all()  # of the examples with images
 
 
 @pytest.mark.parametrize(
@@ -213,6 +221,9 @@ def test_families_whose_logps_cannot_be_had_are_refused_with_the_reason(kind, ch
         (tiny.llava, lambda c: setattr(c.vision_config, "model_type", "pixtral"), "vision tower 'pixtral'"),
         (tiny.llava_next, lambda c: setattr(c.vision_config, "model_type", "dinov2"), "vision tower 'dinov2'"),
         (tiny.llava_next, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "no square grid"),
+        (tiny.llava_onevision, lambda c: setattr(c, "vision_aspect_ratio", "square"), "vision_aspect_ratio 'square'"),
+        (tiny.gemma4, lambda c: setattr(c.text_config, "use_bidirectional_attention", "vision"), "in both directions"),
+        (tiny.gemma4, lambda c: setattr(c.text_config, "enable_moe_block", True), "'gemma4' model with experts"),
         (tiny.internvl, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "vision_feature_select_strategy 'full'"),
     ],
 )
@@ -232,7 +243,7 @@ def test_a_siglip_tower_with_the_default_strategy_loses_a_patch():
     assert family_of(model).image_lengths(image) == [len(features[0])]
 
 
-@pytest.mark.parametrize("kind", ["llava_next", "qwen3_vl", "idefics3", "internvl"])
+@pytest.mark.parametrize("kind", ["llava_next", "llava_onevision", "qwen3_vl", "idefics3", "internvl"])
 def test_sharded_checkpoints_load(kind, tmp_path):
     model, batch = FAMILIES[kind](), examples(kind)
     model.save_pretrained(tmp_path, max_shard_size="50KB")

@@ -152,7 +152,7 @@ def test_positions_that_change_with_the_length_are_packed_up_to_there(rope, limi
     model = tiny._build(transformers.LlavaForConditionalGeneration, config, 0)
     short, long = examples("llava-llama")[3], examples("llava-llama")[0]
     check_packed(model, [short], rounding=rounding_of(model))
-    with pytest.raises(InputError, match=f"window of {limit}, or the length from which its rotary positions change"):
+    with pytest.raises(InputError, match=f"outgrows the {limit} from which on the model's rotary positions change"):
         pack([long], model)
 
 

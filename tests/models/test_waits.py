@@ -41,6 +41,7 @@ KNOWN: dict[str, set[Wait]] = {
     "bunny": set(),
     "internvl": set(),
     "llava_next": {Wait(f"{LLAVA_NEXT} pack_image_features", "copy")},
+    "llava_onevision": {Wait(f"{_model('llava_onevision')} pack_image_features", "copy")},
     "qwen2_vl": set(),
     "qwen2_5_vl": set(),
     "qwen3_vl": {

@@ -301,10 +301,11 @@ def test_a_lora_without_targets_goes_to_the_language_model(world, tmp_path, capl
     assert f"trains {total:,} of" in caplog.text and f"{total:,} in the language model" in caplog.text
 
 
-def test_a_branch_that_outgrows_the_models_window_is_named_before_training(world, tmp_path):
-    model = tiny.llava("mistral")
-    model.config.text_config.sliding_window = 20
-    with pytest.raises(InputError, match=r"row \d+ \(line \d+\): its longest branch has \d+ tokens, more than .* window of 20"):
+def test_a_branch_that_outgrows_the_models_positions_is_named_before_training(world, tmp_path):
+    model = tiny.llava()
+    model.config.text_config.max_position_embeddings = 20
+    model.config.text_config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(InputError, match=r"row \d+ \(line \d+\): its longest branch has \d+ tokens, more than the 20 from which"):
         run(model, world, tmp_path, peft_config=lora())
 
 

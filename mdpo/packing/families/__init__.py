@@ -7,18 +7,21 @@ a word. Every other model is read branch by branch through its own forward. Refu
 from mdpo.errors import InputError
 
 from .base import Family, Separate, Untried
-from .llava import Llava, LlavaNext
+from .gemma import Gemma4
+from .llava import Llava, LlavaNext, LlavaOnevision
 from .qwen_vl import Glm4V, QwenVL
 from .tiles import Idefics3, InternVL
 
 __all__ = ["Family", "Separate", "family_of", "family_of_config"]
 
 _FAMILIES = {
+    "gemma4": Gemma4,
     "glm4v": Glm4V,
     "idefics3": Idefics3,
     "internvl": InternVL,
     "llava": Llava,
     "llava_next": LlavaNext,
+    "llava_onevision": LlavaOnevision,
     "qwen2_5_vl": QwenVL,
     "qwen2_vl": QwenVL,
     "qwen3_vl": QwenVL,

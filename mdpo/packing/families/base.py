@@ -8,7 +8,8 @@ from torch import Tensor
 
 # Shapes: P prompt tokens, D position axes (1, or 3 for time, height and width)
 
-# Held against separate forwards in the tests. The attention of each layer is plain and causal, or has a window.
+# Held against separate forwards in the tests. The attention of each layer is plain and causal, or has a window, of which
+# the layer tells the attention function.
 _TEXT_MODELS = ("llama", "mistral", "phi", "qwen2", "qwen3")
 
 
@@ -96,22 +97,11 @@ _ROPE_BY_LENGTH = ("dynamic", "longrope")
 def max_branch_tokens(config) -> int | None:
     """The longest branch that a packed row computes exactly, or None without a limit.
 
-    The packed attention is causal without a window, and a row's branches share one table of rotary frequencies: exact
-    as long as no branch outgrows the window, or the length from which the frequencies change.
+    A row's branches share one table of rotary frequencies: exact as long as no branch outgrows the length from which the
+    frequencies change. (A sliding window is no limit: the attention counts it in each branch.)
     """
-    limits = [limit for limit in (_window(config.text_config), _rope_limit(config.text_config)) if limit is not None]
-    return min(limits, default=None)
-
-
-def _rope_limit(text) -> int | None:
+    text = config.text_config
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     if (rope.get("rope_type") or rope.get("type")) not in _ROPE_BY_LENGTH:
         return None
     return rope.get("original_max_position_embeddings") or text.max_position_embeddings
-
-
-def _window(text) -> int | None:
-    layer_types = getattr(text, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    return getattr(text, "sliding_window", None)

@@ -1,10 +1,14 @@
-"""LLaVA-1.5, Bunny and LLaVA-NeXT: a CLIP or SigLIP tower and a projector in front of a text model."""
+"""LLaVA-1.5, Bunny, LLaVA-NeXT and LLaVA-OneVision: a CLIP or SigLIP tower and a projector in front of a text model."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mdpo.errors import InputError
 
 from .base import Untried, check_text_model, max_branch_tokens
 
@@ -72,7 +76,7 @@ class LlavaNext:
         check_text_model(config)
         if _extra_tokens(config):
             raise Untried(
-                f"a 'llava_next' model with vision_feature_select_strategy {config.vision_feature_select_strategy!r} "
+                f"a {config.model_type!r} model with vision_feature_select_strategy {config.vision_feature_select_strategy!r} "
                 f"on a {config.vision_config.model_type!r} tower leaves no square grid of patches"
             )
         vision = config.vision_config
@@ -115,12 +119,59 @@ class LlavaNext:
         return best[0] // self.side, best[1] // self.side
 
     def _length(self, height: int, width: int) -> int:
-        """As in the model's ``pack_image_features`` and ``unpad_image``, to the rounding."""
+        """As in the model's ``pack_image_features``."""
+        rows, columns = self._unpadded(height, width)
+        return self.patches**2 + rows * (columns + 1)
+
+    def _unpadded(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches that are image and not fill: as in the model's ``unpad_image``, to the rounding."""
         rows, columns = (tiles * self.patches for tiles in self._grid((height, width)))
         if width / height > columns / rows:
             rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
         else:
             columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+        return rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaOnevision(LlavaNext):
+    """LLaVA-OneVision: as LLaVA-NeXT, and the patches of a large image are scaled down to those of ``most_tiles`` tiles.
+
+    Pictures that the image processor was given as those of one prompt (``batch_num_images`` above 1) make one tile each
+    instead, which the model tells from a whole batch's prompts and not from a picture: refused.
+    """
+
+    most_tiles: int
+
+    @classmethod
+    def from_config(cls, config) -> "LlavaOnevision":
+        most = re.fullmatch(r"anyres_max_(\d+)", config.vision_aspect_ratio)
+        if most is None or not int(most[1]):
+            raise Untried(
+                f"a 'llava_onevision' model with vision_aspect_ratio {config.vision_aspect_ratio!r} has not been tried in a "
+                "packed row"
+            )
+        tiled = LlavaNext.from_config(config)
+        return cls(
+            tiled.image_token_id, tiled.max_branch_tokens, tiled.side, tiled.patches, tiled.resolutions, int(most[1])
+        )
+
+    def image_lengths(self, images: Mapping[str, Tensor]) -> list[int]:
+        together = images.get("batch_num_images")
+        if together is not None and (together > 1).any():
+            raise InputError(
+                f"batch_num_images is {together.tolist()}, so they were not cut into tiles; give the image processor a plain "
+                "list of them, images=[...]"
+            )
+        # Not super(): a dataclass with slots is a second class, which super() does not find.
+        return LlavaNext.image_lengths(self, images)
+
+    def _length(self, height: int, width: int) -> int:
+        """As in the model's ``pack_image_features``, to the rounding."""
+        rows, columns = self._unpadded(height, width)
+        ratio = math.sqrt(rows * columns / (self.most_tiles * self.patches**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
         return self.patches**2 + rows * (columns + 1)
 
 
