@@ -11,9 +11,7 @@ from transformers.utils import is_liger_kernel_available
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
-from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers, share_inputs
-from mdpo.models.lora_targets import stacked_experts
-from mdpo.packing import Separate, family_of
+from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers, not_compiled, share_inputs
 
 from .machine import compiler_fault_anywhere
 
@@ -49,11 +47,7 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
 
 def _can_be_compiled(model: Any, args: MDPOConfig) -> bool:
     """Whether the layers see packed rows, which are what they are compiled for, and the same work in each; says so if not."""
-    reason = None
-    if isinstance(family_of(model), Separate):
-        reason = "the model reads its branches separately"
-    elif stacked_experts(model) is not None:
-        reason = "how many tokens an expert gets differs from row to row"
+    reason = not_compiled(model)
     if reason is not None and args.process_index == 0:
         _log.info("compile_layers: layers run eagerly, since %s", reason)
     return reason is None
