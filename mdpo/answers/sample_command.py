@@ -35,7 +35,7 @@ from mdpo.shown import say
 
 from .draw import Item, Sampling, answer_of, draw
 from .records import answer_columns
-from .vllm_engine import ENGINES, VLLM, choose_engine, open_vllm
+from .vllm_engine import ENGINES, VLLM, choose_engine, engine_versions, open_vllm
 
 Drawer = Callable[[Sequence[Item]], Iterator[Written]]
 
@@ -95,7 +95,7 @@ def run_sample(options: argparse.Namespace) -> None:
     settings = SampleSettings(
         **source_of(options), temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed, engine=engine
     )
-    with resumed(options.output, options.output, settings, [VLLM] if engine == VLLM else []) as journal:
+    with resumed(options.output, options.output, settings, engine_versions(engine)) as journal:
         done = _done(journal, rows, options.n)
         todo = [(row, number) for row in rows for number in range(options.n) if (row.id, number) not in done]
         if done and todo:
@@ -103,8 +103,9 @@ def run_sample(options: argparse.Namespace) -> None:
         speed = ""
         if todo:
             with memory_advice(options):
-                drawer = open_vllm(options, sampling, rows) if engine == VLLM else _open_writer(options, sampling)
-                speed = _drawn(todo, drawer, journal, _name(options, settings), Pictures(options.output.parent))
+                drawer = open_vllm(options, sampling, todo) if engine == VLLM else _open_writer(options, sampling)
+                pictures = Pictures(options.output.expanduser().parent)
+                speed = _drawn(todo, drawer, journal, _name(options, settings), pictures)
         say(f"wrote {options.output}: {_summary(journal)}{speed}")
 
 

@@ -20,7 +20,6 @@ from mdpo.data.encode import Encoder
 from mdpo.data.images import open_image
 from mdpo.data.picture_size import size_options, size_settings
 from mdpo.data.problem import RowError
-from mdpo.data.row_store import Rows
 from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.evaluation.answer_options import open_processor
@@ -62,26 +61,31 @@ def choose_engine(asked: str) -> str:
     return VLLM
 
 
+def engine_versions(engine: str) -> dict[str, str]:
+    """The engine's version by its name, where it is none of what every run has."""
+    return {VLLM: importlib.import_module("vllm").__version__} if engine == VLLM else {}
+
+
 def open_vllm(
-    options: argparse.Namespace, sampling: Sampling, rows: Rows
+    options: argparse.Namespace, sampling: Sampling, items: Sequence[Item]
 ) -> Callable[[Sequence[Item]], Iterator[Written]]:
     """What draws answers by vLLM, from the model and the adapter that the options name.
 
-    rows: all questions, of which vLLM is told how many images they have.
+    items: all that will be drawn: vLLM is told how many images a question has at the most.
 
     Raises InputError where vLLM does not serve the model.
     """
-    return _Vllm(options, sampling, rows)
+    return _Vllm(options, sampling, items)
 
 
 class _Vllm:
-    def __init__(self, options: argparse.Namespace, sampling: Sampling, rows: Rows) -> None:
+    def __init__(self, options: argparse.Namespace, sampling: Sampling, items: Sequence[Item]) -> None:
         self._model, self._sampling = str(options.model), sampling
         self._vllm: Any = importlib.import_module("vllm")
         folder, processor = folder_of(options.model), open_processor(options)
         self._encoder = Encoder(processor, text_options(options))
         self._endings = Endings(self._encoder, _generation_config(folder))
-        settings: dict[str, Any] = {"limit_mm_per_prompt": {"image": int(rows.images.counts().max())}}
+        settings: dict[str, Any] = {"limit_mm_per_prompt": {"image": max(len(row.images) for row, _ in items)}}
         if size_options(options).values():
             settings["mm_processor_kwargs"] = size_settings(processor)
         self._adapter: Any = None

@@ -113,10 +113,12 @@ def answer_all(
 
 
 @contextmanager
-def resumed(journal_path: Path, output: Path, settings: Source, packages: Sequence[str] = ()) -> Iterator[Journal]:
+def resumed(
+    journal_path: Path, output: Path, settings: Source, versions: Mapping[str, str] | None = None
+) -> Iterator[Journal]:
     """The journal of a run, begun or gone on with, and beside ``output`` the sidecar of what its answers come from.
 
-    packages: whose versions are noted there, beside PyTorch's, transformers' and PEFT's.
+    versions: of other packages, to note there beside PyTorch's, transformers' and PEFT's.
 
     Raises InputError where the journal was begun with other settings.
     """
@@ -124,8 +126,8 @@ def resumed(journal_path: Path, output: Path, settings: Source, packages: Sequen
     with Journal(journal_path) as journal:
         if journal.records or sidecar.is_file():
             _same_settings(sidecar, journal_path, bool(journal.records), settings)
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", *packages)}
-        write_json(sidecar, {"settings": asdict(settings), "environment": versions})
+        own = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+        write_json(sidecar, {"settings": asdict(settings), "environment": own | dict(versions or {})})
         yield journal
 
 

@@ -89,9 +89,7 @@ class Writer:
 
         Raises as ``generate``.
         """
-        rows = list(rows)  # a row is read anew each time that a file's rows are asked for it
-        device = next(self._model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in self._prompts(rows).items()}
+        inputs = self.inputs(rows)
         with _named("the model does not generate", rows), self._own_settings():
             tokens = self._model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, repetition_penalty=1.0,
@@ -99,6 +97,13 @@ class Writer:
                 **self._prompts.endings.arguments(),
             )  # fmt: skip
         return list(map(self._prompts.endings.written, tokens[:, inputs["input_ids"].shape[1] :].tolist()))
+
+    def inputs(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
+        """What the model's ``generate`` takes, on its device: input_ids and attention_mask, (B, S) int64, padded on the
+        left, and what the image processor makes of the images. Raises as ``generate``."""
+        rows = list(rows)  # a row is read anew each time that a file's rows are asked for it
+        device = next(self._model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in self._prompts(rows).items()}
 
     @contextmanager
     def _own_settings(self) -> Iterator[None]:
@@ -142,8 +147,7 @@ class _Prompts:
         self.mask = next((name for name in names if name in self.known), None)
 
     def __call__(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
-        """input_ids and attention_mask, (B, S) int64, padded on the left, and what the image processor makes of the
-        images. A row that comes several times is read once."""
+        """As ``Writer.inputs``. A row that comes several times is read once."""
         once = list({id(row): row for row in rows}.values())
         read = {id(row): found for row, found in zip(once, self._read(once), strict=True)}
         prompts, images = zip(*(read[id(row)] for row in rows), strict=True)
