@@ -59,6 +59,7 @@ def _text(node: ast.AST) -> str | None:
 SAID_BY = {
     "mdpo/__main__.py": ["train"],
     "mdpo/answers/rank.py": ["rank"],
+    "mdpo/answers/ranking/confirm.py": ["rank"],
     "mdpo/answers/ranking/function.py": ["rank"],
     "mdpo/answers/ranking/judge.py": ["rank"],
     "mdpo/answers/records.py": ["rank"],

@@ -1,6 +1,8 @@
 """Ways of scoring answers, and what all of them are held to."""
 
 from .agreement import Agreement
+from .claims import Claims
+from .confirm import confirm
 from .files import write_scored
 from .function import Function
 from .judge import Judged
@@ -13,12 +15,14 @@ from .way import Way
 __all__ = [
     "SILKIE",
     "Agreement",
+    "Claims",
     "Function",
     "Judged",
     "LengthBias",
     "Objects",
     "Rubric",
     "Way",
+    "confirm",
     "counts",
     "length_bias",
     "table",
