@@ -22,6 +22,7 @@ from mdpo.shown import say
 
 from .ranking import (
     SILKIE,
+    USUAL_TOKENS,
     Agreement,
     Claims,
     Function,
@@ -193,13 +194,16 @@ def _judged(options: argparse.Namespace) -> tuple[Way, _Planned]:
 
 
 def _priced(plan: Plan, price: Sequence[float] | None) -> str:
+    """The plan's line, with what it costs if every request is asked once."""
     if price is None:
         return str(plan)
     assert plan.reply_tokens is not None, "replies are limited"
-    prompts, replies = (
-        tokens * each / 1e6 for tokens, each in zip((plan.prompt_tokens, plan.reply_tokens), price, strict=True)
+    tokens = (plan.prompt_tokens, USUAL_TOKENS * plan.requests, plan.reply_tokens)
+    prompts, usual, most = (count * each / 1e6 for count, each in zip(tokens, (*price, price[1]), strict=True))
+    return (
+        f"{plan}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and {most:.2f} if "
+        "all of them go to the limit"
     )
-    return f"{plan}; about {prompts:.2f} for the prompts and at most {replies:.2f} for the replies, where every request is asked once"
 
 
 def _doubted(options: argparse.Namespace) -> tuple[Way, _Planned]:

@@ -5,7 +5,7 @@ from .claims import Claims
 from .confirm import confirm
 from .files import write_scored
 from .function import Function
-from .judge import Judged
+from .judge import USUAL_TOKENS, Judged
 from .length import LengthBias, length_bias, without_length
 from .objects import Objects
 from .rubric import SILKIE, Rubric
@@ -14,6 +14,7 @@ from .way import Way
 
 __all__ = [
     "SILKIE",
+    "USUAL_TOKENS",
     "Agreement",
     "Claims",
     "Function",
