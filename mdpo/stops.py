@@ -54,6 +54,8 @@ def what_is_kept(options: argparse.Namespace) -> str:
         return "; what is done is kept: the same command goes on"
     if command in ("generate", "sample"):
         return f"; the answers so far are kept beside {options.output}: the same command goes on"
+    if command == "rank" and options.by == "self":
+        return f"; the claims answered so far are kept beside {options.output}: the same command goes on"
     if getattr(options, "judge", None):
         return f"; the replies so far are kept in {options.cache}: the same command goes on"
     if command == "score" and options.reference is not None:

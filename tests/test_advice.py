@@ -61,6 +61,7 @@ SAID_BY = {
     "mdpo/answers/pairing.py": ["pairs"],
     "mdpo/answers/pairs_command.py": ["pairs"],
     "mdpo/answers/rank.py": ["rank"],
+    "mdpo/answers/ranking/confirm.py": ["rank"],
     "mdpo/answers/ranking/function.py": ["rank"],
     "mdpo/answers/ranking/judge.py": ["rank"],
     "mdpo/answers/records.py": ["rank"],

@@ -1,25 +1,36 @@
 """``mdpo rank``: a score for each answer, by a judge, a rule, a function, a model's own doubts or the other answers."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mdpo.data import PromptRow, TextOptions
+from mdpo.data.picture_size import add_size_options, size_options
+from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
+from mdpo.evaluation.answer_options import open_model
 from mdpo.evaluation.answering import fingerprint, settings_path
 from mdpo.evaluation.judge_options import add_judge_options, open_judge
 from mdpo.evaluation.judge_requests import Plan
+from mdpo.hub import folder_of
+from mdpo.models import check_model
 from mdpo.output_checks import Output
 from mdpo.shown import say
 
 from .ranking import (
     SILKIE,
+    USUAL_TOKENS,
     Agreement,
+    Claims,
     Function,
     Judged,
     Objects,
     Rubric,
     Way,
+    confirm,
     counts,
     length_bias,
     table,
@@ -33,6 +44,7 @@ _OWN = {
     "judge": ("judge", "base_url", "rubric", "price", "dry_run"),
     "chair": ("objects", "synonyms"),
     "function": ("function",),
+    "self": ("model", "adapter"),
     "agreement": (),
 }
 
@@ -61,8 +73,8 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``rank``; its parser's ``run`` takes the parsed options."""
     command = subparsers.add_parser(
         "rank",
-        help="a score for each answer: by a judge, annotated objects, a function, the other answers",
-        description="Judges' replies are kept as they come: the same command goes on where it was stopped.",
+        help="a score for each answer: by a judge, annotated objects, a function, a model's own doubts, the other answers",
+        description="What a judge or a model says is kept as it comes: the same command goes on where it was stopped.",
     )
     command.add_argument(
         "answers", type=Path, nargs="+", help=".jsonl of mdpo sample, or any with id, images, prompt, response"
@@ -95,6 +107,15 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
         metavar="MODULE:NAME",
         help="called with question, answer, images (PIL), id; returns a number or None",
     )
+    group = command.add_argument_group(
+        "self", "each claim asked back: minus the number of those that the model rejects"
+    )
+    group.add_argument("--model", type=Path, help="folder, or owner/name[@revision] on the hub")
+    group.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
+    group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    group.add_argument("--batch-size", type=int, default=8, help="claims at a time")
+    add_text_options(command)
+    add_size_options(command)
     command.set_defaults(run=run_rank, results=_ranked)
 
 
@@ -142,6 +163,10 @@ def _check(options: argparse.Namespace) -> None:
     needed = _OWN[options.by][:1]
     if needed and getattr(options, needed[0]) is None:
         raise InputError(f"--by {options.by} needs --{needed[0]}")
+    if options.by != "self" and (text_options(options) != TextOptions() or size_options(options).values()):
+        raise InputError(f"settings of text and pictures belong to --by self, not to --by {options.by}; leave them out")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
     if options.price is not None and not all(0 <= price < 1e9 for price in options.price):
         raise InputError(f"--price {' '.join(map(str, options.price))}: prices are numbers from 0 on")
 
@@ -150,7 +175,13 @@ def _ranked(options: argparse.Namespace) -> list[Output]:
     found = [Output("--output", options.output), Output("--output", settings_path(options.output), resumed=True)]
     if options.by == "judge" and not options.dry_run:
         found.append(Output("--cache", options.cache, resumed=True))
+    if options.by == "self":
+        found.append(Output("--output", _claims_path(options.output), resumed=True))
     return found
+
+
+def _claims_path(output: Path) -> Path:
+    return output.with_name(output.name + ".claims.jsonl")
 
 
 _Planned = Callable[[Sequence[Answer]], str] | None
@@ -163,18 +194,45 @@ def _judged(options: argparse.Namespace) -> tuple[Way, _Planned]:
 
 
 def _priced(plan: Plan, price: Sequence[float] | None) -> str:
+    """The plan's line, with what it costs if every request is asked once."""
     if price is None:
         return str(plan)
     assert plan.reply_tokens is not None, "replies are limited"
-    prompts, replies = (
-        tokens * each / 1e6 for tokens, each in zip((plan.prompt_tokens, plan.reply_tokens), price, strict=True)
+    tokens = (plan.prompt_tokens, USUAL_TOKENS * plan.requests, plan.reply_tokens)
+    prompts, usual, most = (count * each / 1e6 for count, each in zip(tokens, (*price, price[1]), strict=True))
+    return (
+        f"{plan}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and {most:.2f} if "
+        "all of them go to the limit"
     )
-    return f"{plan}; about {prompts:.2f} for the prompts and at most {replies:.2f} for the replies, where every request is asked once"
+
+
+def _doubted(options: argparse.Namespace) -> tuple[Way, _Planned]:
+    check_model(options.model)
+    text, size = text_options(options), size_options(options)
+    about = {
+        "model": fingerprint(folder_of(options.model)),
+        "adapter": None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
+        "dtype": options.dtype,
+        "text": text.digest(),
+        "pictures": size.values() or None,
+    }
+
+    def ask(rows: Sequence[PromptRow]) -> Iterator[float]:
+        try:
+            yield from confirm(*open_model(options), rows, batch_size=options.batch_size, text=text)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"the GPU's memory is too small for {options.batch_size} claims at a time: lower --batch-size, then "
+                "--max-pixels; the claims so far are kept"
+            ) from error
+
+    return Claims(ask, about, _claims_path(options.output)), None
 
 
 _WAYS: Mapping[str, Callable[[argparse.Namespace], tuple[Way, _Planned]]] = {
     "judge": _judged,
     "chair": lambda options: (Objects.read(options.objects, options.synonyms), None),
     "function": lambda options: (Function.named(options.function), None),
+    "self": _doubted,
     "agreement": lambda options: (Agreement(), None),
 }

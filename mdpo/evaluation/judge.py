@@ -8,11 +8,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,14 @@ from mdpo.reading import parse_json
 from mdpo.shown import redacted
 
 from .files import Journal
+from .judge_failures import HOPELESS, TRANSIENT, Failure, seconds
 from .judge_requests import Picture, Plan, Reply, Request, content_parts
 
 LOGGER = logging.getLogger(__name__)
 
-# What a second attempt can mend: 408 timeout, 409 conflict, 425 too early, 429 too many requests, and the server's own.
-_TRANSIENT = frozenset({408, 409, 425, 429})
-# What is wrong with every request of the run, so that the rest need not be sent.
-_HOPELESS = frozenset({401, 402, 403, 404})
 _SHORTEST_KEY = 8  # characters: shorter ones, such as "none" for an endpoint without keys, occur in any text
+# What OpenAI's later models refuse, and what they take in its place: None is nothing.
+_REPLACED = {"max_tokens": "max_completion_tokens", "temperature": None}
 _UNSENT = "not sent, because the endpoint refuses every request"
 
 
@@ -76,6 +74,7 @@ class Judge:
         self._client = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._untaken: set[str] = set()  # parameters that the model refuses
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """What ``ask`` would send. Reads the cache, sends nothing and needs no key."""
@@ -127,16 +126,16 @@ class Judge:
         given = {name: value for name, value in optional.items() if value is not None}
         return {"model": self.options.model, "messages": messages} | given
 
-    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> dict[str, "_Failure"]:
+    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> dict[str, Failure]:
         """Sends all, writing replies as they come. Returns what went wrong, by the keys that are left unanswered."""
         self._client = self._open()
         self._stop.clear()
         bar = tqdm(total=len(requests), desc="judging", leave=False, disable=None)
 
-        def send(key: str, request: Request) -> "_Failure | None":
+        def send(key: str, request: Request) -> Failure | None:
             try:
                 self._send(key, request, journal)
-            except _Failure as failure:
+            except Failure as failure:
                 return failure
             finally:
                 bar.update()
@@ -155,13 +154,13 @@ class Judge:
         return {key: outcome for key, outcome in zip(requests, outcomes, strict=True) if outcome is not None}
 
     def _send(self, key: str, request: Request, journal: Journal) -> None:
-        failed = _Failure(_UNSENT)
+        failed = Failure(_UNSENT)
         for attempt in range(self.options.attempts):
             if self._stop.is_set():
                 break
             try:
                 reply = self._post(request)
-            except _Failure as failure:
+            except Failure as failure:
                 failed = failure
                 if failure.hopeless:
                     self._stop.set()
@@ -180,42 +179,59 @@ class Judge:
     def _post(self, request: Request) -> Reply:
         import openai
 
-        assert self._client is not None
+        body = self._body(request, lambda picture: picture.uri())
         try:
-            body = self._body(request, lambda picture: picture.uri())
-            response = self._client.chat.completions.with_raw_response.create(**body)
-            content = response.content
+            content = self._sent(body)
         except openai.APIStatusError as error:
             raise self._status_failure(error) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             reason = (
                 "no reply in time" if isinstance(error, openai.APITimeoutError) else f"no connection: {error.__cause__}"
             )
-            raise _Failure(self._redact(reason), transient=True) from error
+            raise Failure(self._redact(reason), transient=True) from error
         try:
             raw = parse_json(content)
         except ValueError as error:
             text = content.decode("utf-8", "replace")
             if text.lstrip()[:1] != "{" or '"choices"' not in text:  # some gateway's page
-                raise _Failure(f"the reply is not JSON: {short(error)}", transient=True) from error
+                raise Failure(f"the reply is not JSON: {short(error)}", transient=True) from error
             return Reply("", "", {"unparsed": text})  # paid for all the same
         choices = raw.get("choices") if isinstance(raw, dict) else None
         if not isinstance(choices, list) or not choices:
             # Some gateways report an overload with status 200.
-            raise _Failure(self._redact(f"a reply without choices: {json.dumps(raw):.200}"), transient=True)
+            raise Failure(self._redact(f"a reply without choices: {json.dumps(raw):.200}"), transient=True)
         message = choices[0].get("message") if isinstance(choices[0], dict) else None
         text = message.get("content") if isinstance(message, dict) else None
         return Reply(_unicode(text), _unicode(raw.get("model")), raw)
 
-    def _status_failure(self, error: Any) -> "_Failure":
+    def _sent(self, body: Mapping[str, Any]) -> bytes:
+        """What the endpoint replies; without what its model refuses of the parameters that OpenAI's later models lack."""
+        import openai
+
+        assert self._client is not None
+        while True:
+            untaken = frozenset(self._untaken)
+            try:
+                return self._client.chat.completions.with_raw_response.create(**_taken(body, untaken)).content
+            except openai.APIStatusError as error:
+                name = str(error.param)
+                if not str(error.code).startswith("unsupported") or name in untaken or name not in _REPLACED:
+                    raise
+                with self._lock:
+                    if name not in self._untaken:
+                        instead = _REPLACED[name] or "its own"
+                        LOGGER.warning("judge: %s refuses %s; asked with %s", self.options.model, name, instead)
+                    self._untaken.add(name)
+
+    def _status_failure(self, error: Any) -> Failure:
         status = error.status_code
         quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting mends
-        return _Failure(
+        return Failure(
             self._redact(f"HTTP {status}: {str(error.message):.300}"),
-            transient=not quota and (status in _TRANSIENT or status >= 500),
-            hopeless=quota or status in _HOPELESS,
-            refused=status < 500 and status not in _TRANSIENT and status not in _HOPELESS,
-            retry_after_s=_seconds(error.response.headers.get("retry-after")),
+            transient=not quota and (status in TRANSIENT or status >= 500),
+            hopeless=quota or status in HOPELESS,
+            refused=status < 500 and status not in TRANSIENT and status not in HOPELESS,
+            retry_after_s=seconds(error.response.headers.get("retry-after")),
         )
 
     def _wait(self, attempt: int, retry_after_s: float) -> float:
@@ -246,26 +262,10 @@ class Judge:
         return [self._redact(entry) for entry in value] if isinstance(value, list) else value
 
 
-class _Failure(Exception):
-    """A request without a reply.
-
-    transient: worth another attempt. hopeless: so are all the others. refused: for what is in it, for good.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        transient: bool = False,
-        hopeless: bool = False,
-        refused: bool = False,
-        retry_after_s: float = 0.0,
-    ) -> None:
-        super().__init__(message)
-        self.transient = transient
-        self.hopeless = hopeless
-        self.refused = refused
-        self.retry_after_s = retry_after_s
+def _taken(body: Mapping[str, Any], untaken: Collection[str]) -> dict[str, Any]:
+    """The body without the parameters that are not taken, or with what takes their place."""
+    named = {_REPLACED[name] if name in untaken else name: value for name, value in body.items()}
+    return {name: value for name, value in named.items() if name is not None}
 
 
 def _replies(journal: Journal) -> dict[str, Reply]:
@@ -284,15 +284,6 @@ def _replies(journal: Journal) -> dict[str, Reply]:
 def _unicode(text: Any) -> str:
     """A text of a reply that can be written: half a surrogate pair becomes "?", anything but text becomes ""."""
     return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
-
-
-def _seconds(header: str | None) -> float:
-    """Retry-After in seconds; 0 for none, or for a date, which a backoff serves as well."""
-    try:
-        seconds = float(header or 0)
-    except ValueError:
-        return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def describe(options: JudgeOptions, replies: Sequence[Reply]) -> dict[str, Any]:

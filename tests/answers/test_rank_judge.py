@@ -183,6 +183,12 @@ def test_a_judge_that_rates_nothing_is_named_before_all_is_paid_for(endpoint, po
     assert endpoint.answered == 48, "nothing that was bought is lost"
 
 
+def test_a_judge_that_thinks_to_the_limit_is_told_from_one_that_says_nonsense(endpoint, pool, tmp_path):
+    endpoint.faults = [faults.body({"choices": [{"message": {"content": ""}, "finish_reason": "length"}]})] * 3
+    with pytest.raises(InputError, match="'q': .no text .finish_reason 'length'"):
+        rank(read_answers([pool(record("q", "x"))]), judged(endpoint, tmp_path))
+
+
 def test_one_picture_that_the_endpoint_refuses_costs_one_score(endpoint, pool, tmp_path):
     endpoint.faults = [None, *[faults.status(400, error={"message": "the image is not allowed"})] * 3]
     answers = read_answers([pool(record("q", "fine"), record("r", "not fine", image="b.png"))])
@@ -233,7 +239,7 @@ def test_the_command_says_what_it_costs_and_a_dry_run_ends_there(endpoint, pool,
     assert run(endpoint, path, tmp_path, "--dry-run", "--price", 1e6, 1e3) == 0
     said = capsys.readouterr().out
     assert "2 requests to send, about" in said and "680 of them for pictures; 0 are in the cache; about" in said
-    assert "at most 2.05 for the replies" in said
+    assert "0.20 for replies of 100 tokens, and 8.19 if all of them go to the limit" in said
     assert not endpoint.bodies and not (tmp_path / "scored.jsonl").exists()
     assert run(endpoint, path, tmp_path) == 0
     assert "2 requests to send" in capsys.readouterr().out

@@ -25,7 +25,8 @@ from .way import is_empty
 _log = logging.getLogger(__name__)
 ATTEMPTS = 3
 _TRIAL = 16  # answers that are asked first: a judge that cannot rate them is asked no more
-MAX_TOKENS = 1024  # of a reply: the ratings take 50, and a judge may think aloud before them
+MAX_TOKENS = 4096  # of a reply, since a judge may think before it rates
+USUAL_TOKENS = 100  # the ratings and a reason
 
 
 class Judged:
@@ -112,7 +113,12 @@ def _is_rated(found: Mapping[int, Rating | Reply], at: int) -> bool:
 
 
 def _said(reply: Reply) -> str:
-    return str(reply.raw.get("refused", reply.text))
+    """What a judge gave instead of ratings."""
+    if "refused" in reply.raw or reply.text.strip():
+        return str(reply.raw.get("refused", reply.text))
+    choices = reply.raw.get("choices")
+    ended = choices[0].get("finish_reason") if isinstance(choices, list) and isinstance(choices[0], dict) else None
+    return f"no text (finish_reason {shortened(ended, 40)})"
 
 
 def _question(answer: Answer, own: Sequence[Picture], rubric: Rubric) -> list[str | Picture]:
