@@ -87,6 +87,13 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument(
         "--allow-outside", action="store_true", help="images may lie outside the folders of the answers' files"
     )
+    _add_ways(command)
+    add_text_options(command)
+    add_size_options(command)
+    command.set_defaults(run=run_rank, results=_ranked)
+
+
+def _add_ways(command: argparse.ArgumentParser) -> None:
     group = add_judge_options(command, required=False)
     group.add_argument(
         "--rubric",
@@ -114,9 +121,6 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     group.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     group.add_argument("--batch-size", type=int, default=8, help="claims at a time")
-    add_text_options(command)
-    add_size_options(command)
-    command.set_defaults(run=run_rank, results=_ranked)
 
 
 def run_rank(options: argparse.Namespace) -> None:
@@ -172,8 +176,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _ranked(options: argparse.Namespace) -> list[Output]:
+    if options.dry_run:
+        return []
     found = [Output("--output", options.output), Output("--output", settings_path(options.output), resumed=True)]
-    if options.by == "judge" and not options.dry_run:
+    if options.by == "judge":
         found.append(Output("--cache", options.cache, resumed=True))
     if options.by == "self":
         found.append(Output("--output", _claims_path(options.output), resumed=True))
