@@ -251,7 +251,9 @@ def test_the_command_says_what_it_costs_and_a_dry_run_ends_there(endpoint, pool,
     assert [each.score for each in read_scored(tmp_path / "scored.jsonl")] == [4.0, 4.0]
     about = json.loads((tmp_path / "scored.jsonl.settings.json").read_text())["settings"]
     assert about["rubric"] == SILKIE.digest() and about["judge"]["returned"] == {endpoint.model: 2}
+    assert run(endpoint, path, tmp_path, "--dry-run") == 0, "what is there is no hindrance to it"
     (tmp_path / "scored.jsonl").unlink()
+    capsys.readouterr()
     assert run(endpoint, path, tmp_path) == 0
     assert (
         endpoint.answered == 2
@@ -340,6 +342,7 @@ def test_a_rubric_from_a_file(tmp_path):
         ("aspects: {reason: b}\nscale: [1, 5]", "none of them 'reason'"), ("aspects: {a_b: c, A b: d}\nscale: [1, 5]", "all different"),
         ("aspects: {a: b}\nscale: [1, 5]\ninstructions: ''", "instructions: expected text"),
         ("aspects: {a: b}\naspects: {a: b}", "stands twice"),
+        ('aspects: {a: "b \\ud83d"}\nscale: [1, 5]', "no Unicode text"), ('aspects: {a: b}\nscale: [1, 5]\ninstructions: "\\ud83d"', "no Unicode text"),
     ],
 )  # fmt: skip
 def test_rubrics_that_are_none_are_named(tmp_path, text, words):
