@@ -23,7 +23,12 @@ EAGER, COMPILED, LIGERS = "eager", "compiled", "Liger's"
 # Text models for which Liger has RMSNorm, rotary positions and SwiGLU.
 _LIGER = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
 # Families whose layers exchange more than a compiled layer takes and returns.
-_EAGER = {"gemma4": "its last layers read the keys and values of earlier ones"}
+_LINEAR = "its layers with linear attention read prompts and responses one after the other"
+_EAGER = {
+    "gemma4": "its last layers read the keys and values of earlier ones",
+    "qwen3_5": _LINEAR,
+    "qwen3_5_moe": _LINEAR,
+}
 
 
 def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig) -> str:
