@@ -28,12 +28,12 @@ from peft.helpers import disable_input_dtype_casting  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bench.commit import require_commit  # noqa: E402
-from bench.live_memory import LiveMemory  # noqa: E402
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of  # noqa: E402
 from bench.record import Record, environment  # noqa: E402
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape  # noqa: E402
 from mdpo.memory.choose import Wishes  # noqa: E402
-from mdpo.memory.layer import Precision  # noqa: E402
+from mdpo.memory.live import LiveMemory  # noqa: E402
+from mdpo.memory.precision import Precision  # noqa: E402
 from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora, language_layers  # noqa: E402
 from mdpo.models.logps import unwrap  # noqa: E402
 from mdpo.packing import Batch, PreferenceTokens, pack, plan  # noqa: E402

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.live_memory import LiveMemory
+from mdpo.memory.live import LiveMemory
 
 _L2_BYTES = 256 * 2**20  # larger than any L2 cache, so that one run does not find its inputs warm from the last
 

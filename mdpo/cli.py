@@ -1,4 +1,4 @@
-"""The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | report``."""
+"""The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | sample | rank | pairs | loop | report``."""
 
 from mdpo.stops import ctrl_c_ends, is_main_process, what_is_kept
 
@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
+from mdpo.answers import commands as answers_commands
 from mdpo.config import settings_help, takes_value
 from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows, size_pictures
 from mdpo.data import commands as data_commands
@@ -35,6 +36,7 @@ from mdpo.evaluation.score import check_first_rows
 from mdpo.evaluation.trained_text import say_other_prompt
 from mdpo.hub import folder_of
 from mdpo.launch import PROFILES
+from mdpo.loop import commands as loop_commands
 from mdpo.memory.commands import run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
@@ -210,6 +212,20 @@ class _Parser(argparse.ArgumentParser):
         super().error(shown_text(message, 400))
 
 
+class _Strict(_Parser):
+    """A parser of which an error is an InputError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {shown_text(message, 400)}")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises InputError where the words after ``mdpo`` are not a command and its options. Runs nothing."""
+    options, overrides = _parser(_Strict).parse_known_args(_with_dashes(words))
+    if overrides and options.run is not train:
+        raise InputError(f"mdpo {words[0]}: unrecognized arguments: {' '.join(overrides)}")
+
+
 def _path(text: str) -> Path:
     problem = path_problem(text)
     if problem is not None:
@@ -217,8 +233,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
+    parser = kind(
         prog="mdpo",
         description=sys.modules["mdpo"].__doc__,
         epilog="Results are written whole or not at all, and never over something else: a report, picture or result of the "
@@ -282,6 +298,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_convert)
     data_commands.add_commands(commands, load_processor, {name: each.branches for name, each in PRESETS.items()})
     evaluation_commands.add_commands(commands)
+    answers_commands.add_commands(commands)
+    loop_commands.add_command(commands, check_words)
     report_commands.add_commands(commands)
     return parser
 

@@ -50,8 +50,12 @@ def what_is_kept(options: argparse.Namespace) -> str:
     command = options.words[0]
     if command == "train":
         return " before the first step; nothing was trained"
-    if command == "generate":
+    if command == "loop":
+        return "; what is done is kept: the same command goes on"
+    if command in ("generate", "sample"):
         return f"; the answers so far are kept beside {options.output}: the same command goes on"
+    if command == "rank" and options.by == "self":
+        return f"; the claims answered so far are kept beside {options.output}: the same command goes on"
     if getattr(options, "judge", None):
         return f"; the replies so far are kept in {options.cache}: the same command goes on"
     if command == "score" and options.reference is not None:

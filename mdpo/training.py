@@ -22,6 +22,7 @@ from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings
+from mdpo.memory.wishes import counted, data_of
 from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, check_trainable, load, load_processor, lora_expression
 from mdpo.models.adapters import adapter_config, load_adapter
 from mdpo.models.base_digest import weights_digest
@@ -87,7 +88,7 @@ def _train(
     data: Rows | PreferenceDataset = rows
     if _on_gpu(args) and options.memory is None:
         data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args))))
-        overrides |= _chosen(run, args, data.lengths.tolist(), resume)
+        overrides |= _chosen(run, args, data, resume)
         run, args = load_config(options.config, overrides)
     model = together(args, lambda: _model(run, args))
     trainer = MDPOTrainer(
@@ -129,15 +130,22 @@ def _train(
     return 128 + (stop.received or 0) if stop.stopped else 0
 
 
-def _chosen(run: RunConfig, args: MDPOConfig, lengths: Sequence[int], resume: str | None) -> dict[str, Any]:
-    """What is chosen for a run on the GPU, said in one line. lengths: of the data. resume: the checkpoint to go on from."""
+def _chosen(run: RunConfig, args: MDPOConfig, data: PreferenceDataset, resume: str | None) -> dict[str, Any]:
+    """What is chosen for a run on the GPU, said in one line. resume: the checkpoint to go on from."""
     memory = memory_of(AUTO, lambda: _free_on_each(args))
     fault = compiler_fault_anywhere(args)
     recorded = together(args, lambda: None if resume is None else chosen_by(saved_settings(Path(resume))))
     chosen = together(
         args,
         lambda: automatic(
-            run, args, lengths, memory, LANGUAGE_LINEAR, processes=args.world_size, compiler_fault=fault, recorded=recorded
+            run,
+            args,
+            lambda shape: counted(args, shape, data_of(run, data)),
+            memory,
+            LANGUAGE_LINEAR,
+            processes=args.world_size,
+            compiler_fault=fault,
+            recorded=recorded,
         ),
     )
     if args.process_index == 0:
@@ -192,7 +200,10 @@ def _resume_from(value: str | bool | None) -> str | bool | None:
 
 def _inputs(run: RunConfig) -> dict[str, str | None]:
     """What the run reads, by setting; of a list of files each by itself."""
-    found: dict[str, str | None] = {"model_name_or_path": run.model_name_or_path, "adapter_name_or_path": run.adapter_name_or_path}
+    found: dict[str, str | None] = {
+        "model_name_or_path": run.model_name_or_path,
+        "adapter_name_or_path": run.adapter_name_or_path,
+    }
     for name in ("train_data", "eval_data"):
         given = getattr(run, name)
         if isinstance(given, (list, dict)):
@@ -226,7 +237,9 @@ def _check_lora_settings(run: RunConfig) -> None:
         key = "r" if name == "lora_r" else name if name in config else name.removeprefix("lora_")
         asked, has = getattr(run, name), config.get(key)
         if asked != defaults[name] and asked != has:
-            raise InputError(f"{name}: {asked!r}, but the adapter at {run.adapter_name_or_path} has {has!r}; leave it out")
+            raise InputError(
+                f"{name}: {asked!r}, but the adapter at {run.adapter_name_or_path} has {has!r}; leave it out"
+            )
 
 
 def _lora(run: RunConfig) -> LoraConfig:

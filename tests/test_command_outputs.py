@@ -38,6 +38,8 @@ def made(tmp_path_factory):
     for name in ("first", "second"):
         lines = [json.dumps({"id": row["id"], "response": f"{name} {row['chosen']}"}) + "\n" for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines))
+    drawn = [{"id": row["id"], "image": row["img_path"], "prompt": "?", "response": row[side]} for row in rows for side in ("chosen", "rejected")]
+    (folder / "drawn.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in drawn))
     config = folder / "config.yaml"
     settings = {
         "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(folder / "run"), "max_steps": 1,
@@ -55,6 +57,8 @@ def made(tmp_path_factory):
 COMMANDS = {
     "score": "score {made}/model {made}/train.jsonl --no-check-start --output {out}/scores.jsonl",
     "generate": "generate {made}/model {made}/train.jsonl --max-new-tokens 4 --output {out}/answers.jsonl",
+    "answers": "sample {made}/model {made}/train.jsonl --n 2 --max-new-tokens 4 --output {out}/answers.jsonl",
+    "rank": "rank {made}/drawn.jsonl --by agreement --output {out}/scored.jsonl",
     "sheet": "evaluate human sheet {made}/train.jsonl {made}/first.jsonl {made}/second.jsonl --output {out}/sheet.html",
     "tally": "evaluate human tally {made}/x.key.json {made}/votes.json --output {out}/result.json",
     "report": "report {made}/run --output {out}/report.html",
@@ -64,7 +68,7 @@ COMMANDS = {
     "convert": "convert bunny {root}/tests/golden/bunny-official {out}/bunny",
     "merge": "merge {made}/run {out}/merged",
 }
-RESUMED = ["generate"]
+RESUMED = ["generate", "answers"]
 REPLACED = ["report", "picture", "preview", "tally"]
 
 
@@ -129,6 +133,8 @@ def test_a_folder_is_no_file(made, tmp_path, capsys, monkeypatch, name, folder):
         ("generate {made}/model {in} --output {in}/deeper/new.jsonl", "data"),
         ("data sample {in}/train.jsonl --output {in}/hard.jsonl", "data"),
         ("data sample {in} --output {in}/new.jsonl", "data"),
+        ("rank {in}/drawn.jsonl --by agreement --output {in}/./drawn.jsonl", "answers"),
+        ("rank {in}/drawn.jsonl --by chair --objects {in}/first.jsonl --output {in}/first.jsonl", "objects"),
         ("evaluate human tally {in}/x.key.json {in}/votes.json --output {in}/votes.json", "answers"),
         ("evaluate human sheet {in}/train.jsonl {in}/first.jsonl {in}/first.jsonl --output {in}/first.jsonl", "first"),
         ("merge {in}/run {in}/run", "adapter"),

@@ -35,6 +35,7 @@ ALLOWED = {
         "mdpo_kernels",
     },
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
+    "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing", "mdpo.settings"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
     "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing"},
     "mdpo": {"mdpo.config", "mdpo.trainer"},
@@ -42,7 +43,11 @@ ALLOWED = {
     "mdpo.training": {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
     },
+    "mdpo.loop": {
+        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.evaluation", "mdpo.reports", "mdpo.__main__",
+    },
     "mdpo.cli": {
+        "mdpo.answers", "mdpo.loop",
         "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
         "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },

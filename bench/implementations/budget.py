@@ -14,12 +14,12 @@ import torch
 
 from bench.group import Implementation
 from bench.implementations.train_step import TrainProblem, TrainStep, authors, ours
-from bench.live_memory import LiveMemory
 from bench.models import Shape, config_of
 from bench.preference_rows import LONGEST, RESPONSE_MEDIAN, TEXT_TOKENS, preference_rows
 from mdpo.memory import Adaptation, Plan, choose, log_normal, read_shape
 from mdpo.memory.choose import Wishes
-from mdpo.memory.layer import Precision
+from mdpo.memory.live import LiveMemory
+from mdpo.memory.precision import Precision
 from mdpo.models import LANGUAGE_LINEAR
 from mdpo.packing import PreferenceTokens
 

@@ -69,6 +69,11 @@ class Term:
         """The rows, also where there is one."""
         return (self.rows,) if isinstance(self.rows, dict) else self.rows  # pyright: ignore[reportReturnType]
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that the term reads, each once, in the order in which the rows name them."""
+        return tuple(dict.fromkeys(branch for row in self.matrix for branch in row))
+
     def _checked_rows(self) -> Sequence[Mapping[str, float]]:
         rows = (self.rows,) if isinstance(self.rows, Mapping) else self.rows
         several = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
@@ -116,7 +121,7 @@ def matrix_of(terms: Sequence[Term], branches: Sequence[str]) -> Matrix:
     if twice is not None:
         raise ValueError(f"terms has two by the name {twice!r}; expected each once")
     for term in terms:
-        for branch in (branch for row in term.matrix for branch in row):
+        for branch in term.branches:
             if branch not in branches:
                 near = difflib.get_close_matches(branch, branches, 1, 0.0)[0]
                 raise ValueError(f"term {term.name}: branch {branch!r} is none of {', '.join(branches)}; did you mean {near}?")

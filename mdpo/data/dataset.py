@@ -39,6 +39,7 @@ from .problem import RowError
 from .rejected_images import RejectedImages
 from .row import PreferenceRow
 from .row_store import Rows
+from .token_store import PARTS
 from .tokenise import tokenise
 from .too_long import SmallerPictures
 
@@ -73,9 +74,7 @@ class PreferenceDataset(Dataset):
         check_contrast(options, negative)
         count = options.negatives
         self._facts = look_at_images(self.rows, own=count > 0 and "own" in negative.names)
-        self._rejected_images = (
-            RejectedImages(self.rows, self._facts, negative, options.seed, count) if count else None
-        )
+        self._rejected_images = RejectedImages(self.rows, self._facts, negative, options.seed, count) if count else None
         self._image_tokens = ImageTokens(processor)
         self._image_settings = image_settings(processor) | {"return_tensors": "pt"}
         encoder = Encoder(
@@ -87,9 +86,7 @@ class PreferenceDataset(Dataset):
             changed_weight=options.changed_weight,
         )
         self._tokens = tokenise(self.rows, encoder, options.text)
-        self._parts = kept_parts(
-            self._tokens.lengths(), self.rows, self._facts, self._image_tokens, options.max_length
-        )
+        self._parts = kept_parts(self._tokens.lengths(), self.rows, self._facts, self._image_tokens, options.max_length)
         check_weights(self._tokens, self._parts, self.rows)
         self.lengths = packed_lengths(self._parts, self._with_images, options.read)
         self._there = branches_there(self._parts, self._with_images, options.read)
@@ -114,8 +111,7 @@ class PreferenceDataset(Dataset):
             ids[:length].tolist() for ids, length in zip(others, kept, strict=True)
         )
         weights = [
-            found[:length].tolist() or None
-            for found, length in zip(self._tokens.weights_of(index), kept, strict=False)
+            found[:length].tolist() or None for found, length in zip(self._tokens.weights_of(index), kept, strict=False)
         ]
         return PreferenceTokens(
             row.id,
@@ -204,6 +200,16 @@ class PreferenceDataset(Dataset):
     @property
     def _smaller_pictures(self) -> SmallerPictures:
         return SmallerPictures(self.rows, self._facts, self._tokens, self.processor, self.options.max_length)
+
+    def largest_picture(self) -> tuple[int, int] | None:
+        """Height and width, in pixels, of the picture that takes the most tokens; None without pictures."""
+        sizes = np.unique(self._facts.sizes[self.rows.images.numbers], axis=0).tolist()
+        return max(map(tuple, sizes), key=lambda size: len(self._image_tokens(*size)), default=None)
+
+    def scored_lengths(self) -> np.ndarray:
+        """(N,) int64, the tokens of each example's answers, as often as a branch reads them."""
+        parts = {name: self._parts[:, PARTS.index(branch_of(name).response)] for name in self._there}
+        return sum((parts[name] * there for name, there in self._there.items()), np.zeros(len(self), np.int64))
 
     def largest_token_id(self) -> tuple[int, int]:
         """The largest token id of all prompts and responses, and the index of a row that has it."""

@@ -233,9 +233,9 @@ class Use(NamedTuple):
 
 
 def image_uses(row, *, own: bool) -> list[Use]:
-    """A ``PreferenceRow``'s images, and with ``own`` its ``rejected_images`` after them."""
+    """A row's images, and with ``own`` the ``rejected_images`` of a ``PreferenceRow`` after them."""
     uses = [Use(image, row.where, "images") for image in row.images]
-    return uses + [Use(image, row.where, "rejected_images") for image in row.rejected_images if own]
+    return uses + [Use(image, row.where, "rejected_images") for image in (row.rejected_images if own else ())]
 
 
 def content_digest(use: Use) -> str:
@@ -298,9 +298,9 @@ def _inspect(use: Use) -> ImageFacts | RowError:
 
 
 def check_images(rows: Sequence, *, own: bool = False) -> list[tuple[ImageFacts, ...]]:
-    """Decodes every image of ``PreferenceRow``s, so that a damaged one is found before training.
+    """Decodes every image of the rows, so that a damaged one is found before training, or before it is paid for.
 
-    own: their ``rejected_images`` as well.
+    own: the ``rejected_images`` of ``PreferenceRow``s as well.
 
     Returns the facts of each row's ``images``. Raises RowError for the first row, in order, whose image is bad.
     """

@@ -8,21 +8,20 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
 from mdpo.output_checks import Output, check_outputs
-from mdpo.outputs import make_folder, remove_empty, whole_file, whole_files, write_part
+from mdpo.outputs import whole_files, write_part
 
+from .canonical import Pictures, preference_columns
 from .image_sources import ImageRoot
-from .images import ImageSource, StoredImage
-from .messages import text_columns
+from .images import ImageSource
 from .problem import Dropped, RowError
 from .rows import Checked, PreferenceRow, check_rows
 from .sources import open_source
-
-_SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
 def sample_file(
@@ -53,10 +52,11 @@ def sample_file(
     chosen = list(keyed) if count is None else heapq.nsmallest(count, keyed)
     if not chosen or count is not None and len(chosen) < count:
         raise InputError(f"{path} has {len(chosen)} usable rows, fewer than --count {count or 1}")
-    images = _Images(output.parent)
+    images = Pictures(output.parent)
+    place = partial(_image, root=root, pictures=images)
     try:
         text = "".join(
-            json.dumps(_record(row, root, images), ensure_ascii=False) + "\n"
+            json.dumps(preference_columns(row, place), ensure_ascii=False) + "\n"
             for _, _, row in sorted(chosen, key=lambda item: item[1])
         )
         record = _write(output, text, len(chosen), {"source": str(path), "seed": seed, "dropped": dict(dropped)})
@@ -95,45 +95,7 @@ def _keyed(
         yield key, index, item.row
 
 
-def _record(row: PreferenceRow, root: ImageRoot, images: "_Images") -> dict[str, Any]:
-    record: dict[str, Any] = {"id": row.id, "images": [_image(image, root, images) for image in row.images]}
-    record |= text_columns(row.prompt, row.plain, row.tools, row.template_kwargs)
-    record |= {"chosen": row.chosen, "rejected": row.rejected}
-    if row.rejected_images:
-        record["rejected_images"] = [_image(image, root, images) for image in row.rejected_images]
-    beside = {name: getattr(row, name) for name in ("contrast", "chosen_weights", "rejected_weights")}
-    record |= {name: value for name, value in beside.items() if value}
-    return record
-
-
-def _image(image: ImageSource, root: ImageRoot, images: "_Images") -> str:
+def _image(image: ImageSource, root: ImageRoot, pictures: Pictures) -> str:
     if isinstance(image, Path):
         return str(image.relative_to(root.folder)) if image.is_relative_to(root.folder) else str(image)
-    assert isinstance(image, StoredImage), "a file's rows hold paths or stored images"
-    return images.write(image.read())
-
-
-class _Images:
-    """The pictures of a table, written to ``folder``/images under names that follow from their content."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._written: list[Path] = []
-        self._made: list[Path] = []
-
-    def write(self, data: bytes) -> str:
-        """Returns the path below ``folder``. Raises OutputError where the picture cannot be written."""
-        suffix = next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), ".image")
-        target = self.folder / "images" / (hashlib.blake2b(data, digest_size=12).hexdigest() + suffix)
-        if not target.exists():
-            self._made += make_folder(target.parent)
-            with whole_file(target) as part:
-                part.write_bytes(data)
-            self._written.append(target)
-        return str(target.relative_to(self.folder))
-
-    def remove(self) -> None:
-        """Takes back what was written for a sample that came to nothing."""
-        for path in self._written:
-            path.unlink(missing_ok=True)
-        remove_empty(self._made)
+    return pictures.place(image)

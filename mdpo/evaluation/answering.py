@@ -2,12 +2,13 @@
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mdpo.data import PromptRow
+from mdpo.data import PromptRow, data_files
 from mdpo.errors import InputError
 
 from .files import Journal, read_json, write_json
@@ -20,8 +21,8 @@ _SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What an answer depends on. The batch size is not among it: see ``generate``.
+class Source:
+    """What an answer comes from, however its tokens are chosen. The batch size is not among it: see ``generate``.
 
     model, adapter: ``fingerprint`` of the folders. data: of the question file. text: digest of the ``TextOptions``.
     pictures: what of a ``PictureSize`` is given, None where nothing is.
@@ -32,13 +33,19 @@ class Settings:
     data: str
     dtype: str
     max_new_tokens: int
-    num_beams: int
     text: str | None = None
     pictures: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens is at least 1, found {self.max_new_tokens}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Source):
+    """What an answer of ``generate`` depends on."""
+
+    num_beams: int
 
 
 def fingerprint(path: str | Path) -> str:
@@ -72,6 +79,14 @@ def fingerprint(path: str | Path) -> str:
     return f"{path.name}@{digest.hexdigest()}"
 
 
+def data_fingerprint(path: Path) -> str:
+    """Of all files that the questions are read from; a data set of the hub goes by its name."""
+    prints = [fingerprint(file) for file in data_files(path)]
+    if len(prints) < 2:
+        return prints[0] if prints else str(path)
+    return f"{path.name}@{hashlib.blake2b(' '.join(prints).encode(), digest_size=8).hexdigest()}"
+
+
 def settings_path(output: Path) -> Path:
     """The sidecar of an answer file."""
     return output.with_name(output.name + ".settings.json")
@@ -86,11 +101,7 @@ def answer_all(
 
     Raises InputError where the journal was begun with other settings, or holds ids that the rows have not.
     """
-    sidecar = settings_path(output)
-    with Journal(journal_path) as journal:
-        if journal.records or sidecar.is_file():
-            _same_settings(sidecar, journal_path, bool(journal.records), settings)
-        write_json(sidecar, {"settings": asdict(settings), "environment": _environment()})
+    with resumed(journal_path, output, settings) as journal:
         answers = _done(journal, {row.id for row in rows})
         todo = [row for row in rows if row.id not in answers]
         if answers and todo:
@@ -101,7 +112,26 @@ def answer_all(
     return answers
 
 
-def _same_settings(sidecar: Path, journal: Path, begun: bool, settings: Settings) -> None:
+@contextmanager
+def resumed(
+    journal_path: Path, output: Path, settings: Source, versions: Mapping[str, str] | None = None
+) -> Iterator[Journal]:
+    """The journal of a run, begun or gone on with, and beside ``output`` the sidecar of what its answers come from.
+
+    versions: of other packages, to note there beside PyTorch's, transformers' and PEFT's.
+
+    Raises InputError where the journal was begun with other settings.
+    """
+    sidecar = settings_path(output)
+    with Journal(journal_path) as journal:
+        if journal.records or sidecar.is_file():
+            _same_settings(sidecar, journal_path, bool(journal.records), settings)
+        own = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+        write_json(sidecar, {"settings": asdict(settings), "environment": own | dict(versions or {})})
+        yield journal
+
+
+def _same_settings(sidecar: Path, journal: Path, begun: bool, settings: Source) -> None:
     if not begun:
         return  # nothing was answered yet: other settings may replace the old ones
     if not sidecar.is_file():
@@ -138,10 +168,6 @@ def _done(journal: Journal, ids: set[str]) -> dict[str, str]:
             raise InputError(f"{journal.path}, line {number}: id {id!r} is answered twice; delete one of the two lines")
         answers[id] = answer
     return answers
-
-
-def _environment() -> dict[str, Any]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
 
 
 def read_settings(responses: str | Path) -> dict[str, Any]:

@@ -2,28 +2,28 @@
 
 import argparse
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import ProcessorMixin
-
-from mdpo.data import PromptRow, data_files, read_rows, size_pictures
+from mdpo.data import PromptRow
 from mdpo.data.commands import add_row_options
-from mdpo.data.picture_size import add_size_options, size_options
-from mdpo.data.text_options import add_text_options, text_options
+from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
-from mdpo.hub import folder_of
-from mdpo.models import check_model, load, load_processor
-from mdpo.models.adapters import load_adapter
+from mdpo.models import check_model
 from mdpo.output_checks import Output
 from mdpo.shown import say
 
 from . import language, mmhal, objects
-from .answering import Settings, answer_all, fingerprint, read_settings, settings_path
+from .answer_options import (
+    add_answer_options,
+    asked_rows,
+    check_answer_options,
+    memory_advice,
+    open_model,
+    source_of,
+)
+from .answering import Settings, answer_all, read_settings, settings_path
 from .benchmarks import (
     Coco,
     mmhal_requests,
@@ -36,11 +36,10 @@ from .benchmarks import (
 from .chair import VARIANTS, Lexicon
 from .generate import generate
 from .human import key_path, make_sheet, tally, write_sheet
-from .judge import Judge, JudgeOptions
+from .judge_options import add_judge_options, open_judge
 from .questions import BENCHMARKS, read_questions, write_answers
 from .responses import read_answers, read_captions, read_mmhal
 from .results import Result, result_mark
-from .trained_text import say_other_prompt
 
 # Beams. RLHF-V's evaluation code searches with three.
 PRESETS = {"greedy": 1, "rlhfv": 3}
@@ -65,42 +64,23 @@ def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
         help="a model's answers to a file of questions; goes on where it was interrupted",
         description="Answers that are in --output already are kept; started again with other settings, it refuses.",
     )
-    command.add_argument("model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub")
-    command.add_argument("data", type=Path, help="questions: .json or .jsonl")
+    add_answer_options(command, batch_size=8)
+    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row, or the benchmark's layout")
     command.add_argument(
         "--benchmark", choices=BENCHMARKS, help="DATA is the official question file, OUTPUT its layout"
     )
-    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
-    add_row_options(command)
-    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row, or the benchmark's layout")
-    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     command.add_argument("--preset", choices=PRESETS, default="greedy", help="rlhfv: three beams, as in RLHF-V's code")
-    command.add_argument("--max-new-tokens", type=int, default=1024)
-    command.add_argument("--batch-size", type=int, default=8)
-    add_text_options(command)
-    add_size_options(command)
     command.set_defaults(run=run_generate, results=_generated)
 
 
 def run_generate(options: argparse.Namespace) -> None:
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
-    text, size = text_options(options), size_options(options)
+    check_answer_options(options)
     check_model(options.model)  # before the data is fetched
     rows = _questions(options)
-    settings = Settings(
-        model=fingerprint(folder_of(options.model)),
-        adapter=None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
-        data=_data_fingerprint(options.data),
-        dtype=options.dtype,
-        max_new_tokens=options.max_new_tokens,
-        num_beams=PRESETS[options.preset],
-        text=text.digest(),
-        pictures=size.values() or None,
-    )
+    settings = Settings(**source_of(options), num_beams=PRESETS[options.preset])
 
     def answerer(todo: Sequence[PromptRow]) -> Iterable[str]:
-        model, processor = _load(options)
+        model, processor = open_model(options)
         return generate(
             model,
             processor,
@@ -108,10 +88,11 @@ def run_generate(options: argparse.Namespace) -> None:
             max_new_tokens=settings.max_new_tokens,
             batch_size=options.batch_size,
             num_beams=settings.num_beams,
-            text=text,
+            text=text_options(options),
         )
 
-    answers = answer_all(rows, answerer, settings, _journal(options), options.output)
+    with memory_advice(options):
+        answers = answer_all(rows, answerer, settings, _journal(options), options.output)
     if options.benchmark is not None:
         write_answers(options.output, options.benchmark, options.data, answers)
     say(f"wrote {options.output}: {len(answers)} answers")
@@ -147,37 +128,12 @@ def _evaluated(benchmark: str) -> Callable[[argparse.Namespace], list[Output]]:
     return outputs
 
 
-def _data_fingerprint(path: Path) -> str:
-    """Of all files that the questions are read from; a data set of the hub goes by its name."""
-    prints = [fingerprint(file) for file in data_files(path)]
-    if len(prints) < 2:
-        return prints[0] if prints else str(path)
-    return f"{path.name}@{hashlib.blake2b(' '.join(prints).encode(), digest_size=8).hexdigest()}"
-
-
 def _questions(options: argparse.Namespace) -> Sequence[PromptRow]:
     if options.benchmark is None:
-        return read_rows(
-            options.data,
-            options.image_dir,
-            kind=PromptRow,
-            allow_outside=options.allow_outside,
-            ignore_columns=options.ignore_columns,
-        )
+        return asked_rows(options)
     if options.ignore_columns:
         raise InputError("--ignore-columns: of a benchmark's file its own columns alone are read; leave it out")
     return read_questions(options.data, options.benchmark, options.image_dir, allow_outside=options.allow_outside)
-
-
-def _load(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
-    size = size_options(options)
-    processor = size_pictures(load_processor(options.model), size)
-    model: Any = load(options.model, dtype=options.dtype)
-    if options.adapter is not None:
-        adapter = folder_of(options.adapter, called="adapter")
-        model = load_adapter(model, adapter, base=options.model)
-        say_other_prompt(adapter, text_options(options), size)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def _add_amber(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -227,7 +183,7 @@ def run_evaluate_object_halbench(options: argparse.Namespace) -> None:
     if options.judge is not None:
         if options.variant != "rlhfv" or options.script is None:
             raise InputError("--judge is part of RLHF-V's variant, and needs its prompt: --variant rlhfv --script FILE")
-        judge, template = _open_judge(options), objects.read_template(options.script)
+        judge, template = open_judge(options), objects.read_template(options.script)
         if options.dry_run:
             print(plan_object_halbench(captions, judge, template))
             return
@@ -257,7 +213,7 @@ def _add_mmhal(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run_evaluate_mmhal(options: argparse.Namespace) -> None:
     template = mmhal.read_template(options.script)
-    judge = _open_judge(options)
+    judge = open_judge(options)
     if options.dry_run:
         print(judge.plan(mmhal_requests(read_mmhal(options.responses, options.template), template)))
         return
@@ -270,32 +226,8 @@ def _responses(command: argparse.ArgumentParser, layout: str) -> None:
 
 
 def _judge(command: argparse.ArgumentParser, *, required: bool, script: str) -> None:
-    group = command.add_argument_group(
-        "judge", "any OpenAI-compatible endpoint; replies are cached and never paid twice"
-    )
-    group.add_argument("--judge", metavar="MODEL", required=required, help="the model that judges")
+    group = add_judge_options(command, required=required)
     group.add_argument("--script", type=Path, required=required, help=f"your copy of {script}, or its prompt as text")
-    group.add_argument("--base-url", help="of the endpoint; OpenAI's without it")
-    group.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable that holds the key")
-    group.add_argument("--cache", type=Path, default=Path("judge-cache.jsonl"), help="append-only file of replies")
-    group.add_argument("--concurrency", type=int, default=8)
-    group.add_argument("--attempts", type=int, default=6, help="per request")
-    group.add_argument("--timeout", type=float, default=120.0, help="seconds without a reply")
-    group.add_argument("--dry-run", action="store_true", help="say how much would be sent, and send nothing")
-
-
-def _open_judge(options: argparse.Namespace) -> Judge:
-    return Judge(
-        JudgeOptions(
-            model=options.judge,
-            cache=options.cache,
-            base_url=options.base_url,
-            key_variable=options.key_variable,
-            concurrency=options.concurrency,
-            attempts=options.attempts,
-            timeout_s=options.timeout,
-        )
-    )
 
 
 def _add_human(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

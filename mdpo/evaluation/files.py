@@ -113,11 +113,15 @@ def read_literal(path: str | Path, name: str) -> str:
     raise InputError(f"{path} has no top-level string literal {name!r}; give the official script or a text file")
 
 
+class InUse(InputError):
+    """Another run holds the file open."""
+
+
 class Journal:
     """An append-only JSONL file: what was written stays written, whatever happens to the run.
 
     Opening it reads what is there. A last line that an interruption tore is dropped; any other line that is not an
-    object is an InputError, as is a file that another run holds open. lenient: such lines are passed over too, and said.
+    object is an InputError, and a file that another run holds open an InUse. lenient: such lines are passed over too, and said.
     Where the disk is full or refuses, opening and appending raise OutputError, and the file ends with the last whole line.
     """
 
@@ -143,7 +147,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{self.path} is in use by another run; wait for it, or give another file") from error
+            raise InUse(f"{self.path} is in use by another run; wait for it, or give another file") from error
 
     def _recover(self) -> list[dict[str, Any]]:
         self._file.seek(0)
@@ -193,6 +197,10 @@ class Journal:
                 self._file.truncate(end)
             raise_unwritten(self.path, error, f"the {len(self.records)} lines before are kept")
             raise
+
+    def fileno(self) -> int:
+        """The open file's descriptor: a process that inherits it keeps the file in use until it ends."""
+        return self._file.fileno()
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""Answers to questions about images, in batches: greedy by default, by beams where asked, never sampled."""
+"""Answers to questions about images, in batches: greedy by default, by beams where asked, or as a caller chooses tokens."""
 
 import copy
 import inspect
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import ProcessorMixin
+from transformers import LogitsProcessor, LogitsProcessorList, ProcessorMixin
 
 from mdpo.data import PromptRow, TextOptions
 from mdpo.data.encode import Encoder
@@ -19,6 +20,8 @@ from mdpo.data.images import open_image
 from mdpo.data.problem import RowError
 from mdpo.errors import InputError
 from mdpo.models.folder import short
+
+from .endings import Endings, Written
 
 # Ways of generating other than one token after the other, some of which are code on the hub; limits of time and length;
 # and what would make the result anything but ids.
@@ -31,7 +34,6 @@ _UNSET = (
 )  # fmt: skip
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module,
     processor: ProcessorMixin,
@@ -53,20 +55,67 @@ def generate(
 
     Raises RowError as ``Encoder``, and InputError where the model or its processor fails on the rows.
     """
-    with _named("the processor does not fit the model"):
-        prompts = _Prompts(model, processor, text)
-    writer: Any = model
-    device = next(model.parameters()).device
-    model.eval()
+    writer = Writer(model, processor, text)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     for batch in tqdm(batches, "generating", leave=False, disable=None):
-        inputs = {name: tensor.to(device) for name, tensor in prompts(batch).items()}
-        with _named("the model does not generate", batch), prompts.own_settings():
-            tokens = writer.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams,
-                repetition_penalty=1.0, num_return_sequences=1, **prompts.stopping,
+        yield from (answer.text for answer in writer(batch, max_new_tokens=max_new_tokens, num_beams=num_beams))
+
+
+class Writer:
+    """A model that answers a batch of questions at a time. model, text: as for ``generate``.
+
+    Raises InputError where the processor does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, processor: ProcessorMixin, text: TextOptions | None = None) -> None:
+        self._model: Any = model
+        self._base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        with _named("the processor does not fit the model"):
+            self._prompts = _Prompts(self._base, processor, text)
+        model.eval()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        rows: Sequence[PromptRow],
+        *,
+        max_new_tokens: int,
+        num_beams: int = 1,
+        choice: LogitsProcessor | None = None,
+    ) -> list[Written]:
+        """One answer to each row, in order.
+
+        choice: leaves of the (B, V) scores at each step those of the tokens to choose from; the likeliest is taken.
+
+        Raises as ``generate``.
+        """
+        inputs = self.inputs(rows)
+        with _named("the model does not generate", rows), self._own_settings():
+            tokens = self._model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, repetition_penalty=1.0,
+                num_return_sequences=1, logits_processor=LogitsProcessorList([] if choice is None else [choice]),
+                **self._prompts.endings.arguments(),
             )  # fmt: skip
-        yield from map(prompts.answer, tokens[:, inputs["input_ids"].shape[1] :].tolist())
+        return list(map(self._prompts.endings.written, tokens[:, inputs["input_ids"].shape[1] :].tolist()))
+
+    def inputs(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
+        """What the model's ``generate`` takes, on its device: input_ids and attention_mask, (B, S) int64, padded on the
+        left, and what the image processor makes of the images. Raises as ``generate``."""
+        rows = list(rows)  # a row is read anew each time that a file's rows are asked for it
+        device = next(self._model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in self._prompts(rows).items()}
+
+    @contextmanager
+    def _own_settings(self) -> Iterator[None]:
+        """The model with what its generation config says of other ways to generate, and of what comes back, unset."""
+        before = self._base.generation_config
+        self._base.generation_config = copy.deepcopy(before)
+        for name in _UNSET:
+            setattr(self._base.generation_config, name, None)
+        try:
+            yield
+        finally:
+            self._base.generation_config = before
 
 
 @contextmanager
@@ -84,65 +133,26 @@ def _named(what: str, rows: Sequence[PromptRow] = ()) -> Iterator[None]:
 
 
 class _Prompts:
-    """Rows → what a model's ``generate`` takes, and ids → answers.
+    """Rows → what a model's ``generate`` takes."""
 
-    stopping: where an answer ends, as arguments of ``generate``.
-    """
-
-    def __init__(self, model: nn.Module, processor: ProcessorMixin, text: TextOptions | None) -> None:
+    def __init__(self, base: Any, processor: ProcessorMixin, text: TextOptions | None) -> None:
         self.processor: Any = processor
-        self.tokenizer: Any = self.processor.tokenizer
         self.encoder = Encoder(processor, text)
+        self.endings = Endings(self.encoder, base.generation_config)
         self.image_tokens = ImageTokens(processor)
         self.settings = image_settings(processor) | {"return_tensors": "pt"}
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.base = base
         # Newer models tell images from text by a mask of their own; Gemma 3 calls it by another name.
         self.known = inspect.signature(base.forward).parameters
         names = ("mm_token_type_ids", *(["token_type_ids"] if base.config.model_type == "gemma3" else []))
         self.mask = next((name for name in names if name in self.known), None)
-        self.end, token = self.encoder.end_of_turn()
-        stops = base.generation_config.eos_token_id
-        self.stops = [stops] if isinstance(stops, int) else list(stops or [])
-        if not all(isinstance(stop, int) and stop >= 0 for stop in self.stops):
-            raise InputError(f"generation_config.json: eos_token_id is {str(stops)[:80]!r}; expected ids of tokens")
-        self.stopping: dict[str, Any] = {}
-        if token is None:  # a turn that ends with ordinary text, such as "###"
-            self.stopping = {"stop_strings": [self.end], "tokenizer": self.tokenizer}
-        elif token not in self.stops:
-            self.stops.append(token)
-        pad = self.tokenizer.pad_token_id
-        self.pad: int = self.tokenizer.eos_token_id if pad is None else pad
-        self.stopping |= {"eos_token_id": self.stops or None, "pad_token_id": self.pad}
-
-    @contextmanager
-    def own_settings(self) -> Iterator[None]:
-        """The model with what its generation config says of other ways to generate, and of what comes back, unset."""
-        before = self.base.generation_config
-        self.base.generation_config = copy.deepcopy(before)
-        for name in _UNSET:
-            setattr(self.base.generation_config, name, None)
-        try:
-            yield
-        finally:
-            self.base.generation_config = before
 
     def __call__(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
-        """input_ids and attention_mask, (B, S) int64, padded on the left, and what the image processor makes of the
-        images."""
-        images = [[open_image(image, row.where) for image in row.images] for row in rows]
-        prompts = []
-        for row, ids, own in zip(rows, self.encoder.prompts(rows), images, strict=True):
-            if isinstance(ids, RowError):
-                raise ids
-            try:
-                expanded = self.image_tokens.expand(ids, [(image.height, image.width) for image in own])
-            except ValueError as error:
-                problem = f"the image processor refuses the size: {error}"
-                raise RowError.at(row.where, "images", problem, "crop it") from error
-            prompts.append(torch.as_tensor(expanded, dtype=torch.int64))
+        """As ``Writer.inputs``. A row that comes several times is read once."""
+        once = list({id(row): row for row in rows}.values())
+        read = {id(row): found for row, found in zip(once, self._read(once), strict=True)}
+        prompts, images = zip(*(read[id(row)] for row in rows), strict=True)
         length = max(map(len, prompts))
-        ids = torch.full((len(rows), length), self.pad)
+        ids = torch.full((len(rows), length), self.endings.pad)
         attention = torch.zeros_like(ids)
         for at, prompt in enumerate(prompts):
             ids[at, length - len(prompt) :] = prompt
@@ -157,10 +167,15 @@ class _Prompts:
             inputs |= {name: value for name, value in made.items() if name in self.known}
         return inputs
 
-    def answer(self, ids: list[int]) -> str:
-        """The text up to what ended it."""
-        stop = next((at for at, id in enumerate(ids) if id in self.stops), len(ids))
-        text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True).strip()
-        if "stop_strings" in self.stopping:
-            text = text.partition(self.end)[0]
-        return text.removesuffix(self.end).strip()
+    def _read(self, rows: Sequence[PromptRow]) -> Iterator[tuple[Tensor, list[Image.Image]]]:
+        """Each row's prompt ids, (S,) int64, images expanded, and its images."""
+        images = [[open_image(image, row.where) for image in row.images] for row in rows]
+        for row, ids, own in zip(rows, self.encoder.prompts(rows), images, strict=True):
+            if isinstance(ids, RowError):
+                raise ids
+            try:
+                expanded = self.image_tokens.expand(ids, [(image.height, image.width) for image in own])
+            except ValueError as error:
+                problem = f"the image processor refuses the size: {error}"
+                raise RowError.at(row.where, "images", problem, "crop it") from error
+            yield torch.as_tensor(expanded, dtype=torch.int64), own

@@ -8,11 +8,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,50 +25,15 @@ from mdpo.reading import parse_json
 from mdpo.shown import redacted
 
 from .files import Journal
+from .judge_failures import HOPELESS, TRANSIENT, Failure, seconds
+from .judge_requests import Picture, Plan, Reply, Request, content_parts
 
 LOGGER = logging.getLogger(__name__)
 
-# What a second attempt can mend: 408 timeout, 409 conflict, 425 too early, 429 too many requests, and the server's own.
-_TRANSIENT = frozenset({408, 409, 425, 429})
-# What is wrong with every request of the run, so that the rest need not be sent.
-_HOPELESS = frozenset({401, 402, 403, 404})
-_CHARACTERS_PER_TOKEN = 4  # of English, roughly
 _SHORTEST_KEY = 8  # characters: shorter ones, such as "none" for an endpoint without keys, occur in any text
+# What OpenAI's later models refuse, and what they take in its place: None is nothing.
+_REPLACED = {"max_tokens": "max_completion_tokens", "temperature": None}
 _UNSENT = "not sent, because the endpoint refuses every request"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One question to the judge. messages: chat messages. max_tokens: of the reply; None is the endpoint's default.
-
-    attempt: 0, or more where the same question is asked anew on purpose.
-    """
-
-    messages: Sequence[Mapping[str, str]]
-    temperature: float = 0.0
-    max_tokens: int | None = None
-    attempt: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """text: the reply, "" where the judge gave none. model: the name that the endpoint returned. raw: all it sent."""
-
-    text: str
-    model: str
-    raw: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run would send: requests that the cache lacks, and their tokens, estimated at 4 characters each."""
-
-    cached: int
-    requests: int
-    prompt_tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.requests} requests to send, about {self.prompt_tokens} prompt tokens; {self.cached} are in the cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +74,7 @@ class Judge:
         self._client = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._untaken: set[str] = set()  # parameters that the model refuses
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """What ``ask`` would send. Reads the cache, sends nothing and needs no key."""
@@ -117,11 +82,13 @@ class Judge:
             known = _replies(journal)
         keys = {self.key(request): request for request in requests}
         missing = [request for key, request in keys.items() if key not in known]
-        characters = sum(len(message["content"]) for request in missing for message in request.messages)
-        return Plan(len(keys) - len(missing), len(missing), math.ceil(characters / _CHARACTERS_PER_TOKEN))
+        return Plan.of(missing, cached=len(keys) - len(missing))
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+    def ask(self, requests: Sequence[Request], *, refusals: bool = False) -> list[Reply]:
         """A reply to each request, from the cache or the endpoint. Equal requests are sent once.
+
+        refusals: a request that the endpoint refuses for what is in it, such as its picture, has a reply without text,
+            whose ``raw`` says ``refused``. It costs nothing, is not in the cache, and is sent again the next time.
 
         Raises InputError, after everything that could be answered is in the cache, where requests stayed unanswered.
         """
@@ -129,10 +96,14 @@ class Judge:
             known = _replies(journal)
             missing = {self.key(request): request for request in requests}
             missing = {key: request for key, request in missing.items() if key not in known}
-            failures = self._send_all(missing, journal) if missing else []
+            failures = self._send_all(missing, journal) if missing else {}
             known = _replies(journal)
+        if refusals:
+            refused = {key: failure for key, failure in failures.items() if failure.refused}
+            known |= {key: Reply("", "", {"refused": str(failure)}) for key, failure in refused.items()}
+            failures = {key: failure for key, failure in failures.items() if key not in refused}
         if failures:
-            first = next((failure for failure in failures if failure != _UNSENT), _UNSENT)
+            first = next((text for text in map(str, failures.values()) if text != _UNSENT), _UNSENT)
             raise InputError(
                 f"{len(failures)} of {len(missing)} requests to the judge were not answered; the first: {first}. "
                 f"The others are kept in {self.options.cache}: run again, and only these are sent"
@@ -143,30 +114,29 @@ class Judge:
         """Names a request: endpoint, body and attempt, hashed."""
         content = {
             "endpoint": (self.options.base_url or "").rstrip("/"),
-            "body": self._body(request),
+            "body": self._body(request, lambda picture: picture.name),
             "attempt": request.attempt,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        body = {
-            "model": self.options.model,
-            "messages": [dict(message) for message in request.messages],
-            "temperature": request.temperature,
-        }
-        return body if request.max_tokens is None else body | {"max_tokens": request.max_tokens}
+    def _body(self, request: Request, url: Callable[[Picture], str]) -> dict[str, Any]:
+        """url: what stands for a picture."""
+        messages = [dict(message) | {"content": content_parts(message["content"], url)} for message in request.messages]
+        optional = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"model": self.options.model, "messages": messages} | given
 
-    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> list[str]:
-        """Sends all, writing replies as they come. Returns what went wrong, a text per request left unanswered."""
+    def _send_all(self, requests: Mapping[str, Request], journal: Journal) -> dict[str, Failure]:
+        """Sends all, writing replies as they come. Returns what went wrong, by the keys that are left unanswered."""
         self._client = self._open()
         self._stop.clear()
         bar = tqdm(total=len(requests), desc="judging", leave=False, disable=None)
 
-        def send(key: str, request: Request) -> str | None:
+        def send(key: str, request: Request) -> Failure | None:
             try:
                 self._send(key, request, journal)
-            except _Failure as failure:
-                return str(failure)
+            except Failure as failure:
+                return failure
             finally:
                 bar.update()
             return None
@@ -181,68 +151,87 @@ class Judge:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
-        return [outcome for outcome in outcomes if outcome is not None]
+        return {key: outcome for key, outcome in zip(requests, outcomes, strict=True) if outcome is not None}
 
     def _send(self, key: str, request: Request, journal: Journal) -> None:
-        problem = _UNSENT
+        failed = Failure(_UNSENT)
         for attempt in range(self.options.attempts):
             if self._stop.is_set():
                 break
             try:
                 reply = self._post(request)
-            except _Failure as failure:
-                problem = str(failure)
+            except Failure as failure:
+                failed = failure
                 if failure.hopeless:
                     self._stop.set()
                 if not failure.transient or attempt + 1 == self.options.attempts:
                     break
                 wait = self._wait(attempt, failure.retry_after_s)
-                LOGGER.info("judge: %s; again in %.1f s", problem, wait)
+                LOGGER.info("judge: %s; again in %.1f s", failed, wait)
                 self._stop.wait(wait)
                 continue
             record = {"text": reply.text, "model": reply.model, "raw": reply.raw}
             with self._lock:
                 journal.append({"key": key} | self._redact(record))
             return
-        raise _Failure(problem)
+        raise failed
 
     def _post(self, request: Request) -> Reply:
         import openai
 
-        assert self._client is not None
+        body = self._body(request, lambda picture: picture.uri())
         try:
-            response = self._client.chat.completions.with_raw_response.create(**self._body(request))
-            content = response.content
+            content = self._sent(body)
         except openai.APIStatusError as error:
             raise self._status_failure(error) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             reason = (
                 "no reply in time" if isinstance(error, openai.APITimeoutError) else f"no connection: {error.__cause__}"
             )
-            raise _Failure(self._redact(reason), transient=True) from error
+            raise Failure(self._redact(reason), transient=True) from error
         try:
             raw = parse_json(content)
         except ValueError as error:
             text = content.decode("utf-8", "replace")
             if text.lstrip()[:1] != "{" or '"choices"' not in text:  # some gateway's page
-                raise _Failure(f"the reply is not JSON: {short(error)}", transient=True) from error
+                raise Failure(f"the reply is not JSON: {short(error)}", transient=True) from error
             return Reply("", "", {"unparsed": text})  # paid for all the same
         choices = raw.get("choices") if isinstance(raw, dict) else None
         if not isinstance(choices, list) or not choices:
             # Some gateways report an overload with status 200.
-            raise _Failure(self._redact(f"a reply without choices: {json.dumps(raw):.200}"), transient=True)
+            raise Failure(self._redact(f"a reply without choices: {json.dumps(raw):.200}"), transient=True)
         message = choices[0].get("message") if isinstance(choices[0], dict) else None
         text = message.get("content") if isinstance(message, dict) else None
         return Reply(_unicode(text), _unicode(raw.get("model")), raw)
 
-    def _status_failure(self, error: Any) -> "_Failure":
+    def _sent(self, body: Mapping[str, Any]) -> bytes:
+        """What the endpoint replies; without what its model refuses of the parameters that OpenAI's later models lack."""
+        import openai
+
+        assert self._client is not None
+        while True:
+            untaken = frozenset(self._untaken)
+            try:
+                return self._client.chat.completions.with_raw_response.create(**_taken(body, untaken)).content
+            except openai.APIStatusError as error:
+                name = str(error.param)
+                if not str(error.code).startswith("unsupported") or name in untaken or name not in _REPLACED:
+                    raise
+                with self._lock:
+                    if name not in self._untaken:
+                        instead = _REPLACED[name] or "its own"
+                        LOGGER.warning("judge: %s refuses %s; asked with %s", self.options.model, name, instead)
+                    self._untaken.add(name)
+
+    def _status_failure(self, error: Any) -> Failure:
         status = error.status_code
         quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting mends
-        return _Failure(
+        return Failure(
             self._redact(f"HTTP {status}: {str(error.message):.300}"),
-            transient=not quota and (status in _TRANSIENT or status >= 500),
-            hopeless=quota or status in _HOPELESS,
-            retry_after_s=_seconds(error.response.headers.get("retry-after")),
+            transient=not quota and (status in TRANSIENT or status >= 500),
+            hopeless=quota or status in HOPELESS,
+            refused=status < 500 and status not in TRANSIENT and status not in HOPELESS,
+            retry_after_s=seconds(error.response.headers.get("retry-after")),
         )
 
     def _wait(self, attempt: int, retry_after_s: float) -> float:
@@ -273,16 +262,10 @@ class Judge:
         return [self._redact(entry) for entry in value] if isinstance(value, list) else value
 
 
-class _Failure(Exception):
-    """A request without a reply. transient: worth another attempt. hopeless: so are all the others."""
-
-    def __init__(
-        self, message: str, *, transient: bool = False, hopeless: bool = False, retry_after_s: float = 0.0
-    ) -> None:
-        super().__init__(message)
-        self.transient = transient
-        self.hopeless = hopeless
-        self.retry_after_s = retry_after_s
+def _taken(body: Mapping[str, Any], untaken: Collection[str]) -> dict[str, Any]:
+    """The body without the parameters that are not taken, or with what takes their place."""
+    named = {_REPLACED[name] if name in untaken else name: value for name, value in body.items()}
+    return {name: value for name, value in named.items() if name is not None}
 
 
 def _replies(journal: Journal) -> dict[str, Reply]:
@@ -301,15 +284,6 @@ def _replies(journal: Journal) -> dict[str, Reply]:
 def _unicode(text: Any) -> str:
     """A text of a reply that can be written: half a surrogate pair becomes "?", anything but text becomes ""."""
     return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
-
-
-def _seconds(header: str | None) -> float:
-    """Retry-After in seconds; 0 for none, or for a date, which a backoff serves as well."""
-    try:
-        seconds = float(header or 0)
-    except ValueError:
-        return 0.0
-    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def describe(options: JudgeOptions, replies: Sequence[Reply]) -> dict[str, Any]:

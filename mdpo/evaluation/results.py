@@ -17,11 +17,12 @@ from mdpo.shown import shown
 from .files import as_json, read_json, write_json
 
 SCHEMA = "mdpo-result-1"
+_SAID = {"lower": "lower is better; ", "higher": "higher is better; ", "neither": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure. value: None where it is undefined. unit: "%", or "" for a plain number. better: lower or higher.
+    """One figure. value: None where it is undefined. unit: "%", or "" for a plain number. better: lower, higher or neither.
 
     top, bottom: names of ``Response.numbers``: value ≈ scale · Σ top / Σ bottom; official programs add a grain of salt.
     definition: a sentence for the reader. interval: 95%, in the value's unit, where the benchmark knows a better one than
@@ -88,7 +89,7 @@ class Result:
         lines = [f"{self.benchmark} ({self.variant}), {len(self.responses)} responses"]
         for metric in self.metrics:
             value = "undefined: nothing to divide by" if metric.value is None else f"{metric.value:.2f}{metric.unit}"
-            lines.append(f"  {metric.name:<24}{value:>9}   {metric.better} is better; {metric.definition}")
+            lines.append(f"  {metric.name:<24}{value:>9}   {_SAID[metric.better]}{metric.definition}")
             if metric.interval is not None:
                 lines.append("  {:<24}{:>9}   95% interval {:.1f} to {:.1f}".format("", "", *metric.interval))
         return "\n".join(map(shown, [*lines, *(f"  note: {warning}" for warning in self.warnings)]))
@@ -148,7 +149,7 @@ def _check_metrics(result: Result) -> None:
     if not result.metrics:
         raise ValueError("it has no metrics")
     for metric in result.metrics:
-        if metric.better not in ("lower", "higher") or metric.interval is not None and len(metric.interval) != 2:
+        if metric.better not in _SAID or metric.interval is not None and len(metric.interval) != 2:
             raise ValueError(f"the metric {metric.name!r} is not whole")
         lacking = [r.id for r in result.responses if metric.interval is None and not {metric.top, metric.bottom} <= r.numbers.keys()]
         if lacking:

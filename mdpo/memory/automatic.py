@@ -4,35 +4,37 @@ The model that was asked for is trained: precision and optimizer are never touch
 A run that goes on from a checkpoint takes that run's choices where they fit, so that it goes on bit for bit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mdpo.config import MDPOConfig, RunConfig
-from mdpo.errors import InputError
 
 from .choose import Plan, Wishes, choose, smallest
+from .counted import Unplanned
+from .layer import layer_bytes
 from .lengths import Examples
 from .shapes import ModelShape
 from .size import Memory, gibibytes
-from .wishes import counted, is_sharded, layers_by, shape_of, unplanned, wishes_of
+from .wishes import is_sharded, layers_by, precision_of, shape_of, unplanned, wishes_of
 
 _OTHERWISE = "to choose otherwise: --checkpoint_layers N --token_budget N --compile_layers false, or --memory 24GiB"
 
 
 class Automatic(NamedTuple):
     """settings: the keys of the configuration that are set. line: what was chosen, why, and how to choose otherwise.
-    plan: the arithmetic behind them; None where it does not hold for the run."""
+    plan: the arithmetic behind them, for these examples; None where it does not hold for the run."""
 
     settings: dict[str, Any]
     line: str
     plan: Plan | None = None
+    examples: Examples | None = None
 
 
 def automatic(
     run: RunConfig,
     args: MDPOConfig,
-    lengths: Sequence[int],
+    examples_for: Callable[[ModelShape], tuple[ModelShape, Examples]],
     memory: Memory,
     lora_pattern: str,
     *,
@@ -43,7 +45,7 @@ def automatic(
     """The settings of a run on the GPU.
 
     Args:
-        lengths: packed tokens of each example.
+        examples_for: for the model's shape, the examples and the shape with its images as large as theirs.
         memory: that is free on the card, the fullest of the run's cards.
         lora_pattern: LoRA's targets where the run names none.
         processes: of the run, a card each.
@@ -52,12 +54,14 @@ def automatic(
 
     Raises InputError where a setting does not fit the model.
     """
-    settings, layers = _layers(args, compiler_fault, recorded or {})
     shape = _shape(run, args, lora_pattern)
+    settings, layers = _layers(args, None if isinstance(shape, str) else shape, compiler_fault, recorded or {})
     if isinstance(shape, str):
         checkpointing, said = _checkpoint_everything(args)
-        return Automatic(settings | checkpointing, f"no plan of the memory, since {shape}: {said}, {layers}; {_OTHERWISE}")
-    examples = counted(args, shape, lengths)
+        return Automatic(
+            settings | checkpointing, f"no plan of the memory, since {shape}: {said}, {layers}; {_OTHERWISE}"
+        )
+    shape, examples = examples_for(shape)
     if processes > 1:  # DDP keeps the gradients once more, in its buckets
         memory = memory._replace(bytes=memory.bytes - 4 * shape.trained)
     wishes = wishes_of(run, args, shape, cuda=True, exact=True, driver_bytes=memory.driver_bytes)
@@ -69,12 +73,16 @@ def automatic(
         f"{free}: checkpoint_layers {plan.checkpoint_layers} of {shape.layers}, token_budget {plan.token_budget} (some "
         f"{gibibytes(plan.footprint.total)} GiB, computed), {layers}{remark}; {_OTHERWISE}"
     )
-    return Automatic(settings, line, plan)
+    return Automatic(settings, line, plan, examples)
 
 
-def _layers(args: MDPOConfig, fault: str | None, recorded: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _layers(
+    args: MDPOConfig, shape: ModelShape | None, fault: str | None, recorded: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
     """The setting that says whether layers are compiled, and what they are, in words."""
-    kind = layers_by(args)
+    kind = layers_by(args, shape)
+    if kind == "eager" and shape is not None and shape.eager is not None:
+        return {}, f"layers eager ({shape.eager})"
     if "compile_layers" in args.given or kind != "compiled":
         why = " (they are sharded)" if is_sharded(args) and kind == "eager" else ""
         return {}, f"layers {kind}{why}"
@@ -93,11 +101,11 @@ def _shape(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape | 
     if reason is not None:
         return reason
     try:
-        return shape_of(run, args, lora_pattern)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # a config of another make
-        return f"its arithmetic does not know this model ({error})"
+        shape = shape_of(run, args, lora_pattern)
+        layer_bytes(shape, precision_of(run, args, shape, cuda=True))
+    except Unplanned as error:
+        return str(error)
+    return shape
 
 
 def _checkpoint_everything(args: MDPOConfig) -> tuple[dict[str, Any], str]:
@@ -140,7 +148,9 @@ def _as_recorded(args: MDPOConfig, wishes: Wishes, shape: ModelShape, recorded: 
         wishes = replace(wishes, token_budget=recorded["token_budget"])
     if wishes.checkpointed is None:
         count = recorded["checkpoint_layers"]
-        wishes = replace(wishes, checkpointed=shape.layers * recorded["gradient_checkpointing"] if count is None else count)
+        wishes = replace(
+            wishes, checkpointed=shape.layers * recorded["gradient_checkpointing"] if count is None else count
+        )
     return replace(wishes, fixed_budget=True)
 
 

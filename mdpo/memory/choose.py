@@ -16,8 +16,8 @@ from statistics import fmean
 from mdpo.packing import plan as plan_steps
 
 from .footprint import ADAM_BYTES, DRIVER_BYTES, Footprint, Setup, footprint
-from .layer import Precision
 from .lengths import Examples
+from .precision import Precision
 from .shapes import ModelShape
 
 OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
@@ -126,6 +126,7 @@ def setup_of(
         tokens=tokens,
         scored=int(tokens * examples.scored_share),
         images=examples.images * max(1, tokens // min(examples.packed)),
+        longest=examples.longest_sequence,
         driver_bytes=wishes.driver_bytes,
     )
 
@@ -139,7 +140,7 @@ def _budgets(examples: Examples, wishes: Wishes) -> Iterator[tuple[int, float, f
     lengths: Sequence[int] = examples.packed[: 16 * wishes.examples_per_step]  # enough steps for a mean
     tokens = fmean(lengths) * wishes.examples_per_step
     for budget in sorted(budgets):
-        steps = plan_steps(lengths, budget, examples_per_step=wishes.examples_per_step)
+        steps = plan_steps(lengths, budget, examples_per_step=wishes.examples_per_step, padded=examples.separate)
         whole = [step for step in steps if sum(map(len, step)) == wishes.examples_per_step]
         yield budget, fmean(map(len, whole or steps)), tokens
 

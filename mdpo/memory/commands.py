@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +35,11 @@ def run_plan(options: argparse.Namespace) -> None:
 
 def _print_automatic(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str) -> None:
     """What ``mdpo train`` would choose on this machine."""
-    shape = shape_of(run, args, lora_pattern)
-    examples = examples_of(run, args, shape)
-    chosen = automatic(run, args, examples.packed, memory, lora_pattern, compiler_fault=compiler_fault(args.device))
-    if chosen.plan is not None:
+    read = partial(examples_of, run, args)
+    chosen = automatic(run, args, read, memory, lora_pattern, compiler_fault=compiler_fault(args.device))
+    if chosen.plan is not None and chosen.examples is not None:
         fits = chosen.plan.footprint.total <= memory.bytes
-        print(table([(chosen.plan, fits)], chosen.plan, examples, memory.bytes))
+        print(table([(chosen.plan, fits)], chosen.plan, chosen.examples, memory.bytes))
     print(chosen.line)
 
 
@@ -65,7 +65,7 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
     if reason is not None:
         raise InputError(reason)
     shape = shape_of(run, args, lora_pattern)
-    examples = examples_of(run, args, shape)
+    shape, examples = examples_of(run, args, shape)
     wishes = wishes_of(run, args, shape, cuda=cuda, driver_bytes=memory.driver_bytes)
     chosen = choose(shape, examples, wishes, memory.bytes)
     if chosen is None:
@@ -85,10 +85,14 @@ def _nothing_fits(
     """The smallest that would fit, and what each remedy would bring."""
     least = smallest(shape, examples, wishes)
     parts = least.footprint.parts
-    tokens = sum(parts[name] for name in ("boundaries", "kept layers", "recomputed layer", "in flight", "head", "inputs"))
+    tokens = sum(
+        parts[name] for name in ("boundaries", "kept layers", "recomputed layer", "in flight", "head", "inputs")
+    )
     weights = "in 4 bits" if least.quantized else "not quantised"
     pictures = "" if args.drop_images else " (as does max_pixels, where the processor's pictures can be sized)"
-    remedies = [f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take {gibibytes(tokens)} GiB"]
+    remedies = [
+        f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take {gibibytes(tokens)} GiB"
+    ]
     if run.use_lora:
         adapter = sum(parts[name] for name in ("adapter", "gradients", "optimizer", "casts"))
         remedies.append(f"lora_r {max(run.lora_r // 2, 1)} halves the {gibibytes(adapter)} GiB of the adapter")

@@ -11,12 +11,15 @@ the backward reaching the layers, and the optimizer. Each part is counted at eac
     recomputed      what the layer whose backward is running keeps once more
     in flight       gradients on their way through one layer, and a weight out of its 4 bits
     head            last hidden states, the scored rows and their unit gradient; workspace: tiles of the logits
-    inputs          embeddings, image features and pixels
+    inputs          embeddings, image features and pixels, and what all layers read: masks, positions
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .layer import Precision, boundary_bytes_per_token, gradient_bytes_per_token, kept_bytes_per_token
+from .counted import LayerBytes
+from .layer import boundary_bytes_per_token, layer_bytes
+from .precision import Precision
 from .shapes import ModelShape
 
 # A weight in NF4: half a byte, a byte of scale for 64 of them, and four bytes for 256 of those scales.
@@ -41,7 +44,8 @@ SLACK = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How the model is run. tokens: of a micro-batch, the most. scored: rows of it that reach the head. images: in it.
+    """How the model is run. tokens: of a micro-batch, the most, what fills sequences up included. longest: of them, in one
+    sequence; 0 where nothing depends on it. scored: rows that reach the head. images: in the micro-batch.
     checkpointed: layers. driver_bytes: what the device keeps for itself."""
 
     precision: Precision
@@ -51,6 +55,7 @@ class Setup:
     tokens: int
     scored: int
     images: int
+    longest: int = 0
     driver_bytes: int = DRIVER_BYTES
 
 
@@ -119,19 +124,27 @@ def _inputs(shape: ModelShape, setup: Setup) -> float:
     stream = shape.hidden_size * setup.precision.weight_bytes
     # transformers makes the embeddings a leaf of the graph when it switches checkpointing on.
     embeddings = setup.tokens * stream if setup.checkpointed else 0
-    return 4.0 * setup.images * shape.pixels + setup.images * shape.image_tokens * stream + embeddings
+    shared = layer_bytes(shape, setup.precision).shared.of(setup.tokens, setup.longest)
+    return 4.0 * setup.images * shape.pixels + setup.images * shape.image_tokens * stream + embeddings + shared
 
 
 def _images(shape: ModelShape, setup: Setup) -> dict[str, float]:
-    tower = setup.images * shape.image_tokens * shape.tower_width * setup.precision.output_bytes
+    tower = setup.images * shape.image_patches * shape.tower_width * setup.precision.output_bytes
     return {"inputs": _inputs(shape, setup), "in flight": float(tower)}
 
 
 def _layers(shape: ModelShape, setup: Setup) -> tuple[float, float, float]:
-    """Boundaries, kept layers, and one layer's worth, in bytes."""
-    one = setup.tokens * kept_bytes_per_token(shape, setup.precision)
+    """Boundaries, kept layers, and the checkpointed layer that takes most when it is computed again, in bytes."""
+    layers = layer_bytes(shape, setup.precision).layers
+    kept = [layer.kept.of(setup.tokens, setup.longest) for layer in layers]
     boundaries = setup.checkpointed * setup.tokens * boundary_bytes_per_token(shape, setup.precision)
-    return float(boundaries), (shape.layers - setup.checkpointed) * one, one
+    return float(boundaries), sum(kept[setup.checkpointed :]), max(kept[: setup.checkpointed], default=0.0)
+
+
+def _in_flight(layers: Sequence[LayerBytes], shape: ModelShape, setup: Setup) -> float:
+    """Of the layer whose backward takes most."""
+    most = max(layer.in_flight.of(setup.tokens, setup.longest) for layer in layers)
+    return most + (shape.largest_linear * setup.precision.output_bytes if setup.quantized else 0)
 
 
 def _last_norm(shape: ModelShape, setup: Setup) -> float:
@@ -160,14 +173,13 @@ def _backward(shape: ModelShape, setup: Setup, *, first: bool) -> dict[str, floa
     boundaries, kept, one = _layers(shape, setup)
     recomputes = setup.checkpointed == shape.layers if first else setup.checkpointed > 0
     kept_layers = shape.layers - setup.checkpointed if first else 0
-    in_flight = setup.tokens * gradient_bytes_per_token(shape, setup.precision)
-    if setup.quantized:
-        in_flight += shape.largest_linear * setup.precision.output_bytes
+    layers = layer_bytes(shape, setup.precision).layers
+    running = layers[-1:] if first else layers[: setup.checkpointed] or layers
     return {
         "casts": _casts(shape, setup) * (kept_layers + recomputes) / shape.layers,
         "boundaries": boundaries,
         "kept layers": kept if first else 0.0,
         "recomputed layer": one if recomputes else 0.0,
-        "in flight": in_flight,
+        "in flight": _in_flight(running, shape, setup),
         "inputs": _inputs(shape, setup),
     }

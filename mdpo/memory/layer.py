@@ -1,36 +1,30 @@
-"""What one language layer keeps for its backward, per packed token.
+"""What the language layers keep for their backward, and of most families the equation for it, per packed token.
 
 Followed through the forward of transformers' layers tensor by tensor; the tests hold it against counted tensors.
 Letters: H hidden size, Q and K widths of query and key, I of the MLP, r the rank; s, a bytes of the residual stream
 and of what a linear layer puts out (under autocast the two differ where the weights are fp32).
 """
 
-from dataclasses import dataclass
-
-from .shapes import ModelShape
+from .counted import Bytes, Counted, CountedLayers, LayerBytes
+from .precision import Precision
+from .shapes import LayerShape, ModelShape
 
 # Tensors of width I that the activation keeps. gelu_new is written out in PyTorch: input, tanh, and both factors.
 _ACTIVATION_KEEPS = {"silu": 1, "gelu": 1, "gelu_pytorch_tanh": 1, "quick_gelu": 2, "gelu_new": 4}
 _FP32 = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """weight_bytes: of a base weight and of the residual stream. autocast: to bf16. cuda: CUDA's autocast, which
-    computes norms and powers in fp32; the CPU's does not. liger: its RMSNorm and SwiGLU."""
-
-    weight_bytes: int
-    autocast: bool
-    cuda: bool = True
-    liger: bool = False
-
-    @property
-    def output_bytes(self) -> int:
-        """Of an element that a linear layer puts out."""
-        return 2 if self.autocast else self.weight_bytes
+def layer_bytes(shape: ModelShape, precision: Precision) -> Counted:
+    """Of every layer of the language model. Raises Unplanned where they cannot be counted."""
+    if isinstance(shape.layer, CountedLayers):
+        return shape.layer.by(precision)
+    kept, in_flight = (
+        Bytes(per_token=of(shape.layer, precision)) for of in (kept_bytes_per_token, gradient_bytes_per_token)
+    )
+    return Counted((LayerBytes(kept, in_flight),) * shape.layers, Bytes())
 
 
-def kept_bytes_per_token(shape: ModelShape, precision: Precision) -> float:
+def kept_bytes_per_token(shape: LayerShape, precision: Precision) -> float:
     """Bytes that a layer which is not checkpointed keeps from its forward to its backward."""
     a = precision.output_bytes
     norms, norm_out = _norms(shape, precision)
@@ -40,7 +34,9 @@ def kept_bytes_per_token(shape: ModelShape, precision: Precision) -> float:
     inputs = (
         _inputs("attention", norm_out, shape, precision)
         + _inputs("attention_out", a, shape, precision)
-        - (a * shape.query_size if _shared("attention_out", a, shape, precision) else 0)  # the attention keeps it already
+        - (
+            a * shape.query_size if _shared("attention_out", a, shape, precision) else 0
+        )  # the attention keeps it already
         + _inputs("mlp", norm_out, shape, precision)
         + _inputs("mlp_out", a, shape, precision)
     )
@@ -54,19 +50,19 @@ def boundary_bytes_per_token(shape: ModelShape, precision: Precision) -> int:
     return shape.hidden_size * precision.weight_bytes
 
 
-def gradient_bytes_per_token(shape: ModelShape, precision: Precision) -> float:
+def gradient_bytes_per_token(shape: LayerShape, precision: Precision) -> float:
     """Bytes of the gradients in flight where a layer's backward is at its fullest, which is in the MLP."""
     a = precision.output_bytes
     # Of the MLP's last input, by way of the weight and of the adapter; of the stream, past the MLP and through it.
     return 2 * a * shape.intermediate_size + (a + precision.weight_bytes) * shape.hidden_size
 
 
-def _norms(shape: ModelShape, precision: Precision) -> tuple[float, int]:
+def _norms(shape: LayerShape, precision: Precision) -> tuple[float, int]:
     """Bytes per token that a layer's norms keep, and the bytes of an element they put out."""
     s, width = precision.weight_bytes, shape.hidden_size
     if shape.rms:
         kept = (s if precision.liger else _FP32) * width + 4
-        if shape.trained_base:
+        if shape.trains:
             kept += s * width  # the normalised input, for the gradient of the norm's weight
         return shape.pre_norms * kept, s
     # CUDA's autocast computes a LayerNorm in fp32, and its input is kept so; what it puts out is cast down once for its
@@ -75,7 +71,7 @@ def _norms(shape: ModelShape, precision: Precision) -> tuple[float, int]:
     return shape.pre_norms * ((_FP32 if fp32 else s) * width + 8), precision.output_bytes if fp32 else s
 
 
-def _shared(group: str, input_bytes: int, shape: ModelShape, precision: Precision) -> bool:
+def _shared(group: str, input_bytes: int, shape: LayerShape, precision: Precision) -> bool:
     """Whether a group's layers keep one input, as it is. Adapters are fp32: without autocast peft casts to that."""
     _, trained = shape.groups[group]
     if precision.autocast:
@@ -83,7 +79,7 @@ def _shared(group: str, input_bytes: int, shape: ModelShape, precision: Precisio
     return trained > 0 and (shape.rank == 0 or input_bytes == _FP32)
 
 
-def _inputs(group: str, input_bytes: int, shape: ModelShape, precision: Precision) -> float:
+def _inputs(group: str, input_bytes: int, shape: LayerShape, precision: Precision) -> float:
     """Inputs of the linear layers that train, and what their A puts out."""
     width, trained = shape.groups[group]
     mid = trained * shape.rank * (precision.output_bytes if precision.autocast else _FP32)
@@ -92,7 +88,7 @@ def _inputs(group: str, input_bytes: int, shape: ModelShape, precision: Precisio
     return trained * (precision.output_bytes if precision.autocast else _FP32) * width + mid
 
 
-def _mlp(shape: ModelShape, precision: Precision) -> float:
+def _mlp(shape: LayerShape, precision: Precision) -> float:
     """What lies between the MLP's linear layers; the input of the last counts with the inputs."""
     a, width = precision.output_bytes, shape.intermediate_size
     if shape.gated:

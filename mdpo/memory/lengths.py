@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 from mdpo.packing.branches import MDPO_BRANCHES, pictures_of
 
@@ -16,9 +17,29 @@ _DRAWN = 1024
 _STRIDES = {"chosen": 1, "rejected": 617, "contrast": 391}
 
 
+class Picture(NamedTuple):
+    """A picture as the processor hands it to the model. tokens: its placeholders. patches: what the tower makes of it at first;
+    0 where unknown. pixels: numbers in it."""
+
+    tokens: int
+    patches: int
+    pixels: int
+
+
+class Data(NamedTuple):
+    """What was counted of the rows. lengths: tokens of each example as it is laid out. scored: of these, in answers; None where
+    unknown. picture: the largest; None where there is none, or unknown."""
+
+    lengths: Sequence[int]
+    scored: Sequence[int] | None = None
+    picture: Picture | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """packed: tokens of each example's packed row. images: of one example, the rejected ones included.
+    """packed: tokens of each example as it is laid out, a packed row or its branches, all filled up to the longest of them.
+    images: of one example, the rejected ones included, and where branches are read separately as often as they are read.
+    branches: as many sequences an example has beside each other; 1 in a packed row. separate: whether they are filled up.
 
     scored_share: at most this share of a row's tokens is scored by the head. Image tokens never are; the rest of the
     prompt counts as if it were, which makes the head's few bytes a little too many.
@@ -27,16 +48,34 @@ class Examples:
     packed: tuple[int, ...]
     images: int
     scored_share: float
+    branches: int = 1
+    separate: bool = False
 
     @property
     def longest(self) -> int:
         return max(self.packed)
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that the attention sees as one."""
+        return -(-self.longest // self.branches)
 
-def from_lengths(packed: Sequence[int], *, images: int, image_tokens: int) -> Examples:
-    """packed: of each example. image_tokens: of one image, 0 where unknown. All in tokens."""
-    scored = (max(length - images * image_tokens, 1) / length for length in packed)
-    return Examples(tuple(packed), images, max(scored))
+
+def from_lengths(
+    packed: Sequence[int],
+    *,
+    images: int,
+    image_tokens: int,
+    branches: int = 1,
+    separate: bool = False,
+    scored: Sequence[int] | None = None,
+) -> Examples:
+    """packed: of each example. image_tokens: of one image, 0 where unknown. scored: of each example, where that is known. All
+    in tokens."""
+    if scored is None:
+        scored = [max(length - images * image_tokens, 1) for length in packed]
+    share = max(part / length for part, length in zip(scored, packed, strict=True))
+    return Examples(tuple(packed), images, share, branches, separate)
 
 
 def log_normal(
@@ -47,25 +86,34 @@ def log_normal(
     image_tokens: int,
     branches: Sequence[str] = MDPO_BRANCHES,
     with_images: bool = True,
+    separate: bool = False,
 ) -> Examples:
     """Examples with a prompt of ``prompt_tokens`` (its image included) and log-normal responses, cut at their maximum.
 
-    branches: the responses and pictures that are packed. with_images: false where the prompts have none.
+    branches: the responses and pictures that are read. with_images: false where the prompts have none. separate: whether each
+    branch is a sequence of its own, all of them filled up to an example's longest.
 
     Quantiles instead of a random draw. Responses are paired without correlation. The longest of all of them at once is among
     the examples, because the plan has to hold for it.
     """
     normal = NormalDist(math.log(response_tokens_median), SIGMA)
     responses = [
-        min(max(1, round(math.exp(normal.inv_cdf((index + 0.5) / _DRAWN)))), response_tokens_max) for index in range(_DRAWN)
+        min(max(1, round(math.exp(normal.inv_cdf((index + 0.5) / _DRAWN)))), response_tokens_max)
+        for index in range(_DRAWN)
     ]
     pictures = pictures_of(branches)
     without = max(prompt_tokens - image_tokens, 1)
-    prompts = sum(without if picture == "none" else prompt_tokens for picture in pictures)
-    read = [branch.response for readers in pictures.values() for branch in readers]
-    packed = [
-        prompts + sum(responses[index * _STRIDES[response] % _DRAWN] for response in read) for index in range(_DRAWN)
-    ]
-    packed.append(prompts + len(read) * response_tokens_max)
-    images = sum(picture != "none" for picture in pictures) if with_images else 0
-    return from_lengths(packed, images=images, image_tokens=image_tokens)
+    prompts = {picture: without if picture == "none" else prompt_tokens for picture in pictures}
+    read = [(prompts[picture], branch.response) for picture, readers in pictures.items() for branch in readers]
+    # Of each pair the answers by name, and the longest of all of them at once.
+    answers = [{name: responses[index * by % _DRAWN] for name, by in _STRIDES.items()} for index in range(_DRAWN)]
+    answers.append(dict.fromkeys(_STRIDES, response_tokens_max))
+    if separate:
+        packed = [len(read) * max(prompt + pair[name] for prompt, name in read) for pair in answers]
+    else:
+        packed = [sum(prompts.values()) + sum(pair[name] for _, name in read) for pair in answers]
+    images = sum(len(readers) if separate else 1 for picture, readers in pictures.items() if picture != "none")
+    return from_lengths(
+        packed, images=images if with_images else 0, image_tokens=image_tokens, branches=len(read) if separate else 1,
+        separate=separate,
+    )  # fmt: skip

@@ -12,7 +12,17 @@ from .footprint import CONTEXT_BYTES, DRIVER_BYTES
 
 GIB = 2**30
 AUTO = "auto"
-_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS = {
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": GIB,
+    "tib": 2**40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
 
 
 class Memory(NamedTuple):
@@ -44,7 +54,9 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", text.lower())
     count = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2], 0)
     if not 1 <= count < 2**63:
-        raise InputError(f"--memory {text[:80]!r}: expected a size of at least a byte with its unit, as in 24GiB, or auto")
+        raise InputError(
+            f"--memory {text[:80]!r}: expected a size of at least a byte with its unit, as in 24GiB, or auto"
+        )
     return int(count)
 
 

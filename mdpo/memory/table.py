@@ -10,6 +10,7 @@ from .size import gibibytes
 def table(plans: Sequence[tuple[Plan, bool]], chosen: Plan | None, examples: Examples, memory_bytes: int) -> str:
     """plans: a column each, with whether it fits. chosen: the one that is taken."""
     columns = [plan for plan, _ in plans]
+    kind = "padded" if examples.separate else "packed"
     names = list(dict.fromkeys(name for plan in columns for name in plan.footprint.parts))
     rows = [(name, [gibibytes(plan.footprint.parts[name]) for plan in columns]) for name in names]
     rows = [(name, cells) for name, cells in rows if any(cell != "0.00" for cell in cells)]
@@ -22,7 +23,7 @@ def table(plans: Sequence[tuple[Plan, bool]], chosen: Plan | None, examples: Exa
         ("optim", [plan.optimizer for plan in columns]),
         ("checkpoint_layers", [str(plan.checkpoint_layers) for plan in columns]),
         ("token_budget", [str(plan.token_budget) for plan in columns]),
-        ("packed tokens a step", [f"{plan.tokens_per_step:.0f}" for plan in columns]),
+        (f"{kind} tokens a step", [f"{plan.tokens_per_step:.0f}" for plan in columns]),
         ("micro-batches a step", [f"{plan.micro_batches_per_step:.1f}" for plan in columns]),
         ("operations, all layers checkpointed = 1", [f"{plan.work / plan.work_checkpointed:.2f}" for plan in columns]),
     ]
@@ -34,7 +35,7 @@ def table(plans: Sequence[tuple[Plan, bool]], chosen: Plan | None, examples: Exa
         f"{name:{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for name, cells in rows
     ]
-    lines.append(f"{len(examples.packed)} examples, the longest of {examples.longest} packed tokens")
+    lines.append(f"{len(examples.packed)} examples, the longest of {examples.longest} {kind} tokens")
     lines.append("computed, not measured on this machine")
     if chosen is not None:
         lines.append("plan: " + " ".join(f"--{key} {str(value).lower()}" for key, value in chosen.settings.items()))

@@ -4,11 +4,10 @@ What the user has written stays: an optimizer, a number of checkpointed layers, 
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import parse_flag_from_env
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, ProcessorMixin
 
 from mdpo.config import MDPOConfig, RunConfig
 from mdpo.data import DataOptions, PictureSize, PreferenceDataset, data_files, rows_of_run, size_pictures
@@ -18,16 +17,16 @@ from mdpo.models import load_processor, lora_expression, torch_dtype
 from mdpo.models.adapters import adapter_config
 from mdpo.models.load import model_config
 from mdpo.objectives import objective_of
-from mdpo.packing import Separate, family_of_config
+from mdpo.packing import family_of_config
 
 from .choose import Wishes, wished_optimizers
+from .counted import Unplanned
 from .footprint import ADAM_BYTES, DRIVER_BYTES
-from .layer import Precision
-from .lengths import Examples, from_lengths, log_normal
-from .shapes import SHAPES, Adaptation, ModelShape, read_shape
+from .lengths import Data, Examples, from_lengths, log_normal
+from .pictures import largest_picture, picture_of
+from .precision import Precision
+from .shapes import SHAPES, Adaptation, ModelShape, read_shape, with_picture
 
-# Families with layers that the arithmetic does not know.
-_OTHER_LAYERS = {"glm4v": "four norms in a layer", "qwen3_vl_moe": "experts, which read as many tokens as choose them"}
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # one of them, in every folder with a processor
 
 
@@ -37,11 +36,6 @@ def unplanned(run: RunConfig, args: MDPOConfig) -> str | None:
         return f"optim: {optimizer_of(args)!r} is not planned for; choose from {', '.join(ADAM_BYTES)}"
     if not (run.use_lora or (run.freeze_vision_tower and run.freeze_multi_modal_projector)):
         return "freeze_vision_tower, freeze_multi_modal_projector: only frozen ones are planned for"
-    config = _model_config(run)
-    if config.model_type in _OTHER_LAYERS:
-        return f"model_name_or_path: a {config.model_type} has {_OTHER_LAYERS[config.model_type]}, and is not planned for"
-    if isinstance(family_of_config(config), Separate):
-        return "model_name_or_path: its branches are read separately, and packed rows alone are planned for"
     return None
 
 
@@ -55,11 +49,13 @@ def is_sharded(args: MDPOConfig) -> bool:
     return bool(args.fsdp) or by_launcher or args.deepspeed_plugin is not None
 
 
-def layers_by(args: MDPOConfig) -> str:
-    """Whose layers a run on a GPU has: "compiled", unless the user wants them otherwise or they are sharded, "eager",
-    or "Liger's"."""
+def layers_by(args: MDPOConfig, shape: ModelShape | None = None) -> str:
+    """Whose layers a run on a GPU has: "compiled", unless the user wants them otherwise, they are sharded or the model's are not
+    compiled, "eager", or "Liger's"."""
     if args.use_liger_kernel:
         return "Liger's"
+    if shape is not None and shape.eager is not None:
+        return "eager"
     if "compile_layers" in args.given:
         return "compiled" if args.compile_layers else "eager"
     if args.torch_compile:
@@ -68,30 +64,52 @@ def layers_by(args: MDPOConfig) -> str:
 
 
 def shape_of(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape:
-    """lora_pattern: LoRA's targets where the run names none. Raises InputError where the model's config is not here."""
-    return read_shape(_model_config(run), _adaptation(run, args, lora_pattern))
+    """lora_pattern: LoRA's targets where the run names none.
+
+    Raises InputError where the model's config is not here, or no model that can be trained, and Unplanned where nothing is known
+    of such a model.
+    """
+    config = _model_config(run)
+    try:
+        return read_shape(config, _adaptation(run, args, lora_pattern))
+    except InputError:
+        raise
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # a config of another make
+        raise Unplanned(
+            f"model_name_or_path: the memory of a {config.model_type!r} model cannot be planned, since its config is of another "
+            f"make ({error}); set token_budget and gradient_checkpointing by hand"
+        ) from error
 
 
 def wishes_of(
-    run: RunConfig, args: MDPOConfig, shape: ModelShape, *, cuda: bool, exact: bool = False, driver_bytes: int = DRIVER_BYTES
+    run: RunConfig,
+    args: MDPOConfig,
+    shape: ModelShape,
+    *,
+    cuda: bool,
+    exact: bool = False,
+    driver_bytes: int = DRIVER_BYTES,
 ) -> Wishes:
     """exact: whether precision and optimizer stay as they are, also where the user has not chosen them.
 
     Raises InputError where the model has fewer layers than are to be checkpointed.
     """
-    weight_bytes = shape.dtype_bytes if run.dtype == "auto" else torch_dtype(run.dtype).itemsize
-    autocast = args.bf16 or args.fp16
     chosen = exact or "load_in_4bit" in run.given or not run.use_lora
     return Wishes(
-        precision=Precision(weight_bytes=weight_bytes, autocast=autocast, cuda=cuda, liger=args.use_liger_kernel),
+        precision=precision_of(run, args, shape, cuda=cuda),
         quantized=(True,) if run.load_in_4bit else (False,) if chosen else (False, True),
         optimizers=(optimizer_of(args),) if exact or "optim" in args.given else wished_optimizers(optimizer_of(args)),
         token_budget=args.token_budget,
         examples_per_step=args.examples_per_step,
         checkpointed=checkpointed_by(args, shape.layers),
-        compiled=layers_by(args) == "compiled" if cuda else args.compile_layers,
+        compiled=layers_by(args, shape) == "compiled" if cuda else args.compile_layers and shape.eager is None,
         driver_bytes=driver_bytes,
     )
+
+
+def precision_of(run: RunConfig, args: MDPOConfig, shape: ModelShape, *, cuda: bool) -> Precision:
+    weight_bytes = shape.dtype_bytes if run.dtype == "auto" else torch_dtype(run.dtype).itemsize
+    return Precision(weight_bytes=weight_bytes, autocast=args.bf16 or args.fp16, cuda=cuda, liger=args.use_liger_kernel)
 
 
 def checkpointed_by(args: MDPOConfig, layers: int) -> int | None:
@@ -136,25 +154,30 @@ def _has_processor(run: RunConfig) -> bool:
     """Whether the processor can be had: it is small, so that of a model on the hub it is fetched, where there is a network."""
     if Path(run.model_name_or_path).expanduser().is_dir():
         return True
-    if hub_name(run.model_name_or_path) is None or run.plan_model_shape is not None and cached_config(run.model_name_or_path) is None:
+    if (
+        hub_name(run.model_name_or_path) is None
+        or run.plan_model_shape is not None
+        and cached_config(run.model_name_or_path) is None
+    ):
         return False
     return any((folder_of(run.model_name_or_path, "settings") / name).is_file() for name in _PROCESSORS)
 
 
-def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples:
-    """The lengths of the data where it and the processor are on this machine; else those that the configuration says.
+def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> tuple[ModelShape, Examples]:
+    """The examples of the data where it and the processor are on this machine, else those that the configuration says; and the
+    shape, with its images as large as the processor makes them.
 
     Raises InputError where it says nothing, where a row cannot be read, and where one is longer than the token_budget that
     the user has written, as training would.
     """
     named = list(run.train_data) if isinstance(run.train_data, dict) else run.train_data
     if data_files(named) and _has_processor(run):
-        rows = rows_of_run(run.train_data, run, args)
-        processor = size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))
-        dataset = PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args)))
+        dataset = PreferenceDataset(
+            rows_of_run(run.train_data, run, args), _processor(run), DataOptions.of(args, objective_of(args))
+        )
         if "token_budget" in args.given:
             dataset.check_budget(args.token_budget, family_of_config(_model_config(run)))
-        return counted(args, shape, dataset.lengths.tolist())
+        return counted(args, shape, data_of(run, dataset))
     keys = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
     missing = [key for key in keys if getattr(run, key) is None]
     if missing:
@@ -167,17 +190,40 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> Examples
         most = min(most, args.max_length - prompt)
     if min(prompt, median, most) < 1:
         raise InputError(f"{', '.join(keys)}: expected numbers above 0 that max_length leaves room for")
-    return log_normal(
+    if PictureSize.of(run).values() and not args.drop_images and _has_processor(run):
+        shape = with_picture(shape, largest_picture(_processor(run), _model_config(run)))
+    return shape, log_normal(
         prompt_tokens=prompt, response_tokens_median=median, response_tokens_max=most, image_tokens=shape.image_tokens,
-        branches=args.branches, with_images=not args.drop_images,
+        branches=args.branches, with_images=not args.drop_images, separate=shape.separate,
     )  # fmt: skip
 
 
-def counted(args: MDPOConfig, shape: ModelShape, lengths: Sequence[int]) -> Examples:
-    """lengths: packed tokens of each example."""
-    return from_lengths(lengths, images=_images(args), image_tokens=shape.image_tokens)
+def data_of(run: RunConfig, dataset: PreferenceDataset) -> Data:
+    """What a plan is made from of the rows, as they are laid out for the model."""
+    config = _model_config(run)
+    largest = dataset.largest_picture()
+    return Data(
+        dataset.lengths_for(family_of_config(config)).tolist(),
+        dataset.scored_lengths().tolist(),
+        None if largest is None else picture_of(dataset.processor, config, largest),
+    )
 
 
-def _images(args: MDPOConfig) -> int:
-    """Of one example, the rejected ones included."""
-    return 0 if args.drop_images else objective_of(args).images
+def counted(args: MDPOConfig, shape: ModelShape, data: Data) -> tuple[ModelShape, Examples]:
+    """The examples, and the shape with images as large as theirs."""
+    if data.picture is not None:
+        shape = with_picture(shape, data.picture)
+    objective = objective_of(args)
+    pictures = objective.pictures
+    branches = sum(pictures.values()) if shape.separate else 1
+    images = objective.images
+    if shape.separate:  # each branch encodes its own
+        images = sum(count for picture, count in pictures.items() if picture != "none")
+    return shape, from_lengths(
+        data.lengths, images=0 if args.drop_images else images, image_tokens=shape.image_tokens, branches=branches,
+        separate=shape.separate, scored=data.scored,
+    )  # fmt: skip
+
+
+def _processor(run: RunConfig) -> ProcessorMixin:
+    return size_pictures(load_processor(run.model_name_or_path), PictureSize.of(run))

@@ -1,6 +1,7 @@
 """Packed row → hidden states → log-probs."""
 
 from .bunny import convert_bunny
+from .compiler import not_compiled
 from .fused_lora import fuse_lora
 from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
@@ -33,6 +34,7 @@ __all__ = [
     "language_layers",
     "load",
     "load_processor",
+    "not_compiled",
     "reference_weights",
     "lora_expression",
     "sequence_logps",

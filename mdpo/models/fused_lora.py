@@ -13,10 +13,14 @@ from peft import LoraConfig, PeftConfig, PeftType
 from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from mdpo_kernels import lora_linear
 from mdpo_kernels.autocast import autocast_is_on, without_autocast
+
+# Tensors as they are, also those without data, on which the memory of a step is counted.
+_TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
 
 class FusedLora:
@@ -117,7 +121,7 @@ def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is linear and nothing but that: not a subclass, its weight neither quantised nor sharded."""
     if type(layer) is not nn.Linear:
         return False
-    return all(type(weight) in (nn.Parameter, Tensor) for weight in (layer.weight, layer.bias) if weight is not None)
+    return all(type(weight) in _TENSORS for weight in (layer.weight, layer.bias) if weight is not None)
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -57,7 +57,7 @@ class Objective:
 
 
 def _used(terms: tuple[Term, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for term in terms for row in term.matrix for name in row))
+    return tuple(dict.fromkeys(name for term in terms for name in term.branches))
 
 
 def _check_negatives(branches: tuple[str, ...]) -> None:

@@ -121,8 +121,8 @@ def metric_dots(comparison: Comparison) -> Draw:
                 if cell.interval:
                     axes.plot(cell.interval, [y, y], color=colour, lw=1.6)
                 axes.plot([cell.value], [y], color=colour, marker=MARKERS[index % len(MARKERS)], ms=6)
-        arrow = {"lower": "← better", "higher": "better →"}
-        axes.set_yticks(range(len(rows)), [f"{_label(row.metric.name)}\n{arrow[row.metric.better]}" for row in rows])
+        arrow = {"lower": "\n← better", "higher": "\nbetter →", "neither": ""}
+        axes.set_yticks(range(len(rows)), [f"{_label(row.metric.name)}{arrow[row.metric.better]}" for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.set_xlabel("%" if rows[0].metric.unit == "%" else "")

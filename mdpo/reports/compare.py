@@ -13,7 +13,8 @@ from .runs import Run
 class Change:
     """A run's figure less the first run's. interval: over the same responses of both, drawn together.
 
-    verdict: "better", "worse", or "no clear change" where the interval holds 0.
+    verdict: "no clear change" where the interval holds 0, else "better" or "worse", and "changed" of a figure that is
+        neither.
     """
 
     value: float
@@ -134,6 +135,8 @@ def _change(before: Metric, first: Result, after: Metric, result: Result) -> Cha
         return None
     if interval.low <= 0 <= interval.high:
         verdict = "no clear change"
+    elif after.better == "neither":
+        verdict = "changed"
     else:
         verdict = "better" if (interval.low > 0) == (after.better == "higher") else "worse"
     return Change(after.value - before.value, interval, verdict)

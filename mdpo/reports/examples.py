@@ -51,10 +51,11 @@ def choose(comparison: Comparison, *, improved: int = 3, worsened: int = 1) -> l
 
 
 def _badness(response: Response) -> float:
-    """Hallucinated mentions, or how far a rating is from the best."""
-    if "rating" in response.numbers:
-        return 6 - response.numbers["rating"]
-    return response.numbers.get("hallucinated", 0)
+    """Hallucinated mentions, how far a rating is from the best, or a score with its sign turned."""
+    numbers = response.numbers
+    if "rating" in numbers:
+        return 6 - numbers["rating"]
+    return numbers["hallucinated"] if "hallucinated" in numbers else -numbers.get("score", 0.0)
 
 
 def marked_html(response: Response) -> str:

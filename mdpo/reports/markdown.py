@@ -43,8 +43,8 @@ def _section(comparison: Comparison) -> list[str]:
 
 
 def _line(row: Row) -> str:
-    arrow = "↓" if row.metric.better == "lower" else "↑"
-    return f"| {escaped(row.metric.name)} {arrow} | {' | '.join(_cell(cell, row) for cell in row.cells)} |"
+    arrow = {"lower": " ↓", "higher": " ↑", "neither": ""}[row.metric.better]
+    return f"| {escaped(row.metric.name)}{arrow} | {' | '.join(_cell(cell, row) for cell in row.cells)} |"
 
 
 def _cell(cell: Cell, row: Row) -> str:

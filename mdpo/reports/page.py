@@ -13,8 +13,8 @@ from .style import CSS
 
 PAGE_MARK = '<meta name="generator" content="mdpo report">'
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_ARROWS = {"lower": "↓", "higher": "↑"}
-_VERDICTS = {"better": "good", "worse": "bad", "no clear change": "same"}
+_ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
+_VERDICTS = {"better": "good", "worse": "bad", "changed": "same", "no clear change": "same"}
 
 
 def page(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str) -> str:
@@ -88,8 +88,9 @@ where its interval, over the same responses of both runs, leaves out 0.</p>
 def _table_row(row: Row, names: Sequence[str]) -> str:
     metric = row.metric
     cells = "".join(_cell(cell, row, name) for cell, name in zip(row.cells, names, strict=True))
+    means = "neither lower nor higher is better" if metric.better == "neither" else f"{metric.better} is better"
     head = (
-        f'<th scope="row">{html_text(metric.name)} <span title="{html_text(metric.better)} is better">{_ARROWS[metric.better]}</span>'
+        f'<th scope="row">{html_text(metric.name)} <span title="{html_text(means)}">{_ARROWS[metric.better]}</span>'
         f"<small>{html_text(metric.definition)}</small></th>"
     )
     return f"<tr>{head}{cells}</tr>"

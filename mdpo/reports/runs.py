@@ -47,7 +47,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; a run is the folder that training wrote to, or results lie in")
-    history = _history(folder)
+    history = load_history(folder)
     results: dict[tuple[str, str], Result] = {}
     sources: dict[tuple[str, str], Path] = {}
     for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
@@ -70,7 +70,9 @@ def _is_result(path: Path) -> bool:
     return b'"schema"' in start and is_result(read_json(path))
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
+def load_history(folder: Path) -> list[dict[str, Any]]:
+    """The Trainer's log, of a run's folder or of its newest checkpoint; empty where there is none. Raises InputError where it is
+    damaged."""
     state = folder / STATE
     if not state.is_file():
         checkpoints = [(_step(path.parent), path) for path in folder.glob(f"checkpoint-*/{STATE}")]

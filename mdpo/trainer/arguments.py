@@ -110,7 +110,7 @@ def _check_metric(args: MDPOConfig, names: tuple[str, ...]) -> None:
         return
     wanted = args.metric_for_best_model.removeprefix("eval_")
     objective = objective_of(args)
-    read = {"chosen", "rejected", *(branch for term in objective.terms for row in term.matrix for branch in row)}
+    read = {"chosen", "rejected", *(branch for term in objective.terms for branch in term.branches)}
     if args.drop_images:
         read = {branch for branch in read if not branch_of(branch).needs_image}
     measured = [metric.name for metric in metrics_of(objective.branches, objective.terms) if metric.branches <= read]

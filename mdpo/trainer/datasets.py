@@ -51,7 +51,7 @@ def dataset_of(
 
 def _check_terms(dataset: PreferenceDataset, terms: Sequence[Term], name: str) -> None:
     """A loss of which every row lacks every term would be 0, and the best there is."""
-    read = [{branch for row in term.matrix for branch in row} for term in terms]
+    read = [set(term.branches) for term in terms]
     if len(dataset) and not any(map(dataset.any_with, read)):
         raise InputError(
             f"{name}: no row has all that any term of the objective reads (as {terms[0].name}: {', '.join(sorted(read[0]))}), so "

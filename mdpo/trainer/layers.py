@@ -11,9 +11,7 @@ from transformers.utils import is_liger_kernel_available
 
 from mdpo.config import MDPOConfig
 from mdpo.errors import InputError
-from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers, share_inputs
-from mdpo.models.lora_targets import stacked_experts
-from mdpo.packing import Separate, family_of
+from mdpo.models import check_checkpoint_layers, checkpoint_first_layers, compile_layers, not_compiled, share_inputs
 
 from .machine import compiler_fault_anywhere
 
@@ -22,13 +20,6 @@ _log = logging.getLogger(__name__)
 EAGER, COMPILED, LIGERS = "eager", "compiled", "Liger's"
 # Text models for which Liger has RMSNorm, rotary positions and SwiGLU.
 _LIGER = ("llama", "mistral", "qwen2", "qwen2_5_vl_text")
-# Families whose layers exchange more than a compiled layer takes and returns.
-_LINEAR = "its layers with linear attention read prompts and responses one after the other"
-_EAGER = {
-    "gemma4": "its last layers read the keys and values of earlier ones",
-    "qwen3_5": _LINEAR,
-    "qwen3_5_moe": _LINEAR,
-}
 
 
 def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig) -> str:
@@ -56,11 +47,7 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
 
 def _can_be_compiled(model: Any, args: MDPOConfig) -> bool:
     """Whether the layers see packed rows, which are what they are compiled for, and the same work in each; says so if not."""
-    reason = _EAGER.get(model.config.model_type)
-    if isinstance(family_of(model), Separate):
-        reason = "the model reads its branches separately"
-    elif stacked_experts(model) is not None:
-        reason = "how many tokens an expert gets differs from row to row"
+    reason = not_compiled(model)
     if reason is not None and args.process_index == 0:
         _log.info("compile_layers: layers run eagerly, since %s", reason)
     return reason is None

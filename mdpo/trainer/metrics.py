@@ -43,7 +43,7 @@ def metrics_of(branches: Sequence[str], terms: Sequence[Term]) -> list[Metric]:
         if {"chosen", other} <= set(branches):
             found += _preference(f"rewards/{prefix}", ({"chosen": 1.0, other: -1.0},), branches)
     for term in terms:
-        read = frozenset[str]().union(*term.matrix)
+        read = frozenset(term.branches)
         numbers = [branches.index(branch) for branch in read]
         found.append(Metric(f"terms/{term.name}", read, partial(_term, term.name, numbers)))
         if term.link == "log_sigmoid" and all(abs(sum(row.values())) < 1e-6 for row in term.matrix):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bench.implementations.step import OBJECTIVE, STEP, StepProblem, separate_passes
-from bench.live_memory import LiveMemory
 from bench.models import TINY, build
 from bench.parts.step import OBJECTIVES
 from bench.preference_rows import even_rows
+from mdpo.memory.live import LiveMemory
 from mdpo.models import branch_logps
 from mdpo.objectives import PRESETS
 

@@ -12,13 +12,13 @@ import torch
 from bench import render, suite
 from bench.group import Implementation
 from bench.implementations import attention, logps, lora
-from bench.live_memory import LiveMemory
 from bench.parts import PARTS, load_part
 from bench.parts import lora as lora_part
 from bench.parts.attention import attention_group
 from bench.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
 from bench.problems import Head, Projection, sequence_bounds
 from bench.record import environment, read_records
+from mdpo.memory.live import LiveMemory
 
 CPU = torch.device("cpu")
 TINY = Head("tiny", 16, 40)

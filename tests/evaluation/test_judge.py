@@ -259,3 +259,37 @@ def test_a_torn_line_in_the_cache_is_asked_again_and_the_others_are_not(endpoint
     cache.write_bytes(b"\n".join(lines))
     assert [reply.text for reply in judge().ask(asking(*"abc"))] == [f"reply to {q}" for q in "abc"]
     assert endpoint.answered == 4
+
+
+def unsupported(name, code="unsupported_parameter"):
+    return faults.status(400, error={"message": f"{name} is not supported with this model", "param": name, "code": code})
+
+
+def test_parameters_that_a_model_does_not_take_are_left_out_and_said(endpoint, judge, tmp_path, caplog):
+    """As OpenAI's thinking models refuse them, one after the other."""
+    endpoint.faults = [unsupported("max_tokens"), unsupported("temperature", "unsupported_value")]
+    one = judge(concurrency=1)
+    one.ask(asking("a", "b", max_tokens=9))
+    assert [sorted(body.keys() - {"model", "messages"}) for body in endpoint.bodies] == [
+        ["max_tokens", "temperature"], ["max_completion_tokens", "temperature"], ["max_completion_tokens"], ["max_completion_tokens"],
+    ]  # fmt: skip
+    assert endpoint.bodies[-1]["max_completion_tokens"] == 9
+    assert caplog.text.count("judge refuses max_tokens; asked with max_completion_tokens") == 1
+    assert caplog.text.count("judge refuses temperature; asked with its own") == 1
+    judge().ask(asking("a", "b", max_tokens=9))
+    assert endpoint.answered == 2, "what the cache has is found again"
+
+
+@pytest.mark.parametrize("fault", [unsupported("messages"), unsupported("max_tokens", "invalid_value")])
+def test_other_refusals_end_as_before(endpoint, judge, fault):
+    endpoint.faults = [fault] * 5
+    with pytest.raises(InputError, match="HTTP 400"):
+        judge().ask(asking("a", max_tokens=9))
+    assert len(endpoint.bodies) == 1
+
+
+def test_a_model_that_refuses_what_takes_a_parameters_place_ends_too(endpoint, judge):
+    endpoint.faults = [unsupported("max_tokens")] * 5
+    with pytest.raises(InputError, match="HTTP 400"):
+        judge().ask(asking("a", max_tokens=9))
+    assert len(endpoint.bodies) == 2

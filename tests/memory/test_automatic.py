@@ -15,9 +15,10 @@ from mdpo.memory.automatic import Automatic, automatic
 from mdpo.memory.choose import Wishes
 from mdpo.memory.commands import _print_automatic, planned_settings
 from mdpo.memory.footprint import CONTEXT_BYTES, DRIVER_BYTES
-from mdpo.memory.layer import Precision
+from mdpo.memory.lengths import Data
+from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB, free_memory
-from mdpo.memory.wishes import layers_by
+from mdpo.memory.wishes import counted, layers_by
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
@@ -49,7 +50,7 @@ def configured(**settings):
 def chosen(gib: float, *, processes=1, fault=None, recorded=None, **settings) -> Automatic:
     run, args = configured(**settings)
     found = automatic(
-        run, args, LENGTHS, Memory(int(gib * GIB)), LANGUAGE_LINEAR, processes=processes, compiler_fault=fault,
+        run, args, lambda shape: counted(args, shape, Data(LENGTHS)), Memory(int(gib * GIB)), LANGUAGE_LINEAR, processes=processes, compiler_fault=fault,
         recorded=recorded,
     )  # fmt: skip
     assert "\n" not in found.line and "to choose otherwise: --checkpoint_layers" in found.line

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.live_memory import LiveMemory
 from mdpo.memory import footprint
-from mdpo.memory.layer import kept_bytes_per_token
+from mdpo.memory.layer import kept_bytes_per_token, layer_bytes
+from mdpo.memory.live import LiveMemory
 from mdpo.models import language_layers
-from tests.memory.counting import LAYERS, Case, case
+from tests.memory.counting import LAYERS, Case, case, counted_case
 
 # fp32 for every family, since a byte missing there is a byte missing everywhere; then each way to mix precisions.
 SAVED = [
@@ -51,7 +51,7 @@ def saved_by_layer(run: Case) -> list[int]:
 @pytest.mark.parametrize(("kind", "dtype", "autocast", "rank"), SAVED)
 def test_a_layer_saves_what_is_counted_for_it(kind, dtype, autocast, rank):
     with case(kind, dtype, autocast=autocast, rank=rank) as run:
-        predicted = run.packed.num_tokens * kept_bytes_per_token(run.shape, run.precision)
+        predicted = run.packed.num_tokens * kept_bytes_per_token(run.shape.layer, run.precision)
         first, *others = saved_by_layer(run)
     assert others == [pytest.approx(predicted, rel=0.01)] * (LAYERS - 1)
     assert first == pytest.approx(predicted, rel=0.1), "the first layer's input needs no gradient"
@@ -70,6 +70,25 @@ def test_the_peak_of_a_step(kind, dtype, autocast, checkpointed):
             run.forward().backward()
         expected = footprint(run.shape, run.setup(checkpointed))
         parts = ("casts", "boundaries", "kept layers", "recomputed layer", "in flight", "head", "workspace", "inputs")
-        pixels = 4 * run.shape.pixels * len(run.packed.image_index)  # there before the step, so not counted
+        pixels = 4 * run.shape.pixels * run.images  # there before the step, so not counted
         predicted = sum(expected.parts[name] for name in parts) - pixels
     assert memory.peak == pytest.approx(predicted, rel=0.1), expected
+
+
+# Of each kind of layers that have no equation: masks of two kinds, four norms, states carried from token to token, latent keys
+# and values, experts beside a shared one and alone, keys and values of an earlier layer; and the packed ones.
+KINDS = ["gemma3", "glm46v", "qwen3_5", "mistral_large4", "glm4v_moe", "llama4", "gemma4", "glm4v", "qwen3_vl_moe"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_without_an_equation_saves_what_was_counted(kind):
+    mixed = KINDS.index(kind) % 2 == 1
+    with counted_case(kind, torch.bfloat16 if mixed else torch.float32, autocast=mixed) as run:
+        layers = layer_bytes(run.shape, run.precision).layers
+        predicted = [layer.kept.of(run.tokens, run.longest) for layer in layers]
+        first, *others = saved_by_layer(run)
+    # A linear layer's states go by 64 tokens, and sequences of 175 are filled up to that.
+    assert others == [
+        pytest.approx(bytes, rel=0.05 if kind in ("qwen3_5", "gemma4") else 0.015) for bytes in predicted[1:]
+    ]
+    assert first == pytest.approx(predicted[0], rel=0.1), "the first layer's input needs no gradient"

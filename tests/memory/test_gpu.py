@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mdpo.memory import Adaptation, Setup, footprint, read_shape
-from mdpo.memory.layer import Precision
+from mdpo.memory.precision import Precision
 from mdpo.models import LANGUAGE_LINEAR
 
 

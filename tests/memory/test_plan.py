@@ -13,7 +13,8 @@ from mdpo.config import build_config
 from mdpo.memory import SHAPES, Adaptation, choose, footprint, log_normal, parse_size, read_shape, smallest
 from mdpo.memory.choose import Wishes, setup_of, wished_optimizers
 from mdpo.memory.footprint import ADAM_BYTES, NF4_BYTES
-from mdpo.memory.layer import Precision
+from mdpo.memory.lengths import Data
+from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB
 from mdpo.memory.wishes import counted, examples_of
 from mdpo.models import LANGUAGE_LINEAR
@@ -48,7 +49,9 @@ def test_parameters_are_the_models():
 def test_a_weight_in_4_bits_takes_what_bitsandbytes_says():
     bitsandbytes = pytest.importorskip("bitsandbytes")
     weight = torch.randn(1024, 1024)
-    data, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True, blocksize=64)
+    data, state = bitsandbytes.functional.quantize_4bit(
+        weight, quant_type="nf4", compress_statistics=True, blocksize=64
+    )
     held = data.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert held / weight.numel() == pytest.approx(NF4_BYTES, rel=1e-3)
 
@@ -122,12 +125,29 @@ def test_lengths_of_a_log_normal():
     assert 2 * 650 + 3 * 120 < sum(lengths.packed) / len(lengths.packed) < 2 * 650 + 3 * 160
 
 
-@pytest.mark.parametrize(("text", "count"), [("24GiB", 24 * GIB), ("7.25 gib", 7.25 * GIB), ("8GB", 8e9), ("512MiB", GIB / 2)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("24GiB", 24 * GIB), ("7.25 gib", 7.25 * GIB), ("8GB", 8e9), ("512MiB", GIB / 2)]
+)
 def test_sizes(text, count):
     assert parse_size(text) == count
 
 
-@pytest.mark.parametrize("text", ["24", "lots", "0GiB", "-1GiB", "24 GiB more", "", "0.000000001b", "0.9b", "9" * 400 + "gib", "1" + "0" * 30 + "GiB", "1\nb\n2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "24",
+        "lots",
+        "0GiB",
+        "-1GiB",
+        "24 GiB more",
+        "",
+        "0.000000001b",
+        "0.9b",
+        "9" * 400 + "gib",
+        "1" + "0" * 30 + "GiB",
+        "1\nb\n2",
+    ],
+)
 def test_bad_sizes(text):
     with pytest.raises(InputError, match="24GiB"):
         parse_size(text)
@@ -207,17 +227,23 @@ def test_an_adapter_that_is_its_own_reference_is_there_twice():
 
 @pytest.mark.parametrize(
     ("objective", "prompts", "responses", "images"),
-    [("dpo", 650, 2, 1), ("mdpo", 2 * 650, 3, 2), ("symmpo", 2 * 650, 5, 2), ("misp", 4 * 650, 5, 4), ("svco", 2 * 650 + 74, 6, 2)],
+    [
+        ("dpo", 650, 2, 1),
+        ("mdpo", 2 * 650, 3, 2),
+        ("symmpo", 2 * 650, 5, 2),
+        ("misp", 4 * 650, 5, 4),
+        ("svco", 2 * 650 + 74, 6, 2),
+    ],
 )
 def test_lengths_and_images_follow_the_objectives_branches(objective, prompts, responses, images):
     """74 tokens are a prompt without its 576 of the image."""
     run, args = build_config({**ELSEWHERE, "bf16": True, "use_cpu": True, "objective": objective}, source="c.yaml")
-    found = examples_of(run, args, LLAVA)
+    _, found = examples_of(run, args, LLAVA)
     assert found.longest == prompts + responses * 400 and found.images == images
     assert min(found.packed) > prompts and found.packed[0] < found.longest
-    assert counted(args, LLAVA, [5000]).images == images
+    assert counted(args, LLAVA, Data([5000]))[1].images == images
 
 
 def test_without_images_none_are_counted():
     settings = {**ELSEWHERE, "bf16": True, "use_cpu": True, "objective": "dpo", "drop_images": True}
-    assert examples_of(*build_config(settings, source="c.yaml"), LLAVA).images == 0
+    assert examples_of(*build_config(settings, source="c.yaml"), LLAVA)[1].images == 0

@@ -1,4 +1,4 @@
-"""Counting the bytes of live tensors on a CPU, where PyTorch's allocator keeps no statistics."""
+"""Counts the bytes of live tensors where no allocator keeps statistics: on a CPU, and of tensors without data."""
 
 import weakref
 from typing import Any

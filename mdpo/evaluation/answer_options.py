@@ -1,0 +1,107 @@
+"""The options that every command has in which a model answers questions, and what follows from them."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ProcessorMixin
+
+from mdpo.data import PromptRow, read_rows, size_pictures
+from mdpo.data.commands import add_row_options
+from mdpo.data.picture_size import add_size_options, size_options
+from mdpo.data.row_store import Rows
+from mdpo.data.text_options import add_text_options, text_options
+from mdpo.errors import InputError
+from mdpo.hub import folder_of
+from mdpo.models import load, load_processor
+from mdpo.models.adapters import load_adapter
+
+from .answering import data_fingerprint, fingerprint
+from .trained_text import say_other_prompt
+
+
+def add_answer_options(command: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """batch_size: the default, in answers."""
+    command.add_argument(
+        "model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub"
+    )
+    command.add_argument("data", type=Path, help="questions: .json or .jsonl")
+    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
+    add_row_options(command)
+    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    command.add_argument("--max-new-tokens", type=int, default=1024)
+    command.add_argument("--batch-size", type=int, default=batch_size)
+    add_text_options(command)
+    add_size_options(command)
+
+
+def check_answer_options(options: argparse.Namespace) -> None:
+    """What can be said before anything is read. Raises InputError for a value that cannot be used."""
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+    text_options(options)
+    size_options(options)
+
+
+def asked_rows(options: argparse.Namespace) -> Rows:
+    """The questions. Raises InputError as ``read_rows``."""
+    return read_rows(
+        options.data,
+        options.image_dir,
+        kind=PromptRow,
+        allow_outside=options.allow_outside,
+        ignore_columns=options.ignore_columns,
+    )
+
+
+def source_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ``Source``. Raises InputError where model, adapter or data are not there."""
+    return {
+        "model": fingerprint(folder_of(options.model)),
+        "adapter": None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
+        "data": data_fingerprint(options.data),
+        "dtype": options.dtype,
+        "max_new_tokens": options.max_new_tokens,
+        "text": text_options(options).digest(),
+        "pictures": size_options(options).values() or None,
+    }
+
+
+def open_processor(options: argparse.Namespace) -> ProcessorMixin:
+    """The model's processor, with pictures sized as the options say. Raises InputError as ``load_processor``."""
+    return size_pictures(load_processor(options.model), size_options(options))
+
+
+def open_model(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
+    """The model, with its adapter and on the GPU where there is one, and its processor.
+
+    Raises InputError as ``load`` and ``load_adapter``.
+    """
+    processor = open_processor(options)
+    model: Any = load(options.model, dtype=options.dtype)
+    if options.adapter is not None:
+        adapter = folder_of(options.adapter, called="adapter")
+        model = load_adapter(model, adapter, base=options.model)
+        say_other_prompt(adapter, text_options(options), size_options(options))
+    try:
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{options.model} does not fit into the GPU's memory: give --dtype bfloat16, or free what others hold of it"
+        ) from error
+
+
+@contextmanager
+def memory_advice(options: argparse.Namespace) -> Iterator[None]:
+    """Raises InputError with what to lower where the GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU's memory is too small for {options.batch_size} answers of up to {options.max_new_tokens} tokens at a "
+            "time: lower --batch-size, then --max-new-tokens or --max-pixels; the answers so far are kept"
+        ) from error

@@ -1,0 +1,151 @@
+"""Running a loop: each stage once, whatever ended the loop in between."""
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from mdpo.errors import InputError
+from mdpo.evaluation.files import InUse, Journal
+from mdpo.outputs import whole_file
+from mdpo.run_folder import held_run
+from mdpo.settings.yaml_text import plain
+from mdpo.shown import say
+
+from .config import LoopConfig
+from .report import write_rounds
+from .stages import Stage, stages, training_config, training_settings
+
+_log = logging.getLogger(__name__)
+JOURNAL = "loop.jsonl"
+_PATIENCE_S = 60  # in which a stage ends that an earlier loop, killed, has left: a training saves a checkpoint first
+_POLL_S = 1.0
+
+Runner = Callable[[Sequence[str], Journal], int]
+"""Runs one command, given as its words, and returns its exit code. It holds the journal open while the command runs."""
+
+
+def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_stage: Runner) -> int:
+    """Runs what is left of the loop. Returns 0, or the exit code of the stage at which it ended.
+
+    Args:
+        check: Raises InputError where a command's words are not right; called for all of them before the first runs.
+        run_stage: Runs a stage.
+
+    Raises InputError where the folder holds a loop of other settings, or one that is running.
+    """
+    todo = planned(config, check)
+    folder = Path(config.output_dir).expanduser()
+    with _journal(folder / JOURNAL) as journal:
+        done = _done(journal, todo)
+        if not isinstance(config.train, str):
+            with whole_file(training_config(config)) as part:
+                part.write_text(yaml.safe_dump(plain(config.train), sort_keys=False), encoding="utf-8")
+        for stage in todo[done:]:
+            say("")
+            say(f"== {_title(stage, config)}")
+            say(f"mdpo {shlex.join(stage.words)}")
+            sys.stdout.flush()
+            code = run_stage(_prepared(stage), journal)
+            if code:
+                say(f"the loop ended in {_title(stage, config)}; what is done is kept, and the same command goes on")
+                return code
+            journal.append({"round": stage.round, "stage": stage.name, "words": list(stage.words)})
+            if stage.name == "measure" or stage.name == "rank" and config.evaluate is None:
+                write_rounds(config, stage.round, folder / "report.html")
+    say(f"wrote {folder / 'report.html'}, .md and .png: the rounds side by side")
+    return 0
+
+
+def planned(config: LoopConfig, check: Callable[[Sequence[str]], None]) -> list[Stage]:
+    """The loop's stages, their words checked. Raises InputError that names the stage."""
+    run, args = training_settings(config)
+    found = list(stages(config, run, args))
+    for stage in found:
+        try:
+            check(stage.words)
+        except InputError as error:
+            raise InputError(f"{_title(stage, config)}: {error}") from error
+    return found
+
+
+def command_lines(todo: Sequence[Stage]) -> list[str]:
+    """The loop's commands as they could be typed."""
+    return [f"mdpo {shlex.join(stage.words)}" for stage in todo]
+
+
+def in_process(words: Sequence[str], journal: Journal) -> int:
+    """A ``Runner``: the command in a process of its own, to which a signal that stops the loop is handed on."""
+    command = [sys.executable, "-m", "mdpo.loop.stage", str(os.getpid()), *words]
+    # In a session of its own: a Ctrl-C in the terminal reaches it once, through this process.
+    process = subprocess.Popen(command, start_new_session=True, pass_fds=(journal.fileno(),))
+    try:
+        return _code(process.wait())
+    except BaseException as error:
+        process.send_signal(getattr(error, "number", signal.SIGTERM))
+        process.wait()
+        raise
+
+
+def _code(returned: int) -> int:
+    return 128 - returned if returned < 0 else returned
+
+
+def _journal(path: Path) -> Journal:
+    """The loop's journal. Raises InUse where another loop goes on holding it."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return Journal(path)
+        except InUse:
+            if time.monotonic() > until:
+                raise
+            _log.info("%s is in use: waiting for the stage that an earlier loop has left", path)
+            time.sleep(_POLL_S)
+
+
+def _done(journal: Journal, todo: Sequence[Stage]) -> int:
+    """How many of the stages have been done. Raises InputError where they were others."""
+    if len(journal.records) > len(todo):
+        raise InputError(
+            f"{journal.path} tells of more rounds than {todo[-1].round}; give --rounds, or another output_dir"
+        )
+    for number, (record, stage) in enumerate(zip(journal.records, todo, strict=False), start=1):
+        before = record.get("words")
+        if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
+            raise InputError(f"{journal.path}, line {number}: not a stage of a loop; give another output_dir")
+        if tuple(before) != stage.words:
+            changed = [word for word in [*before, *stage.words] if (word in before) != (word in stage.words)]
+            raise InputError(
+                f"{journal.path}: round {stage.round}'s {stage.name} ran with other options ({', '.join(changed[:4])}); go on "
+                "with the old ones, or give another output_dir"
+            )
+    return len(journal.records)
+
+
+def _prepared(stage: Stage) -> list[str]:
+    """The stage's words, and its place made ready where an earlier process ended within it."""
+    words = list(stage.words)
+    if stage.name == "train":
+        found = held_run(stage.makes[0])
+        if found is not None and found.startswith("checkpoint-"):
+            words += ["--resume_from_checkpoint", "true"]
+        elif found is not None:  # saved, and ended before that was written down
+            words += ["--overwrite_output_dir", "true"]
+    elif stage.name not in ("sample", "answer"):  # written whole, from what costs nothing a second time
+        for path in stage.makes:
+            path.unlink(missing_ok=True)
+    return words
+
+
+def _title(stage: Stage, config: LoopConfig) -> str:
+    if stage.round == 0:
+        return f"before the first round: {stage.name}"
+    return f"round {stage.round} of {config.rounds}: {stage.name}"

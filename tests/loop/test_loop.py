@@ -1,0 +1,239 @@
+"""The loop: its commands in order, each once whatever ended it, and a page of what became of the model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mdpo.errors import InputError
+from mdpo.loop.config import read_loop, words_of
+from mdpo.loop.run import JOURNAL, planned, run_loop
+
+SETTINGS = {
+    "prompts": "prompts.jsonl",
+    "train": {"model_name_or_path": "llava", "learning_rate": "1e-4", "system_prompt": "Look."},
+    "rounds": 2,
+    "sample": {"n": 4, "temperature": 0.9},
+    "rank": {"by": "chair", "objects": "objects.jsonl", "length_control": True},
+    "pairs": {"margin": 0.1},
+    "evaluate": {"prompts": "held-out.jsonl", "sample": {"batch_size": 3}},
+}
+
+
+def config(tmp_path, **changes):
+    path = tmp_path / "loop.yaml"
+    values = {**SETTINGS, "output_dir": str(tmp_path / "out"), **changes}
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False))
+    return read_loop(path)
+
+
+def no_check(words):
+    assert words
+
+
+class Commands:
+    """Stands in for the commands: writes what they would. fails: the number of the command that fails."""
+
+    def __init__(self, fails=None):
+        self.ran, self.fails = [], fails
+
+    def __call__(self, words, journal):
+        assert journal.fileno() > 0
+        self.ran.append(list(words))
+        if len(self.ran) == self.fails:
+            return 143
+        options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        output = Path(options.get("output") or options["output_dir"])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if words[0] == "rank":
+            number = int(output.parts[-3].removeprefix("round-")) if "evaluation" in output.parts else 0
+            lines = [
+                {"id": str(n), "prompt": "What?", "response": f"a dog {number}", "writer": "me", "tokens": 3 + number,
+                 "score": float(number > n), "by": "chair",
+                 "details": {"named": ["dog", "cat"], "false": [] if number > n else ["cat"], "found": ["dog"], "present": ["dog"]}}
+                for n in range(3)
+            ]  # fmt: skip
+            output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        elif words[0] == "train":
+            output.mkdir()
+        else:
+            output.write_text("")
+        return 0
+
+
+def names(commands):
+    return [words[0] for words in commands.ran]
+
+
+def test_the_commands_of_two_rounds(tmp_path):
+    out = tmp_path / "out"
+    found = [list(stage.words) for stage in planned(config(tmp_path), no_check)]
+    assert [words[0] for words in found] == ["sample", "rank"] + 2 * [
+        "sample",
+        "rank",
+        "pairs",
+        "train",
+        "sample",
+        "rank",
+    ]
+    before, second = found[0], found[8]
+    assert before[:3] == ["sample", "llava", "held-out.jsonl"] and not any(
+        word.startswith("--adapter") for word in before
+    )
+    assert {"--n=1", "--temperature=0", "--batch-size=3", "--system-prompt=Look."} <= set(
+        before
+    ) and "--n=4" not in before
+    assert second[:3] == ["sample", "llava", "prompts.jsonl"]
+    assert {
+        f"--adapter={out}/round-1/model",
+        "--n=4",
+        "--temperature=0.9",
+        "--seed=44",
+        "--system-prompt=Look.",
+    } <= set(second)
+    assert found[3] == [
+        "rank", f"{out}/round-1/answers.jsonl", f"--output={out}/round-1/scored.jsonl", "--by=chair", "--objects=objects.jsonl",
+        "--length-control",
+    ]  # fmt: skip
+    assert found[4] == ["pairs", f"{out}/round-1/scored.jsonl", f"--output={out}/round-1/pairs.jsonl", "--margin=0.1"]
+    assert found[5] == [
+        "train", f"{out}/train.yaml", f"--train_data={out}/round-1/pairs.jsonl", f"--image_dir={out}/round-1",
+        f"--output_dir={out}/round-1/model",
+    ]  # fmt: skip
+    assert found[11][-1] == f"--adapter_name_or_path={out}/round-1/model"
+
+
+def test_a_model_trained_whole_is_the_next_rounds_model(tmp_path):
+    train = {**SETTINGS["train"], "use_lora": False}
+    found = [list(stage.words) for stage in planned(config(tmp_path, train=train), no_check)]
+    model = f"{tmp_path}/out/round-1/model"
+    assert found[8][1] == model and found[11][-1] == f"--model_name_or_path={model}"
+    assert not any("adapter" in word for words in found for word in words)
+
+
+def test_an_adapter_is_started_from(tmp_path):
+    train = {**SETTINGS["train"], "adapter_name_or_path": "sft"}
+    found = [list(stage.words) for stage in planned(config(tmp_path, train=train), no_check)]
+    assert "--adapter=sft" in found[0] and "--adapter=sft" in found[2] and "--adapter_name_or_path=sft" in found[5]
+
+
+def test_the_model_itself_ranks_with_its_own_adapter(tmp_path):
+    found = [list(stage.words) for stage in planned(config(tmp_path, rank={"by": "self"}), no_check)]
+    assert "--model=llava" in found[3] and not any(word.startswith("--adapter") for word in found[3])
+    assert f"--adapter={tmp_path}/out/round-1/model" in found[9] and "--system-prompt=Look." in found[9]
+    found = [
+        list(stage.words) for stage in planned(config(tmp_path, rank={"by": "self", "model": "labeler"}), no_check)
+    ]
+    assert "--model=labeler" in found[9] and not any(word.startswith("--adapter") for word in found[9])
+
+
+def test_without_questions_to_evaluate_on(tmp_path):
+    found = planned(config(tmp_path, evaluate=None), no_check)
+    assert [stage.words[0] for stage in found] == 2 * ["sample", "rank", "pairs", "train"]
+    assert run_loop(config(tmp_path, evaluate=None), no_check, Commands()) == 0
+    assert "own samples" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_page_over_the_rounds(tmp_path):
+    commands = Commands()
+    assert run_loop(config(tmp_path), no_check, commands) == 0 and len(commands.ran) == 14
+    text = (tmp_path / "out" / "report.md").read_text()
+    lines = {line.split(" |")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert [cell.split("**")[1] for cell in lines["CHAIR_s ↓"].split(" |")[1:4]] == ["100.0%", "66.7%", "33.3%"]
+    assert [cell.split("**")[1] for cell in lines["win rate ↑"].split(" |")[1:4]] == ["50.0%", "66.7%", "83.3%"]
+    assert [cell.split("**")[1] for cell in lines["tokens"].split(" |")[1:4]] == ["3.00", "4.00", "5.00"]
+    assert "changed" in lines["tokens"] and "better" not in lines["tokens"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Answers that changed most" in page and "<mark>" not in page.split("after round 2</h4>")[-1]
+    assert (tmp_path / "out" / "report.png").is_file()
+
+
+@pytest.mark.parametrize("fails", range(1, 15))
+def test_each_stage_is_done_once_whatever_ended_the_loop(tmp_path, fails, capsys):
+    commands = Commands(fails)
+    assert run_loop(config(tmp_path), no_check, commands) == 143
+    assert "the same command goes on" in capsys.readouterr().out
+    again = Commands()
+    assert run_loop(config(tmp_path), no_check, again) == 0
+    assert names(commands)[: fails - 1] + names(again) == [
+        stage.words[0] for stage in planned(config(tmp_path), no_check)
+    ]
+    nothing = Commands()
+    assert run_loop(config(tmp_path), no_check, nothing) == 0 and not nothing.ran
+
+
+def test_more_rounds_go_on(tmp_path):
+    assert run_loop(config(tmp_path), no_check, Commands()) == 0
+    more = Commands()
+    assert run_loop(config(tmp_path, rounds=3), no_check, more) == 0
+    assert names(more) == ["sample", "rank", "pairs", "train", "sample", "rank"]
+    with pytest.raises(InputError, match="more rounds than 2"):
+        run_loop(config(tmp_path), no_check, Commands())
+
+
+def test_other_settings_are_another_loop(tmp_path):
+    run_loop(config(tmp_path), no_check, Commands(5))
+    with pytest.raises(InputError, match=r"round 1's sample .*--n=4, --n=5"):
+        run_loop(config(tmp_path, sample={"n": 5, "temperature": 0.9}), no_check, Commands())
+
+
+def test_a_stage_that_was_cut_short_begins_on_free_ground(tmp_path):
+    run_loop(config(tmp_path), no_check, Commands(6))  # ended in training
+    folder = tmp_path / "out" / "round-1"
+    (folder / "model" / "checkpoint-3").mkdir(parents=True)
+    (folder / "model" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    again = Commands(1)
+    run_loop(config(tmp_path), no_check, again)
+    assert again.ran[0][-2:] == ["--resume_from_checkpoint", "true"]
+    journal = tmp_path / "out" / JOURNAL
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))  # ended between pairs and its line
+    assert (folder / "pairs.jsonl").is_file()
+
+    def free(words, journal):
+        assert words[0] != "pairs" or not (folder / "pairs.jsonl").exists()
+        return 1
+
+    assert run_loop(config(tmp_path), no_check, free) == 1
+
+
+def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
+    def check(words):
+        if words[0] == "rank":
+            raise InputError("mdpo rank: no such way")
+
+    with pytest.raises(InputError, match="before the first round: measure: mdpo rank: no such way"):
+        run_loop(config(tmp_path), check, Commands())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompts": None}, "'prompts' is missing"), ({"train": None}, "'train' is missing"), ({"round": 3}, "unknown key 'round'.*'rounds'"),
+        ({"rounds": 0}, "rounds: expected a whole number from 1"), ({"rounds": "two"}, "rounds"), ({"seed": -1}, "seed"),
+        ({"sample": [1]}, "sample: expected options of mdpo sample, found a list"), ({"train": 3}, "train: expected the path"),
+        ({"sample": {"output": "x"}}, "sample: output is set by the loop"), ({"sample": {"seed": 3}}, "seed is set by the loop"),
+        ({"train": {"model_name_or_path": "m", "train_data": "x"}}, "train: train_data is set by the loop"),
+        ({"train": {"model_name_or_path": "m", "learning_rat": 1}}, "unknown key 'learning_rat'"),
+        ({"train": "nowhere.yaml"}, "nowhere.yaml"), ({"evaluate": {"sample": {}}}, "evaluate: key 'prompts' is missing"),
+        ({"evaluate": {"prompts": ""}}, "evaluate: prompts: expected a path"), ({"prompts": 3}, "prompts: expected a path"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_named(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words) as found:
+        planned(config(tmp_path, **changes), no_check)
+    assert "\n" not in str(found.value)
+
+
+def test_options_as_words():
+    options = {
+        "n": 6,
+        "by": "self",
+        "length_control": True,
+        "dry_run": False,
+        "rubric": None,
+        "price": [1, 2.5],
+        "margin": -1,
+    }
+    assert words_of(options) == ["--n=6", "--by=self", "--length-control", "--price", "1", "2.5", "--margin=-1"]
