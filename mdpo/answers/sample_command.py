@@ -74,19 +74,25 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument(
         "--engine", choices=ENGINES, default="auto", help="auto: vllm where it is installed and there is a GPU"
     )
-    command.set_defaults(run=run_sample, results=_sampled)
+    command.set_defaults(run=run_sample, results=_sampled, check=check_sample)
 
 
 def _sampled(options: argparse.Namespace) -> list[Output]:
     return [Output("--output", path, resumed=True) for path in (options.output, settings_path(options.output))]
 
 
-def run_sample(options: argparse.Namespace) -> None:
+def check_sample(options: argparse.Namespace) -> Sampling:
+    """How the options have answers drawn. Raises InputError where they cannot be used."""
     sampling = Sampling(
         temperature=options.temperature, top_p=options.top_p, seed=options.seed, max_new_tokens=options.max_new_tokens
     )
     sampling.check_count(options.n)
     check_answer_options(options)
+    return sampling
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    sampling = check_sample(options)
     check_model(options.model)  # before the data is fetched
     engine = choose_engine(options.engine)
     rows = asked_rows(options)
