@@ -77,7 +77,7 @@ def write_pairs(paired: Paired, output: Path, *, source: str, rules: Rules) -> N
 
     Raises OutputError where they cannot be written.
     """
-    pictures = Pictures(output.parent)
+    pictures = Pictures(output.expanduser().parent)
     try:
         rows, origins = [], []
         for pair in paired.pairs:
