@@ -83,9 +83,9 @@ def of_a_step(run: Case, expected: Footprint) -> float:
     return sum(expected.parts[name] for name in parts) - 4 * run.shape.pixels * run.images
 
 
-# Of each kind of layers that have no equation: masks of two kinds, four norms, states carried from token to token, latent keys
-# and values, experts beside a shared one and alone, keys and values of an earlier layer; and the packed ones.
-KINDS = ["gemma3", "glm46v", "qwen3_5", "mistral_large4", "glm4v_moe", "llama4", "gemma4", "glm4v", "qwen3_vl_moe"]
+# Of each kind of layers that have no equation: masks of two kinds, four norms, convolutions, latent keys and values, experts
+# beside a shared one and alone, keys and values of an earlier layer; and the packed ones.
+KINDS = ["gemma3", "glm46v", "lfm2_vl", "mistral_large4", "glm4v_moe", "llama4", "gemma4", "glm4v", "qwen3_vl_moe"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
