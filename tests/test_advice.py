@@ -152,7 +152,8 @@ def test_a_message_names_options_and_commands_that_exist(file, text):
     for command in re.findall(r"\bmdpo ([a-z]+)", text):
         assert command in parsers(), f"there is no command mdpo {command}"
     extras = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"multimodal-dpo\[(\w+)\]", text):
+    assert "multimodal-dpo[" not in text, 'the package is on no index: pip install -e ".[EXTRA]" in the clone'
+    for extra in re.findall(r'pip install -e "\.\[(\w+)\]"', text):
         assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), f"there is no extra {extra}"
 
 
