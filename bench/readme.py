@@ -61,6 +61,8 @@ def block(records: Sequence[Record]) -> list[str]:
             {model for headline in HEADLINES for name in headline.ratios for model in ratios[name].of(rows)}
         )
     }
+    if not measured:
+        return ["Not measured yet."]
     lines = [
         f"| | {' | '.join(f'{device}, {model}' for device, model in measured)} |",
         "|---" * (len(measured) + 1) + "|",

@@ -93,6 +93,8 @@ SAID_BY = {
     "mdpo/hub/refusals.py": ["train"],
     "mdpo/hub/uploads.py": ["train"],
     "mdpo/launch.py": ["train"],
+    "mdpo/loop/run.py": ["loop", "train"],
+    "mdpo/loop/stages.py": ["sample", "rank", "pairs", "train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
     "mdpo/models/llava.py": ["convert"],

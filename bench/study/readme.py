@@ -22,9 +22,12 @@ def updated(text: str, page: str) -> str:
 def caption(results: Results) -> list[str]:
     """What the README's picture shows, in two lines."""
     item = results.size.item(FIGURE_1)
-    scores = [f"{row.label} {results.interval(row.setting, 'chair_s', item.seeds).mean:.1f}" for row in item.rows]
+    scores = [
+        f"{row.label} {cell(results.interval(row.setting, 'chair_s', item.seeds), 'chair_s')}" for row in item.rows
+    ]
     return [
-        f"Captions that name a digit which is not in the image, in percent, means over {len(item.seeds)} seeds:",
+        "Captions that name a digit which is not in the image, in percent, means ± half of the 95% interval "
+        f"over {len(item.seeds)} seeds:",
         f"{'; '.join(scores)}.",
     ]
 
