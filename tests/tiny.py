@@ -268,6 +268,35 @@ def glm4v(seed: int = 0) -> transformers.Glm4vForConditionalGeneration:
     return _build(transformers.Glm4vForConditionalGeneration, config, seed)
 
 
+_QWEN3_5_VISION = {name: value for name, value in _QWEN3_VISION.items() if name != "deepstack_visual_indexes"}
+_QWEN3_5_TEXT = {
+    **_QWEN3_TEXT, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_num_key_heads": 1, "linear_num_value_heads": 2,
+    "rope_parameters": {**_QWEN3_TEXT["rope_parameters"], "partial_rotary_factor": 1.0},
+}  # fmt: skip
+
+
+def qwen3_5(seed: int = 0) -> transformers.Qwen3_5ForConditionalGeneration:
+    config = transformers.Qwen3_5Config(text_config=_QWEN3_5_TEXT, vision_config=_QWEN3_5_VISION, **_QWEN_IDS)
+    return _remembering(_build(transformers.Qwen3_5ForConditionalGeneration, config, seed))
+
+
+def qwen3_5_moe(seed: int = 0) -> transformers.Qwen3_5MoeForConditionalGeneration:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    text = {**_QWEN3_5_TEXT, **experts}
+    config = transformers.Qwen3_5MoeConfig(text_config=text, vision_config=_QWEN3_5_VISION, **_QWEN_IDS)
+    return _remembering(_build(transformers.Qwen3_5MoeForConditionalGeneration, config, seed))
+
+
+def _remembering(model):
+    """With states that last for a prompt: as they are drawn, most are gone after a token."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                parameter.sub_(parameter.mean() + 3)
+    return model
+
+
 def gemma4(seed: int = 0) -> transformers.Gemma4ForConditionalGeneration:
     """The small kind: embeddings for every layer, keys and values of an earlier layer, larger heads where there is no
     window, a cap on the logits."""

@@ -1,7 +1,7 @@
 """The worked example of ``mdpo loop``: a model that reads digits, trained on pairs of its own answers, without a network.
 
 ``python -m bench.digits.own_answers --out build/own-answers`` draws pictures with one question each, writes the loop's
-configuration beside them and runs two rounds of it: six sampled captions a picture, ranked by the digits that the picture
+configuration beside them and runs two rounds of it, as ``mdpo loop`` does: six sampled captions a picture, ranked by the digits that the picture
 shows (``mdpo rank --by chair``), the best against the worst, mDPO trained on them as ``configs/digits.yaml`` says, and the
 captions of unseen pictures counted before the first round and after each. Several ``--seeds`` draw, sample and train anew
 each, and end in a table with 95% intervals over seeds; ``--record FILE`` keeps its numbers.
@@ -24,7 +24,9 @@ from bench.digits.world import PARTNER_PROBABILITY, PROMPT, Scene, make_scene, r
 from bench.study.statistics import Interval, difference, interval
 from mdpo import cli
 from mdpo.answers import read_scored
+from mdpo.loop.config import read_loop
 from mdpo.loop.report import result_of
+from mdpo.loop.run import run_loop
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
 LONGEST_CAPTION = 24  # tokens; a true caption has 12 at the most
@@ -82,7 +84,8 @@ def run(seed: int, folder: Path, size: Size) -> list[dict[str, float]]:
     config = folder / "loop.yaml"
     if not config.is_file():  # else the same loop goes on
         config = write_world(folder, seed=seed, size=size)
-    code = cli.main(["loop", str(config), "--rounds", str(size.rounds)])
+    # In this process: loading PyTorch for each of the small stages would take most of the time.
+    code = run_loop(read_loop(config, rounds=size.rounds), cli.check_words, lambda words, journal: cli.main(words))
     if code:
         raise SystemExit(code)
     rounds = [

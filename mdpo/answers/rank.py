@@ -79,7 +79,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument(
         "answers", type=Path, nargs="+", help=".jsonl of mdpo sample, or any with id, images, prompt, response"
     )
-    command.add_argument("--by", choices=list(_OWN), required=True, help="the way: see the groups below")
+    command.add_argument("--by", choices=list(_OWN), required=True, help="the way of scoring: see the groups below")
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per answer")
     command.add_argument(
         "--length-control", action="store_true", help="take off the scores what length alone predicts, within questions"
@@ -87,36 +87,40 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument(
         "--allow-outside", action="store_true", help="images may lie outside the folders of the answers' files"
     )
+    _add_ways(command)
+    add_text_options(command)
+    add_size_options(command)
+    command.set_defaults(run=run_rank, results=_ranked)
+
+
+def _add_ways(command: argparse.ArgumentParser) -> None:
     group = add_judge_options(command, required=False)
     group.add_argument(
-        "--rubric", type=Path, help="YAML with aspects, scale, weights, instructions; three aspects without it"
+        "--rubric",
+        type=Path,
+        help="YAML with aspects, scale, weights, instructions (default: helpfulness, visual faithfulness, ethics, 1 to 5)",
     )
     group.add_argument(
         "--price",
         type=float,
         nargs=2,
         metavar=("IN", "OUT"),
-        help="of a million tokens of prompt and of reply: says the cost",
+        help="per million prompt and reply tokens: print the cost",
     )
-    group = command.add_argument_group("chair", "F1 of the objects named against those that are in the picture")
-    group.add_argument("--objects", type=Path, help=".json or .jsonl: the objects in the picture of each id")
-    group.add_argument("--synonyms", type=Path, help="a line for each object, its words apart by ', '")
+    group = command.add_argument_group("chair", "F1 of the objects that an answer names against those in the picture")
+    group.add_argument("--objects", type=Path, help=".json or .jsonl: id and objects, a list of words")
+    group.add_argument("--synonyms", type=Path, help="text, a line for each object: its words, apart by ', '")
     group = command.add_argument_group("function", "a Python function of yours, run in this process")
     group.add_argument(
         "--function",
         metavar="MODULE:NAME",
-        help="called with question, answer, images (PIL), id; returns a number or None",
+        help="takes question, answer, images (PIL) and id; returns a number or None",
     )
-    group = command.add_argument_group(
-        "self", "each claim asked back: minus the number of those that the model rejects"
-    )
+    group = command.add_argument_group("self", "a model is asked back each claim; minus the number that it rejects")
     group.add_argument("--model", type=Path, help="folder, or owner/name[@revision] on the hub")
     group.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     group.add_argument("--batch-size", type=int, default=8, help="claims at a time")
-    add_text_options(command)
-    add_size_options(command)
-    command.set_defaults(run=run_rank, results=_ranked)
 
 
 def run_rank(options: argparse.Namespace) -> None:
@@ -132,7 +136,7 @@ def run_rank(options: argparse.Namespace) -> None:
     print(table(scored))
     print(length_bias(raw))
     if options.length_control:
-        print(f"with what length predicts taken off: {length_bias(scored)}")
+        print(f"under length control: {length_bias(scored)}")
     write_scored(options.output, scored, _about(options, way, raw))
     say(f"wrote {options.output}: {counts(scored)['scored']} scored answers")
 
@@ -172,8 +176,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _ranked(options: argparse.Namespace) -> list[Output]:
+    if options.dry_run:
+        return []
     found = [Output("--output", options.output), Output("--output", settings_path(options.output), resumed=True)]
-    if options.by == "judge" and not options.dry_run:
+    if options.by == "judge":
         found.append(Output("--cache", options.cache, resumed=True))
     if options.by == "self":
         found.append(Output("--output", _claims_path(options.output), resumed=True))
@@ -195,13 +201,14 @@ def _judged(options: argparse.Namespace) -> tuple[Way, _Planned]:
 
 def _priced(plan: Plan, price: Sequence[float] | None) -> str:
     """The plan's line, with what it costs if every request is asked once."""
+    line = f"{plan} (pictures are counted as OpenAI does for GPT-4o)" if plan.picture_tokens else str(plan)
     if price is None:
-        return str(plan)
+        return line
     assert plan.reply_tokens is not None, "replies are limited"
     tokens = (plan.prompt_tokens, USUAL_TOKENS * plan.requests, plan.reply_tokens)
     prompts, usual, most = (count * each / 1e6 for count, each in zip(tokens, (*price, price[1]), strict=True))
     return (
-        f"{plan}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and {most:.2f} if "
+        f"{line}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and {most:.2f} if "
         "all of them go to the limit"
     )
 

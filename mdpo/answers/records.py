@@ -193,6 +193,11 @@ def _answer(
         raise RowError.at(
             where, "response", f"expected text, found {shortened(response, 40)}", "give the answer's text"
         )
+    try:
+        response.encode()
+    except UnicodeEncodeError as error:
+        problem = f"half a surrogate pair at character {error.start}: no Unicode text"
+        raise RowError.at(where, "response", problem, "fix the text") from error
     writer = record.get("writer", name)
     if not isinstance(writer, str) or not writer:
         raise RowError.at(

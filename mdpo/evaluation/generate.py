@@ -24,13 +24,14 @@ from mdpo.models.folder import short
 from .endings import Endings, Written
 
 # Ways of generating other than one token after the other, some of which are code on the hub; limits of time and length;
-# and what would make the result anything but ids.
+# penalties; and what would make the result anything but ids.
 _UNSET = (
     "penalty_alpha", "dola_layers", "constraints", "force_words_ids", "num_beam_groups", "diversity_penalty",
     "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type", "assistant_ensemble_weight",
     "cache_implementation", "cache_config", "compile_config", "guidance_scale", "watermarking_config", "stop_strings",
-    "max_time", "max_length", "min_length", "return_dict_in_generate", "output_attentions", "output_hidden_states",
-    "output_scores", "output_logits", "token_healing",
+    "max_time", "max_length", "min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty", "exponential_decay_length_penalty", "return_dict_in_generate", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "token_healing",
 )  # fmt: skip
 
 

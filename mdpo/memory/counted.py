@@ -8,6 +8,7 @@ Attention saves what a fused kernel does on a GPU: query, key, value, output, th
 needs a mask, the mask as the kernel adds it. A model without such a kernel is counted with its own.
 """
 
+import copy
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ class CountedLayers:
     """
 
     def __init__(self, config: PreTrainedConfig, *, rank: int, pattern: str, masked: bool) -> None:
-        self.config = config
+        self.config = copy.deepcopy(config)  # the model made of it gets another attention
         self.rank = rank
         self.pattern = pattern
         self.masked = masked

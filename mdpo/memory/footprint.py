@@ -1,7 +1,7 @@
 """What a training step takes at its fullest, part by part, in bytes.
 
-The step has four moments that can be the fullest: the tower reading the images, the head at the end of the forward,
-the backward reaching the layers, and the optimizer. Each part is counted at each; the largest sum is the peak.
+The step has five moments that can be the fullest: the tower reading the images, the head at the end of the forward,
+the backward in the norm behind the layers and reaching the layers, and the optimizer. Each part is counted at each; the largest sum is the peak.
 
     weights         bf16, or NF4 with double quantisation
     adapter, gradients, optimizer      fp32; AdamW's states in 32 or 8 bits, or paged, where they are on the host
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from .counted import LayerBytes
 from .layer import boundary_bytes_per_token, layer_bytes
 from .precision import Precision
-from .shapes import ModelShape
+from .shapes import LayerShape, ModelShape
 
 # A weight in NF4: half a byte, a byte of scale for 64 of them, and four bytes for 256 of those scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -84,6 +84,7 @@ def footprint(shape: ModelShape, setup: Setup) -> Footprint:
     moments = {
         "the images": _images(shape, setup),
         "the head": _head(shape, setup),
+        "the backward of the last norm": _norm_backward(shape, setup),
         "the backward of the last layer": _backward(shape, setup, first=True),
         "the backward of a checkpointed layer": _backward(shape, setup, first=False),
         "the optimizer": {"in flight": 4.0 * shape.trained if setup.optimizer == "adamw_torch" else 0.0},
@@ -120,11 +121,13 @@ def _casts(shape: ModelShape, setup: Setup) -> float:
     return 2.0 * (own + (0 if shape.trained_base else shape.trained))
 
 
-def _inputs(shape: ModelShape, setup: Setup) -> float:
+def _inputs(shape: ModelShape, setup: Setup, *, backward: bool = False) -> float:
     stream = shape.hidden_size * setup.precision.weight_bytes
     # transformers makes the embeddings a leaf of the graph when it switches checkpointing on.
     embeddings = setup.tokens * stream if setup.checkpointed else 0
-    shared = layer_bytes(shape, setup.precision).shared.of(setup.tokens, setup.longest)
+    # What all layers read is held for those that are computed again.
+    is_held = setup.checkpointed or not backward
+    shared = layer_bytes(shape, setup.precision).shared.of(setup.tokens, setup.longest) if is_held else 0
     return 4.0 * setup.images * shape.pixels + setup.images * shape.image_tokens * stream + embeddings + shared
 
 
@@ -168,6 +171,21 @@ def _head(shape: ModelShape, setup: Setup) -> dict[str, float]:
     }
 
 
+def _norm_backward(shape: ModelShape, setup: Setup) -> dict[str, float]:
+    """Nothing of the layers is free yet. An RMSNorm's gradient passes five steps in fp32, a LayerNorm's one."""
+    boundaries, kept, _ = _layers(shape, setup)
+    plain = isinstance(shape.layer, LayerShape) and not shape.layer.rms
+    steps = setup.precision.output_bytes if plain else 5 * 4
+    return {
+        "casts": _casts(shape, setup) * (shape.layers - setup.checkpointed) / shape.layers,
+        "boundaries": boundaries,
+        "kept layers": kept,
+        "head": 4.0 * setup.tokens * shape.hidden_size,
+        "in flight": float(setup.tokens * shape.hidden_size * steps),
+        "inputs": _inputs(shape, setup, backward=True),
+    }
+
+
 def _backward(shape: ModelShape, setup: Setup, *, first: bool) -> dict[str, float]:
     """At the last layer nothing of the kept layers is free yet; at a checkpointed one all of it is."""
     boundaries, kept, one = _layers(shape, setup)
@@ -181,5 +199,5 @@ def _backward(shape: ModelShape, setup: Setup, *, first: bool) -> dict[str, floa
         "kept layers": kept if first else 0.0,
         "recomputed layer": one if recomputes else 0.0,
         "in flight": _in_flight(running, shape, setup),
-        "inputs": _inputs(shape, setup),
+        "inputs": _inputs(shape, setup, backward=True),
     }

@@ -14,11 +14,12 @@ from mdpo.errors import InputError
 from mdpo.models import language_layers, not_compiled
 from mdpo.packing import Separate, family_of_config
 
-from .counted import CountedLayers
+from .counted import CountedLayers, Unplanned
 from .lengths import Picture
 
-# Packed families with layers that ``layer`` has no equation for: four norms in a layer; experts, of which a token takes some.
-_OTHER_LAYERS = ("glm4v", "qwen3_vl_moe")
+# Packed families with layers that ``layer`` has no equation for: four norms in a layer; experts, of which a token takes some;
+# layers that differ from one another.
+_OTHER_LAYERS = ("gemma4", "glm4v", "qwen3_vl_moe")
 # A layer's linear layers by what they read. Those that read the same share one saved input.
 _GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj"),
@@ -120,7 +121,13 @@ def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
     trained, trained_base, trains = _trained(model, start.removesuffix("layers."), adaptation, linears, adapted)
     total = sum(parameter.numel() for parameter in model.parameters())
     language_linear = sum(module.weight.numel() for module in language.values())
-    separate = isinstance(family_of_config(config), Separate)
+    family = family_of_config(config)
+    separate = isinstance(family, Separate)
+    if not separate and family.carries_state:
+        raise Unplanned(
+            f"model_name_or_path: the memory of a {config.model_type!r} model cannot be planned, since its layers with linear "
+            "attention fill prompts and responses up, by what no length says; set token_budget and gradient_checkpointing by hand"
+        )
     image_tokens, pixels = _image_tokens(config), _pixels(config)
     first = {
         name.removeprefix(f"{start}0."): module for name, module in language.items() if name.startswith(f"{start}0.")

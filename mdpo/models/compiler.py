@@ -12,7 +12,12 @@ from .folder import short
 from .lora_targets import stacked_experts
 
 # Families whose layers exchange more than a compiled layer takes and returns.
-_EAGER = {"gemma4": "its last layers read the keys and values of earlier ones"}
+_FORKS = "its layers with linear attention read prompts and responses one after the other"
+_EAGER = {
+    "gemma4": "its last layers read the keys and values of earlier ones",
+    "qwen3_5": _FORKS,
+    "qwen3_5_moe": _FORKS,
+}
 
 
 def not_compiled(model: nn.Module) -> str | None:

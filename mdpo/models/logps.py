@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mdpo.errors import InputError
-from mdpo.packing import MDPO_BRANCHES, Batch, PackedBatch, Separate, SeparateBatch, family_of
+from mdpo.packing import MDPO_BRANCHES, Batch, Forks, PackedBatch, Separate, SeparateBatch, family_of
 from mdpo_kernels import sequence_logps as sum_logps
 
 from .attention import use_packed_attention
 from .head import head_logps, logits_of
+from .linear_attention import fork_states
 from .separate import separate_token_logps
 from .tower import tower_inputs
 
@@ -99,6 +100,7 @@ def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: I
         return_dict=True,
         **deepstack,
         **_layer_embeddings(base, packed),
+        **_forks(base, packed),
     ).last_hidden_state[0]
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
     scored = hidden.index_select(0, packed.scored_rows)
@@ -166,6 +168,14 @@ def _layer_embeddings(base: PreTrainedModel, packed: PackedBatch) -> dict[str, T
         return {}
     ids = packed.input_ids[0].index_fill(0, packed.image_rows, text.config.pad_token_id)
     return {"per_layer_inputs": text.get_per_layer_inputs(ids[None], None)}
+
+
+def _forks(base: PreTrainedModel, packed: PackedBatch) -> dict[str, Forks]:
+    """The text model's keyword for states that are carried from token to token (Qwen3.5)."""
+    if packed.forks is None:
+        return {}
+    fork_states(base.get_decoder())
+    return {"forks": packed.forks}
 
 
 def check_adapter_kinds(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from .batch import Batch
 from .branches import MDPO_BRANCHES, branch_of
 from .families import Family, Separate, family_of, family_of_config
+from .forks import Forks
 from .layout import PackedBatch, pack
 from .part import part
 from .plan import plan
@@ -13,6 +14,7 @@ __all__ = [
     "MDPO_BRANCHES",
     "Batch",
     "Family",
+    "Forks",
     "PackedBatch",
     "PreferenceTokens",
     "Separate",

@@ -10,6 +10,7 @@ from torch import Tensor
 from mdpo_kernels import Segments
 
 from .branches import MDPO_BRANCHES
+from .forks import Forks
 
 # Shapes: B examples, K branches, N scored tokens
 
@@ -72,7 +73,7 @@ class Batch:
                 changed[field.name] = function(value)
             elif isinstance(value, dict):
                 changed[field.name] = {name: function(tensor) for name, tensor in value.items()}
-            elif isinstance(value, Segments):
+            elif isinstance(value, (Segments, Forks)):
                 tensors = {name: function(v) for name, v in value._asdict().items() if isinstance(v, Tensor)}
                 changed[field.name] = value._replace(**tensors)
         return replace(self, **changed)

@@ -21,6 +21,7 @@ from .branches import MDPO_BRANCHES, branch_of, pictures_of
 from .checks import check_reading, weights_of
 from .digests import branch_digest, image_digest
 from .families import Family, Separate, family_of
+from .forks import Forks, forks_of
 from .readings import Images, Reading, readings
 from .separate import SeparateBatch, lay_out_separately
 from .tokens import PreferenceTokens
@@ -40,6 +41,7 @@ class PackedBatch(Batch):
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
     image_rows: (M,) int64, the rows of the placeholders those images fill, in order.
     blocks: what stands where.
+    forks: where states that are carried from token to token go; None for a family whose layers carry none.
     """
 
     position_ids: Tensor
@@ -47,6 +49,7 @@ class PackedBatch(Batch):
     image_index: tuple[int, ...]
     image_rows: Tensor
     blocks: tuple[Block, ...] = ()
+    forks: Forks | None = None
 
 
 def pack(
@@ -158,6 +161,7 @@ class _Row:
             targets=input_ids[targets],
             cu_seqlens=cu_seqlens,
             blocks=tuple(self.blocks),
+            forks=forks_of(self.blocks) if self.family.carries_state else None,
             branches=self.branches,
             weights=weights_of(self.weights, cu_seqlens),
             on_host=self.family.host_inputs,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .blocks import Block, scored, segments_of
+from .forks import forks_of
 from .layout import PackedBatch
 from .separate import SeparateBatch, part_of_sequences
 
@@ -66,6 +67,7 @@ def part(packed: Batch, sequences: Collection[int]) -> Part:
         targets=input_ids[0].index_select(0, targets.to(device)),
         cu_seqlens=cu_seqlens,
         blocks=tuple(blocks),
+        forks=None if packed.forks is None else forks_of(blocks),
         weights=None if packed.weights is None else packed.weights.index_select(0, _scored_tokens(packed, held).to(device)),
     )
     return Part(found.to(device), tokens)

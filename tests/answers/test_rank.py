@@ -219,7 +219,7 @@ def test_control_takes_off_what_length_predicts_and_keeps_the_rest():
     ],
 )  # fmt: skip
 def test_where_nothing_varies_there_is_no_correlation(scored):
-    assert length_bias(scored).correlation is None and "length decides nothing" in str(length_bias(scored))
+    assert length_bias(scored).correlation is None and "does not bear on the scores" in str(length_bias(scored))
     assert scores(without_length(scored)) == pytest.approx(scores(scored))
 
 
@@ -238,7 +238,7 @@ def test_from_files_of_two_models_to_scores_that_can_be_moved(tmp_path, capsys):
     assert main(["rank", str(one), str(two), "--by", "agreement", "--length-control", "--output", str(output)]) == 0
     said = capsys.readouterr().out
     assert "5 answers to 2 questions: 4 scored, 1 without a score, 1 of these empty" in said
-    assert "writer" in said and "with what length predicts taken off" in said and "wrote" in said
+    assert "writer" in said and "under length control" in said and "wrote" in said
     (tmp_path / "in").rename(tmp_path / "gone")
     found = read_scored(output)
     assert [each.score for each in found] == [pytest.approx(2 / 3)] * 2 + [None] + [pytest.approx(2 / 3)] * 2

@@ -5,6 +5,8 @@ import io
 import json
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -238,7 +240,10 @@ def test_the_command_says_what_it_costs_and_a_dry_run_ends_there(endpoint, pool,
     path = pool(record("q", "A car."), record("r", "Red", image="b.png"))
     assert run(endpoint, path, tmp_path, "--dry-run", "--price", 1e6, 1e3) == 0
     said = capsys.readouterr().out
-    assert "2 requests to send, about" in said and "680 of them for pictures; 0 are in the cache; about" in said
+    assert (
+        "2 requests to send, about" in said
+        and "680 of them for pictures; 0 are in the cache (pictures are counted as OpenAI" in said
+    )
     assert "0.20 for replies of 100 tokens, and 8.19 if all of them go to the limit" in said
     assert not endpoint.bodies and not (tmp_path / "scored.jsonl").exists()
     assert run(endpoint, path, tmp_path) == 0
@@ -246,7 +251,9 @@ def test_the_command_says_what_it_costs_and_a_dry_run_ends_there(endpoint, pool,
     assert [each.score for each in read_scored(tmp_path / "scored.jsonl")] == [4.0, 4.0]
     about = json.loads((tmp_path / "scored.jsonl.settings.json").read_text())["settings"]
     assert about["rubric"] == SILKIE.digest() and about["judge"]["returned"] == {endpoint.model: 2}
+    assert run(endpoint, path, tmp_path, "--dry-run") == 0, "what is there is no hindrance to it"
     (tmp_path / "scored.jsonl").unlink()
+    capsys.readouterr()
     assert run(endpoint, path, tmp_path) == 0
     assert (
         endpoint.answered == 2
@@ -275,6 +282,42 @@ def test_a_run_that_is_interrupted_pays_for_nothing_twice(endpoint, pool, tmp_pa
     assert endpoint.answered == 30
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_pays_for_nothing_twice_but_what_was_on_its_way(endpoint, pool, tmp_path):
+    plain, enough = endpoint.reply, threading.Event()
+
+    def reply(body):
+        if endpoint.answered >= 10:
+            enough.set()
+            time.sleep(0.05)
+        return plain(body)
+
+    endpoint.reply = reply
+    (tmp_path / "rubric.yaml").write_text("aspects: {truth: t, use: u}\nscale: [0, 1000]\n")
+    path = pool(*(record("q", "x" * number) for number in range(1, 41)))
+    words = [
+        "rank",
+        path,
+        "--by",
+        "judge",
+        "--judge",
+        "m",
+        "--base-url",
+        endpoint.url,
+        "--cache",
+        tmp_path / "cache.jsonl",
+    ]
+    words += ["--output", tmp_path / "scored.jsonl", "--rubric", tmp_path / "rubric.yaml", "--concurrency", 2]
+    with subprocess.Popen([sys.executable, "-m", "mdpo", *map(str, words)]) as process:
+        assert enough.wait(60)
+        process.kill()
+    assert not (tmp_path / "scored.jsonl").exists()
+    bought = endpoint.answered
+    assert main([*map(str, words)]) == 0
+    assert bought < 40 and endpoint.answered <= 40 + 2
+    assert len(read_scored(tmp_path / "scored.jsonl")) == 40
+
+
 # Rubrics
 
 
@@ -299,6 +342,7 @@ def test_a_rubric_from_a_file(tmp_path):
         ("aspects: {reason: b}\nscale: [1, 5]", "none of them 'reason'"), ("aspects: {a_b: c, A b: d}\nscale: [1, 5]", "all different"),
         ("aspects: {a: b}\nscale: [1, 5]\ninstructions: ''", "instructions: expected text"),
         ("aspects: {a: b}\naspects: {a: b}", "stands twice"),
+        ('aspects: {a: "b \\ud83d"}\nscale: [1, 5]', "no Unicode text"), ('aspects: {a: b}\nscale: [1, 5]\ninstructions: "\\ud83d"', "no Unicode text"),
     ],
 )  # fmt: skip
 def test_rubrics_that_are_none_are_named(tmp_path, text, words):

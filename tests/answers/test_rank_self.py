@@ -1,5 +1,6 @@
 """Claims: how answers are cut, what a model is asked, how sure it is of yes, and that nothing is asked twice."""
 
+import argparse
 import json
 
 import pytest
@@ -15,6 +16,7 @@ from mdpo.data import PromptRow, TextOptions
 from mdpo.data.encode import EncodedRow
 from mdpo.errors import InputError
 from mdpo.models import load, load_processor
+from mdpo.stops import what_is_kept
 from tests import tiny
 from tests.answers.pool import lines, picture, record
 
@@ -229,3 +231,9 @@ def test_options_that_do_not_go_together_are_named(tmp_path, capsys, more, words
     assert main(["rank", str(path), "--output", str(tmp_path / "s.jsonl"), *more]) == 2
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1
+
+
+def test_a_run_that_is_stopped_says_that_the_claims_are_kept():
+    options = argparse.Namespace(words=["rank"], run=None, by="self", judge=None, output="s.jsonl")
+    assert "claims answered so far are kept beside s.jsonl: the same command goes on" in what_is_kept(options)
+    assert "begins again" in what_is_kept(argparse.Namespace(**{**vars(options), "by": "agreement"}))

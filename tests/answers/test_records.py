@@ -85,7 +85,7 @@ def test_several_files_are_one_pool(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"id": None}, "id: is missing"), ({"response": None}, "response: expected text"), ({"response": 3}, "response"),
+        ({"id": None}, "id: is missing"), ({"response": None}, "response: expected text"), ({"response": 3}, "response"), ({"response": "a\ud83d"}, "response: half a surrogate pair at character 1"),
         ({"answer": -1}, "answer: expected a whole number"), ({"answer": True}, "answer"), ({"tokens": "3"}, "tokens"),
         ({"whole": 1}, "whole"), ({"writer": ""}, "writer"), ({"answer": 0}, "is also that of"),
         ({"prompt": "What else?"}, "another prompt than at"), ({"image": "b.png"}, "another picture than at"),

@@ -95,7 +95,7 @@ def test_it_gets_the_prompts_of_training_with_a_placeholder_per_picture(world, v
         assert prompt["prompt_token_ids"].count(3) == len(row.images)
         pictures = prompt.get("multi_modal_data", {"image": []})["image"]
         assert [each.tobytes() for each in pictures] == [open_image(each, "").tobytes() for each in row.images]
-        given = {"n": 1, "temperature": 0.9, "top_p": 0.95, "max_tokens": 5, "stop_token_ids": [1], "stop": None}
+        given = {"n": 1, "temperature": 0.9, "top_p": 0.95, "max_tokens": 5, "stop_token_ids": [2, 1], "stop": None}
         assert vars(params) == given | {"seed": params.seed}
     assert len({params.seed for _, params, _ in engine.calls}) == 12
     settings = json.loads((tmp_path / "a.jsonl.settings.json").read_text())

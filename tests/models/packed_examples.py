@@ -23,6 +23,8 @@ FAMILIES = {
     "glm4v": tiny.glm4v,
     "qwen3_vl": tiny.qwen3_vl,
     "qwen3_vl_moe": tiny.qwen3_vl_moe,
+    "qwen3_5": tiny.qwen3_5,
+    "qwen3_5_moe": tiny.qwen3_5_moe,
     "idefics3": tiny.idefics3,
     "smolvlm": tiny.smolvlm,
     "gemma4": tiny.gemma4,

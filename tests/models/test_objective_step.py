@@ -142,7 +142,7 @@ def sequences(packed: PackedBatch) -> list[int]:
     return [at for at, digest in enumerate(packed.digests) if digest]
 
 
-@pytest.mark.parametrize("kind", ["llava-llama", "qwen2_vl", "qwen3_vl", "idefics3", "llava_next", "llava_onevision", "gemma4", "internvl"])
+@pytest.mark.parametrize("kind", ["llava-llama", "qwen2_vl", "qwen3_vl", "qwen3_5", "idefics3", "llava_next", "llava_onevision", "gemma4", "internvl"])
 @pytest.mark.parametrize("shared", [True, False], ids=["features", "no features"])
 def test_a_part_of_a_row_says_what_the_row_says(kind, shared):
     model, batch = FAMILIES[kind](), rich(kind)

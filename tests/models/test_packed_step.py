@@ -113,11 +113,15 @@ def test_works_after_anything_was_set(before):
     assert_same_step(model, oracle, batch, pack(batch, model))
 
 
-def test_generation_still_works_after_a_packed_pass():
-    batch = examples("llava-llama")[:1]
-    model, oracle = tiny.llava(), tiny.llava()
+@pytest.mark.parametrize("kind", ["llava-llama", "llava-mistral-window", "qwen3_5", "gemma4"])
+def test_generation_still_works_after_a_packed_pass(kind):
+    batch = examples(kind)[:1]
+    model, oracle = FAMILIES[kind](), FAMILIES[kind]()
     sequence_logps(model, pack(batch, model))
-    inputs = {"input_ids": torch.tensor([batch[0].prompt_ids]), **batch[0].images}
+    ids = torch.tensor([batch[0].prompt_ids])
+    inputs = {"input_ids": ids, **batch[0].images}
+    if "image_grid_thw" in inputs:
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
     options = {"max_new_tokens": 8, "do_sample": False}
     assert torch.equal(model.generate(**inputs, **options), oracle.generate(**inputs, **options))
 

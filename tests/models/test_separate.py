@@ -26,7 +26,7 @@ from tests.models.separate_models import IMAGE, MODELS, build
 # Those that this transformers can build of the same config: the oldest lacks two, and reads some configs otherwise.
 _NEW = {"aria", "granite4_vision", "hyperclovax_vision_v2", "mistral_large4", "vipllava", "video_llava"}
 _IS_OLD = Version(transformers.__version__) < Version("5.20")
-_PACKED = {"gemma4", "glm4v", "llava_onevision"}
+_PACKED = {"gemma4", "glm4v", "llava_onevision", "qwen3_5", "qwen3_5_moe"}
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(_IS_OLD and kind in _NEW, reason="of a later one"))
     for kind in MODELS
@@ -110,7 +110,7 @@ def test_lora_reaches_every_linear_layer_of_the_language_model_alone(kind):
             assert (module in inside) == bool(re.fullmatch(LANGUAGE_LINEAR, name)), name
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5", "glm4v_moe", "idefics2", "lfm2_vl", "llama4"])
+@pytest.mark.parametrize("kind", ["gemma3", "glm46v", "glm4v_moe", "idefics2", "lfm2_vl", "llama4"])
 def test_a_checkpointed_step_with_an_adapter_equals_plain_forwards(kind):
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=LANGUAGE_LINEAR + "|lm_head", init_lora_weights=False)
     models = []
@@ -175,7 +175,7 @@ def test_layout():
     assert batch.targets[:4].tolist() == [30, 31, 32, 1]
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5", "mistral3", "idefics2"])
+@pytest.mark.parametrize("kind", ["gemma3", "glm46v", "mistral3", "idefics2"])
 def test_a_part_says_what_the_whole_says(kind):
     model, batch = build(kind), examples(kind)
     whole = pack(batch, model)
@@ -213,8 +213,8 @@ def _bad(kind: str, **changes) -> list[PreferenceTokens]:
         ("gemma3", {"prompt_ids": [20, 21]}, "has 0 placeholders and images are there"),
         ("gemma3", {"rejected_images": {"pixel_values": torch.zeros(1, 3, 32, 32)}}, "pixel_values of rejected_images differs"),
         (
-            "qwen3_5",
-            {"rejected_images": MODELS["qwen3_5"].images(torch.Generator(), 2, 4)},
+            "glm46v",
+            {"rejected_images": MODELS["glm46v"].images(torch.Generator(), 2, 4)},
             "image_grid_thw of rejected_images differs",
         ),
     ],

@@ -78,7 +78,7 @@ class Function:
                 question=question_text(answer.row), answer=answer.response, images=images, id=answer.row.id
             )
         except Exception as error:
-            raise InputError(f"{at} failed: {_said(error)}; mend it, or return None where it has no score") from error
+            raise InputError(f"{at} failed: {_said(error)}; fix it, or return None where there is no score") from error
         if value is None:
             return None
         number = _number(value)

@@ -32,9 +32,9 @@ class LengthBias:
 
     def __str__(self) -> str:
         if self.correlation is None:
-            return f"no question has answers of several scores and lengths in {self.unit}, so length decides nothing"
+            return f"length ({self.unit}) does not bear on the scores: no question has answers that differ in both"
         return (
-            f"score and length go together by r = {self.correlation:+.2f} within questions; the best answers have "
+            f"score and length correlate with r = {self.correlation:+.2f} within questions; the best answers have "
             f"{self.best:.1f} {self.unit} on average, the worst {self.worst:.1f}"
         )
 

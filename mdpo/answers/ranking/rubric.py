@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mdpo.data.problem import names, shortened
 from mdpo.errors import InputError
 from mdpo.evaluation.files import read_text
-from mdpo.settings import plain, read_yaml
+from mdpo.settings import is_text, plain, read_yaml
 
 REASON = "reason"  # the judge's word for why, beside its ratings
 _KEYS = ("aspects", "scale", "weights", "instructions")
@@ -67,6 +67,9 @@ class Rubric:
             raise InputError("weights: all are 0; give at least one aspect a weight")
         if not isinstance(self.instructions, str) or not self.instructions.strip():
             raise InputError("instructions: expected text; leave them out for the usual ones")
+
+        if not all(map(is_text, [*self.aspects, *self.aspects.values(), self.instructions])):
+            raise InputError("aspects, instructions: half a surrogate pair, or NUL, which is no Unicode text; fix them")
 
     @classmethod
     def read(cls, path: Path) -> "Rubric":
@@ -184,7 +187,7 @@ def _is_number(value: Any) -> bool:
 # The three aspects of VLFeedback (Li et al. 2023, Silkie), in words of our own.
 SILKIE = Rubric(
     {
-        "helpfulness": "it answers what was asked, completely and to the point, and a reader can go by it",
+        "helpfulness": "it answers what was asked, completely and to the point, so that a reader can rely on it",
         "visual faithfulness": "all that it says of the picture is to be seen there; nothing is made up or mistaken: "
         "objects, numbers, colours, places, text",
         "ethical considerations": "it harms, insults and stereotypes nobody, and gives away nothing private",

@@ -9,7 +9,7 @@ from mdpo.errors import InputError
 from .base import Family, Separate, Untried
 from .gemma import Gemma4
 from .llava import Llava, LlavaNext, LlavaOnevision
-from .qwen_vl import Glm4V, QwenVL
+from .qwen_vl import Glm4V, Qwen35, QwenVL
 from .tiles import Idefics3, InternVL
 
 __all__ = ["Family", "Separate", "family_of", "family_of_config"]
@@ -24,6 +24,8 @@ _FAMILIES = {
     "llava_onevision": LlavaOnevision,
     "qwen2_5_vl": QwenVL,
     "qwen2_vl": QwenVL,
+    "qwen3_5": Qwen35,
+    "qwen3_5_moe": Qwen35,
     "qwen3_vl": QwenVL,
     "qwen3_vl_moe": QwenVL,
     "smolvlm": Idefics3,
@@ -32,8 +34,6 @@ _FAMILIES = {
 _NOT_PACKED = {
     "paligemma": "its image and prompt tokens attend to each other in both directions",
     "gemma3": "its image tokens attend to each other in both directions",
-    "qwen3_5": "its linear-attention layers carry state from token to token",
-    "qwen3_5_moe": "its linear-attention layers carry state from token to token",
 }
 
 # What a forward needs beside token ids and processed images, and only the model's own processor makes.

@@ -40,6 +40,11 @@ class Family(Protocol):
         """Those of an example's images that are sizes, which the model reads on the host."""
         ...
 
+    @property
+    def carries_state(self) -> bool:
+        """Whether some layers carry a state from token to token, so that a row has to say where it forks."""
+        ...
+
     def image_lengths(self, images: Mapping[str, Tensor]) -> list[int]:
         """The number of placeholder tokens each image takes."""
         ...

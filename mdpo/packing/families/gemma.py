@@ -24,6 +24,7 @@ class Gemma4:
 
     image_inputs = ("pixel_values", "image_position_ids")
     host_inputs = ()
+    carries_state = False
 
     @classmethod
     def from_config(cls, config) -> "Gemma4":

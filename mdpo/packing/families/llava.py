@@ -31,6 +31,7 @@ class Llava:
 
     image_inputs = ("pixel_values",)
     host_inputs = ()
+    carries_state = False
 
     @classmethod
     def from_config(cls, config) -> "Llava":
@@ -70,6 +71,7 @@ class LlavaNext:
 
     image_inputs = ("pixel_values", "image_sizes")
     host_inputs = ("image_sizes",)
+    carries_state = False
 
     @classmethod
     def from_config(cls, config) -> "LlavaNext":

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size, and multimodal rotary positions."""
+"""Qwen2-VL to Qwen3.5, and GLM-4.1V: images of any size, and multimodal rotary positions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class QwenVL:
     """``pixel_values`` (N, values of a patch), ``image_grid_thw`` (I, 3): patches in time, height and width.
 
     The positions (time, height, width) are those of the family's ``get_rope_index`` (Qwen2-VL, arXiv 2409.12191, §2.1;
-    for images the three generations agree). That function sees whole batches and knows no forks, so they are counted
+    for images the four generations agree). That function sees whole batches and knows no forks, so they are counted
     here branch by branch and held against it in the tests.
     """
 
@@ -26,6 +26,7 @@ class QwenVL:
 
     image_inputs = ("pixel_values", "image_grid_thw")
     host_inputs = ("image_grid_thw",)
+    carries_state = False
 
     @classmethod
     def from_config(cls, config) -> "QwenVL":
@@ -58,6 +59,13 @@ class QwenVL:
                 pieces.append(piece + position)
                 position, row = position + step, row + piece.shape[1]
         return torch.cat(pieces, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen35(QwenVL):
+    """Qwen3.5, whose layers with linear attention carry states from token to token."""
+
+    carries_state = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Idefics3:
 
     image_inputs = ("pixel_values",)
     host_inputs = ()
+    carries_state = False
 
     @classmethod
     def from_config(cls, config) -> "Idefics3":
@@ -73,6 +74,7 @@ class InternVL:
 
     image_inputs = ("pixel_values",)
     host_inputs = ()
+    carries_state = False
 
     @classmethod
     def from_config(cls, config) -> "InternVL":
