@@ -159,6 +159,16 @@ def test_a_message_names_options_and_commands_that_exist(file, text):
         assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), f"there is no extra {extra}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "mdpo/README.md"])
+def test_the_pages_name_options_and_commands_that_exist(page):
+    lines = re.findall(r"^ {4}mdpo (.+?)(?: +#.*)?$", (ROOT / page).read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        command = max((name for name in parsers() if line.startswith(name)), key=len)
+        unknown = {word.split("=")[0] for word in shlex.split(line) if word.startswith("--")} - options(command)
+        assert not unknown, f"mdpo {line}"
+
+
 def test_files_that_messages_name_are_there():
     named = {name for path in (ROOT / "mdpo").rglob("*.py") for name in re.findall(r"configs/[\w./-]+", path.read_text())}
     assert named and all((ROOT / name).is_file() for name in named)

@@ -45,6 +45,16 @@ def test_links_are_looked_at():
     assert {"mdpo/README.md", "mdpo/README.md#models", "docs/packed_row.svg"} <= links
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "bench/README.md", "mdpo/README.md"])
+def test_what_a_page_says_to_run_is_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    modules = re.findall(r"python -m (bench[\w.]*)", text)
+    named = [f"{name.replace('.', '/')}{end}" for name in modules for end in (".py", "/__main__.py")]
+    assert len([name for name in named if (ROOT / name).is_file()]) == len(modules)
+    for name in re.findall(r"(?:bash|pytest) ([\w/]+(?:\.\w+)?)", text) + re.findall(r"\b(configs/[\w./-]+\w)", text):
+        assert (ROOT / name).exists(), name
+
+
 def test_the_packed_row_is_drawn_with_the_tables_numbers():
     from mdpo.objectives import rows
 

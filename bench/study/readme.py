@@ -26,9 +26,9 @@ def caption(results: Results) -> list[str]:
         f"{row.label} {cell(results.interval(row.setting, 'chair_s', item.seeds), 'chair_s')}" for row in item.rows
     ]
     return [
-        "Captions that name a digit which is not in the image, in percent, means ± half of the 95% interval "
-        f"over {len(item.seeds)} seeds:",
-        f"{'; '.join(scores)}.",
+        "Captions that name a digit which is not in the image, in percent: means ± half of the 95% interval "
+        f"over {len(item.seeds)} seeds;",
+        f"tuned is the model before. {'; '.join(scores)}.",
     ]
 
 
