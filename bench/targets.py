@@ -15,7 +15,7 @@ TARGET_CARDS = ("H100", "H200")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """measure: "speed", the other's time over ours; "memory", our peak above the weights over the other's; or one of the
+    """measure: "speed", the other's time over ours; "in turns", the same where ours was timed in turns with the other; "memory", our peak above the weights over the other's; or one of the
     records' rates by name, ours over the other's. shape: what the group's shape has to say; other_shape: what the
     other's differs in. target: at most for memory, at least for anything else."""
 
@@ -46,6 +46,8 @@ class Ratio:
     def _ratio(self, ours: Record, other: Record) -> float | None:
         if self.measure == "speed":
             return other.median_ms / ours.median_ms if ours.median_ms and other.median_ms else None
+        if self.measure == "in turns":
+            return 1 / ours.ratio_to_floor if ours.ratio_to_floor and ours.floor == self.other else None
         if self.measure != "memory":
             one, two = (record.rates.get(self.measure) for record in (ours, other))
             return one / two if one and two else None
@@ -137,4 +139,7 @@ RATIOS = (
               ours="ours", other="separate passes", shape=(("objective", objective), *_MICRO), target=target)
         for objective, target in (("symmpo", 1.5), ("misp", 1.2))
     ),
+    Ratio(name="forward and backward of a pair read separately (Gemma 3), P=160, R=24, in turns: three plain padded passes",
+          op="separate", ours="ours, branches read separately", other="three plain padded passes",
+          shape=(("P", 160), ("R", 24)), measure="in turns", target=0.95),
 )  # fmt: skip

@@ -220,10 +220,12 @@ class _Strict(_Parser):
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises InputError where the words after ``mdpo`` are not a command and its options. Runs nothing."""
+    """Raises InputError where the words after ``mdpo`` are not a command and its options, or cannot be used. Runs nothing."""
     options, overrides = _parser(_Strict).parse_known_args(_with_dashes(words))
     if overrides and options.run is not train:
         raise InputError(f"mdpo {words[0]}: unrecognized arguments: {' '.join(overrides)}")
+    if hasattr(options, "check"):
+        options.check(options)
 
 
 def _path(text: str) -> Path:

@@ -13,7 +13,7 @@ _BESIDE = (
     "config.json", "adapter_config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
     "image_processor_config.json", "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "chat_template.jinja", "chat_template.json",
+    "chat_template.jinja", "chat_template.json", "mdpo_base.json",
 )  # fmt: skip
 _STAGING = ".saving"  # where checkpoints are written, and wait while they are replaced
 # and of nothing else

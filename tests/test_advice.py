@@ -60,7 +60,7 @@ SAID_BY = {
     "mdpo/__main__.py": ["train"],
     "mdpo/answers/pairing.py": ["pairs"],
     "mdpo/answers/pairs_command.py": ["pairs"],
-    "mdpo/answers/rank.py": ["rank"],
+    "mdpo/answers/rank_command.py": ["rank"],
     "mdpo/answers/ranking/confirm.py": ["rank"],
     "mdpo/answers/ranking/function.py": ["rank"],
     "mdpo/answers/ranking/judge.py": ["rank"],

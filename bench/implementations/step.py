@@ -41,20 +41,20 @@ class StepProblem:
         return pack(self.examples, self.model, branches=branches).to(self.device)
 
 
-def _finish(problem: StepProblem, policy: Tensor, objective: Objective) -> Outputs:
-    """The loss against a reference of zeros, and its backward."""
+def finish(model: PeftModel, policy: Tensor, objective: Objective) -> Outputs:
+    """The loss against a reference of zeros, and its backward: the log-probs, and the adapter's gradient."""
     reference = torch.zeros_like(policy)
-    return _backward(problem, preference_loss(policy, reference, objective.terms, branches=objective.branches), policy)
+    return _backward(model, preference_loss(policy, reference, objective.terms, branches=objective.branches), policy)
 
 
-def _backward(problem: StepProblem, loss: PreferenceLoss, policy: Tensor) -> Outputs:
+def _backward(model: PeftModel, loss: PreferenceLoss, policy: Tensor) -> Outputs:
     loss.loss.backward()
-    return policy.detach(), *_gradients(problem)
+    return policy.detach(), *_gradients(model)
 
 
-def _gradients(problem: StepProblem) -> Outputs:
+def _gradients(model: PeftModel) -> Outputs:
     """The adapter's gradients, flattened, and taken away."""
-    parameters = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     for parameter in parameters:
         parameter.grad = None
@@ -64,13 +64,13 @@ def _gradients(problem: StepProblem) -> Outputs:
 def packed(problem: StepProblem) -> Step:
     """Ours: all branches on one row, each picture's prompt shared."""
     row = problem.row(problem.objective.branches)
-    return lambda: _finish(problem, branch_logps(problem.model, row), problem.objective)
+    return lambda: finish(problem.model, branch_logps(problem.model, row), problem.objective)
 
 
 def separate_passes(problem: StepProblem) -> Step:
     """A pass for each branch, each an unpadded row: our kernels, nothing shared."""
     rows = [problem.row([branch]) for branch in problem.objective.branches]
-    return lambda: _finish(problem, torch.cat([branch_logps(problem.model, row) for row in rows]), problem.objective)
+    return lambda: finish(problem.model, torch.cat([branch_logps(problem.model, row) for row in rows]), problem.objective)
 
 
 def three_padded(problem: StepProblem) -> Step:
@@ -81,7 +81,7 @@ def three_padded(problem: StepProblem) -> Step:
         _use_sdpa(problem)
         problem.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = torch.stack([padded_logps(problem.model, batch, full_logits=True) for batch in batches])
-        outputs = _finish(problem, policy, problem.objective)
+        outputs = finish(problem.model, policy, problem.objective)
         problem.model.gradient_checkpointing_disable()
         return outputs
 
@@ -95,7 +95,7 @@ def two_branches(problem: StepProblem) -> Step:
     def run() -> Outputs:
         _use_sdpa(problem)
         policy = padded_logps(problem.model, batch, full_logits=False).view(2, -1)
-        return _finish(problem, policy, PRESETS["dpo"])
+        return finish(problem.model, policy, PRESETS["dpo"])
 
     return run
 
@@ -112,7 +112,7 @@ def with_reference(problem: StepProblem) -> Step:
 
     def run() -> Outputs:
         output = policy(row)
-        return _backward(problem, output.loss, output.policy)
+        return _backward(problem.model, output.loss, output.policy)
 
     return run
 

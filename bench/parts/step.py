@@ -5,7 +5,8 @@ layers as they are, compiled, or Liger's; ours with the reference cached, as fro
 reference computed in the step, as in the first; and ours with peft's LoRA layers in the place of the fused ones.
 `step` is forward and backward of one micro-batch of P prompt tokens (image included) × R response tokens; every such
 group carries what sharing promises: the tokens of three passes over those of the packed row. `objective` is the same for
-objectives of more branches, packed and in a pass for each branch.
+objectives of more branches, packed and in a pass for each branch. `separate` is a model that has no packed row, against plain
+padded passes; the two are timed in turns.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,16 @@ from functools import partial
 import torch
 from peft import PeftModel
 
-from bench.group import Bound, Group, Outputs, Prepared
+from bench.group import Bound, Floor, Group, Outputs, Prepared
+from bench.implementations.separate import (
+    GEMMA_60M,
+    GEMMA_TINY,
+    PLAIN,
+    SEPARATE,
+    SeparateProblem,
+    build_gemma,
+    plain_passes,
+)
 from bench.implementations.step import OBJECTIVE, STEP, Step, StepProblem, separate_passes
 from bench.implementations.train_step import (
     PEFT_LORA,
@@ -43,7 +53,8 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
         small = partial(train_group, shape, device, pairs=4, batch=2, image_tokens=144, shrink=4)
         micro = step_group(shape, 650, 100, device)
         others = [step_group(shape, 650, 100, device, name) for name in OBJECTIVES]
-        return [small(False), micro, small(True), *others, small(False, layers="compiled"), small(True, layers="liger")]
+        separate = separate_group(GEMMA_TINY if tiny else GEMMA_60M, 160, 24, device)
+        return [small(False), micro, small(True), *others, separate, small(False, layers="compiled"), small(True, layers="liger")]
     llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
     bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])
     micro = [
@@ -144,6 +155,32 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device, o
         implementations=STEP if is_mdpo else OBJECTIVE,
         prepare=prepare,
         extra={promised: row.unshared / row.packed, "packed tokens": examples * row.packed},
+    )
+
+
+def separate_group(shape: Shape, prompt: int, response: int, device: torch.device, pairs: int = 2) -> Group:
+    """One micro-batch of a model whose branches are read separately. The plain passes stand as the floor as well, which is
+    timed in turns with ours: the two differ by less than a machine drifts."""
+    image_tokens = 64
+
+    def prepare() -> Prepared:
+        examples = even_rows(shape, prompt, response, pairs, image_tokens=image_tokens)
+        problem = SeparateProblem(build_gemma(shape, image_tokens, device), examples)
+        plain = plain_passes(problem)
+        truth = plain()
+
+        def bind(function: Callable[[SeparateProblem], Step]) -> Bound:
+            return Bound(run=function(problem), errors=lambda outputs: _differences(outputs, truth))
+
+        return Prepared(floor=Floor(name=PLAIN, run=plain), bind=bind)
+
+    return Group(
+        part="step",
+        op="separate",
+        shape={"model": shape.name, "P": prompt, "R": response, "B": pairs},
+        dtype=torch.float32,
+        implementations=SEPARATE,
+        prepare=prepare,
     )
 
 

@@ -3,12 +3,11 @@
 import argparse
 from typing import Any
 
-from . import pairs_command, sample_command
-from .rank import add_command as add_rank
+from . import pairs_command, rank_command, sample_command
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers the commands; each parser's ``run`` takes the parsed options."""
     sample_command.add_command(subparsers)
-    add_rank(subparsers)
+    rank_command.add_command(subparsers)
     pairs_command.add_command(subparsers)

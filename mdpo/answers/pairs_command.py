@@ -45,7 +45,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument(
         "--allow-outside", action="store_true", help="image paths and links may lead out of the folder of the file"
     )
-    command.set_defaults(run=run_pairs, results=lambda options: pair_files(options.output))
+    command.set_defaults(run=run_pairs, results=lambda options: pair_files(options.output), check=check_pairs)
 
 
 def pair_files(output: Path) -> list[Output]:
@@ -54,10 +54,15 @@ def pair_files(output: Path) -> list[Output]:
     return [Output("--output", output.with_suffix(suffix) if suffix else output) for suffix in suffixes]
 
 
-def run_pairs(options: argparse.Namespace) -> None:
+def check_pairs(options: argparse.Namespace) -> Rules:
+    """The rules that the options ask for. Raises InputError where they cannot be used."""
     if options.output.suffix != ".jsonl":
         raise InputError(f"--output {options.output}: pairs are written as JSONL; give a name that ends in .jsonl")
-    rules = Rules(options.margin, options.per_question, options.above, options.below)
+    return Rules(options.margin, options.per_question, options.above, options.below)
+
+
+def run_pairs(options: argparse.Namespace) -> None:
+    rules = check_pairs(options)
     paired = make_pairs(read_scored(options.scored, allow_outside=options.allow_outside), rules)
     for line in table(paired):
         say(line)
@@ -72,7 +77,7 @@ def write_pairs(paired: Paired, output: Path, *, source: str, rules: Rules) -> N
 
     Raises OutputError where they cannot be written.
     """
-    pictures = Pictures(output.parent)
+    pictures = Pictures(output.expanduser().parent)
     try:
         rows, origins = [], []
         for pair in paired.pairs:

@@ -65,28 +65,40 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     add_answer_options(command, batch_size=16)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per answer")
-    command.add_argument("--n", type=int, default=6, help="answers per question")
-    command.add_argument("--temperature", type=float, default=1.0, help="what the logits are divided by; 0 is greedy")
+    command.add_argument("--n", type=int, default=6, help="answers per question (default: 6)")
     command.add_argument(
-        "--top-p", type=float, default=1.0, help="share of the probability, likeliest first, to draw from"
+        "--temperature", type=float, default=1.0, help="divides the logits; 0 takes the likeliest token (default: 1)"
     )
-    command.add_argument("--seed", type=int, default=42, help="of the random numbers")
     command.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="auto: vllm where it is installed and there is a GPU"
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="share of the probability, likeliest tokens first, to draw from (default: 1)",
     )
-    command.set_defaults(run=run_sample, results=_sampled)
+    command.add_argument("--seed", type=int, default=42, help="seed of the random numbers (default: 42)")
+    command.add_argument(
+        "--engine", choices=ENGINES, default="auto",
+        help="what runs the model; auto is vllm if that is installed and there is a GPU (default: auto)",
+    )  # fmt: skip
+    command.set_defaults(run=run_sample, results=_sampled, check=check_sample)
 
 
 def _sampled(options: argparse.Namespace) -> list[Output]:
     return [Output("--output", path, resumed=True) for path in (options.output, settings_path(options.output))]
 
 
-def run_sample(options: argparse.Namespace) -> None:
+def check_sample(options: argparse.Namespace) -> Sampling:
+    """How the options have answers drawn. Raises InputError where they cannot be used."""
     sampling = Sampling(
         temperature=options.temperature, top_p=options.top_p, seed=options.seed, max_new_tokens=options.max_new_tokens
     )
     sampling.check_count(options.n)
     check_answer_options(options)
+    return sampling
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    sampling = check_sample(options)
     check_model(options.model)  # before the data is fetched
     engine = choose_engine(options.engine)
     rows = asked_rows(options)

@@ -33,8 +33,13 @@ def add_answer_options(command: argparse.ArgumentParser, *, batch_size: int) -> 
     command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     add_row_options(command)
     command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    command.add_argument("--max-new-tokens", type=int, default=1024)
-    command.add_argument("--batch-size", type=int, default=batch_size)
+    command.add_argument("--max-new-tokens", type=int, default=1024, help="where an answer is cut (default: 1024)")
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        help=f"answers at a time with transformers (default: {batch_size})",
+    )
     add_text_options(command)
     add_size_options(command)
 

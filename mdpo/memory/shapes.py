@@ -17,9 +17,8 @@ from mdpo.packing import Separate, family_of_config
 from .counted import CountedLayers, Unplanned
 from .lengths import Picture
 
-# Packed families with layers that ``layer`` has no equation for: four norms in a layer; experts, of which a token takes some;
-# layers that differ from one another.
-_OTHER_LAYERS = ("gemma4", "glm4v", "qwen3_vl_moe")
+# Text models whose layers, in a packed row, ``layer`` has the equation for.
+_EQUATION = ("llama", "mistral", "phi", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
 # A layer's linear layers by what they read. Those that read the same share one saved input.
 _GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj"),
@@ -132,7 +131,7 @@ def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
     first = {
         name.removeprefix(f"{start}0."): module for name, module in language.items() if name.startswith(f"{start}0.")
     }
-    if separate or config.model_type in _OTHER_LAYERS:
+    if separate or text.model_type not in _EQUATION:
         layer = CountedLayers(config, rank=adaptation.rank, pattern=adaptation.pattern, masked=separate)
         trained = layer.trained if adaptation.rank else trained
     else:

@@ -21,7 +21,7 @@ from mdpo.shown import shown
 from .base_digest import weights_digest
 from .folder import read_object, short, tensor_shapes
 from .fused_lora import can_fuse, fuse_lora
-from .model_card import RECORD_NAME
+from .model_card import BASE_NAME, RECORD_NAME
 from .patterns import check_patterns, texts_of
 
 CONFIG_NAME = "adapter_config.json"
@@ -161,8 +161,10 @@ def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 def check_base(adapter: Path, base: str | Path) -> None:
-    """Raises InputError where the run's record beside the adapter names another base than the one in ``base``."""
-    trained_on = run_record(adapter).get("base_weights")
+    """Raises InputError where the run's record beside the adapter, or what was published of it, names another base than the one
+    in ``base``."""
+    published = adapter / BASE_NAME
+    trained_on = (read_object(published) if published.is_file() else run_record(adapter)).get("base_weights")
     if trained_on is None:
         return
     here = weights_digest(base)

@@ -179,23 +179,28 @@ def _forks(base: PreTrainedModel, packed: PackedBatch) -> dict[str, Forks]:
 
 
 def check_adapter_kinds(model: nn.Module) -> None:
-    """Raises InputError for adapters that live outside the layers, where a packed row would pass them by."""
+    """Raises InputError for adapters that live outside the layers, where they would be passed by."""
     if not isinstance(model, PeftModel):
         return
+    separate = isinstance(family_of(model), Separate)
     for name in model.active_adapters:
         config = model.peft_config[name]
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if kind == "POLY":
             raise InputError(f"the adapter {name!r} is of kind POLY, whose forward wants task ids; use LoRA")
         if config.is_prompt_learning or config.is_adaption_prompt:
+            way = "peft does so in a forward of its own, which branches with images do not go through" if separate else (
+                "a packed row has no place for them"
+            )
             raise InputError(
                 f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or into its "
-                "attention; a packed row has no place for them: use LoRA, or another adapter of the layers"
+                f"attention; {way}: use LoRA, or another adapter of the layers"
             )
         if getattr(config, "alora_invocation_tokens", None):
+            where = "outside of peft's own forward" if separate else "in a packed row"
             raise InputError(
                 f"the adapter {name!r} is an aLoRA, which acts behind tokens that it looks for in each sequence: it would do "
-                "nothing in a packed row, and cannot be merged; use LoRA, without alora_invocation_tokens"
+                f"nothing {where}, and cannot be merged; use LoRA, without alora_invocation_tokens"
             )
 
 

@@ -17,7 +17,10 @@ from .folder import mapping, read_object
 
 _LONGEST = 1000  # characters of a value
 RECORD_NAME = "mdpo_run.json"
+BASE_NAME = "mdpo_base.json"  # of the record, what whoever gets the adapter needs
 CARD_NAME = "README.md"
+# Kinds of adapters whose names peft writes otherwise than their papers.
+_KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA", "RANDLORA": "RandLoRA"}
 _PACKAGES = ("multimodal-dpo", "torch", "transformers", "peft", "bitsandbytes")
 _IN_SECTIONS_OF_THEIR_OWN = ("rows", "negative", "objective")
 # By which a card of ours is told from one that the user wrote; the second is in peft's template.
@@ -43,7 +46,7 @@ class FinishedRun:
 
     Attributes:
         base: Folder or name on the hub of the model that it started from.
-        adapter: Whether it trained an adapter, and not the model itself.
+        adapter: The kind of adapter that it trained, from ``adapter_kind``; None where it trained the model itself.
         settings: What its weights depend on, by name.
         source: The paper of its objective.
         history: Its log lines.
@@ -52,7 +55,7 @@ class FinishedRun:
     """
 
     base: str
-    adapter: bool
+    adapter: str | None
     settings: Mapping[str, Any]
     source: str
     history: list[dict[str, Any]]
@@ -75,9 +78,24 @@ def write_run_record(
     folder: str | Path, run: Mapping[str, Any], *, base_weights: str | None, text: Mapping[str, Any]
 ) -> None:
     """Beside an adapter: the run's settings that the trainer does not know, the digest of the base model's weights, the
-    settings of the text that it read, and the versions it ran with. Raises OutputError where it cannot be written."""
+    settings of the text that it read, and the versions it ran with. The digest of an adapter's base is also in a file of its
+    own, which tells nothing of this machine and may be published. Raises OutputError where it cannot be written."""
     record = {"run": dict(run), "base_weights": base_weights, "text": dict(text), "versions": versions()}
     write_text(Path(folder, RECORD_NAME), json.dumps(redacted(record), indent=1))
+    if base_weights is not None and run.get("use_lora"):
+        write_text(Path(folder, BASE_NAME), json.dumps({"base_weights": base_weights}, indent=1))
+
+
+def adapter_kind(config: Mapping[str, Any]) -> str:
+    """What people call the kind of an adapter. config: peft's, as it is saved."""
+    peft_type = config.get("peft_type") or "LORA"
+    kind = str(getattr(peft_type, "value", peft_type))
+    return "DoRA" if kind == "LORA" and config.get("use_dora") else _KINDS.get(kind, kind)
+
+
+def _adapter(kind: str) -> str:
+    """With its article."""
+    return f"{'An' if kind[0] in 'AEIO' else 'A'} {kind} adapter"
 
 
 def write_run_card(folder: str | Path, run: FinishedRun, *, title: str | None = None) -> bool:
@@ -119,7 +137,7 @@ def run_card(folder: Path, run: FinishedRun, *, title: str | None = None) -> str
         "Metrics": logged | evaluated,
         "Versions": versions(),
     }
-    kind = "A LoRA adapter" if run.adapter else "A model"
+    kind = "A model" if run.adapter is None else _adapter(run.adapter)
     return (
         f"{_front_matter(base, data, adapter=run.adapter)}\n{_MARK}\n\n# {markdown(title or folder.resolve().name)}\n\n"
         f"{kind} trained on preference pairs, starting from {markdown(_public(base))}.\n{_tables(sections)}"
@@ -134,7 +152,8 @@ def model_card(adapter: Path, base: Path) -> str:
     run, trained_with = mapping(record.get("run")), mapping(record.get("versions"))
     settings = _read(adapter, "mdpo_settings.json")
     state = _read(adapter, "trainer_state.json")
-    lora = _read(adapter, "adapter_config.json")
+    config = _read(adapter, "adapter_config.json")
+    kind = adapter_kind(config)
     evaluated, logged = _last_metrics(state.get("log_history"))
     sections = {
         "Base": {"model": str(base), "weights while training": "4 bits (NF4)" if run.get("load_in_4bit") else None},
@@ -146,13 +165,13 @@ def model_card(adapter: Path, base: Path) -> str:
         },
         "Training": {"steps": state.get("global_step"), "epochs": state.get("epoch")}
         | {name: value for name, value in settings.items() if name not in ("rows", "negative")}
-        | {f"lora {name}": lora.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
+        | {f"{kind.lower()} {name}": config.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
         "Metrics": logged | evaluated,
         "Versions": {f"{name} (training)": version for name, version in trained_with.items()}
         | {f"{name} (merging)": version for name, version in versions().items()},
     }
     text = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mdpo, dpo]\n---\n\n"
-    text += f"# {markdown(adapter.resolve().name)}\n\nA LoRA adapter trained on preference pairs, merged into its base model.\n"
+    text += f"# {markdown(adapter.resolve().name)}\n\n{_adapter(kind)} trained on preference pairs, merged into its base model.\n"
     return text + _tables(sections)
 
 
@@ -166,7 +185,7 @@ def _tables(sections: Mapping[str, Mapping[str, Any]]) -> str:
     return text
 
 
-def _front_matter(base: str, data: Any, *, adapter: bool) -> str:
+def _front_matter(base: str, data: Any, *, adapter: str | None) -> str:
     """What the hub reads. It takes names that it has, and refuses a card with others."""
     names = [_repository(each) for each in (data if isinstance(data, (list, dict)) else [data])]
     values: dict[str, Any] = {
@@ -175,7 +194,7 @@ def _front_matter(base: str, data: Any, *, adapter: bool) -> str:
         "base_model": _repository(base),
         "base_model_relation": ("adapter" if adapter else "finetune") if _repository(base) else None,
         "datasets": [name for name in names if name],
-        "tags": ["mdpo", "dpo", *(["lora"] if adapter else [])],
+        "tags": ["mdpo", "dpo", *(["lora"] if adapter == "LoRA" else [])],
     }
     return f"---\n{yaml.safe_dump({name: value for name, value in values.items() if value}, sort_keys=False)}---\n"
 

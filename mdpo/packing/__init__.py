@@ -1,7 +1,7 @@
 """Examples → micro-batches → one packed row, or sequences of their own."""
 
 from .batch import Batch
-from .branches import MDPO_BRANCHES, branch_of
+from .branches import MDPO_BRANCHES, branch_of, cost_of
 from .families import Family, Separate, family_of, family_of_config
 from .forks import Forks
 from .layout import PackedBatch, pack
@@ -20,6 +20,7 @@ __all__ = [
     "Separate",
     "SeparateBatch",
     "branch_of",
+    "cost_of",
     "family_of",
     "family_of_config",
     "pack",

@@ -69,6 +69,15 @@ def pictures_of(branches: Iterable[str]) -> dict[str, list[Branch]]:
     return found
 
 
+def cost_of(branches: Iterable[str], *, packed: bool) -> str:
+    """Tokens of an example with these branches, for a prompt of P and answers of R: each picture's prompt once where they are
+    packed, else one for each branch."""
+    pictures = pictures_of(branches)
+    answers = sum(map(len, pictures.values()))
+    prompts = len(pictures) if packed else answers
+    return "+".join(f"{'' if count == 1 else count}{letter}" for count, letter in ((prompts, "P"), (answers, "R")))
+
+
 def negatives_of(branches: Iterable[str]) -> int:
     """How many rejected pictures a row needs for these branches."""
     return max((branch_of(name).negative for name in branches), default=0)

@@ -13,7 +13,7 @@ from transformers import Trainer
 from mdpo.errors import OutputError
 from mdpo.hub.uploads import make_repository, upload, upload_command
 from mdpo.models.logps import unwrap
-from mdpo.models.model_card import CARD_NAME, FinishedRun, write_run_card
+from mdpo.models.model_card import CARD_NAME, FinishedRun, adapter_kind, write_run_card
 from mdpo.objectives import Objective
 from mdpo.run_folder import published_files
 
@@ -53,7 +53,7 @@ class Publishes(Trainer):
             return
         run = FinishedRun(
             base=unwrap(self.model).config.name_or_path or type(unwrap(self.model)).__name__,
-            adapter=isinstance(self.model, PeftModel),
+            adapter=adapter_kind(self.model.active_peft_config.to_dict()) if isinstance(self.model, PeftModel) else None,
             settings=self.settings_of_checkpoints(),
             source=self.objective.source,
             history=self.state.log_history,

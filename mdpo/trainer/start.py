@@ -15,7 +15,7 @@ from mdpo.models.dropout import attention_dropout, disable_dropout
 from mdpo.models.logps import unwrap
 from mdpo.models.policy import PolicyOutput
 from mdpo.models.start_check import check_equal_start, check_packed, rounding_of
-from mdpo.packing import Batch, PreferenceTokens, pack
+from mdpo.packing import Batch, PreferenceTokens, Separate, family_of, pack
 
 _log = logging.getLogger(__name__)
 
@@ -26,16 +26,20 @@ _SAME_WAY = 4
 def switch_dropout_off(model: nn.Module, args: MDPOConfig) -> None:
     """Sets the model's dropout to 0 where the settings say so, and says what was on.
 
-    Raises InputError for attention dropout that is to stay on: a packed row has none.
+    Raises InputError for attention dropout that is to stay on: a packed row has none. A model whose branches are read
+    separately keeps its own.
     """
     if args.disable_dropout:
         switched_off = disable_dropout(model)
         if switched_off:
             _log.warning("disable_dropout: off while preferences are trained: %s", ", ".join(switched_off))
         return
-    found = attention_dropout(model)
+    found = None if isinstance(family_of(model), Separate) else attention_dropout(model)
     if found is not None:
-        raise InputError(f"disable_dropout: false needs a model without attention dropout, found {found}; set it to true")
+        raise InputError(
+            f"disable_dropout: false needs a model without attention dropout, of which a packed row has none, found {found}; set it "
+            "to true"
+        )
 
 
 def describe_trained(model: nn.Module) -> str:

@@ -32,7 +32,7 @@ from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.objectives import objective_of
-from mdpo.packing import Batch, PreferenceTokens, Separate, family_of
+from mdpo.packing import Batch, PreferenceTokens, Separate, cost_of, family_of
 
 from .arguments import (
     check_fsdp,
@@ -150,7 +150,10 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             whole=not self.is_fsdp_enabled,
         )
         if isinstance(self.family, Separate):
-            _log.info(self.family.line)
+            _log.info(self.family.line(args.branches))
+        else:
+            packed, separate = (cost_of(args.branches, packed=packed) for packed in (True, False))
+            _log.info("packed: %s tokens an example, where separate branches take %s", packed, separate)
         _log.info("reference: %s", reference.description)
         for line in filter(None, (describe_trained(model), describe_lora(model, self.step_dtype))):
             _log.info(line)

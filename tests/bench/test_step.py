@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench.implementations.separate import GEMMA_TINY, SEPARATE, SeparateProblem, build_gemma
 from bench.implementations.step import OBJECTIVE, STEP, StepProblem, separate_passes
 from bench.models import TINY, build
 from bench.parts.step import OBJECTIVES
@@ -55,3 +56,11 @@ def test_what_a_packed_forward_keeps_is_the_token_ratios_share(problem):
         del policy
     packed, apart = (sum(row.num_tokens for row in layout) for layout in rows)
     assert kept[0] / kept[1] <= 1.05 * packed / apart
+
+
+def test_branches_read_separately_are_plain_padded_passes():
+    model = build_gemma(GEMMA_TINY, 16, torch.device("cpu"), lora_r=4)
+    problem = SeparateProblem(model, even_rows(GEMMA_TINY, 40, 12, 2, image_tokens=16))
+    ours, plain = (each.load()(problem)() for each in SEPARATE)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

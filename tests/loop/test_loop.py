@@ -255,7 +255,9 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
     [
         ({"sample": {"nn": 4}}, "round 1 of 2: sample: mdpo sample: unrecognized arguments: --nn=4"),
         ({"rank": {"by": "luck"}}, "invalid choice: 'luck'"), ({"pairs": {"margin": "wide"}}, "round 1 of 2: pairs.*--margin"),
-        ({"rank": {}}, "--by"),
+        ({"rank": {}}, "--by"), ({"rank": {"by": "chair", "objects": "nowhere.json"}}, "rank: nowhere.json does not exist"),
+        ({"rank": {"by": "chair"}}, "rank: --by chair needs --objects"), ({"sample": {"temperature": -1}}, "sample: temperature is -1"),
+        ({"pairs": {"margin": -1}}, "pairs: --margin -1"),
     ],
 )  # fmt: skip
 def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, changes, words):

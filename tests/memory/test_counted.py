@@ -85,9 +85,9 @@ def of_a_step(run: Case, expected: Footprint) -> float:
     return sum(expected.parts[name] for name in parts) - 4 * run.shape.pixels * run.images
 
 
-# Of each kind of layers that have no equation: masks of two kinds, four norms, keys and values of an earlier layer, latent ones,
-# experts beside a shared one and alone, plain ones; and the packed ones.
-KINDS = ["gemma3", "glm46v", "gemma4", "mistral_large4", "glm4v_moe", "llama4", "mistral3", "glm4v", "qwen3_vl_moe"]
+# Of each kind of layers that have no equation: masks of two kinds, four norms, convolutions, latent keys and values, experts
+# beside a shared one and alone, keys and values of an earlier layer; and the packed ones.
+KINDS = ["gemma3", "glm46v", "lfm2_vl", "mistral_large4", "glm4v_moe", "llama4", "gemma4", "glm4v", "qwen3_vl_moe"]
 
 
 def test_layers_that_fill_up_what_they_read_have_no_plan():

@@ -15,6 +15,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from mdpo.errors import InputError
 from mdpo.models import LANGUAGE_LINEAR, encode_images, language_layers, load, sequence_logps
+from mdpo.objectives import PRESETS
 from mdpo.packing import PreferenceTokens, Separate, family_of, pack
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, join, pixels
@@ -196,7 +197,23 @@ def test_families_that_cannot_be_packed_are_read_separately_with_the_reason(kind
     model.config.model_type = kind
     family = family_of(model)
     assert isinstance(family, Separate)
-    assert family.line.startswith("separate: 3P+3R tokens instead of 2P+3R, because ") and reason in family.line
+    line = family.line(("chosen", "rejected", "image_rejected"))
+    assert line.startswith("separate: 3P+3R tokens instead of 2P+3R, because ") and reason in line
+
+
+@pytest.mark.parametrize(
+    ("objective", "cost"),
+    [
+        ("mdpo", "3P+3R tokens instead of 2P+3R"),
+        ("dpo", "2P+2R tokens instead of P+2R"),
+        ("symmpo", "5P+5R tokens instead of 2P+5R"),
+        ("misp", "5P+5R tokens instead of 4P+5R"),
+    ],
+)
+def test_the_line_says_the_tokens_of_the_objective(objective, cost):
+    family = Separate(3, "it is so")
+    assert family.line(PRESETS[objective].read) == f"separate: {cost}, because it is so"
+    assert family.line(["chosen"]) == "separate: P+R tokens, because it is so"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig
 
 from mdpo import InputError
 from mdpo.cli import main
 from mdpo.models import LANGUAGE_LINEAR, load, load_processor, sequence_logps
 from mdpo.models.merge import merge
+from mdpo.models.model_card import FinishedRun, adapter_kind, model_card, run_card
 from mdpo.packing import pack
 from tests import tiny
 from tests.models.test_packed_step import examples
@@ -59,6 +60,25 @@ def test_the_card_names_base_data_settings_metrics_and_versions(adapter, tmp_pat
     ):  # fmt: skip
         assert fact in card
     assert "| loss | 2 |" not in card, "the last metrics, not the first"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (LoraConfig(r=2), "A LoRA adapter trained"),
+        (LoraConfig(r=2, use_dora=True), "A DoRA adapter trained"),
+        (IA3Config(), "An IA3 adapter trained"),
+        (LoHaConfig(), "A LoHa adapter trained"),
+        (OFTConfig(oft_block_size=4), "An OFT adapter trained"),
+    ],
+)
+def test_a_card_names_the_kind_of_adapter(config, words, tmp_path):
+    run = FinishedRun(
+        base="base", adapter=adapter_kind(config.to_dict()), settings={}, source="", history=[], steps=1, epochs=None
+    )
+    assert words in run_card(tmp_path, run)
+    config.save_pretrained(tmp_path)
+    assert words in model_card(tmp_path, tmp_path)
 
 
 def test_a_base_that_has_moved(adapter, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
 from mdpo.errors import InputError
@@ -265,3 +265,41 @@ def test_anything_else_is_refused(change):
     ramp = _ramp(150, torch.device("cpu"))
     with pytest.raises(InputError, match="something else than scale, cap or cut"):
         behind_head(ramp, change(ramp), "kind")
+
+
+def _mixed_logps(model: nn.Module, kind: str, batch: list[PreferenceTokens], autocast: bool) -> tuple[Tensor, Tensor]:
+    """Ours and the plain forward's."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return sequence_logps(model, pack(batch, model)), plain_logps(model, kind, batch)
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "weights"])
+@pytest.mark.parametrize("kind", ["gemma3", "lfm2_vl", "glm4v_moe"])
+def test_bfloat16_is_within_its_rounding_of_the_plain_forward(kind, autocast):
+    """The plain forward in the same numbers is as far from float32 as ours may be, twice."""
+    exact = build(kind)
+    batch = examples(kind)
+    with torch.no_grad():
+        truth = plain_logps(exact, kind, batch)
+    model = copy.deepcopy(exact) if autocast else copy.deepcopy(exact).to(torch.bfloat16)
+    ours, plain = _mixed_logps(model, kind, batch, autocast)
+    assert ours.dtype == torch.float32
+    error, its_own = ((found.float() - truth).abs().nan_to_num().max() for found in (ours, plain))
+    assert 0 < error <= 2 * its_own + 0.01
+    assert (ours - plain.float()).abs().nan_to_num().max() <= 3 * its_own + 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "branches with images do not go through"),
+        (LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4]), "own forward"),
+    ],
+    ids=["prompt tuning", "aLoRA"],
+)
+def test_adapters_outside_the_layers_are_refused_with_the_reason_of_this_way(config, reason):
+    model = build("mistral3")
+    batch = pack(examples("mistral3"), model)
+    with pytest.raises(InputError, match=reason) as error:
+        sequence_logps(get_peft_model(model, config), batch)
+    assert "packed row" not in str(error.value)

@@ -51,6 +51,11 @@ KNOWN: dict[str, set[Wait]] = {
         Wait("backward IndexPutBackward0", "index"),
         Wait("backward IndexPutBackward0", "index_put"),
     },
+    "qwen3_5": set(),
+    "gemma4": {  # which patches are not fill, and how many; its tiny heads are all small enough for FlashAttention
+        Wait(f"{_model('gemma4')} get_image_features", READ),
+        Wait(f"{_model('gemma4')} forward", "index"),
+    },
     "idefics3": _pixel_mask("idefics3"),
     "smolvlm": _pixel_mask("smolvlm"),
 }

@@ -13,9 +13,10 @@ from peft import LoraConfig
 from mdpo import MDPOConfig, MDPOTrainer
 from mdpo.cli import main
 from mdpo.data import read_rows
-from mdpo.errors import OutputError
+from mdpo.errors import InputError, OutputError
 from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
+from mdpo.models.base_digest import weights_digest
 from tests import tiny
 from tests.test_hub import forget, hub  # noqa: F401 (a fixture)
 
@@ -97,6 +98,7 @@ def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, m
         "tokenizer.json",
         "processor_config.json",
     } <= names
+    assert json.loads((folder / "mdpo_base.json").read_text()) == {"base_weights": weights_digest(world[0])}
     assert not names & {"training_args.bin", "trainer_state.json", "mdpo_run.json"} and not any(
         "/" in name for name in names
     )
@@ -105,6 +107,10 @@ def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, m
     assert f"uploaded: {hub.url}/tiny/dogs/commit/" in capsys.readouterr().out
     forget()
     load_adapter(load("tiny/model"), "tiny/dogs", base="tiny/model")  # whoever finds it there can use it
+    other = tmp_path / "other"
+    tiny.llava(seed=1).save_pretrained(other)
+    with pytest.raises(InputError, match="trained on another base model"):
+        load_adapter(load(other), "tiny/dogs", base=str(other))
 
 
 def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_path, capsys):  # noqa: F811

@@ -12,7 +12,7 @@ from mdpo import MDPOConfig, MDPOTrainer
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.data.images import open_image
 from mdpo.models.inputs import model_inputs
-from mdpo.models.layers import LANGUAGE_LINEAR
+from mdpo.models.layers import LANGUAGE_LINEAR, language_layers
 from mdpo.packing import Separate, family_of
 from tests import tiny
 from tests.models.separate_models import build
@@ -78,3 +78,18 @@ def test_trains(kind, tmp_path, caplog):
     assert losses[0] == pytest.approx(3 * 0.6931, abs=1e-3) and losses[2] != losses[0]
     for step in trainer.get_train_dataloader():
         assert all(packed.input_ids.numel() <= 200 for packed in step.micro_batches)
+
+
+def test_attention_dropout_stays_on_by_wish(tmp_path):
+    """A packed row has none; the model's own forward has."""
+    model, processor, rows = world("gemma3", tmp_path)
+    for layer in language_layers(model):
+        layer.self_attn.attention_dropout = 0.5
+    args = MDPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, examples_per_step=4, report_to=[], use_cpu=True, save_strategy="no",
+        logging_steps=1, disable_dropout=False,
+    )  # fmt: skip
+    trainer = MDPOTrainer(model, args, rows, None, processor, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entry["loss"] != pytest.approx(3 * 0.6931, abs=1e-3), "the policy drops some of what its reference has"

@@ -8,6 +8,7 @@ from .function import Function
 from .judge import USUAL_TOKENS, Judged
 from .length import LengthBias, length_bias, without_length
 from .objects import Objects
+from .rank import rank
 from .rubric import SILKIE, Rubric
 from .summary import counts, table
 from .way import Way
@@ -26,6 +27,7 @@ __all__ = [
     "confirm",
     "counts",
     "length_bias",
+    "rank",
     "table",
     "without_length",
     "write_scored",

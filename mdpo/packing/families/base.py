@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from mdpo.packing.branches import cost_of
+
 # Shapes: P prompt tokens, D position axes (1, or 3 for time, height and width)
 
 # Held against separate forwards in the tests. The attention of each layer is plain and causal, or has a window, of which
@@ -78,10 +80,11 @@ class Separate:
         """The model honours its own window."""
         return None
 
-    @property
-    def line(self) -> str:
-        """What reading it so costs, in one line."""
-        return f"separate: 3P+3R tokens instead of 2P+3R, because {self.reason}"
+    def line(self, branches: Sequence[str]) -> str:
+        """What reading these branches so costs, in one line."""
+        separate, packed = (cost_of(branches, packed=packed) for packed in (False, True))
+        instead = "" if separate == packed else f" instead of {packed}"
+        return f"separate: {separate} tokens{instead}, because {self.reason}"
 
 
 class Untried(Exception):

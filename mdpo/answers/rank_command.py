@@ -33,6 +33,7 @@ from .ranking import (
     confirm,
     counts,
     length_bias,
+    rank,
     table,
     without_length,
     write_scored,
@@ -47,26 +48,6 @@ _OWN = {
     "self": ("model", "adapter"),
     "agreement": (),
 }
-
-
-def rank(answers: Sequence[Answer], way: Way, *, length_control: bool = False) -> list[Scored]:
-    """The answers with their scores, in order.
-
-    way: one of ``mdpo.answers.ranking``. length_control: takes off the scores what length alone predicts, see
-    ``without_length``.
-
-    Raises InputError where no answer gets a score, and as the way does.
-    """
-    scored = way(answers)
-    if not any(each.score is not None for each in scored):
-        raise InputError(
-            f"none of the {len(scored)} answers has a score by {way.name}; {_ADVICE.get(way.name, _EMPTY)}"
-        )
-    return without_length(scored) if length_control else scored
-
-
-_EMPTY = "are they all empty?"
-_ADVICE = {"agreement": "it takes two answers to a question: give several per question, or the files of several models"}
 
 
 def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -90,7 +71,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     _add_ways(command)
     add_text_options(command)
     add_size_options(command)
-    command.set_defaults(run=run_rank, results=_ranked)
+    command.set_defaults(run=run_rank, results=_ranked, check=check_rank)
 
 
 def _add_ways(command: argparse.ArgumentParser) -> None:
@@ -121,6 +102,13 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     group.add_argument("--batch-size", type=int, default=8, help="claims at a time")
+
+
+def check_rank(options: argparse.Namespace) -> None:
+    """Raises InputError for what can be said of the options before there are answers: also of the files they name."""
+    _check(options)
+    if options.by != "self":  # whose model may be trained by then
+        _WAYS[options.by](options)
 
 
 def run_rank(options: argparse.Namespace) -> None:
