@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from mdpo import MDPOTrainer, cli, training
 from mdpo.config import build_config, parse_overrides
 from mdpo.errors import OutputError
+from mdpo.program import outline
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
 
@@ -57,7 +58,7 @@ def _text(node: ast.AST) -> str | None:
 
 # Who says the messages of a file: an option in one of them has to be an option of one of these commands.
 SAID_BY = {
-    "mdpo/__main__.py": ["train"],
+    "mdpo/__main__.py": ["", "train"],
     "mdpo/answers/pairing.py": ["pairs"],
     "mdpo/answers/pairs_command.py": ["pairs"],
     "mdpo/answers/rank_command.py": ["rank"],
@@ -101,6 +102,7 @@ SAID_BY = {
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
     "mdpo/models/quantize.py": ["train"],
+    "mdpo/program.py": ["", "train"],
     "mdpo/reports/charts.py": ["report"],
     "mdpo/reports/commands.py": ["report"],
     "mdpo/reports/markdown.py": ["report"],
@@ -133,6 +135,8 @@ def parsers(parser=None, name="") -> dict:
 
 
 def options(command: str) -> set[str]:
+    if command == "":  # the program itself
+        return {option for action in outline()._actions for option in action.option_strings}
     found = {option for action in parsers()[command]._actions for option in action.option_strings}
     if command in ("train", "plan"):  # any setting, and KEY stands for one
         from dataclasses import fields

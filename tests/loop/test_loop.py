@@ -243,7 +243,7 @@ def test_options_as_words():
 
 def test_the_shipped_configuration_makes_commands_that_are_right():
     root = Path(__file__).parents[2]
-    loop = read_loop(root / "configs" / "own-answers.yaml")
+    loop = read_loop(root / "configs" / "loop" / "llava-1.5-7b.yaml")
     assert (root / str(loop.train)).is_file()
     found = planned(replace(loop, train={"model_name_or_path": "llava"}), cli.check_words)  # theirs is for a GPU
     assert [stage.name for stage in found] == ["answer", "measure", *2 * ["sample", "rank", "pairs", "train", "answer", "measure"]]
@@ -262,5 +262,5 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
 )  # fmt: skip
 def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, changes, words):
     with pytest.raises(InputError, match=words) as found:
-        planned(config(tmp_path, **changes, evaluate=None), cli.check_words)
+        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **changes}, evaluate=None), cli.check_words)
     assert "\n" not in str(found.value)
