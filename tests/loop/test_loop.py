@@ -130,6 +130,17 @@ def test_the_model_itself_ranks_with_its_own_adapter(tmp_path):
     assert "--model=labeler" in found[9] and not any(word.startswith("--adapter") for word in found[9])
 
 
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_all_rounds_are_measured_by_the_doubts_of_one_model(tmp_path, use_lora):
+    train = {**SETTINGS["train"], "use_lora": use_lora}
+    stages = planned(config(tmp_path, rank={"by": "self"}, train=train), no_check)
+    measured = [stage.words for stage in stages if stage.name == "measure"]
+    assert len(measured) == 3
+    assert {tuple(word for word in words if word.startswith(("--model", "--adapter"))) for words in measured} == {
+        ("--model=llava",)
+    }
+
+
 def test_without_questions_to_evaluate_on(tmp_path):
     found = planned(config(tmp_path, evaluate=None), no_check)
     assert [stage.words[0] for stage in found] == 2 * ["sample", "rank", "pairs", "train"]
