@@ -2,12 +2,15 @@
 
 import sys
 
+from mdpo.program import outline
 from mdpo.stops import ctrl_c_ends
 
 
 def main() -> int:
     """Runs one command; returns the exit code, see ``mdpo.cli.main``."""
     ctrl_c_ends()
+    if sys.argv[1:2] in ([], ["-h"], ["--help"], ["--version"]):
+        outline().parse_args()
     try:
         from mdpo.cli import main as run
     except (ImportError, RuntimeError) as error:

@@ -54,6 +54,7 @@ from mdpo.models.merge import run_merge
 from mdpo.objectives import PRESETS, help_table
 from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
 from mdpo.outputs import write_text
+from mdpo.program import COMMANDS, program
 from mdpo.reports import commands as report_commands
 from mdpo.settings import BETA, check_range, dtype_name, is_text, path_problem, shown_text
 from mdpo.shown import Formatter, redacted, say, shown
@@ -236,17 +237,12 @@ def _path(text: str) -> Path:
 
 
 def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
-    parser = kind(
-        prog="mdpo",
-        description=sys.modules["mdpo"].__doc__,
-        epilog="Results are written whole or not at all, and never over something else: a report, picture or result of the "
-        "same command is replaced, answers are added to, any other file that is there is refused.",
-    )
+    parser = program(kind)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
         "train",
-        help="train from a YAML file; any key can be overridden: --key value",
+        help=COMMANDS["train"],
         epilog=f"{settings_help()}\n\n{help_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -259,20 +255,20 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     command.add_argument("--accelerate", choices=list(PROFILES), help="start a process for each visible GPU, by accelerate launch")
     command.set_defaults(run=train)
 
-    command = commands.add_parser("plan", help="what takes memory, and the settings that fit; keys as in train")
+    command = commands.add_parser("plan", help=COMMANDS["plan"])
     command.add_argument("config", type=Path)
     command.add_argument(
         "--memory", help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here"
     )
     command.set_defaults(run=run_plan, lora_pattern=LANGUAGE_LINEAR)
 
-    command = commands.add_parser("merge", help="an adapter into its base model's weights, with a model card")
+    command = commands.add_parser("merge", help=COMMANDS["merge"])
     command.add_argument("adapter", type=Path)
     command.add_argument("destination", type=Path)
     command.add_argument("--base", type=Path, help="base model, folder or owner/name on the hub; the one the adapter names without it")
     command.set_defaults(run=run_merge)
 
-    command = commands.add_parser("score", help="log-probs and rewards of every row of a preference file")
+    command = commands.add_parser("score", help=COMMANDS["score"])
     _model_and_data(command)
     command.add_argument("--beta", type=float, default=0.1)
     command.add_argument("--objective", choices=list(PRESETS), default="mdpo", help="whose branches are scored")
@@ -290,7 +286,7 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     add_size_options(command)
     command.set_defaults(run=run_score, results=lambda options: [Output("--output", options.output)])
 
-    command = commands.add_parser("convert", help="bring an official checkpoint into transformers' layout")
+    command = commands.add_parser("convert", help=COMMANDS["convert"])
     command.add_argument("layout", choices=["bunny", "llava"])
     command.add_argument("source", type=Path, help="folder, or owner/name on the hub")
     command.add_argument("destination", type=Path)

@@ -154,8 +154,19 @@ def test_a_message_names_options_and_commands_that_exist(file, text):
     for command in re.findall(r"\bmdpo ([a-z]+)", text):
         assert command in parsers(), f"there is no command mdpo {command}"
     extras = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"multimodal-dpo\[(\w+)\]", text):
+    assert "multimodal-dpo[" not in text, 'the package is on no index: pip install -e ".[EXTRA]" in the clone'
+    for extra in re.findall(r'pip install -e "\.\[(\w+)\]"', text):
         assert re.search(rf"^{extra} = \[", extras, re.MULTILINE), f"there is no extra {extra}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "mdpo/README.md"])
+def test_the_pages_name_options_and_commands_that_exist(page):
+    lines = re.findall(r"^ {4}mdpo (.+?)(?: +#.*)?$", (ROOT / page).read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        command = max((name for name in parsers() if line.startswith(name)), key=len)
+        unknown = {word.split("=")[0] for word in shlex.split(line) if word.startswith("--")} - options(command)
+        assert not unknown, f"mdpo {line}"
 
 
 def test_files_that_messages_name_are_there():

@@ -10,7 +10,7 @@ OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
 EVERYBODYS = {
-    "mdpo.errors", "mdpo.hub", "mdpo.outputs", "mdpo.output_checks", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
+    "mdpo.errors", "mdpo.hub", "mdpo.outputs", "mdpo.output_checks", "mdpo.program", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
 }  # fmt: skip
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
@@ -19,6 +19,7 @@ ALLOWED = {
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),
+    "mdpo.program": {"mdpo"},
     "mdpo.reading": set(),
     "mdpo.run_folder": set(),
     "mdpo.run_lock": set(),

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mdpo import cli
+from mdpo.program import outline
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,3 +28,14 @@ def test_a_torchvision_of_another_pytorch_is_one_line(tmp_path):
         "error: torchvision does not go with the PyTorch that is installed (operator torchvision::nms does not exist); install "
         "both in one command from one index, or remove it: pip uninstall torchvision"
     ]
+
+
+def test_the_programs_own_help_needs_no_pytorch():
+    code = "import sys; from mdpo.__main__ import main\ntry: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    for word in ("--help", "--version"):
+        ran = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, cwd=ROOT)
+        assert ran.stdout.startswith(("usage: mdpo", "mdpo ")) and not {"torch", "transformers"} & set(ran.stderr.split())
+
+
+def test_the_help_is_that_of_the_command_line():
+    assert outline().format_help() == cli._parser().format_help()

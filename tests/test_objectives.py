@@ -20,6 +20,7 @@ from mdpo.objectives import PRESETS, Objective, help_table, objective_of, preset
 from mdpo_kernels import Term, mdpo_loss, preference_loss
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "mdpo" / "README.md"
 BETA = 0.1
 
 # Plain numbers
@@ -269,16 +270,15 @@ def test_the_help_shows_the_table(capsys):
         assert re.search(rf"^  {row.name} +{row.packed:,} +{row.unshared:,} ", shown, re.MULTILINE)
 
 
-def test_the_readmes_table_is_the_helps():
+def test_the_pages_table_is_the_helps():
     head = ["| objective | branches | packed | unshared | a row brings |", "|---|---|---|---|---|"]
     lines = [f"| `{r.name}` | {', '.join(r.branches)} | {r.packed:,} | {r.unshared:,} | {r.brings} |" for r in rows()]
-    readme = (ROOT / "README.md").read_text()
-    table = re.search(r"<!-- objectives:[^\n]*-->\n(.*?)\n<!-- /objectives -->", readme, re.DOTALL)
+    table = re.search(r"<!-- objectives:[^\n]*-->\n(.*?)\n<!-- /objectives -->", PAGE.read_text(), re.DOTALL)
     assert table is not None and table[1].splitlines() == head + lines
 
 
-def test_the_readmes_terms_are_an_objective(tmp_path):
-    (spelled,) = re.findall(r"```yaml\n(objective:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_pages_terms_are_an_objective(tmp_path):
+    (spelled,) = re.findall(r"```yaml\n(objective:.*?)```", PAGE.read_text(), re.DOTALL)
     objective = objective_of(config(tmp_path, **yaml.safe_load(spelled)))
     assert objective.branches == ("chosen", "rejected", "image_rejected")
     assert [term.link for term in objective.terms] == ["log_sigmoid", "log_sigmoid", "square"]

@@ -20,6 +20,7 @@ import torch
 import transformers
 import yaml
 
+from bench.blocks import fill
 from bench.digits.world import PARTNER_PROBABILITY, PROMPT, Scene, make_scene, render
 from bench.study.statistics import Interval, difference, interval
 from mdpo import cli
@@ -28,7 +29,10 @@ from mdpo.loop.config import read_loop
 from mdpo.loop.report import result_of
 from mdpo.loop.run import run_loop
 
-CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "bench" / "results" / "digits" / "own-answers.json"
+PAGES = ("mdpo/README.md",)
+CONFIG = ROOT / "configs" / "digits.yaml"
 NEGATIVE = "random_image"  # which does best in this world, see the study
 LONGEST_CAPTION = 24  # tokens; a true caption has 12 at the most
 FIGURES = {"CHAIR_s": "↓", "CHAIR_i": "↓", "cover": "↑", "score by chair": "↑", "win rate": "↑", "tokens": ""}
@@ -119,6 +123,19 @@ def _text(value: Interval, *, signed: bool = False) -> str:
     return f"**{text}**" if signed and value.excludes_zero else text
 
 
+def updated(text: str, page: str) -> str:
+    """The text of one of ``PAGES`` with the record's table."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    size, runs = record["size"], record["runs"]
+    lines = [
+        f"Over {len(runs)} seeds, means ± half of the 95% interval: {size['pictures']:,} pictures with {size['samples']} answers each a "
+        f"round, {size['unseen']:,} unseen pictures; bold: beyond the interval, paired by seed.",
+        "",
+        *table(list(runs.values())),
+    ]
+    return fill(text, "own-answers", lines)
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -127,7 +144,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=Size().pictures)
     parser.add_argument("--unseen", type=int, default=Size().unseen)
     parser.add_argument("--record", type=Path, help="JSON of all figures")
+    parser.add_argument("--page", action="store_true", help="only bring the committed record into the page that shows it")
     options = parser.parse_args()
+    if options.page:
+        for page in PAGES:
+            (ROOT / page).write_text(updated((ROOT / page).read_text(encoding="utf-8"), page), encoding="utf-8")
+        return
     size = Size(rounds=options.rounds, pictures=options.pictures, unseen=options.unseen)
     started = perf_counter()
     runs = {seed: run(seed, options.out / str(seed), size) for seed in options.seeds}

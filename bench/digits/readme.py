@@ -1,25 +1,26 @@
-"""Writes the demo's committed numbers into the README: ``python -m bench.digits.readme``."""
+"""Writes the demo's committed numbers into bench/README.md: ``python -m bench.digits.readme``."""
 
 import json
 from pathlib import Path
 from statistics import mean
 
+from bench.blocks import fill
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "digits" / "demo.json"
-BEGIN, END = "bench/results/digits/demo.json -->\n", "<!-- /digits -->"
+PAGES = ("bench/README.md",)
 COLUMNS = {
     "CHAIR_i": "chair_i", "CHAIR_s": "chair_s", "Cover": "cover", "partner rate": "partner_rate", "log π/ρ": "log_ratio",
 }  # fmt: skip
 
 
-def updated(readme: str) -> str:
-    """The README with its table made anew from the JSON."""
+def updated(text: str, page: str) -> str:
+    """The text of one of ``PAGES`` with its table made anew from the JSON."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     seeds = results["seeds"]
     models = list(next(iter(seeds.values())))
     lines = [
-        f"Means over {len(seeds)} seeds, {results['pairs']:,} preference pairs, {results['scenes']:,} unseen test scenes "
-        "(CHAIR: digits named that are not in the picture, of the digits named, each once a caption, and of the captions; %):",
+        f"Means over {len(seeds)} seeds, {results['pairs']:,} preference pairs, {results['scenes']:,} unseen test scenes.",
         "",
         f"| | {' | '.join(COLUMNS)} | CHAIR_i by seed |",
         "|---" * (len(COLUMNS) + 2) + "|",
@@ -34,11 +35,10 @@ def updated(readme: str) -> str:
     ]
     lines += [
         "",
-        f"CHAIR_i over all mentions instead, by seed: {'; '.join(mentions)}. There the few captions that repeat",
-        "themselves to the length limit weigh most.",
+        "CHAIR_i counts a digit once in each caption. Counted at every mention, so that the few captions which repeat",
+        f"themselves up to the length limit weigh most, it is, by seed: {'; '.join(mentions)}.",
     ]
-    start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    return readme[:start] + "\n".join(lines) + "\n" + readme[stop:]
+    return fill(text, "digits", lines)
 
 
 def _cell(values: list[float]) -> str:
@@ -46,8 +46,9 @@ def _cell(values: list[float]) -> str:
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(updated(path.read_text(encoding="utf-8"), page), encoding="utf-8")
 
 
 if __name__ == "__main__":

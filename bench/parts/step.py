@@ -53,7 +53,7 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
         small = partial(train_group, shape, device, pairs=4, batch=2, image_tokens=144, shrink=4)
         micro = step_group(shape, 650, 100, device)
         others = [step_group(shape, 650, 100, device, name) for name in OBJECTIVES]
-        separate = separate_group(GEMMA_TINY if tiny else GEMMA_60M, 320, 48, device)
+        separate = separate_group(GEMMA_TINY if tiny else GEMMA_60M, 160, 24, device)
         return [small(False), micro, small(True), *others, separate, small(False, layers="compiled"), small(True, layers="liger")]
     llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
     bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])
@@ -161,7 +161,7 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device, o
 def separate_group(shape: Shape, prompt: int, response: int, device: torch.device, pairs: int = 2) -> Group:
     """One micro-batch of a model whose branches are read separately. The plain passes stand as the floor as well, which is
     timed in turns with ours: the two differ by less than a machine drifts."""
-    image_tokens = 256
+    image_tokens = 64
 
     def prepare() -> Prepared:
         examples = even_rows(shape, prompt, response, pairs, image_tokens=image_tokens)

@@ -1,23 +1,39 @@
-"""Writes the study's committed numbers into the README: ``python -m bench.study.readme``."""
+"""Writes the study's committed numbers into README.md and bench/README.md: ``python -m bench.study.readme``."""
 
 from pathlib import Path
 
+from bench.blocks import fill
 from bench.study.items import CANDIDATES, CONFIRM_SEEDS, FIGURE_1, as_dpo
 from bench.study.report import HEADS, cell, gap_cell
 from bench.study.results import NAME, Results, best_candidate, tuned
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "study" / NAME
-BEGIN, END = (
-    "<!-- study: written by python -m bench.study.readme from bench/results/study/results.json -->\n",
-    "<!-- /study -->",
-)
+PAGES = ("README.md", "bench/README.md")
 SCORES = ("chair_i", "chair_s", "cover", "win_rate", "log_ratio")
 
 
-def updated(readme: str) -> str:
-    """The README with its block made anew from the results."""
+def updated(text: str, page: str) -> str:
+    """The text of one of ``PAGES`` with its block made anew from the results."""
     results = Results.read(RESULTS)
+    return fill(text, "study", caption(results) if page == "README.md" else table(results))
+
+
+def caption(results: Results) -> list[str]:
+    """What the README's picture shows, in two lines."""
+    item = results.size.item(FIGURE_1)
+    scores = [
+        f"{row.label} {cell(results.interval(row.setting, 'chair_s', item.seeds), 'chair_s')}" for row in item.rows
+    ]
+    return [
+        "Captions that name a digit which is not in the image, in percent: means ± half of the 95% interval "
+        f"over {len(item.seeds)} seeds;",
+        f"tuned is the model before. {'; '.join(scores)}.",
+    ]
+
+
+def table(results: Results) -> list[str]:
+    """Figure 1 with its error bars, and what the best rejected image came to on fresh seeds."""
     item = results.size.item(FIGURE_1)
     reference = next(row.setting for row in item.rows if row.label == item.reference)
     lines = [
@@ -29,9 +45,7 @@ def updated(readme: str) -> str:
         same = row.setting == reference
         gap = "" if same else gap_cell(results.difference(row.setting, reference, "chair_s", item.seeds))
         lines.append(f"| {row.label} | {' | '.join(cells)} | {gap} |")
-    lines += ["", f"Means over {len(item.seeds)} seeds ± half of the 95% interval.", *_improved(results)]
-    start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    return readme[:start] + "\n".join(lines) + "\n" + readme[stop:]
+    return [*lines, "", f"Means over {len(item.seeds)} seeds ± half of the 95% interval.", *_improved(results)]
 
 
 def _improved(results: Results) -> list[str]:
@@ -47,8 +61,9 @@ def _improved(results: Results) -> list[str]:
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(updated(path.read_text(encoding="utf-8"), page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mdpo.errors import InputError
 from mdpo.evaluation.files import as_json
 from mdpo.output_checks import Output
 from mdpo.outputs import whole_files, write_part
+from mdpo.program import COMMANDS
 from mdpo.shown import say, shown
 
 from .pairing import Pair, Paired, Rules, make_pairs
@@ -28,7 +29,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``pairs``; its ``run`` takes the parsed options."""
     command = subparsers.add_parser(
         "pairs",
-        help="preference pairs from scored answers: of each question the best against the worst",
+        help=COMMANDS["pairs"],
         description="Written are the pairs as mdpo train reads them, and beside them what each came from (.origins.jsonl) "
         "and how they were made (.record.json).",
     )

@@ -18,6 +18,7 @@ from mdpo.evaluation.judge_requests import Plan
 from mdpo.hub import folder_of
 from mdpo.models import check_model
 from mdpo.output_checks import Output
+from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .ranking import (
@@ -54,7 +55,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``rank``; its parser's ``run`` takes the parsed options."""
     command = subparsers.add_parser(
         "rank",
-        help="a score for each answer: by a judge, annotated objects, a function, a model's own doubts, the other answers",
+        help=COMMANDS["rank"],
         description="What a judge or a model says is kept as it comes: the same command goes on where it was stopped.",
     )
     command.add_argument(

@@ -31,6 +31,7 @@ from mdpo.evaluation.generate import Writer
 from mdpo.hub import base_of, folder_of
 from mdpo.models import check_model
 from mdpo.output_checks import Output
+from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .draw import Item, Sampling, answer_of, draw
@@ -59,7 +60,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``sample``."""
     command = subparsers.add_parser(
         "sample",
-        help="several answers of a model to each question, drawn at random; goes on where it was interrupted",
+        help=COMMANDS["sample"],
         description="Answers that are in --output already are kept, and a larger --n adds to them; started again with other "
         "settings, it refuses.",
     )

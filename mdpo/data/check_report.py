@@ -106,7 +106,7 @@ def write_histogram(report: Report, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError('--picture needs matplotlib; pip install "multimodal-dpo[demo]"') from error
+        raise InputError('--picture needs matplotlib; pip install -e ".[demo]" in the clone of mDPO') from error
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     longest = max(max(lengths) for lengths in report.lengths.values())

@@ -8,6 +8,7 @@ from transformers import ProcessorMixin
 
 from mdpo.errors import InputError
 from mdpo.output_checks import PICTURE_MARK, Output
+from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .check import check_file
@@ -30,7 +31,7 @@ def add_commands(
 
     load_processor: the processor of a model folder. objectives: the branches of each by its name.
     """
-    data = subparsers.add_parser("data", help="check, preview or sample a data file before training on it")
+    data = subparsers.add_parser("data", help=COMMANDS["data"])
     commands = data.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("check", help="every broken row with its remedy, duplicates, lengths")

@@ -138,7 +138,7 @@ def _datasets() -> Any:
     except ImportError as error:
         raise InputError(
             "Parquet files, saved datasets and datasets of the hub need the datasets library; "
-            'pip install "multimodal-dpo[data]"'
+            'pip install -e ".[data]" in the clone of mDPO'
         ) from error
     if logging.getLogger().handlers:  # its lines reach them too: with a handler of its own it would say everything twice
         logging.getLogger("datasets").handlers.clear()

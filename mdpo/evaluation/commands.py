@@ -12,6 +12,7 @@ from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.models import check_model
 from mdpo.output_checks import Output
+from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from . import language, mmhal, objects
@@ -49,7 +50,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``generate`` and ``evaluate``; each parser's ``run`` takes the parsed options."""
     _add_generate(subparsers)
     evaluate = subparsers.add_parser(
-        "evaluate", help="score answers: AMBER, Object HalBench, MMHal-Bench, human raters"
+        "evaluate", help=COMMANDS["evaluate"]
     )
     benchmarks = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
     _add_amber(benchmarks)
@@ -61,7 +62,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
 def _add_generate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = subparsers.add_parser(
         "generate",
-        help="a model's answers to a file of questions; goes on where it was interrupted",
+        help=COMMANDS["generate"],
         description="Answers that are in --output already are kept; started again with other settings, it refuses.",
     )
     add_answer_options(command, batch_size=8)

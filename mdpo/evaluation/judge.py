@@ -242,7 +242,7 @@ class Judge:
         try:
             import openai
         except ImportError as error:
-            raise InputError("a judge needs the openai client: pip install 'multimodal-dpo[eval]'") from error
+            raise InputError('a judge needs the openai client: pip install -e ".[eval]" in the clone of mDPO') from error
         if not self._key and self.options.base_url is None:
             raise InputError(f"set {self.options.key_variable} to the judge's key, or give an endpoint with --base-url")
         # The client wants some key even where the endpoint wants none. Retries are ours: its own are not cached.

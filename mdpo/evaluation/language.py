@@ -13,7 +13,7 @@ from mdpo.errors import InputError
 
 from .objects import Tagger
 
-_EXTRA = "pip install 'multimodal-dpo[eval]'"
+_EXTRA = 'pip install -e ".[eval]" in the clone of mDPO'
 _NLTK_DATA = "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"
 
 
@@ -59,7 +59,7 @@ def load_tagger() -> Tagger:
 
 
 def _nltk() -> tuple[Any, Any]:
-    nltk = _optional("nltk", f"the words of a text need NLTK: {_EXTRA} && {_NLTK_DATA}")
+    nltk = _optional("nltk", f"the words of a text need NLTK: {_EXTRA}, then {_NLTK_DATA}")
     return nltk, nltk.stem.WordNetLemmatizer()
 
 
@@ -72,7 +72,7 @@ def _probed(function: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
 
 
 def _spacy(model: str) -> Any:
-    spacy = _optional("spacy", f"the words of a text need spaCy: {_EXTRA} && python -m spacy download {model}")
+    spacy = _optional("spacy", f"the words of a text need spaCy: {_EXTRA}, then python -m spacy download {model}")
     try:
         return spacy.load(model)
     except OSError as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .config import read_loop
@@ -18,7 +19,7 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]", check: Callable[[
     """
     command = subparsers.add_parser(
         "loop",
-        help="rounds of sample, rank, pairs and train, each from the last model; goes on where it was interrupted",
+        help=COMMANDS["loop"],
         description="Each stage is a command that could be typed; it is printed before it runs.",
     )
     command.add_argument(

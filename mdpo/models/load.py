@@ -173,7 +173,7 @@ def load_processor(path: str | Path, *, revision: str | None = None) -> Processo
     except ImportError as error:  # Qwen-VL, InternVL and SmolVLM have a video processor, which needs torchvision
         raise InputError(
             f"{folder}: its processor needs a package that is not installed, usually torchvision: {short(error)}; "
-            'pip install "multimodal-dpo[vision]"'
+            'pip install -e ".[vision]" in the clone of mDPO'
         ) from error
     except Exception as error:  # transformers raises whatever a foreign file leads it to
         raise InputError(f"{folder} has no processor that loads: {short(error)}") from error

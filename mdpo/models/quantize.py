@@ -20,7 +20,7 @@ def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     Raises InputError where bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("load_in_4bit needs bitsandbytes: pip install 'multimodal-dpo[quant]'")
+        raise InputError('load_in_4bit needs bitsandbytes: pip install -e ".[quant]" in the clone of mDPO')
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -193,4 +193,4 @@ def _matplotlib(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError("a report's charts need matplotlib: pip install 'multimodal-dpo[eval]'") from error
+        raise InputError("a report's charts need matplotlib: pip install -e \".[eval]\" in the clone of mDPO") from error

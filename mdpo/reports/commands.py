@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .runs import load_run
@@ -15,7 +16,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``report``; its ``run`` takes the parsed options."""
     command = subparsers.add_parser(
         "report",
-        help="one page (HTML, PNG, Markdown) of what training and evaluation came to",
+        help=COMMANDS["report"],
         description="A run is a folder with trainer_state.json, with results of mdpo evaluate, or with both. "
         "An earlier report at --output is replaced.",
     )

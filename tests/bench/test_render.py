@@ -37,8 +37,18 @@ def test_another_number_in_the_json_is_seen_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     records = [record("ours, reference cached", 50.0), record("TRL DPOTrainer", 65.0)]
     shown = readme.updated(text, records)
-    assert shown != text and "| not measured yet | m 1.30 | ≥ 1.40 |" in shown
-    assert "| not measured yet | m 1.20 | ≥ 1.40 |" in readme.updated(text, [records[0], replace(records[1], median_ms=60.0)])
+    assert shown != text and "| | H200, m |" in shown and f"| {readme.HEADLINES[0].text} | 1.30 / – |" in shown
+    assert "| 1.20 / – |" in readme.updated(text, [records[0], replace(records[1], median_ms=60.0)])
+
+
+def test_the_readme_shows_what_was_measured_alone():
+    assert readme.block([]) == ["Not measured yet."]
+    records = [record("ours, reference cached", 50.0), record("TRL DPOTrainer", 65.0)]
+    cpu = [replace(r, environment={"device": "CPU", "device_type": "cpu", "threads": 2}) for r in records]
+    lines = readme.block([*records, *cpu])
+    assert lines[0] == "| | H200, m | CPU, 2 threads, m |"
+    assert lines[2:] == [f"| {readme.HEADLINES[0].text} | 1.30 / – | 1.30 / – |"]
+    assert readme.block(cpu)[-1] == "On a GPU: not measured yet."
 
 
 @pytest.mark.parametrize(("theirs", "verdict"), [(70.0, "met"), (69.9, "missed")])
@@ -57,9 +67,9 @@ def test_every_device_has_a_column_of_its_own():
     lines = render.ratios(records)
     assert lines[4] == "| ours: against | target (H100 and H200) | H100 | H200 | H100 PCIe | NVIDIA GH200 480GB |"
     assert f"| {CACHED.name} | ≥ 1.40 | m 1.50, met | m 1.60, met | m 1.30 | m 1.10 |" in lines
-    header, _, *rows = readme.table(records)
-    assert header == "| ours: against | H100 | H200 | H100 PCIe | NVIDIA GH200 480GB | target there | CPU |"
-    assert f"| {CACHED.name} | m 1.50 | m 1.60 | m 1.30 | m 1.10 | ≥ 1.40 | not measured yet |" in rows
+    header, _, row = readme.block(records)
+    assert header == "| | H100, m | H200, m | H100 PCIe, m | NVIDIA GH200 480GB, m |"
+    assert row.endswith(" | 1.50 / – | 1.60 / – | 1.30 / – | 1.10 / – |")
 
 
 def test_a_ratio_of_two_shapes_is_of_one_run():

@@ -394,5 +394,5 @@ def test_folders_and_files_that_are_none(tmp_path):
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     (tmp_path / "rows.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=r"multimodal-dpo\[data\]"):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[data\]"'):
         read_rows(tmp_path / "rows.parquet")

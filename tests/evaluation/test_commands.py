@@ -260,7 +260,7 @@ def test_mmhals_bad_responses_are_named_before_anything_is_paid(tmp_path, judge,
 def test_missing_models_say_what_to_install(amber, chair, monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(InputError, match=r"pip install 'multimodal-dpo\[eval\]' && python -m nltk.downloader"):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[eval\]" in the clone of mDPO, then python -m nltk\.downloader'):
         run("evaluate", "amber", write(amber / "r.json", [{"id": 1, "response": ""}]), "--data", amber)
     with pytest.raises(InputError, match="python -m spacy download en_core_web_lg"):
         commands.language.load_similarity()

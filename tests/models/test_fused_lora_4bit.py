@@ -10,7 +10,7 @@ from mdpo.models.fused_lora import FusedLora, describe_lora
 from tests import wide
 from tests.models.test_fused_lora import assert_the_same_after_twenty_steps
 
-pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes: pip install 'multimodal-dpo[quant]'")
+pytest.importorskip("bitsandbytes", reason='4-bit weights need bitsandbytes: pip install -e ".[quant]"')
 
 IDS = torch.arange(8, 20).view(2, 6)
 

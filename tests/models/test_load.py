@@ -214,5 +214,5 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path)
     kind = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(kind))
-    with pytest.raises(InputError, match=r"usually torchvision: .*pip install \"multimodal-dpo\[vision\]\""):
+    with pytest.raises(InputError, match=r'usually torchvision: .*pip install -e "\.\[vision\]"'):
         load_processor(tmp_path)

@@ -12,7 +12,7 @@ from mdpo.packing import pack
 from tests import tiny, wide
 from tests.models.test_packed_step import examples
 
-pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes: pip install 'multimodal-dpo[quant]'")
+pytest.importorskip("bitsandbytes", reason='4-bit weights need bitsandbytes: pip install -e ".[quant]"')
 
 
 @pytest.fixture(scope="module", params=["llava-llama", "bunny", "qwen2_5_vl"])

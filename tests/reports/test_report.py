@@ -206,5 +206,5 @@ def test_bad_input_is_named(folders):
 def test_without_matplotlib_it_says_what_to_install(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'multimodal-dpo\[eval\]'"):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[eval\]"'):
         report(folders / "before", "--output", folders / "r.html")

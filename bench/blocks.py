@@ -1,0 +1,17 @@
+"""The blocks of the pages that a script writes, between ``<!-- NAME: … -->`` and ``<!-- /NAME -->``."""
+
+import re
+from collections.abc import Sequence
+
+
+def fill(page: str, name: str, lines: Sequence[str]) -> str:
+    """The page with other lines in its block of that name.
+
+    Raises ValueError where the page does not have exactly one such block.
+    """
+    block = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)"
+    text = "\n".join(lines) + "\n"
+    filled, count = re.subn(block, lambda found: found[1] + text + found[2], page, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the page has {count} blocks <!-- {name}: … --> … <!-- /{name} -->; expected one")
+    return filled
