@@ -35,8 +35,9 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The parsed file. Raises InputError where it is missing or not JSON."""
+    text = read_text(path)  # an InputError is a ValueError
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # an integer of too many digits; nested too deeply
