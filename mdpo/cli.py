@@ -214,7 +214,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Strict(_Parser):
-    """A parser of which an error is an InputError."""
+    """A parser of which an error is an InputError, and which knows options by their whole names: a file is not typed, and
+    who sets --temperature must not miss that --temp has set it as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {shown_text(message, 400)}")

@@ -17,7 +17,7 @@ A scored answer's line holds these and
 So answers that people or other programs wrote are ranked like any: ``id``, ``images``, ``prompt`` and ``response`` are enough.
 """
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ from mdpo.evaluation.files import read_records
 
 _ANSWER = ("response", "answer", "tokens", "whole", "writer")
 _SCORED = ("score", "by", "details")
+_MOST = 2**63  # of answers and tokens; what is larger counts nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ def _answer(
 
 def _scored(answer: Answer, record: Mapping[str, Any], where: str) -> Scored:
     score, by, details = record["score"], record.get("by", ""), record.get("details", {})
-    if isinstance(score, bool) or score is not None and not (isinstance(score, (int, float)) and math.isfinite(score)):
+    if score is not None and not _is_finite(score):
         raise RowError.at(
             where, "score", f"expected a number or null, found {shortened(score, 40)}", "leave the line out"
         )
@@ -234,5 +235,11 @@ def _scored(answer: Answer, record: Mapping[str, Any], where: str) -> Scored:
     return Scored(answer, score if score is None else float(score), by, details)
 
 
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # NaN is not; and an integer of any length compares
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST

@@ -90,6 +90,8 @@ def _sampled(options: argparse.Namespace) -> list[Output]:
 
 def check_sample(options: argparse.Namespace) -> Sampling:
     """How the options have answers drawn. Raises InputError where they cannot be used."""
+    if options.output.suffix != ".jsonl":
+        raise InputError(f"--output {options.output}: answers are written as JSONL; give a name that ends in .jsonl")
     sampling = Sampling(
         temperature=options.temperature, top_p=options.top_p, seed=options.seed, max_new_tokens=options.max_new_tokens
     )

@@ -18,6 +18,8 @@ Answerer = Callable[[Sequence[PromptRow]], Iterable[str]]
 _EDGE_BYTES = 2**20
 # Weights, configs, and what decides on the text: chat templates and vocabularies.
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+# What training notes of itself, such as how long it took: two runs to the same weights are the same model.
+_NOTES = ("trainer_state.json", "mdpo_run.json", "mdpo_settings.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ def fingerprint(path: str | Path) -> str:
             path / "additional_chat_templates",
         ]  # the checkpoints in a run's folder are models of their own
         files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
-        files = [file for file in files if file.suffix in _SUFFIXES and file.is_file()]
+        files = [file for file in files if file.suffix in _SUFFIXES and file.name not in _NOTES and file.is_file()]
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
         size = file.stat().st_size

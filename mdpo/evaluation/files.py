@@ -35,7 +35,7 @@ def read_text(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """The parsed file. Raises InputError where it is missing or not JSON."""
-    text = read_text(path)
+    text = read_text(path)  # an InputError is a ValueError
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -1,22 +1,22 @@
 """The configuration of ``mdpo loop``: one YAML file, of which each part holds options of one command."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
-from mdpo.settings.peers import unknown_key
 from mdpo.settings.yaml_text import Written, plain, read_yaml
 
 _SET_BY_LOOP = {
     "sample": ("output", "seed", "adapter"),
-    "rank": ("output",),
+    "rank": ("output", "dry_run"),
     "pairs": ("output",),
     "train": ("train_data", "output_dir", "resume_from_checkpoint", "overwrite_output_dir"),
 }
-"""Options that the loop itself gives to the commands."""
+"""Options that the loop itself gives to the commands, or has in their place."""
+_GREEDY = ("n", "temperature", "top_p")  # so does a measurement, whose answers are not drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def _section(values: Any, where: str, kind: type) -> dict[str, Any]:
     known = {f.name: f for f in fields(kind)}
     for key in values:
         if key not in known:
-            raise InputError(f"{where}: {unknown_key(key, known)}")
+            raise InputError(f"{where}: unknown key {str(key)[:60]!r}; there are {', '.join(map(repr, known))}")
     for name, each in known.items():
         if name not in values and each.default is each.default_factory:  # both MISSING
             raise InputError(f"{where}: key {name!r} is missing")
@@ -101,6 +101,7 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
             raise InputError(f"{where}: {name}: expected a whole number from {least} on, found {str(number)[:40]}")
         if name in values:
             values[name] = number
+    values["output_dir"] = str(Path(values["output_dir"]).expanduser())
     if not isinstance(values["train"], (str, Mapping)):
         raise InputError(
             f"{where}: train: expected the path of a YAML file or settings, found {_kind(values['train'])}"
@@ -109,6 +110,8 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
         values[name] = _options(values.get(name), f"{where}: {name}", name)
     if isinstance(values["train"], Mapping):
         values["train"] = _options(values["train"], f"{where}: train", "train")
+    else:
+        values["train"] = str(Path(values["train"]).expanduser())
     given = values.get("evaluate")
     if given is not None and plain(given) is not None:
         inner = _section(given, f"{where}: evaluate", Evaluation)
@@ -116,6 +119,7 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
             raise InputError(f"{where}: evaluate: prompts: expected a path, found {_kind(inner['prompts'])}")
         for name in ("sample", "rank"):
             inner[name] = _options(inner.get(name), f"{where}: evaluate: {name}", name)
+        _refuse(inner["sample"], _GREEDY, f"{where}: evaluate: sample")
         values["evaluate"] = Evaluation(**inner)
 
 
@@ -124,11 +128,20 @@ def _options(values: Any, where: str, command: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: expected options of mdpo {command}, found {_kind(values)}")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for name in _SET_BY_LOOP[command]:
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
         if name in named:
-            raise InputError(f"{where}: {name} is set by the loop; leave it out")
+            raise InputError(f"{where}: {name[:60]} stands twice, with - and with _; keep one of them")
+        named[name] = value
+    _refuse(named, _SET_BY_LOOP[command], where)
     return named
+
+
+def _refuse(options: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    for name in names:
+        if name in options:
+            raise InputError(f"{where}: {name} is set by the loop; leave it out")
 
 
 def _kind(value: Any) -> str:

@@ -42,7 +42,7 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
     Raises InputError where the folder holds a loop of other settings, or one that is running.
     """
     todo = planned(config, check)
-    folder = Path(config.output_dir).expanduser()
+    folder = Path(config.output_dir)
     with _journal(folder / JOURNAL) as journal:
         done = _done(journal, todo)
         if not isinstance(config.train, str):

@@ -58,7 +58,8 @@ def stages(config: LoopConfig, run: RunConfig, args: MDPOConfig) -> Iterator[Sta
     """Every stage of the loop, in order. run, args: of ``training_settings``."""
     model = _Model(run.model_name_or_path, run.adapter_name_or_path)
     text = words_of(_same_text(run, args))
-    yield from _measured(config, 0, model, text)
+    first = model
+    yield from _measured(config, 0, model, first, text)
     for number in range(1, config.rounds + 1):
         folder = folder_of_round(config, number)
         answers, scored, pairs, trained = (
@@ -79,7 +80,7 @@ def stages(config: LoopConfig, run: RunConfig, args: MDPOConfig) -> Iterator[Sta
         ]
         yield Stage(number, "train", (*words, *_starts_from(model, run)), (trained,))
         model = _Model(model.model, str(trained)) if run.use_lora else _Model(str(trained), None)
-        yield from _measured(config, number, model, text)
+        yield from _measured(config, number, model, first, text)
 
 
 def _files(outputs: Iterable[Output]) -> tuple[Path, ...]:
@@ -90,8 +91,12 @@ def folder_of_round(config: LoopConfig, number: int) -> Path:
     return Path(config.output_dir) / f"round-{number}"
 
 
-def _measured(config: LoopConfig, number: int, model: _Model, text: list[str]) -> Iterator[Stage]:
-    """A greedy answer of the model to every held-out question, and its score."""
+def _measured(config: LoopConfig, number: int, model: _Model, labeler: _Model, text: list[str]) -> Iterator[Stage]:
+    """A greedy answer of the model to every held-out question, and its score.
+
+    labeler: whom ``rank --by self`` asks. It is the same in every round: models that each doubt by a measure of their own
+    would not compare.
+    """
     if config.evaluate is None:
         return
     folder = folder_of_round(config, number) / "evaluation"
@@ -103,15 +108,15 @@ def _measured(config: LoopConfig, number: int, model: _Model, text: list[str]) -
     yield Stage(
         number,
         "measure",
-        _rank(answers, scored, config.evaluate.rank or config.rank, model, text),
+        _rank(answers, scored, config.evaluate.rank or config.rank, labeler, text),
         (scored,),
     )
 
 
-def _rank(answers: Path, scored: Path, options: Mapping, model: _Model, text: list[str]) -> tuple[str, ...]:
+def _rank(answers: Path, scored: Path, options: Mapping, labeler: _Model, text: list[str]) -> tuple[str, ...]:
     words = ["rank", str(answers), f"--output={scored}", *words_of(options)]
     if options.get("by") == "self":
-        words += text if "model" in options else [f"--model={model.model}", *model.words, *text]
+        words += text if "model" in options else [f"--model={labeler.model}", *labeler.words, *text]
     return tuple(words)
 
 

@@ -156,6 +156,7 @@ def test_a_function_sees_question_answer_pictures_and_id(module, tmp_path):
         ("def score(**_): return float('nan')", "to 'q' returned nan; return a finite number"),
         ("def score(**_): return '3'", "returned '3'"), ("def score(**_): return 1j", "returned 1j"),
         ("def score(question): return 1", "failed: TypeError"), ("score = 3", "is a int"), ("def other(): pass", "no attribute 'score'"),
+        ("import sys\ndef score(**_): sys.exit(3)", "failed: SystemExit: 3"), ("import sys\nsys.exit(4)", "imported: SystemExit: 4"),
         ("import nowhere_at_all", "cannot be imported: ModuleNotFoundError"), ("def score(", "cannot be imported: SyntaxError"),
     ],
 )  # fmt: skip

@@ -87,6 +87,7 @@ def test_several_files_are_one_pool(folder):
     [
         ({"id": None}, "id: is missing"), ({"response": None}, "response: expected text"), ({"response": 3}, "response"), ({"response": "a\ud83d"}, "response: half a surrogate pair at character 1"),
         ({"answer": -1}, "answer: expected a whole number"), ({"answer": True}, "answer"), ({"tokens": "3"}, "tokens"),
+        ({"tokens": 10**400}, "tokens: expected a whole number"),
         ({"whole": 1}, "whole"), ({"writer": ""}, "writer"), ({"answer": 0}, "is also that of"),
         ({"prompt": "What else?"}, "another prompt than at"), ({"image": "b.png"}, "another picture than at"),
         ({"image": None}, "another prompt"), ({"image": "gone.png"}, "cannot be read"), ({"colour": "red"}, "colour"),
@@ -104,6 +105,7 @@ def test_what_is_not_right_is_named(folder, changes, words):
     [
         ({}, "score: is missing"), ({"score": "5"}, "score: expected a number"), ({"score": True}, "score"),
         ({"score": 1, "by": 3}, "by"), ({"score": 1, "details": []}, "details"),
+        ({"score": 10**400}, "score: expected a number"), ({"score": float("nan")}, "score: expected a number"),
     ],
 )  # fmt: skip
 def test_scores_that_are_none_are_named(folder, changes, words):

@@ -49,3 +49,10 @@ def test_a_change_in_the_middle_of_a_long_vocabulary_counts(tmp_path):
     content[2_500_000] = 98
     path.write_bytes(content)
     assert fingerprint(tmp_path) != before
+
+
+def test_what_training_notes_of_itself_is_not_the_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(tmp_path)
+    (tmp_path / "trainer_state.json").write_text('{"train_runtime": 4.1}')
+    assert fingerprint(tmp_path) == before

@@ -130,6 +130,17 @@ def test_the_model_itself_ranks_with_its_own_adapter(tmp_path):
     assert "--model=labeler" in found[9] and not any(word.startswith("--adapter") for word in found[9])
 
 
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_all_rounds_are_measured_by_the_doubts_of_one_model(tmp_path, use_lora):
+    train = {**SETTINGS["train"], "use_lora": use_lora}
+    stages = planned(config(tmp_path, rank={"by": "self"}, train=train), no_check)
+    measured = [stage.words for stage in stages if stage.name == "measure"]
+    assert len(measured) == 3
+    assert {tuple(word for word in words if word.startswith(("--model", "--adapter"))) for words in measured} == {
+        ("--model=llava",)
+    }
+
+
 def test_without_questions_to_evaluate_on(tmp_path):
     found = planned(config(tmp_path, evaluate=None), no_check)
     assert [stage.words[0] for stage in found] == 2 * ["sample", "rank", "pairs", "train"]
@@ -220,12 +231,26 @@ def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
         ({"train": {"model_name_or_path": "m", "learning_rat": 1}}, "unknown key 'learning_rat'"),
         ({"train": "nowhere.yaml"}, "nowhere.yaml"), ({"evaluate": {"sample": {}}}, "evaluate: key 'prompts' is missing"),
         ({"evaluate": {"prompts": ""}}, "evaluate: prompts: expected a path"), ({"prompts": 3}, "prompts: expected a path"),
+        ({"evaluate": {"prompts": "p", "sample": {"temperature": 0.7}}}, "evaluate: sample: temperature is set by the loop"),
+        ({"evaluate": {"prompts": "p", "sample": {"top-p": 0.7}}}, "evaluate: sample: top_p is set by the loop"),
+        ({"evaluate": {"prompts": "p", "pairs": {}}}, "evaluate: unknown key 'pairs'; there are 'prompts', 'sample', 'rank'"),
+        ({"rank": {"by": "judge", "judge": "m", "dry_run": True}}, "rank: dry_run is set by the loop"),
+        ({"sample": {"max-new-tokens": 3, "max_new_tokens": 4}}, "sample: max_new_tokens stands twice"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_named(tmp_path, changes, words):
     with pytest.raises(InputError, match=words) as found:
         planned(config(tmp_path, **changes), no_check)
     assert "\n" not in str(found.value)
+
+
+def test_paths_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_loop(config(tmp_path, output_dir="~/runs"), no_check, Commands()) == 0
+    assert (tmp_path / "runs" / "train.yaml").is_file() and (tmp_path / "runs" / "report.md").is_file()
+    (tmp_path / "own.yaml").write_text("model_name_or_path: llava\n")
+    found = planned(config(tmp_path, train="~/own.yaml"), no_check)
+    assert found[5].words[:2] == ("train", f"{tmp_path}/own.yaml")
 
 
 def test_options_as_words():
@@ -254,13 +279,17 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
     ("changes", "words"),
     [
         ({"sample": {"nn": 4}}, "round 1 of 2: sample: mdpo sample: unrecognized arguments: --nn=4"),
+        ({"sample": {"temp": 0.3}}, "sample: mdpo sample: unrecognized arguments: --temp=0.3"),
+        ({"pairs": {"outp": "x"}}, "pairs: mdpo pairs: unrecognized arguments: --outp=x"),
         ({"rank": {"by": "luck"}}, "invalid choice: 'luck'"), ({"pairs": {"margin": "wide"}}, "round 1 of 2: pairs.*--margin"),
         ({"rank": {}}, "--by"), ({"rank": {"by": "chair", "objects": "nowhere.json"}}, "rank: nowhere.json does not exist"),
         ({"rank": {"by": "chair"}}, "rank: --by chair needs --objects"), ({"sample": {"temperature": -1}}, "sample: temperature is -1"),
         ({"pairs": {"margin": -1}}, "pairs: --margin -1"),
     ],
 )  # fmt: skip
-def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, changes, words):
+def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, monkeypatch, changes, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "objects.jsonl").write_text('{"id": "q", "objects": ["dog"]}\n')
     with pytest.raises(InputError, match=words) as found:
         planned(config(tmp_path, **{"rank": {"by": "agreement"}, **changes}, evaluate=None), cli.check_words)
     assert "\n" not in str(found.value)

@@ -47,7 +47,7 @@ class Function:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script may leave the program where it is imported
             raise InputError(
                 f"--function {name} cannot be imported: {_said(error)}; check its name and {here}"
             ) from error
@@ -77,7 +77,7 @@ class Function:
             value = self._function(
                 question=question_text(answer.row), answer=answer.response, images=images, id=answer.row.id
             )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{at} failed: {_said(error)}; fix it, or return None where there is no score") from error
         if value is None:
             return None
@@ -98,6 +98,6 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
