@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import PixtralProcessor, ProcessorMixin
 
 _PROBE = (64, 64)
 
@@ -13,7 +13,10 @@ _PROBE = (64, 64)
 def image_settings(processor: ProcessorMixin) -> dict[str, Any]:
     """What the processor passes to its image processor on its own account: InternVL's has it cut tiles, for one."""
     source: Any = processor  # whose _merge_kwargs the counting of tokens in transformers goes through as well
-    return source._merge_kwargs(source.valid_processor_kwargs)["images_kwargs"]
+    settings = source._merge_kwargs(source.valid_processor_kwargs)["images_kwargs"]
+    if isinstance(processor, PixtralProcessor):  # which has its pictures cut to what the model merges into one token
+        return settings | {"patch_size": processor.patch_size * processor.spatial_merge_size}
+    return settings
 
 
 class ImageTokens:
