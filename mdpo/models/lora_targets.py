@@ -66,18 +66,21 @@ def adapted(model: PreTrainedModel, config: PeftConfig, *, fused: bool) -> PeftM
         for text in texts_of(getattr(config, name, None))
     }
     check_patterns(patterns, [name for name, _ in model.named_modules() if name], "correct it")
-    experts = None if getattr(config, "target_parameters", None) else stacked_experts(model)
-    if isinstance(config, LoraConfig) and experts is not None:
+    experts = stacked_experts(model)
+    if fused and can_fuse(config):
+        config = fuse_lora(config)
+    try:
+        wrapped = cast(PeftModel, get_peft_model(model, config))
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"peft_config: {short(error)}; correct it") from error
+    # Asked of what came out: of some models peft adapts the stacks where their layers of old are named.
+    adapts = any(".experts." in name and parameter.requires_grad for name, parameter in wrapped.named_parameters())
+    if isinstance(config, LoraConfig) and experts is not None and not adapts:
         _log.warning(
             "LoRA leaves out the weights of the experts (%s): they are stacked, and no linear layers; a peft_config with "
             "target_parameters adapts them", experts,
         )  # fmt: skip
-    if fused and can_fuse(config):
-        config = fuse_lora(config)
-    try:
-        return cast(PeftModel, get_peft_model(model, config))
-    except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"peft_config: {short(error)}; correct it") from error
+    return wrapped
 
 
 def stacked_experts(model: nn.Module) -> str | None:

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mdpo.errors import InputError
 from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, language_layers, sequence_logps
 from mdpo.models.head import Logits
-from mdpo.models.lora_targets import stacked_experts
+from mdpo.models.lora_targets import adapted, stacked_experts
 from mdpo.models.separate import _ramp, behind_head
 from mdpo.packing import PreferenceTokens, Separate, SeparateBatch, family_of, pack, part
 from mdpo_kernels import mdpo_loss
@@ -140,6 +141,14 @@ def test_a_checkpointed_step_with_an_adapter_equals_plain_forwards(kind):
 def test_experts_in_a_stack_are_said():
     assert stacked_experts(tiny.qwen3_vl_moe()) == "down_proj, gate_up_proj"
     assert stacked_experts(build("gemma3")) is None
+
+
+@pytest.mark.parametrize(("model", "said"), [(tiny.qwen3_vl_moe, True), (partial(build, "glm4v_moe"), False)])
+def test_experts_are_said_to_be_left_out_where_they_are(model, said, caplog):
+    """Of GLM-4V's mixture, peft adapts the stacks where the layers of old are named."""
+    wrapped = adapted(model(), LoraConfig(r=2, target_modules=LANGUAGE_LINEAR), fused=True)
+    trains = any(".experts." in name and parameter.requires_grad for name, parameter in wrapped.named_parameters())
+    assert ("LoRA leaves out" in caplog.text) is said is not trains
 
 
 def test_a_packed_row_of_another_model_is_refused():
