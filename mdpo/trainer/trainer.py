@@ -58,6 +58,7 @@ from .run_settings import check_same_run, recorded, run_settings
 from .samples import SampleAnswers
 from .start import check_start, describe_trained, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
+from .terminal import use_lines
 from .workers import begin_worker
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         if args.should_save:
             check_saving(model, processing_class, args.output_dir)
         self._makes_optimizer = self.optimizer is None
+        self.tokens_trained = 0  # by this process
         self.run_folder = RunFolder(args, self.model.name_or_path)
+        use_lines(self)
         self.add_callback(self.run_folder)
         self.add_callback(CheckpointLayers(model))
         if args.sample_prompts:
@@ -379,6 +382,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
                 self.accelerator.backward(output.loss.loss * (self.args.world_size * weight))
             if weight:
                 self._metrics.add(output)
+            self.tokens_trained += batch.num_tokens
         values = torch.stack([loss.get() for loss in checked])
         if not self._over_ranks(int(values.isfinite().all()), "min"):
             bad = losses_not_finite([batch.ids for batch in step.micro_batches], values)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import mdpo.cli
 import mdpo.trainer.trainer
@@ -25,6 +25,7 @@ from mdpo.config import RunConfig
 from mdpo.data import read_rows
 from mdpo.settings.arguments import IDLE, REFUSED, idle_arguments
 from mdpo.trainer.publishes import Publishes
+from mdpo.trainer.terminal import Lines, Progress
 from tests import tiny
 
 DEFAULTS = {
@@ -184,7 +185,7 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "log_level_replica": Read(TrainingArguments.get_process_log_level),
     "disable_tqdm": Tried(
         {"disable_tqdm": False},
-        built=lambda run: {ProgressCallback} <= kinds(run) and PrinterCallback not in kinds(run),
+        built=lambda run: {Progress} <= kinds(run) and Lines not in kinds(run),
     ),
     "report_to": Stops({"report_to": ["azure_ml"]}, "(?i)azure", unless=installed("azureml")),
     "run_name": Read(INTEGRATIONS),
