@@ -70,8 +70,15 @@ def result_of(scored: Sequence[Scored], before: Mapping[tuple[str, int], float],
             )
         )
     metrics.append(_metric(responses, unit, "neither", "length/answers", "mean length of an answer", 1.0))
+    without = len(scored) - len(told)
+    warnings = [f"{without} of {len(scored)} answers have no score, as empty ones have none: no figure counts them"]
     return Result(
-        "own answers", variant, metrics, responses, {"answers": len(scored), "without a score": len(scored) - len(told)}
+        "own answers",
+        variant,
+        metrics,
+        responses,
+        {"answers": len(scored), "without a score": without},
+        warnings if without else [],
     )
 
 

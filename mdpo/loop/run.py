@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 JOURNAL = "loop.jsonl"
 _PATIENCE_S = 60  # in which a stage ends that an earlier loop, killed, has left: a training saves a checkpoint first
 _POLL_S = 1.0
+# Options that say how something is done, not what: they may change where memory or an endpoint asks for it.
+_FREE = ("--batch-size=", "--concurrency=", "--attempts=", "--timeout=", "--key-variable=")
 
 Runner = Callable[[Sequence[str], Journal], int]
 """Runs one command, given as its words, and returns its exit code. It holds the journal open while the command runs."""
@@ -121,13 +123,18 @@ def _done(journal: Journal, todo: Sequence[Stage]) -> int:
         before = record.get("words")
         if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
             raise InputError(f"{journal.path}, line {number}: not a stage of a loop; give another output_dir")
-        if tuple(before) != stage.words:
-            changed = [word for word in [*before, *stage.words] if (word in before) != (word in stage.words)]
+        old, new = _deciding(before), _deciding(stage.words)
+        if old != new:
+            changed = [word for word in [*old, *new] if (word in old) != (word in new)]
             raise InputError(
                 f"{journal.path}: round {stage.round}'s {stage.name} ran with other options ({', '.join(changed[:4])}); go on "
                 "with the old ones, or give another output_dir"
             )
     return len(journal.records)
+
+
+def _deciding(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not word.startswith(_FREE)]
 
 
 def _prepared(stage: Stage) -> list[str]:

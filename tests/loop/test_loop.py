@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from mdpo import cli
+from mdpo.answers import read_scored
 from mdpo.errors import InputError
 from mdpo.loop.config import read_loop, words_of
+from mdpo.loop.report import result_of
 from mdpo.loop.run import JOURNAL, planned, run_loop
 
 SETTINGS = {
@@ -189,6 +191,25 @@ def test_other_settings_are_another_loop(tmp_path):
     run_loop(config(tmp_path), no_check, Commands(5))
     with pytest.raises(InputError, match=r"round 1's sample .*--n=4, --n=5"):
         run_loop(config(tmp_path, sample={"n": 5, "temperature": 0.9}), no_check, Commands())
+
+
+def test_a_loop_that_ran_out_of_memory_goes_on_with_smaller_batches(tmp_path):
+    run_loop(config(tmp_path), no_check, Commands(5))
+    again = Commands(1)
+    sample = {**SETTINGS["sample"], "batch_size": 2}
+    assert run_loop(config(tmp_path, sample=sample, evaluate={"prompts": "held-out.jsonl"}), no_check, again) == 143
+    assert names(again) == ["pairs"]
+
+
+def test_answers_without_a_score_are_said(tmp_path):
+    path = tmp_path / "scored.jsonl"
+    one = {"id": "q", "prompt": "What?", "response": "a dog", "by": "function", "score": 1.0}
+    silent = {**one, "response": "", "score": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (one, silent)))
+    found = result_of(read_scored(path), {}, "held-out")
+    assert found.warnings == ["1 of 2 answers have no score, as empty ones have none: no figure counts them"]
+    path.write_text(json.dumps(one) + "\n")
+    assert not result_of(read_scored(path), {}, "held-out").warnings
 
 
 def test_a_stage_that_was_cut_short_begins_on_free_ground(tmp_path):
