@@ -10,6 +10,7 @@ import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,10 +50,11 @@ class Captions:
 
     def __init__(self, processor: LlavaProcessor, scenes: Sequence[Scene], versions: int) -> None:
         tokenizer = processor.tokenizer
-        question = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-        text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        question: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+        text = processor.apply_chat_template(question, add_generation_prompt=True)
         blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-        self.prompt: Tensor = processor(text=[text], images=[blank], return_tensors="pt")["input_ids"][0]
+        layout: dict[str, Any] = dict(return_tensors="pt")
+        self.prompt: Tensor = processor(text=[text], images=[blank], **layout)["input_ids"][0]
         self.scenes = len(scenes)
         self.responses = [
             torch.tensor(

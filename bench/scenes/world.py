@@ -13,7 +13,7 @@ Everything follows from (split, seed, index): no global state, no order of calls
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -140,6 +140,12 @@ def make_scene(split: Split, seed: int, index: int, *, close_up: float = 0.0) ->
         left, top = rng.uniform(0, SIZE - side, 2)
         view = (float(left), float(top), float(left + side), float(top + side))
     return Scene(split, seed, index, theme, tuple(things), view)
+
+
+def scene_of(id: str) -> Scene:
+    """The whole scene with this id. Raises ValueError where it is no scene's id."""
+    split, seed, index = id.split("-")
+    return make_scene(cast(Split, split), int(seed), int(index))
 
 
 def _kinds(theme: str, rng: np.random.Generator) -> list[str]:
