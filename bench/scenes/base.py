@@ -56,13 +56,9 @@ class Captions:
         layout: dict[str, Any] = dict(return_tensors="pt")
         self.prompt: Tensor = processor(text=[text], images=[blank], **layout)["input_ids"][0]
         self.scenes = len(scenes)
-        self.responses = [
-            torch.tensor(
-                [*tokenizer(caption(scene, version), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            )
-            for version in range(versions)
-            for scene in scenes
-        ]
+        texts = [caption(scene, version) for version in range(versions) for scene in scenes]
+        told = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self.responses = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in told]
         self._padding = tokenizer.pad_token_id
 
     def batches(self, rng: np.random.Generator) -> list[np.ndarray]:
@@ -113,9 +109,9 @@ def main() -> None:
     parser.add_argument("--tower-pictures", type=int, default=20_000)
     parser.add_argument("--tower-steps", type=int, default=3_600)
     parser.add_argument("--pictures", type=int, default=12_000)
-    parser.add_argument("--captions", type=int, default=8, help="of each picture")
-    parser.add_argument("--steps", type=int, default=1_800)
-    parser.add_argument("--early", type=int, default=600, help="steps of the early checkpoint")
+    parser.add_argument("--captions", type=int, default=6, help="of each picture")
+    parser.add_argument("--steps", type=int, default=1_200)
+    parser.add_argument("--early", type=int, default=400, help="steps of the early checkpoint")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     processor = build_processor(WORDS, image_size=SIZE, patch=PATCH)

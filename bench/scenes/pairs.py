@@ -40,6 +40,11 @@ class Pairs(NamedTuple):
     train: Path
     held: Path
 
+    @classmethod
+    def below(cls, folder: Path) -> "Pairs":
+        """As ``make_pairs`` leaves them in the folder."""
+        return cls(folder / "pairs.jsonl", folder / "held-pairs.jsonl")
+
 
 def write_questions(folder: Path, split: Split, *, seed: int, count: int) -> Path:
     """Draws scenes and asks to describe each; returns the JSONL file, its image paths from ``folder``."""
@@ -77,7 +82,7 @@ def make_pairs(folder: Path, *, seed: int, train: int, held: int) -> Pairs:
 def _split(path: Path, train: int) -> Pairs:
     """By the scene's index, so that the two parts never share one."""
     rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    parts = Pairs(path.with_name("pairs.jsonl"), path.with_name("held-pairs.jsonl"))
+    parts = Pairs.below(path.parent)
     first = [int(json.loads(row)["id"].rsplit("-", 1)[1]) < train for row in rows]
     write_text(parts.train, "".join(row for row, mine in zip(rows, first, strict=True) if mine))
     write_text(parts.held, "".join(row for row, mine in zip(rows, first, strict=True) if not mine))

@@ -179,9 +179,10 @@ def caption(scene: Scene, version: int = 0) -> str:
     rng = scene.generator("caption", version)
     seen = sorted(scene.shown, key=lambda thing: -thing.side * np.exp(rng.normal(0, 0.25)))
     told = [(thing.name, place(thing)) for thing in seen if rng.random() < NAMED]
+    shown = {thing.name for thing in seen}
     absent = [
         name for name, chance in zip(THEMES[scene.theme], PRIOR, strict=True)
-        if name not in scene.names and rng.random() < chance
+        if name not in shown and rng.random() < chance
     ]  # fmt: skip
     for name in rng.permutation(absent):
         at = len(told) if rng.random() < LATE else int(rng.integers(len(told) + 1))
