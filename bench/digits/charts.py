@@ -67,7 +67,7 @@ def draw_chart(chart: Chart, results: Sequence[Result], beta: float) -> Figure:
 
 def draw_picture(results: Sequence[Result], exhibits: Sequence[Exhibit], beta: float, world: World) -> Figure:
     """Everything in one picture."""
-    columns = world.abreast
+    columns = 6
     rows = -(-len(exhibits) // columns)
     figure = Figure(figsize=(15, 6 + 3.4 * rows), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[2, 3.6, 3.4 * rows])[:, 0]
@@ -79,7 +79,7 @@ def draw_picture(results: Sequence[Result], exhibits: Sequence[Exhibit], beta: f
         if number < len(exhibits):
             exhibit = exhibits[number]
             captions = [(result.name, world.in_short(result.captions[number], exhibit.shown)) for result in results]
-            _exhibit(axes, exhibit, captions, columns)
+            _exhibit(axes, exhibit, captions)
     return figure
 
 
@@ -101,13 +101,13 @@ def _table(figure: SubFigure, results: Sequence[Result], world: World) -> None:
         cell.set_edgecolor(FAINT)
 
 
-def _exhibit(axes: Axes, exhibit: Exhibit, captions: Sequence[tuple[str, Marked]], abreast: int) -> None:
+def _exhibit(axes: Axes, exhibit: Exhibit, captions: Sequence[tuple[str, Marked]]) -> None:
     axes.imshow(exhibit.image, extent=(0, 1, 0, 1))
     axes.set_ylim(-0.13 * len(captions) - 0.05, 1)  # room for the captions within the axes, so that the layout keeps it
     for line, (name, caption) in enumerate(captions):
         height = -0.11 - 0.13 * line
         axes.text(0, height, name, color=COLORS[name], fontsize=9, fontweight="bold", va="bottom")
-        _two_colors(axes, 0.04 * abreast, height, caption)
+        _two_colors(axes, 0.24, height, caption)
 
 
 def _two_colors(axes: Axes, left: float, height: float, pieces: Marked) -> None:

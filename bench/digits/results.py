@@ -90,8 +90,6 @@ class World:
     in_short: Pieces
     """For the picture, where there is less room."""
     missed: Callable[[str, Sequence[Any]], Sequence[Any]]
-    abreast: int
-    """Test pictures in a row of the picture."""
 
 
 DIGITS = World(
@@ -105,5 +103,4 @@ DIGITS = World(
     marked=marked,
     in_short=marked,
     missed=missed,
-    abreast=6,
 )

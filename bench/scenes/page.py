@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,45 +82,48 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _scores(table: Table, rows: Sequence[str]) -> list[str]:
-    lines = _head("", COLUMNS.values())
+    lines = head("", COLUMNS.values())
     for row in rows:
         found = [table.values(row, score) for score in COLUMNS]
-        cells = [_cell(interval(values) if values else None) for values in found]
+        cells = [cell(interval(values) if values else None) for values in found]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
 
 def _differences(table: Table, tests: int) -> list[str]:
-    lines = _head("", COMPARED.values())
+    lines = head("", COMPARED.values())
     for one, other in COMPARISONS:
-        cells = [_gap(table.values(one, score), table.values(other, score), tests) for score in COMPARED]
+        cells = [gap(table.values(one, score), table.values(other, score), tests) for score in COMPARED]
         lines.append(f"| ({one}) − ({other}) | {' | '.join(cells)} |")
     return lines
 
 
 def _cut(table: Table, tests: int) -> list[str]:
-    lines = _head("row − cut tuned", ("CHAIR_s", "CHAIR_i"))
+    lines = head("row − cut tuned", ("CHAIR_s", "CHAIR_i"))
     for row in CUT_ROWS:
         cells = [
-            _gap(table.values(row, score), table.values(row, f"cut_{score}"), tests) for score in ("chair_s", "chair_i")
+            gap(table.values(row, score), table.values(row, f"cut_{score}"), tests) for score in ("chair_s", "chair_i")
         ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
 
-def _head(first: str, columns: Any) -> list[str]:
+def head(first: str, columns: Iterable[str]) -> list[str]:
+    """The first two lines of a table."""
     names = [first, *columns]
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
-def _gap(values: list[float] | None, others: list[float] | None, tests: int) -> str:
+def gap(values: list[float] | None, others: list[float] | None, tests: int) -> str:
+    """The difference, paired by seed; bold where it is beyond an interval that allows for so many tests."""
     assert values is not None and others is not None
     sure = difference(values, others, confidence=1 - 0.05 / tests).excludes_zero
-    text = _cell(difference(values, others), signed=True)
+    text = cell(difference(values, others), signed=True)
     return f"**{text}**" if sure else text
 
 
-def _cell(value: Interval | None, *, digits: int = 1, signed: bool = False) -> str:
+def cell(value: Interval | None, *, digits: int = 1, signed: bool = False) -> str:
+    """A mean with half of its interval, – for none."""
     if value is None:
         return "–"
     if math.isnan(value.half):

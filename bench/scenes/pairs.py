@@ -65,18 +65,23 @@ def make_pairs(folder: Path, *, seed: int, train: int, held: int) -> Pairs:
     questions = write_questions(folder, "preference", seed=seed, count=train + held)
     answers = []
     for draw in POOL:
-        answers.append(folder / f"{draw.name}.jsonl")
+        answers.append(_anew(folder / f"{draw.name}.jsonl"))
         options = ["--n", str(draw.captions), "--temperature", str(draw.temperature), "--seed", str(seed)]
-        options += ["--max-new-tokens", str(LONGEST_CAPTION), "--batch-size", "250", "--dtype", "float32"]
+        options += ["--max-new-tokens", str(LONGEST_CAPTION), "--batch-size", "250"]
         words = ["sample", str(draw.model), str(questions), "--output", str(answers[-1]), *options]
         command(words, answers[-1].with_suffix(".log"))
-    scored, paired = folder / "scored.jsonl", folder / "all-pairs.jsonl"
-    for path in (scored, paired):
-        path.unlink(missing_ok=True)  # of a run that was stopped
+    scored, paired = _anew(folder / "scored.jsonl"), _anew(folder / "all-pairs.jsonl")
     way = ["--by", "function", "--function", "bench.scenes.judge:score"]
     command(["rank", *map(str, answers), "--output", str(scored), *way], scored.with_suffix(".log"))
     command(["pairs", str(scored), "--output", str(paired)], paired.with_suffix(".log"))
     return _split(paired, train)
+
+
+def _anew(path: Path) -> Path:
+    """The path, what an earlier run has left there removed: the commands go on with it, or do not write over it."""
+    for old in path.parent.glob(f"{path.stem}.*"):
+        old.unlink()
+    return path
 
 
 def _split(path: Path, train: int) -> Pairs:

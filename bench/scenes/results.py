@@ -57,5 +57,4 @@ SCENES = World(
     marked=marked,
     in_short=in_short,
     missed=missed,
-    abreast=4,
 )
