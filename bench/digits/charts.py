@@ -16,8 +16,9 @@ FAINT = "#d1d9e0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:
-    """A test picture and what it shows."""
+    """A test picture and what it shows. index: of its captions in the results."""
 
+    index: int
     image: Image.Image
     shown: tuple[Any, ...]
 
@@ -78,7 +79,7 @@ def draw_picture(results: Sequence[Result], exhibits: Sequence[Exhibit], beta: f
         axes.axis("off")
         if number < len(exhibits):
             exhibit = exhibits[number]
-            captions = [(result.name, world.in_short(result.captions[number], exhibit.shown)) for result in results]
+            captions = [(result.name, world.in_short(result.captions[exhibit.index], exhibit.shown)) for result in results]
             _exhibit(axes, exhibit, captions)
     return figure
 
@@ -106,8 +107,8 @@ def _exhibit(axes: Axes, exhibit: Exhibit, captions: Sequence[tuple[str, Marked]
     axes.set_ylim(-0.13 * len(captions) - 0.05, 1)  # room for the captions within the axes, so that the layout keeps it
     for line, (name, caption) in enumerate(captions):
         height = -0.11 - 0.13 * line
-        axes.text(0, height, name, color=COLORS[name], fontsize=9, fontweight="bold", va="bottom")
-        _two_colors(axes, 0.24, height, caption)
+        axes.text(0, height, name, color=COLORS[name], fontsize=8, fontweight="bold", va="bottom")
+        _two_colors(axes, 0.2, height, caption)
 
 
 def _two_colors(axes: Axes, left: float, height: float, pieces: Marked) -> None:
@@ -115,6 +116,6 @@ def _two_colors(axes: Axes, left: float, height: float, pieces: Marked) -> None:
     where: dict[str, Any] = dict(xy=(left, height), xycoords="data")
     for text, wrong in pieces:
         style: dict[str, Any] = dict(color=RED, fontweight="bold") if wrong else dict(color=INK)
-        piece = axes.annotate(text, **where, **style, fontsize=9, annotation_clip=False, va="bottom")
+        piece = axes.annotate(text, **where, **style, fontsize=8, annotation_clip=False, va="bottom")
         piece.set_in_layout(False)  # a long caption would push its column away from the next
         where = dict(xy=(1, 0), xycoords=piece)

@@ -154,8 +154,10 @@ def branch_logps(model_path: Path, pairs: Path, options: DataOptions) -> torch.T
 
 def exhibits(test: Path) -> list[Exhibit]:
     """The first test scenes, as they come."""
-    rows = read_jsonl(test)[:EXHIBITS]
-    return [Exhibit(image=Image.open(test.parent / row["img_path"]), shown=tuple(row["metadata"]["digits"])) for row in rows]
+    return [
+        Exhibit(index=index, image=Image.open(test.parent / row["img_path"]), shown=tuple(row["metadata"]["digits"]))
+        for index, row in enumerate(read_jsonl(test)[:EXHIBITS])
+    ]
 
 
 def numbers(runs: dict[int, list[Result]], size: Size) -> dict[str, object]:

@@ -45,7 +45,7 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` and, the same as one picture, ``report.png``. Returns the page's path.
 
-    exhibits: the first test scenes, to which the results' first captions belong. note: what was run, and on what.
+    exhibits: the test pictures that are shown. note: what was run, and on what.
     """
     draw_picture(results, exhibits, beta, world).savefig(folder / "report.png", dpi=120)
     charts = "".join(
@@ -53,8 +53,8 @@ def write_report(
         for chart in CHARTS
     )
     cards = "".join(
-        _card(exhibit, [(result.name, result.captions[number]) for result in results], world)
-        for number, exhibit in enumerate(exhibits)
+        _card(exhibit, [(result.name, result.captions[exhibit.index]) for result in results], world)
+        for exhibit in exhibits
     )
     page = folder / "report.html"
     page.write_text(
@@ -63,7 +63,7 @@ def write_report(
         f"<title>{escape(world.title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(world.title)}</h1>{_summary(results, world)}{_table(results, world)}"
         f'<h2>Training</h2><div class="charts">{charts}</div>'
-        f"<h2>The first test pictures</h2><p>{escape(world.legend)} <em>red</em>.</p>"
+        f"<h2>{escape(world.exhibits)}</h2><p>{escape(world.legend)} <em>red</em>.</p>"
         f'<div class="cards">{cards}</div><p class="small">{escape(note)}</p></body></html>\n',
         encoding="utf-8",
     )

@@ -78,11 +78,13 @@ Pieces = Callable[[str, Sequence[Any]], list[tuple[str, bool]]]
 class World:
     """How a report speaks of a miniature world.
 
-    summary: what was done, and the share of captions that follows. legend: of the test pictures.
+    summary: what was done, and the share of captions that follows. exhibits: which test pictures are shown. legend: how what
+    is false in their captions is marked.
     """
 
     title: str
     summary: str
+    exhibits: str
     legend: str
     columns: Sequence[Column]
     marked: Pieces
@@ -98,6 +100,7 @@ DIGITS = World(
         "One small vision-language model, tuned to list the handwritten digits in a picture, then trained on the same "
         "preference pairs in two ways. Captions of unseen pictures that name a digit which is not there:"
     ),
+    exhibits="The first test pictures",
     legend="Digits that are not in the picture are",
     columns=COLUMNS,
     marked=marked,

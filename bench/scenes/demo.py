@@ -4,6 +4,7 @@
 ``mdpo train configs/scenes.yaml``, and counts what the captions of unseen pictures make up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +19,7 @@ from bench.scenes.base import TUNED
 from bench.scenes.metrics import score
 from bench.scenes.pairs import LONGEST_CAPTION, make_pairs, write_questions
 from bench.scenes.results import SCENES
-from bench.scenes.world import scene_of
+from bench.scenes.world import mentioned, scene_of
 from mdpo.data import DataOptions
 
 CONFIG = Path(__file__).parents[2] / "configs" / "scenes.yaml"
@@ -51,7 +52,7 @@ def run(seed: int, folder: Path, size: Size) -> list[Result]:
         results.append(evaluate(name, model, test, pairs.held, tuned_logps))
 
     note = size.note(seed, perf_counter() - started)
-    demo.report(folder, results, exhibits(test), config=CONFIG, note=note, world=SCENES)
+    demo.report(folder, results, exhibits(test, results), config=CONFIG, note=note, world=SCENES)
     return results
 
 
@@ -73,11 +74,19 @@ def held_logps(model: Path, held: Path) -> torch.Tensor:
     return demo.branch_logps(model, held, DataOptions(seed=0))
 
 
-def exhibits(test: Path) -> list[Exhibit]:
-    """The first test pictures, as they come."""
-    rows = demo.read_jsonl(test)[: demo.EXHIBITS]
+def exhibits(test: Path, results: Sequence[Result]) -> list[Exhibit]:
+    """Test pictures as they come, but first those in which the models do not all name the same things."""
+    named = [[frozenset(mentioned(caption)) for caption in result.captions] for result in results]
+    alike = [len(set(sets)) == 1 for sets in zip(*named, strict=True)]
+    order = sorted(range(len(alike)), key=lambda index: alike[index])
+    rows = demo.read_jsonl(test)
     return [
-        Exhibit(image=Image.open(test.parent / row["image"]), shown=tuple(scene_of(row["id"]).names)) for row in rows
+        Exhibit(
+            index=index,
+            image=Image.open(test.parent / rows[index]["image"]),
+            shown=tuple(scene_of(rows[index]["id"]).names),
+        )
+        for index in order[: demo.EXHIBITS]
     ]
 
 

@@ -52,6 +52,7 @@ SCENES = World(
         "the model was trained on the best against the worst in two ways. Captions of unseen pictures that name something "
         "which is not there:"
     ),
+    exhibits="The first test pictures in which the three models name different things",
     legend="Things that are not in the picture are",
     columns=COLUMNS,
     marked=marked,

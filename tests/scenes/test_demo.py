@@ -16,7 +16,12 @@ from bench.scenes.world import make_scene, scene_of
 from mdpo.answers import read_scored
 
 LIMIT = 6_000_000
-TINY = Size(pairs=20, held=6, scenes=12, overrides=("--examples_per_step", "10", "--num_train_epochs", "1"))
+TINY = Size(
+    pairs=20,
+    held=6,
+    scenes=12,
+    overrides=("--examples_per_step", "10", "--num_train_epochs", "1", "--logging_steps", "1"),
+)
 
 
 def test_the_checkpoints_are_small_and_hold_no_pickle():
