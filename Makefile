@@ -11,7 +11,7 @@ EXTRAS := test
 .PHONY: demo study test test-oldest test-newest soak lint clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m bench.digits.demo --out build/demo
+	$(RUN) -m bench.scenes.demo --out build/demo
 
 # The paper's tables, hours; with STUDY_ARGS=--quick, minutes.
 study: $(VENV)/.installed
