@@ -96,13 +96,13 @@ class World:
 
 DIGITS = World(
     title="mDPO in miniature",
+    exhibits="The first test pictures",
+    legend="Digits that are not in the picture are",
+    columns=COLUMNS,
     summary=(
         "One small vision-language model, tuned to list the handwritten digits in a picture, then trained on the same "
         "preference pairs in two ways. Captions of unseen pictures that name a digit which is not there:"
     ),
-    exhibits="The first test pictures",
-    legend="Digits that are not in the picture are",
-    columns=COLUMNS,
     marked=marked,
     in_short=marked,
     missed=missed,

@@ -46,15 +46,15 @@ def missed(caption: str, shown: Sequence[str]) -> list[str]:
 
 SCENES = World(
     title="mDPO in miniature",
+    exhibits="The first test pictures in which the three models name different things",
+    legend="Things that are not in the picture are",
+    columns=COLUMNS,
     summary=(
         "One small vision-language model, tuned to describe pictures by captions whose writer also named what such scenes "
         "usually have. It captioned other pictures several times, a noisy judge that likes long captions ranked these, and "
         "the model was trained on the best against the worst in two ways. Captions of unseen pictures that name something "
         "which is not there:"
     ),
-    exhibits="The first test pictures in which the three models name different things",
-    legend="Things that are not in the picture are",
-    columns=COLUMNS,
     marked=marked,
     in_short=in_short,
     missed=missed,
