@@ -11,7 +11,7 @@ EXTRAS := test
 .PHONY: demo study test test-oldest test-newest soak lint clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m bench.digits.demo --out build/demo
+	$(RUN) -m bench.scenes.demo --out build/demo
 
 # The paper's tables, hours; with STUDY_ARGS=--quick, minutes.
 study: $(VENV)/.installed
@@ -19,7 +19,7 @@ study: $(VENV)/.installed
 
 # Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
 BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory tests/packing tests/reports \
-    tests/digits tests/study tests/test_readme.py
+    tests/digits tests/scenes tests/study tests/test_readme.py
 # What the first says, until the second has ended; a file for each venv, since they may be tested at once.
 FIRST := build/tests-$(notdir $(VENV)).txt
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
-from bench.digits.results import COLORS, COLUMNS, RED, Result, cells, marked
+from bench.digits.results import COLORS, RED, Result, World, cells
 
 INK = "#1f2328"
 FAINT = "#d1d9e0"
@@ -16,12 +16,15 @@ FAINT = "#d1d9e0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:
-    """A test picture and the digits in it."""
+    """A test picture and what it shows. index: of its captions in the results."""
 
+    index: int
     image: Image.Image
-    digits: tuple[int, ...]
+    shown: tuple[Any, ...]
 
 
+Marked = Sequence[tuple[str, bool]]
+"""A caption in pieces, each with whether it is something that the picture does not show."""
 Chart = Callable[[Axes, Sequence[Result], float], None]
 """Draws one curve of every model that has it; the number is β."""
 
@@ -63,30 +66,32 @@ def draw_chart(chart: Chart, results: Sequence[Result], beta: float) -> Figure:
     return figure
 
 
-def draw_picture(results: Sequence[Result], exhibits: Sequence[Exhibit], beta: float) -> Figure:
+def draw_picture(results: Sequence[Result], exhibits: Sequence[Exhibit], beta: float, world: World) -> Figure:
     """Everything in one picture."""
     columns = 6
     rows = -(-len(exhibits) // columns)
     figure = Figure(figsize=(15, 6 + 3.4 * rows), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=[2, 3.6, 3.4 * rows])[:, 0]
-    _table(top, results)
+    _table(top, results, world)
     for axes, chart in zip(middle.subplots(1, len(CHARTS)), CHARTS, strict=True):
         chart(axes, results, beta)
     for number, axes in enumerate(bottom.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if number < len(exhibits):
-            _exhibit(axes, exhibits[number], [(result.name, result.captions[number]) for result in results])
+            exhibit = exhibits[number]
+            captions = [(result.name, world.in_short(result.captions[exhibit.index], exhibit.shown)) for result in results]
+            _exhibit(axes, exhibit, captions)
     return figure
 
 
-def _table(figure: SubFigure, results: Sequence[Result]) -> None:
-    figure.suptitle("mDPO in miniature", fontsize=18, fontweight="bold", color=INK)
+def _table(figure: SubFigure, results: Sequence[Result], world: World) -> None:
+    figure.suptitle(world.title, fontsize=18, fontweight="bold", color=INK)
     axes = figure.subplots()
     axes.axis("off")
     table = axes.table(
-        [cells(result) for result in results],
+        [cells(result, world.columns) for result in results],
         rowLabels=[result.name for result in results],
-        colLabels=[column.name for column in COLUMNS],
+        colLabels=[column.name for column in world.columns],
         loc="center",
         cellLoc="center",
         bbox=[0.15, 0, 0.7, 0.95],  # pyright: ignore[reportArgumentType]  (four numbers are a Bbox to matplotlib)
@@ -97,20 +102,20 @@ def _table(figure: SubFigure, results: Sequence[Result]) -> None:
         cell.set_edgecolor(FAINT)
 
 
-def _exhibit(axes: Axes, exhibit: Exhibit, captions: Sequence[tuple[str, str]]) -> None:
+def _exhibit(axes: Axes, exhibit: Exhibit, captions: Sequence[tuple[str, Marked]]) -> None:
     axes.imshow(exhibit.image, extent=(0, 1, 0, 1))
     axes.set_ylim(-0.13 * len(captions) - 0.05, 1)  # room for the captions within the axes, so that the layout keeps it
     for line, (name, caption) in enumerate(captions):
         height = -0.11 - 0.13 * line
-        axes.text(0, height, name, color=COLORS[name], fontsize=9, fontweight="bold", va="bottom")
-        _two_colors(axes, 0.24, height, marked(caption, exhibit.digits))
+        axes.text(0, height, name, color=COLORS[name], fontsize=8, fontweight="bold", va="bottom")
+        _two_colors(axes, 0.2, height, caption)
 
 
-def _two_colors(axes: Axes, left: float, height: float, pieces: Sequence[tuple[str, bool]]) -> None:
-    """A line of text, its false digits red: each piece starts where the one before it ends."""
+def _two_colors(axes: Axes, left: float, height: float, pieces: Marked) -> None:
+    """A line of text, what is false in it red: each piece starts where the one before it ends."""
     where: dict[str, Any] = dict(xy=(left, height), xycoords="data")
     for text, wrong in pieces:
         style: dict[str, Any] = dict(color=RED, fontweight="bold") if wrong else dict(color=INK)
-        piece = axes.annotate(text, **where, **style, fontsize=9, annotation_clip=False, va="bottom")
+        piece = axes.annotate(text, **where, **style, fontsize=8, annotation_clip=False, va="bottom")
         piece.set_in_layout(False)  # a long caption would push its column away from the next
         where = dict(xy=(1, 0), xycoords=piece)

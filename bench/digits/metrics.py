@@ -6,8 +6,9 @@ summed before dividing. Rohrbach's own count of every mention stands beside it: 
 the length limit weighs as much as ten others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.digits.world import PARTNER, mentioned
 
@@ -32,27 +33,61 @@ def hallucinated(text: str, digits: Sequence[int]) -> list[int]:
     return [digit for digit in mentioned(text) if digit not in digits]
 
 
+class Chair(NamedTuple):
+    """Counts over a whole set of captions, each with the things that its picture shows."""
+
+    captions: int
+    mentions: int
+    false_mentions: int
+    named: int
+    """Things named, each once a caption."""
+    false: int
+    false_captions: int
+    shown: int
+    covered: int
+
+    @property
+    def chair_i(self) -> float:
+        return percent(self.false, self.named)
+
+    @property
+    def chair_s(self) -> float:
+        return percent(self.false_captions, self.captions)
+
+    @property
+    def cover(self) -> float:
+        return percent(self.covered, self.shown)
+
+
+def chair(named: Sequence[Sequence[Hashable]], shown: Sequence[Sequence[Hashable]]) -> Chair:
+    """Counts the things that each caption names, with repetitions, against those that its picture shows."""
+    counts = []
+    for mentions, truth in zip(named, shown, strict=True):
+        false = [thing for thing in mentions if thing not in truth]
+        right = set(mentions) & set(truth)
+        counts.append(
+            (1, len(mentions), len(false), len(set(mentions)), len(set(false)), bool(false), len(truth), len(right))
+        )
+    return Chair(*map(sum, zip(*counts, strict=True)))
+
+
 def score(captions: Sequence[str], digits: Sequence[Sequence[int]]) -> Scores:
     """Score one caption per picture against the digits that the picture shows."""
-    named = wrong = mentions = wrong_mentions = partners = wrong_captions = shown = covered = 0
-    for text, truth in zip(captions, digits, strict=True):
-        invented = hallucinated(text, truth)
-        mentions += len(mentioned(text))
-        wrong_mentions += len(invented)
-        named += len(set(mentioned(text)))
-        wrong += len(set(invented))
-        partners += sum(PARTNER[digit] in truth for digit in set(invented))
-        wrong_captions += bool(invented)
-        shown += len(truth)
-        covered += len(set(mentioned(text)) & set(truth))
+    counts = chair([mentioned(text) for text in captions], digits)
+    partners = sum(
+        PARTNER[digit] in truth
+        for text, truth in zip(captions, digits, strict=True)
+        for digit in set(hallucinated(text, truth))
+    )
     return Scores(
-        chair_i=_percent(wrong, named),
-        chair_i_mentions=_percent(wrong_mentions, mentions),
-        chair_s=_percent(wrong_captions, len(captions)),
-        cover=_percent(covered, shown),
-        partner_rate=_percent(partners, named),
+        chair_i=counts.chair_i,
+        chair_i_mentions=percent(counts.false_mentions, counts.mentions),
+        chair_s=counts.chair_s,
+        cover=counts.cover,
+        partner_rate=percent(partners, counts.named),
     )
 
 
-def _percent(part: int, whole: int) -> float:
+def percent(part: float, whole: float) -> float:
+    """0 where there is nothing to take a part of."""
     return 100.0 * part / whole if whole else 0.0

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from bench.digits.charts import CHARTS, Exhibit, draw_chart, draw_picture
-from bench.digits.results import COLORS, COLUMNS, Result, cells, marked, missed
+from bench.digits.results import COLORS, DIGITS, Result, World, cells
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2328; background: #fff; }
@@ -35,62 +35,64 @@ small { color: #59636e; }
 
 
 def write_report(
-    folder: Path, results: Sequence[Result], exhibits: Sequence[Exhibit], *, beta: float, note: str
+    folder: Path,
+    results: Sequence[Result],
+    exhibits: Sequence[Exhibit],
+    *,
+    beta: float,
+    note: str,
+    world: World = DIGITS,
 ) -> Path:
     """Write ``report.html`` and, the same as one picture, ``report.png``. Returns the page's path.
 
-    exhibits: the first test scenes, to which the results' first captions belong. note: what was run, and on what.
+    exhibits: the test pictures that are shown. note: what was run, and on what.
     """
-    draw_picture(results, exhibits, beta).savefig(folder / "report.png", dpi=120)
+    draw_picture(results, exhibits, beta, world).savefig(folder / "report.png", dpi=120)
     charts = "".join(
         f'<img alt="training curve" src="{_data_uri(draw_chart(chart, results, beta).savefig, dpi=160)}">'
         for chart in CHARTS
     )
     cards = "".join(
-        _card(exhibit, [(result.name, result.captions[number]) for result in results])
-        for number, exhibit in enumerate(exhibits)
+        _card(exhibit, [(result.name, result.captions[exhibit.index]) for result in results], world)
+        for exhibit in exhibits
     )
     page = folder / "report.html"
     page.write_text(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>mDPO in miniature</title><style>{STYLE}</style></head><body>"
-        f"<h1>mDPO in miniature</h1>{_summary(results)}{_table(results)}"
+        f"<title>{escape(world.title)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{escape(world.title)}</h1>{_summary(results, world)}{_table(results, world)}"
         f'<h2>Training</h2><div class="charts">{charts}</div>'
-        "<h2>The first test pictures</h2><p>Digits that are not in the picture are <em>red</em>.</p>"
+        f"<h2>{escape(world.exhibits)}</h2><p>{escape(world.legend)} <em>red</em>.</p>"
         f'<div class="cards">{cards}</div><p class="small">{escape(note)}</p></body></html>\n',
         encoding="utf-8",
     )
     return page
 
 
-def _summary(results: Sequence[Result]) -> str:
+def _summary(results: Sequence[Result], world: World) -> str:
     shares = ", ".join(f"{_name(result.name)} {result.scores.chair_s:.0f}%" for result in results)
-    return (
-        "<p>One small vision-language model, tuned to list the handwritten digits in a picture, then trained on the "
-        "same preference pairs in two ways. Captions of unseen pictures that name a digit which is not there: "
-        f"{shares}.</p>"
-    )
+    return f"<p>{escape(world.summary)} {shares}.</p>"
 
 
-def _table(results: Sequence[Result]) -> str:
-    head = "".join(f"<th>{escape(column.name)}</th>" for column in COLUMNS)
+def _table(results: Sequence[Result], world: World) -> str:
+    head = "".join(f"<th>{escape(column.name)}</th>" for column in world.columns)
     rows = "".join(
-        f"<tr><th>{_name(result.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells(result)) + "</tr>"
+        f"<tr><th>{_name(result.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells(result, world.columns)) + "</tr>"
         for result in results
     )
-    legend = "".join(f"<li><b>{escape(column.name)}</b> {escape(column.meaning)}</li>" for column in COLUMNS)
+    legend = "".join(f"<li><b>{escape(column.name)}</b> {escape(column.meaning)}</li>" for column in world.columns)
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{rows}</table></div><ul class="small">{legend}</ul>'
 
 
-def _card(exhibit: Exhibit, captions: Sequence[tuple[str, str]]) -> str:
+def _card(exhibit: Exhibit, captions: Sequence[tuple[str, str]], world: World) -> str:
     lines = []
     for name, caption in captions:
-        pieces = marked(caption, exhibit.digits)
+        pieces = world.marked(caption, exhibit.shown)
         text = "".join(f"<em>{escape(piece)}</em>" if wrong else escape(piece) for piece, wrong in pieces)
-        left_out = ", ".join(map(str, missed(caption, exhibit.digits)))
+        left_out = ", ".join(map(str, world.missed(caption, exhibit.shown)))
         lines.append(f"<p>{_name(name)}{text}{f' <small>misses {left_out}</small>' if left_out else ''}</p>")
-    shown = ", ".join(map(str, exhibit.digits))
+    shown = ", ".join(map(str, exhibit.shown))
     image = _data_uri(exhibit.image.save)
     return f'<figure><img alt="{shown}" src="{image}"><figcaption>{"".join(lines)}</figcaption></figure>'
 

@@ -51,16 +51,21 @@ class Turn(NamedTuple):
     answer: str
 
 
-def build_processor(words: Sequence[str] = WORDS) -> LlavaProcessor:
-    """A processor made offline: CLIP's images at 48×48, and one token per word, whatever the white space."""
+def build_processor(
+    words: Sequence[str] = WORDS, *, image_size: int = IMAGE_SIZE, patch: int = PATCH
+) -> LlavaProcessor:
+    """A processor made offline: CLIP's square images, and one token per word, whatever the white space.
+
+    image_size, patch: sides in pixels.
+    """
     special = ["<pad>", "</s>", "<unk>", "<image>"]
     vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins by spaces, with none before "," or "."
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     return LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size),
+        CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=size),
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token="<pad>",
@@ -68,29 +73,30 @@ def build_processor(words: Sequence[str] = WORDS) -> LlavaProcessor:
             unk_token="<unk>",
             extra_special_tokens={"image_token": "<image>"},
         ),
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """The untrained model."""
+def build_model(processor: LlavaProcessor, *, text_layers: int = 3) -> LlavaForConditionalGeneration:
+    """The untrained model for the processor's pictures and words."""
     tokenizer = processor.tokenizer
+    image_size, patch = processor.image_processor.crop_size["height"], processor.patch_size
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH,
+        image_size=image_size,
+        patch_size=patch,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=text_layers,
         num_attention_heads=4,
         max_position_embeddings=256,
         bos_token_id=None,
@@ -101,7 +107,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
+        image_seq_length=(image_size // patch) ** 2,
         vision_feature_layer=-1,  # the usual -2 would leave one of three layers idle
         vision_feature_select_strategy="default",
     )

@@ -59,12 +59,13 @@ class Scene:
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Random numbers that depend on the scene's id and on what they are for, and on nothing else."""
-        return _generator(self.split, self.seed, self.index, purpose)
+        return generator(self.split, self.seed, self.index, purpose)
 
 
-def _generator(split: Split, seed: int, index: int, purpose: str) -> np.random.Generator:
-    key = f"{split}/{seed}/{index}/{purpose}".encode()
-    return np.random.default_rng(int.from_bytes(blake2b(key, digest_size=16).digest(), "little"))
+def generator(*key: str | int) -> np.random.Generator:
+    """Random numbers that depend on the key, in every process and version, and on nothing else."""
+    text = "/".join(map(str, key)).encode()
+    return np.random.default_rng(int.from_bytes(blake2b(text, digest_size=16).digest(), "little"))
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +95,7 @@ def make_scene(split: Split, seed: int, index: int, *, partner_probability: floa
     """
     if partner_probability is None:
         partner_probability = PARTNER_PROBABILITY[split]
-    rng = _generator(split, seed, index, "scene")
+    rng = generator(split, seed, index, "scene")
     count = int(rng.integers(2, 5))
     digits: list[int] = []
     while len(digits) < count:
