@@ -37,7 +37,7 @@ def checkout(tmp_path_factory) -> Path:
     write_script(folder / ".venv/bin/mdpo", f'exec {folder}/.venv/bin/python -m mdpo.cli "$@"')
     write_script(
         folder / "bin/make",
-        f'test "$*" = demo && exec {folder}/.venv/bin/python -m bench.digits.demo --pairs 64 --scenes 20 --out build/demo',
+        f'test "$*" = demo && exec {folder}/.venv/bin/python -m bench.scenes.demo --pairs 48 --scenes 20 --out build/demo',
     )
     return folder
 

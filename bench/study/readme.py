@@ -1,4 +1,4 @@
-"""Writes the study's committed numbers into README.md and bench/README.md: ``python -m bench.study.readme``."""
+"""Writes the study's committed numbers into bench/README.md: ``python -m bench.study.readme``."""
 
 from pathlib import Path
 
@@ -9,27 +9,14 @@ from bench.study.results import NAME, Results, best_candidate, tuned
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "study" / NAME
-PAGES = ("README.md", "bench/README.md")
+PAGES = ("bench/README.md",)
 SCORES = ("chair_i", "chair_s", "cover", "win_rate", "log_ratio")
 
 
 def updated(text: str, page: str) -> str:
     """The text of one of ``PAGES`` with its block made anew from the results."""
     results = Results.read(RESULTS)
-    return fill(text, "study", caption(results) if page == "README.md" else table(results))
-
-
-def caption(results: Results) -> list[str]:
-    """What the README's picture shows, in two lines."""
-    item = results.size.item(FIGURE_1)
-    scores = [
-        f"{row.label} {cell(results.interval(row.setting, 'chair_s', item.seeds), 'chair_s')}" for row in item.rows
-    ]
-    return [
-        "Captions that name a digit which is not in the image, in percent: means ± half of the 95% interval "
-        f"over {len(item.seeds)} seeds;",
-        f"tuned is the model before. {'; '.join(scores)}.",
-    ]
+    return fill(text, "study", table(results))
 
 
 def table(results: Results) -> list[str]:
