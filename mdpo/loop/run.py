@@ -159,7 +159,8 @@ def _say_other_training(journal: Journal, now: dict[str, Any]) -> None:
 
 
 def _deciding(words: Sequence[str]) -> list[str]:
-    return [word for word in words if not word.startswith(_FREE)]
+    """Sorted: in which order the options stand in the configuration is nothing to a command."""
+    return sorted(word for word in words if not word.startswith(_FREE))
 
 
 def _prepared(stage: Stage) -> list[str]:

@@ -191,6 +191,8 @@ def test_other_settings_are_another_loop(tmp_path):
     run_loop(config(tmp_path), no_check, Commands(5))
     with pytest.raises(InputError, match=r"round 1's sample .*--n=4, --n=5"):
         run_loop(config(tmp_path, sample={"n": 5, "temperature": 0.9}), no_check, Commands())
+    sample = dict(reversed(SETTINGS["sample"].items()))
+    assert run_loop(config(tmp_path, sample=sample), no_check, Commands(1)) == 143, "another order is the same loop"
 
 
 @pytest.mark.parametrize("as_file", [True, False])
