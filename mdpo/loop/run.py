@@ -1,5 +1,6 @@
 """Running a loop: each stage once, whatever ended the loop in between."""
 
+import json
 import logging
 import os
 import shlex
@@ -9,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from mdpo.data.problem import names
 from mdpo.errors import InputError
-from mdpo.evaluation.files import InUse, Journal
+from mdpo.evaluation.files import InUse, Journal, read_text
 from mdpo.outputs import whole_file
 from mdpo.run_folder import held_run
-from mdpo.settings.yaml_text import plain
+from mdpo.settings.yaml_text import plain, read_yaml
 from mdpo.shown import say
 
 from .config import LoopConfig
@@ -50,6 +53,8 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
         if not isinstance(config.train, str):
             with whole_file(training_config(config)) as part:
                 part.write_text(yaml.safe_dump(plain(config.train), sort_keys=False), encoding="utf-8")
+        if any(stage.name == "train" for stage in todo[done:]):
+            _say_other_training(journal, _training(config))
         for stage in todo[done:]:
             say("")
             say(f"== {_title(stage, config)}")
@@ -59,7 +64,8 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
             if code:
                 say(f"the loop ended in {_title(stage, config)}; what is done is kept, and the same command goes on")
                 return code
-            journal.append({"round": stage.round, "stage": stage.name, "words": list(stage.words)})
+            trained = {"settings": _training(config)} if stage.name == "train" else {}
+            journal.append({"round": stage.round, "stage": stage.name, "words": list(stage.words), **trained})
             if stage.name == "measure" or stage.name == "rank" and config.evaluate is None:
                 write_rounds(config, stage.round, folder / "report.html")
     say(f"wrote {folder / 'report.html'}, .md and .png: the rounds side by side")
@@ -133,8 +139,28 @@ def _done(journal: Journal, todo: Sequence[Stage]) -> int:
     return len(journal.records)
 
 
+def _training(config: LoopConfig) -> dict[str, Any]:
+    """The settings of training as they stand now, as JSON has them."""
+    given = config.train
+    if isinstance(given, str):
+        given = read_yaml(read_text(given), f"config {given}")
+    return json.loads(json.dumps(plain(given), default=str))
+
+
+def _say_other_training(journal: Journal, now: dict[str, Any]) -> None:
+    """They may change from round to round, as memory asks for it; but not unseen, as a loop's rounds are compared."""
+    before = next((record for record in reversed(journal.records) if isinstance(record.get("settings"), dict)), None)
+    if before is None:
+        return
+    then = before["settings"]
+    changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if changed:
+        say(f"round {before['round']} was trained with other settings than now: {names(changed, 6)}")
+
+
 def _deciding(words: Sequence[str]) -> list[str]:
-    return [word for word in words if not word.startswith(_FREE)]
+    """Sorted: in which order the options stand in the configuration is nothing to a command."""
+    return sorted(word for word in words if not word.startswith(_FREE))
 
 
 def _prepared(stage: Stage) -> list[str]:

@@ -191,6 +191,29 @@ def test_other_settings_are_another_loop(tmp_path):
     run_loop(config(tmp_path), no_check, Commands(5))
     with pytest.raises(InputError, match=r"round 1's sample .*--n=4, --n=5"):
         run_loop(config(tmp_path, sample={"n": 5, "temperature": 0.9}), no_check, Commands())
+    sample = dict(reversed(SETTINGS["sample"].items()))
+    assert run_loop(config(tmp_path, sample=sample), no_check, Commands(1)) == 143, "another order is the same loop"
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_other_settings_of_training_are_said(tmp_path, capsys, as_file):
+    def train(**changes):
+        settings = {**SETTINGS["train"], **changes}
+        if not as_file:
+            return settings
+        (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings))
+        return str(tmp_path / "train.yaml")
+
+    assert run_loop(config(tmp_path, train=train()), no_check, Commands()) == 0
+    said = "round 2 was trained with other settings than now: learning_rate, beta"
+    assert said not in capsys.readouterr().out
+    changed = train(learning_rate=1e-5, beta=0.2)
+    assert run_loop(config(tmp_path, train=changed), no_check, Commands()) == 0
+    assert "other settings" not in capsys.readouterr().out, "nothing is left to train"
+    assert run_loop(config(tmp_path, train=changed, rounds=3), no_check, Commands()) == 0
+    assert said in capsys.readouterr().out
+    assert run_loop(config(tmp_path, train=changed, rounds=4), no_check, Commands()) == 0
+    assert "other settings" not in capsys.readouterr().out
 
 
 def test_a_loop_that_ran_out_of_memory_goes_on_with_smaller_batches(tmp_path):
