@@ -45,7 +45,7 @@ ALLOWED = {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
     },
     "mdpo.loop": {
-        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.evaluation", "mdpo.reports", "mdpo.__main__",
+        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports", "mdpo.__main__",
     },
     "mdpo.cli": {
         "mdpo.answers", "mdpo.loop",

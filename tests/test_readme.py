@@ -76,7 +76,7 @@ def test_make_targets_exist(target):
 def test_table_overrides_are_valid_settings():
     from mdpo.config import load_config, parse_overrides
 
-    overrides = re.findall(r"^\|[^|]*\|[^|]*\| `(--[^`]*)` *\|", PAGES["mdpo/README.md"], re.MULTILINE)
+    overrides = re.findall(r"^\| (?:Table|Figure)[^|]*\|[^|]*\| `(--[^`]*)` *\|", PAGES["mdpo/README.md"], re.MULTILINE)
     assert len(overrides) >= 9
     for line in overrides:
         load_config(

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from mdpo.data import PromptRow
 from mdpo.data.canonical import Pictures
 from mdpo.data.problem import shortened
+from mdpo.data.sources import check_there
 from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.evaluation.answer_options import (
@@ -97,6 +98,7 @@ def check_sample(options: argparse.Namespace) -> Sampling:
     )
     sampling.check_count(options.n)
     check_answer_options(options)
+    check_there(options.data)
     return sampling
 
 

@@ -24,6 +24,7 @@ from .problem import RowError, clipped, names, shortened
 # length is made of base64's letters alone.
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AK")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+_ALLOW = "allow it by --allow-outside (in Python, allow_outside of mdpo.data.read_rows)"
 _DATA_URI = re.compile(r"data:(?P<kind>[^;,]*)(?P<rest>[^,]*),", re.IGNORECASE)
 
 
@@ -90,9 +91,9 @@ def _path(text: str, root: ImageRoot, where: str, field: str) -> Path:
         return resolved
     if Path(os.path.normpath(root.folder / text)).is_relative_to(root.folder):
         problem = f"image {shortened(text)} is a link that leads outside the image folder {root.folder}"
-        raise RowError.at(where, field, problem, "copy it there, or set allow_outside")
+        raise RowError.at(where, field, problem, f"copy it there, or {_ALLOW}")
     problem = f"image {shortened(text)} is outside the image folder {root.folder}"
-    remedy = "give a path below image_dir, or set allow_outside (in Python, of mdpo.data.read_rows)"
+    remedy = f"give a path below image_dir, or {_ALLOW}"
     raise RowError.at(where, field, problem, remedy)
 
 

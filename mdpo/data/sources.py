@@ -56,8 +56,20 @@ def open_source(path: Where) -> Iterator[Record]:
     name = hub_name(path) if path.suffix not in _SUFFIXES else None
     if name is not None:
         return table_rows(hub_dataset(name, split), str(name))
+    raise _missing(path)
+
+
+def check_there(path: str | Path) -> None:
+    """Raises InputError where nothing can be read by this name. Reads nothing, and asks the hub nothing."""
+    path, _ = _parse(path)
+    named = path.suffix not in _SUFFIXES and hub_name(path) is not None
+    if not (_kind(path) in ("folder", "file") or named or glob.glob(str(path), recursive=True)):
+        raise _missing(path)
+
+
+def _missing(path: Path) -> InputError:
     looked = "" if path.is_absolute() else f" in {Path.cwd()}, where relative paths start"
-    raise InputError(f"data file {clipped(str(path))} does not exist{looked}; check the path")
+    return InputError(f"data file {clipped(str(path))} does not exist{looked}; check the path")
 
 
 def records_of(given: Any, name: str) -> Iterator[Record]:

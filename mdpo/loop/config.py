@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
+from mdpo.output_checks import is_same
 from mdpo.settings.yaml_text import Written, plain, read_yaml
 
 _SET_BY_LOOP = {
@@ -117,6 +118,8 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
         inner = _section(given, f"{where}: evaluate", Evaluation)
         if not isinstance(inner["prompts"], str) or not inner["prompts"]:
             raise InputError(f"{where}: evaluate: prompts: expected a path, found {_kind(inner['prompts'])}")
+        if inner["prompts"] == values["prompts"] or is_same(inner["prompts"], values["prompts"]):
+            raise InputError(f"{where}: evaluate: prompts: these are the questions that are trained on; hold others out")
         for name in ("sample", "rank"):
             inner[name] = _options(inner.get(name), f"{where}: evaluate: {name}", name)
         _refuse(inner["sample"], _GREEDY, f"{where}: evaluate: sample")

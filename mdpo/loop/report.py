@@ -28,6 +28,11 @@ def write_rounds(config: LoopConfig, last: int, output: Path) -> list[Path]:
     runs = []
     for number, answers in scored.items():
         result = result_of(answers, before, how)
+        if config.evaluate is None and config.rank.get("by") == "self" and "model" not in config.rank:
+            result.warnings.append(
+                "each round's answers were scored by that round's own model, so that scores and win rates of two rounds do not "
+                "compare; give held-out questions (evaluate), or one model to rank by"
+            )
         history = load_history(folder_of_round(config, number) / "model") if number else []
         runs.append(
             Run(f"after round {number}" if number else "before", history, {(result.benchmark, result.variant): result})

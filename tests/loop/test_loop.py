@@ -148,6 +148,9 @@ def test_without_questions_to_evaluate_on(tmp_path):
     assert [stage.words[0] for stage in found] == 2 * ["sample", "rank", "pairs", "train"]
     assert run_loop(config(tmp_path, evaluate=None), no_check, Commands()) == 0
     assert "own samples" in (tmp_path / "out" / "report.md").read_text()
+    by_itself = config(tmp_path, evaluate=None, rank={"by": "self"}, output_dir=str(tmp_path / "by itself"))
+    assert run_loop(by_itself, no_check, Commands()) == 0
+    assert "do not compare" in (tmp_path / "by itself" / "report.md").read_text()
 
 
 def test_a_page_over_the_rounds(tmp_path):
@@ -274,6 +277,7 @@ def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
         ({"train": {"model_name_or_path": "m", "train_data": "x"}}, "train: train_data is set by the loop"),
         ({"train": {"model_name_or_path": "m", "learning_rat": 1}}, "unknown key 'learning_rat'"),
         ({"train": "nowhere.yaml"}, "nowhere.yaml"), ({"evaluate": {"sample": {}}}, "evaluate: key 'prompts' is missing"),
+        ({"evaluate": {"prompts": "prompts.jsonl"}}, "evaluate: prompts: these are the questions that are trained on"),
         ({"evaluate": {"prompts": ""}}, "evaluate: prompts: expected a path"), ({"prompts": 3}, "prompts: expected a path"),
         ({"evaluate": {"prompts": "p", "sample": {"temperature": 0.7}}}, "evaluate: sample: temperature is set by the loop"),
         ({"evaluate": {"prompts": "p", "sample": {"top-p": 0.7}}}, "evaluate: sample: top_p is set by the loop"),
@@ -314,7 +318,10 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
     root = Path(__file__).parents[2]
     loop = read_loop(root / "configs" / "loop" / "llava-1.5-7b.yaml")
     assert (root / str(loop.train)).is_file()
-    found = planned(replace(loop, train={"model_name_or_path": "llava"}), cli.check_words)  # theirs is for a GPU
+    here = str(root / "README.md")  # in place of questions that are not here, and a training that is for a GPU
+    assert loop.evaluate is not None
+    loop = replace(loop, prompts=here, evaluate=replace(loop.evaluate, prompts=here), train={"model_name_or_path": "llava"})
+    found = planned(loop, cli.check_words)
     assert [stage.name for stage in found] == ["answer", "measure", *2 * ["sample", "rank", "pairs", "train", "answer", "measure"]]
     assert "--adapter_name_or_path=runs/own-answers/round-1/model" in found[11].words
 
@@ -326,7 +333,8 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
         ({"sample": {"temp": 0.3}}, "sample: mdpo sample: unrecognized arguments: --temp=0.3"),
         ({"pairs": {"outp": "x"}}, "pairs: mdpo pairs: unrecognized arguments: --outp=x"),
         ({"rank": {"by": "luck"}}, "invalid choice: 'luck'"), ({"pairs": {"margin": "wide"}}, "round 1 of 2: pairs.*--margin"),
-        ({"rank": {}}, "--by"), ({"rank": {"by": "chair", "objects": "nowhere.json"}}, "rank: nowhere.json does not exist"),
+        ({"rank": {}}, "--by"), ({"prompts": "gone.jsonl"}, "round 1 of 2: sample: data file gone.jsonl does not exist"),
+        ({"rank": {"by": "chair", "objects": "nowhere.json"}}, "rank: nowhere.json does not exist"),
         ({"rank": {"by": "chair"}}, "rank: --by chair needs --objects"), ({"sample": {"temperature": -1}}, "sample: temperature is -1"),
         ({"pairs": {"margin": -1}}, "pairs: --margin -1"),
     ],
@@ -334,6 +342,8 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
 def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, monkeypatch, changes, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "objects.jsonl").write_text('{"id": "q", "objects": ["dog"]}\n')
+    (tmp_path / "questions.jsonl").touch()
+    prompts = {"prompts": str(tmp_path / "questions.jsonl")}
     with pytest.raises(InputError, match=words) as found:
-        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **changes}, evaluate=None), cli.check_words)
+        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **prompts, **changes}, evaluate=None), cli.check_words)
     assert "\n" not in str(found.value)
