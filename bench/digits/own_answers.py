@@ -14,7 +14,6 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 
 import torch
 import transformers
@@ -129,7 +128,8 @@ def updated(text: str, page: str) -> str:
     size, runs = record["size"], record["runs"]
     lines = [
         f"Over {len(runs)} seeds, means ± half of the 95% interval: {size['pictures']:,} pictures with {size['samples']} answers each a "
-        f"round, {size['unseen']:,} unseen pictures; bold: beyond the interval, paired by seed.",
+        f"round, {size['unseen']:,} unseen pictures, random rejected images; bold: beyond the interval, paired by seed. With crops the "
+        "development seed showed no change.",
         "",
         *table(list(runs.values())),
     ]
@@ -151,14 +151,11 @@ def main() -> None:
             (ROOT / page).write_text(updated((ROOT / page).read_text(encoding="utf-8"), page), encoding="utf-8")
         return
     size = Size(rounds=options.rounds, pictures=options.pictures, unseen=options.unseen)
-    started = perf_counter()
     runs = {seed: run(seed, options.out / str(seed), size) for seed in options.seeds}
     print("\n".join(table(list(runs.values()))))
     if options.record is not None:
-        about = dict(
-            size=asdict(size), minutes=(perf_counter() - started) / 60, python=platform.python_version(), torch=torch.__version__,
-            transformers=transformers.__version__,
-        )  # fmt: skip
+        versions = dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__)
+        about = dict(size=asdict(size), negative=NEGATIVE, versions=versions)
         options.record.parent.mkdir(parents=True, exist_ok=True)
         options.record.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
