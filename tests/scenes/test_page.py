@@ -42,6 +42,6 @@ def test_the_committed_page_is_made_of_the_committed_results():
 
 
 def test_the_readmes_block_is_made_of_the_committed_results():
-    page = updated(f"before\n{BEGIN}old\n{END}\nafter\n")
+    page = updated(f"before\n{BEGIN}stale\n{END}\nafter\n")
     assert page.startswith(f"before\n{BEGIN}|  | CHAIR_s") and page.endswith(f"{END}\nafter\n")
-    assert "old" not in page and all(f"\n| {row} |" in page for row in ROWS_OF_README)
+    assert "stale" not in page and all(f"\n| {row} |" in page for row in ROWS_OF_README)
