@@ -17,6 +17,7 @@ from bench.digits.charts import Exhibit
 from bench.digits.results import Result
 from bench.scenes.base import TUNED
 from bench.scenes.metrics import score
+from bench.scenes.page import over_seeds
 from bench.scenes.pairs import LONGEST_CAPTION, make_pairs, write_questions
 from bench.scenes.results import SCENES
 from bench.scenes.world import mentioned, scene_of
@@ -51,7 +52,7 @@ def run(seed: int, folder: Path, size: Size) -> list[Result]:
         demo.train(model, arguments, CONFIG)
         results.append(evaluate(name, model, test, pairs.held, tuned_logps))
 
-    note = size.note(seed, perf_counter() - started)
+    note = f"{size.note(seed, perf_counter() - started)} {over_seeds([result.name for result in results])}"
     demo.report(folder, results, exhibits(test, results), config=CONFIG, note=note, world=SCENES)
     return results
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from bench.study.statistics import Interval, difference, interval
 from mdpo.outputs import write_text
 
+RECORD = Path(__file__).parents[1] / "results" / "scenes" / "results.json"
 COLUMNS = {
     "chair_s": "CHAIR_s ↓", "chair_i": "CHAIR_i ↓", "cover": "cover ↑", "f1": "F1 ↑", "length": "tokens", "looking": "looking ↑",
     "sight": "of sight", "prior": "of the prior", "log_ratio": "log π/ρ of y_w", "log_ratio_crop": "on a crop",
@@ -25,6 +26,8 @@ COMPARISONS = (
     ("mDPO", "mDPO, random image"),
 )
 CUT_ROWS = ("mDPO", "mDPO - anchor", "mDPO, random image", "DPO")
+TESTS = len(COMPARISONS) * len(COMPARED) + 2 * len(CUT_ROWS)
+"""Differences that the page shows."""
 INTRODUCTION = """\
 The miniature world of `bench/scenes`: pictures of emoji on a theme, a LLaVA of 0.7M parameters tuned on captions whose writer
 also named what such scenes usually have. Of several captions that the tuned model gives to a picture, a noisy judge that
@@ -57,11 +60,18 @@ def write_page(results: Path) -> Path:
     return page
 
 
+def over_seeds(rows: Sequence[str]) -> str:
+    """What the committed study says of these rows, in a sentence: one seed by itself says little."""
+    seeds = json.loads(RECORD.read_text(encoding="utf-8"))["seeds"]
+    found = [(row, Table(seeds).values(row, "chair_s")) for row in rows]
+    shares = ", ".join(f"{row} {cell(interval(values))}" for row, values in found if values)
+    return f"Over the {len(seeds)} seeds of bench/results/scenes/SCENES.md CHAIR_s is: {shares}."
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """The page."""
     table, seeds = Table(results["seeds"]), list(results["seeds"])
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    tests = len(COMPARISONS) * len(COMPARED) + 2 * len(CUT_ROWS)
     lines = [
         "# mDPO in the world of scenes", "", INTRODUCTION, "",
         f"{len(seeds)} seeds ({', '.join(seeds)}), {results['pairs']} scenes for pairs and {results['scenes']} unseen test scenes "
@@ -70,13 +80,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         "## Scores", "", "Means over seeds ± half of the 95% interval (Student's t).", "",
         *_scores(table, list(results["rows"])), "",
         "## Differences, paired by seed", "",
-        f"± half of the 95% interval of each. **Bold**: beyond the interval that holds for all {tests} numbers of this table and the "
-        f"next at once (Bonferroni: {100 * (1 - 0.05 / tests):.2f}% each).", "",
-        *_differences(table, tests), "",
+        f"± half of the 95% interval of each. **Bold**: beyond the interval that holds for all {TESTS} numbers of this table and the "
+        f"next at once (Bonferroni: {100 * (1 - 0.05 / TESTS):.2f}% each).", "",
+        *_differences(table), "",
         "## Is it more than saying less?", "",
         "Against the tuned model's own captions, cut after so many things that they cover as much as the row's (between two "
         "numbers of things a straight line is drawn; captions that cover less as they are stay whole).", "",
-        *_cut(table, tests), "",
+        *_cut(table), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -90,20 +100,18 @@ def _scores(table: Table, rows: Sequence[str]) -> list[str]:
     return lines
 
 
-def _differences(table: Table, tests: int) -> list[str]:
+def _differences(table: Table) -> list[str]:
     lines = head("", COMPARED.values())
     for one, other in COMPARISONS:
-        cells = [gap(table.values(one, score), table.values(other, score), tests) for score in COMPARED]
+        cells = [gap(table.values(one, score), table.values(other, score)) for score in COMPARED]
         lines.append(f"| ({one}) − ({other}) | {' | '.join(cells)} |")
     return lines
 
 
-def _cut(table: Table, tests: int) -> list[str]:
+def _cut(table: Table) -> list[str]:
     lines = head("row − cut tuned", ("CHAIR_s", "CHAIR_i"))
     for row in CUT_ROWS:
-        cells = [
-            gap(table.values(row, score), table.values(row, f"cut_{score}"), tests) for score in ("chair_s", "chair_i")
-        ]
+        cells = [gap(table.values(row, score), table.values(row, f"cut_{score}")) for score in ("chair_s", "chair_i")]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
@@ -114,7 +122,7 @@ def head(first: str, columns: Iterable[str]) -> list[str]:
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
 
 
-def gap(values: list[float] | None, others: list[float] | None, tests: int) -> str:
+def gap(values: list[float] | None, others: list[float] | None, tests: int = TESTS) -> str:
     """The difference, paired by seed; bold where it is beyond an interval that allows for so many tests."""
     assert values is not None and others is not None
     sure = difference(values, others, confidence=1 - 0.05 / tests).excludes_zero

@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from bench.scenes.page import COLUMNS, Table, cell, gap, head
+from bench.scenes.page import COLUMNS, RECORD, TESTS, Table, cell, gap, head
 from bench.study.statistics import interval
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results" / "scenes" / "results.json"
 BEGIN, END = (
     "<!-- scenes: written by python -m bench.scenes.readme from bench/results/scenes/results.json -->\n",
     "<!-- /scenes -->",
@@ -18,20 +17,18 @@ ROWS = ("tuned", "DPO", "mDPO", "mDPO - conditional", "mDPO - anchor")
 
 def updated(readme: str) -> str:
     """The README with its block made anew from the results."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results = json.loads(RECORD.read_text(encoding="utf-8"))
     table = Table(results["seeds"])
     lines = head("", [*(COLUMNS[score] for score in SCORES), "CHAIR_s − mDPO's"])
     for row in ROWS:
         values = [table.values(row, score) for score in SCORES]
         cells = [cell(interval(found) if found else None) for found in values]
-        cells.append(
-            "" if row == "mDPO" else gap(table.values(row, "chair_s"), table.values("mDPO", "chair_s"), len(ROWS) - 1)
-        )
+        cells.append("" if row == "mDPO" else gap(table.values(row, "chair_s"), table.values("mDPO", "chair_s")))
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines += [
         "",
         f"Means over {len(table.seeds)} seeds ± half of the 95% interval; differences are paired by seed, bold where they are",
-        f"beyond the interval that holds for all {len(ROWS) - 1} of them at once. Looking: how much CHAIR_i grows where captions of",
+        f"beyond the interval that holds for all {TESTS} differences of the page at once. Looking: how much CHAIR_i grows where captions of",
         "other pictures of the same theme stand in.",
     ]
     start, stop = readme.index(BEGIN) + len(BEGIN), readme.index(END)

@@ -74,6 +74,7 @@ def test_the_demo_trains_both_ways_and_tells_them_apart(tmp_path):
     assert "rewards/imageless_margins" not in dpo.history[0] and "rewards/imageless_margins" in mdpo.history[0]
     assert numbers({0: results}, TINY)["seeds"][0]["mDPO"]["looking"] == mdpo.scores.looking
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 3 + 12
+    assert "Over the 8 seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert Image.open(tmp_path / "report.png").width >= 1200
 
 

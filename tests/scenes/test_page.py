@@ -1,14 +1,11 @@
 """The study's page, against figures worked out by hand, and as it is committed."""
 
 import json
-from pathlib import Path
 
-import pytest
-
-from bench.scenes.page import COLUMNS, COMPARED, COMPARISONS, CUT_ROWS, gap, markdown
+from bench.scenes.page import COLUMNS, COMPARED, COMPARISONS, CUT_ROWS, RECORD, gap, markdown
+from bench.scenes.readme import BEGIN, END, updated
+from bench.scenes.readme import ROWS as ROWS_OF_README
 from bench.scenes.study import ROWS
-
-RESULTS = Path(__file__).parents[2] / "bench" / "results" / "scenes"
 
 
 def results(offset: dict[str, float]) -> dict:
@@ -39,7 +36,12 @@ def test_bold_allows_for_all_tests_at_once():
     assert gap(values, others, 200) == "+1.2 ± 0.5"
 
 
-@pytest.mark.skipif(not RESULTS.is_dir(), reason="no study is committed")
 def test_the_committed_page_is_made_of_the_committed_results():
-    committed = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
-    assert markdown(committed) == (RESULTS / "SCENES.md").read_text(encoding="utf-8")
+    committed = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert markdown(committed) == RECORD.with_name("SCENES.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_block_is_made_of_the_committed_results():
+    page = updated(f"before\n{BEGIN}stale\n{END}\nafter\n")
+    assert page.startswith(f"before\n{BEGIN}|  | CHAIR_s") and page.endswith(f"{END}\nafter\n")
+    assert "stale" not in page and all(f"\n| {row} |" in page for row in ROWS_OF_README)
