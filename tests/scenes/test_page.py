@@ -3,8 +3,8 @@
 import json
 
 from bench.scenes.page import COLUMNS, COMPARED, COMPARISONS, CUT_ROWS, RECORD, gap, markdown
-from bench.scenes.readme import BEGIN, END, updated
 from bench.scenes.readme import ROWS as ROWS_OF_README
+from bench.scenes.readme import updated
 from bench.scenes.study import ROWS
 
 
@@ -41,7 +41,8 @@ def test_the_committed_page_is_made_of_the_committed_results():
     assert markdown(committed) == RECORD.with_name("SCENES.md").read_text(encoding="utf-8")
 
 
-def test_the_readmes_block_is_made_of_the_committed_results():
-    page = updated(f"before\n{BEGIN}stale\n{END}\nafter\n")
-    assert page.startswith(f"before\n{BEGIN}|  | CHAIR_s") and page.endswith(f"{END}\nafter\n")
+def test_the_pages_block_is_made_of_the_committed_results():
+    begin, end = "<!-- scenes: by whom -->\n", "<!-- /scenes -->"
+    page = updated(f"before\n{begin}stale\n{end}\nafter\n", "bench/README.md")
+    assert page.startswith(f"before\n{begin}|  | CHAIR_s") and page.endswith(f"{end}\nafter\n")
     assert "stale" not in page and all(f"\n| {row} |" in page for row in ROWS_OF_README)
