@@ -62,7 +62,7 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
             sys.stdout.flush()
             code = run_stage(_prepared(stage), journal)
             if code:
-                say(f"the loop ended in {_title(stage, config)}; what is done is kept, and the same command goes on")
+                say(f"the loop ended in {_title(stage, config)}; what is done is kept: mend what is said above, and the same command goes on")
                 return code
             trained = {"settings": _training(config)} if stage.name == "train" else {}
             journal.append({"round": stage.round, "stage": stage.name, "words": list(stage.words), **trained})
