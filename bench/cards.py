@@ -16,7 +16,7 @@ _CARDS = {
     "RTX 5090": (r"\bRTX 5090$", 210e12),
 }
 # Folders beside those of the devices, which hold something else.
-_OTHERS = {"cpu", "digits", "host", "plots", "study"}
+_OTHERS = {"cpu", "digits", "host", "plots", "scenes", "study"}
 
 
 def card_of(device: str) -> str:

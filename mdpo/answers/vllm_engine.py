@@ -143,7 +143,7 @@ class _Vllm:
 
 def _generation_config(folder: Path) -> GenerationConfig:
     if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return GenerationConfig.from_model_config(model_config(folder))
 
 

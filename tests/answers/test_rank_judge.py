@@ -264,6 +264,7 @@ def test_the_command_says_what_it_costs_and_a_dry_run_ends_there(endpoint, pool,
 def test_a_run_that_is_interrupted_pays_for_nothing_twice(endpoint, pool, tmp_path, capsys):
     """Ctrl-C in the middle: what was on its way is kept, and the rest is what the next run sends."""
     plain, went = endpoint.reply, threading.Event()
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in a shell's background
 
     def reply(body):
         if endpoint.answered >= 5 and not went.is_set():
@@ -275,7 +276,10 @@ def test_a_run_that_is_interrupted_pays_for_nothing_twice(endpoint, pool, tmp_pa
     endpoint.reply = reply
     (tmp_path / "rubric.yaml").write_text("aspects: {truth: t, use: u}\nscale: [0, 1000]\n")
     path = pool(*(record("q", "x" * number) for number in range(1, 31)))
-    assert run(endpoint, path, tmp_path, "--rubric", tmp_path / "rubric.yaml", "--concurrency", 2) == 130
+    try:
+        assert run(endpoint, path, tmp_path, "--rubric", tmp_path / "rubric.yaml", "--concurrency", 2) == 130
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     assert "the replies so far are kept" in capsys.readouterr().err
     assert 5 <= endpoint.answered < 30
     assert run(endpoint, path, tmp_path, "--rubric", tmp_path / "rubric.yaml") == 0

@@ -342,7 +342,7 @@ def test_no_device_gets_the_folder_of_something_else():
     """Everything in bench/results that holds no device's records."""
     devices = {path.relative_to(RESULTS).parts[0] for path in render.record_paths(RESULTS)}
     others = {path.name for path in RESULTS.iterdir() if path.is_dir()} - devices
-    assert {"digits", "host", "study"} <= others
+    assert {"digits", "host", "scenes", "study"} <= others
     for name in others | {"cpu"}:
         with pytest.raises(ValueError, match="is not the name of a GPU"):
             cards.folder_of(name, "cuda")

@@ -88,7 +88,7 @@ def test_a_plan_counts_the_tokens_of_sized_pictures_and_a_run_proposes_them(mode
 
     def longest(*overrides: str) -> int:
         run, args = load_config(path, parse_overrides(list(overrides)))
-        return examples_of(run, args, shape_of(run, args, LANGUAGE_LINEAR)).longest
+        return examples_of(run, args, shape_of(run, args, LANGUAGE_LINEAR))[1].longest
 
     whole, small = longest(), longest(*SIZED)
     assert small < whole / 2
