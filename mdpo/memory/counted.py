@@ -9,7 +9,9 @@ needs a mask, the mask as the kernel adds it. A model without such a kernel is c
 """
 
 import copy
+import weakref
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,11 +160,13 @@ def _run(decoder: Any, model: nn.Module, sequences: int, tokens: int, precision:
         decoder.set_attn_implementation(_NAMES[masked])
     counts: list[tuple[int, int]] = []
     shared: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no other storage gets the name of one that is shared
     known: dict[Any, tuple[int, int]] = {}
 
     def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read = [leaf for leaf in tree_leaves((args[1:], kwargs)) if isinstance(leaf, Tensor)]
         read = [tensor for tensor in read if tensor is not kwargs.get("hidden_states")]
+        held.extend(read)
         shared.update({_storage(tensor): tensor.untyped_storage().nbytes() for tensor in read})
         names = tuple((name, p.shape, p.requires_grad) for name, p in layer.named_parameters())
         kind = (type(layer), names, tuple(tensor.shape for tensor in read))
@@ -187,21 +191,31 @@ def _count(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], read
     outside = weights | {_storage(tensor) for tensor in read}
     hidden = torch.empty_like(args[0] if args else kwargs["hidden_states"]).requires_grad_()
     args, kwargs = ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
-    saved: dict[int, int] = {}
+    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in outside | memory.casts:
-            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> _Kept:
+        found = _Kept(tensor)
+        kept.add(found)
+        return found
 
     with _LayerMemory(weights) as memory, torch.enable_grad():
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, attrgetter("tensor")):
             out = layer.forward(*args, **kwargs)
         out = next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        # Those that are still there: what a branch kept that leads nowhere has gone with it, and its storage's name to another.
+        saved = {_storage(each.tensor): each.tensor.untyped_storage().nbytes() for each in kept}
+        saved = {name: count for name, count in saved.items() if name not in outside | memory.casts}
         before = memory.peak = memory.live
         with torch.autocast("cpu", enabled=False):
             torch.autograd.backward(out, torch.empty_like(out))
     return sum(saved.values()), memory.peak - before
+
+
+class _Kept:
+    """A tensor that autograd keeps, for as long as it does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 class _Grouped(TorchDispatchMode):
