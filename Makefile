@@ -19,7 +19,7 @@ study: $(VENV)/.installed
 
 # Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
 BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory tests/packing tests/reports \
-    tests/digits tests/scenes tests/study tests/test_readme.py
+    tests/test_readme.py
 # What the first says, until the second has ended; a file for each venv, since they may be tested at once.
 FIRST := build/tests-$(notdir $(VENV)).txt
 
