@@ -1,7 +1,6 @@
 """Running a loop: each stage once, whatever ended the loop in between."""
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -18,6 +17,7 @@ from mdpo.data.problem import names
 from mdpo.errors import InputError
 from mdpo.evaluation.answering import data_fingerprint
 from mdpo.evaluation.files import InUse, Journal, read_text
+from mdpo.output_checks import check_output_folder
 from mdpo.outputs import whole_file
 from mdpo.run_folder import held_run
 from mdpo.settings.yaml_text import plain, read_yaml
@@ -27,7 +27,6 @@ from .config import LoopConfig
 from .report import write_rounds
 from .stages import Stage, stages, training_config, training_settings
 
-_log = logging.getLogger(__name__)
 JOURNAL = "loop.jsonl"
 _PATIENCE_S = 60  # in which a stage ends that an earlier loop, killed, has left: a training saves a checkpoint first
 _POLL_S = 1.0
@@ -79,7 +78,8 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
 
 
 def planned(config: LoopConfig, check: Callable[[Sequence[str]], None]) -> list[Stage]:
-    """The loop's stages, their words checked. Raises InputError that names the stage."""
+    """The loop's stages, their words checked. Raises InputError that names the stage, or an output_dir that cannot be one."""
+    check_output_folder(config.output_dir, "output_dir")
     run, args = training_settings(config)
     found = list(stages(config, run, args))
     for stage in found:
@@ -113,15 +113,19 @@ def _code(returned: int) -> int:
 
 
 def _journal(path: Path) -> Journal:
-    """The loop's journal. Raises InUse where another loop goes on holding it."""
-    until = time.monotonic() + _PATIENCE_S
+    """The loop's journal. Raises InUse where another loop, or a stage that it has left, goes on holding it."""
+    until, waiting = time.monotonic() + _PATIENCE_S, False
     while True:
         try:
             return Journal(path)
-        except InUse:
+        except InUse as error:
             if time.monotonic() > until:
-                raise
-            _log.info("%s is in use: waiting for the stage that an earlier loop has left", path)
+                raise InUse(
+                    f"output_dir: {path.parent} is in use by another loop; wait for its end, or give another output_dir"
+                ) from error
+            if not waiting:
+                say(f"{path.parent} is in use: waiting up to {_PATIENCE_S:g} seconds for a stage that an earlier loop has left")
+            waiting = True
             time.sleep(_POLL_S)
 
 

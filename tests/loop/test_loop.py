@@ -303,6 +303,13 @@ def test_a_stage_that_was_cut_short_begins_on_free_ground(tmp_path):
     assert run_loop(config(tmp_path), no_check, free) == 1
 
 
+def test_a_folder_that_is_a_file_is_said_before_the_first_command_runs(tmp_path):
+    (tmp_path / "out").touch()
+    for folder in ("out", "out/below"):
+        with pytest.raises(InputError, match="output_dir: .* is a file; give a"):
+            planned(config(tmp_path, output_dir=folder), no_check)
+
+
 def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
     def check(words):
         if words[0] == "rank":
