@@ -1,5 +1,6 @@
 """Scored answers → preference pairs: of each question the best answer against the worst."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,11 @@ class Rules:
     below: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0:
+        if not (math.isfinite(self.margin) and self.margin >= 0):
             raise InputError(f"--margin {self.margin:g}: expected a number from 0 on")
+        for name, score in (("above", self.above), ("below", self.below)):
+            if score is not None and not math.isfinite(score):
+                raise InputError(f"--{name} {score:g}: expected a score, which is a number")
         if self.per_question < 1:
             raise InputError(f"--per-question {self.per_question}: expected a number above 0")
         if self.above is not None and self.below is not None and self.above < self.below:
