@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mdpo.data.problem import shortened
 from mdpo.errors import InputError
 
+from .ranking.way import by_question
 from .records import Scored
 
 # Why answers and questions make no pair, as reports say it.
@@ -85,8 +86,9 @@ def make_pairs(scored: Sequence[Scored], rules: Rules | None = None) -> Paired:
     pairs: list[Pair] = []
     answers: Counter[str] = Counter()
     questions: Counter[str] = Counter()
-    grouped = _by_question(scored)
-    for id, group in grouped.items():
+    grouped = by_question([each.answer for each in scored])
+    for id, positions in grouped.items():
+        group = [scored[at] for at in positions]
         ways = dict.fromkeys(each.by for each in group)
         if len(ways) > 1:
             named = " and ".join(map(shortened, list(ways)[:2]))
@@ -99,13 +101,6 @@ def make_pairs(scored: Sequence[Scored], rules: Rules | None = None) -> Paired:
         if not found:
             questions[_reason(usable, rules)] += 1
     return Paired(pairs, dict(answers), dict(questions), len(grouped))
-
-
-def _by_question(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
-    grouped: dict[str, list[Scored]] = {}
-    for each in scored:
-        grouped.setdefault(each.answer.row.id, []).append(each)
-    return grouped
 
 
 def _usable(group: Iterable[Scored], left_out: Counter[str]) -> Iterable[Scored]:
