@@ -25,7 +25,8 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int, tokens_a_second: flo
         return f"{step} steps in {_duration(logs['train_runtime'])}, {speed}, mean loss {logs.get('train_loss', 0):.4f}"
     start = next((key.removesuffix("loss") for key in logs if key.startswith("eval_") and key.endswith("loss")), "")
     own = {key.removeprefix(start): value for key, value in logs.items() if key.startswith(start)}
-    parts = [f"step {step}/{steps}", *([start.strip("_")] if start else [])]
+    # Without training there are no steps.
+    parts = [*([f"step {step}/{steps}"] if steps else []), *([start.strip("_")] if start else [])]
     if _is_number(own.get("loss")):
         parts.append(f"loss {own['loss']:.4f}")
     for key, margin in own.items():
@@ -104,9 +105,9 @@ class Lines(PrinterCallback):
 
 
 def use_lines(trainer: Any) -> None:
-    """Has a trainer show lines where transformers prints all that is logged."""
-    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
-    for theirs, ours in ((ProgressCallback, Progress), (PrinterCallback, Lines)):
-        if theirs in kinds:
-            trainer.remove_callback(theirs)
+    """Has a trainer show lines where transformers prints all that is logged. A subclass of its callbacks is the user's own."""
+    for theirs in tuple(trainer.callback_handler.callbacks):
+        ours = {ProgressCallback: Progress, PrinterCallback: Lines}.get(type(theirs))
+        if ours is not None:
+            trainer.remove_callback(theirs)  # by its class, a subclass in front of it would go
             trainer.add_callback(ours(trainer))

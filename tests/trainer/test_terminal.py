@@ -46,17 +46,33 @@ def test_what_has_no_numbers():
     assert line_of({"epoch": 1.0}, 1, 2) == "step 1/2" and line_of({"loss": "nan"}, 1, 2) == "step 1/2"
 
 
-@pytest.mark.parametrize("bars", [True, False])
-def test_a_run(tmp_path, capsys, bars):
+def test_an_evaluation_without_training_has_no_steps():
+    assert line_of({"eval_loss": 0.5}, 0, 0) == "eval  loss 0.5000"
+
+
+def trainer(tmp_path, *, bars: bool, callbacks: list | None = None) -> MDPOTrainer:
     model, data = tiny.world(tmp_path / "world", count=4)
     args = MDPOConfig(
         output_dir=str(tmp_path / "run"), max_steps=2, logging_steps=1, examples_per_step=2, learning_rate=1e-3, objective="dpo",
         use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=not bars,
     )  # fmt: skip
-    run = MDPOTrainer(
+    return MDPOTrainer(
         load(model), args, read_rows(data), processing_class=load_processor(model),
-        peft_config=LoraConfig(r=2, target_modules=LANGUAGE_LINEAR),
+        peft_config=LoraConfig(r=2, target_modules=LANGUAGE_LINEAR), callbacks=callbacks,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "bars"), [(ProgressCallback, True), (PrinterCallback, False)])
+def test_a_user_s_own_kind_of_callback_stays(tmp_path, kind, bars):
+    own = type("Own", (kind,), {})()
+    callbacks = trainer(tmp_path, bars=bars, callbacks=[own]).callback_handler.callbacks
+    assert own in callbacks
+    assert sum(isinstance(callback, (ProgressCallback, PrinterCallback)) for callback in callbacks) == 2
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_run(tmp_path, capsys, bars):
+    run = trainer(tmp_path, bars=bars)
     kinds = {type(callback) for callback in run.callback_handler.callbacks}
     assert (Progress in kinds, Lines in kinds) == (bars, not bars) and not {ProgressCallback, PrinterCallback} & kinds
     run.train()
