@@ -79,3 +79,11 @@ def test_a_run(tmp_path, capsys, bars):
     said = [line for line in capsys.readouterr().out.splitlines() if line]
     assert re.fullmatch(r"step 1/2  loss 0\.6931  margin [+-]0\.000 \(\d+%\)  chosen \+0\.000  lr \S+  [\d,]+ tok/s", said[-3])
     assert said[-2].startswith("step 2/2  loss") and said[-1].startswith("2 steps in ")
+
+
+def test_what_keeps_a_process_busy_while_others_train_is_no_token_trained(tmp_path):
+    run = trainer(tmp_path, bars=False)
+    run.train()
+    step, before = next(iter(run.get_train_dataloader())), run.tokens_trained
+    run._run_step(run.model_wrapped, step.padded(len(step.micro_batches) + 1))
+    assert run.tokens_trained - before == sum(batch.num_tokens for batch in step.micro_batches) > 0
