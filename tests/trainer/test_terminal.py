@@ -9,6 +9,8 @@ from transformers import PrinterCallback, ProgressCallback
 from mdpo import MDPOConfig, MDPOTrainer
 from mdpo.data import read_rows
 from mdpo.models import LANGUAGE_LINEAR, load, load_processor
+from mdpo.objectives import PRESETS
+from mdpo.trainer.metrics import metrics_of
 from mdpo.trainer.terminal import Lines, Progress, line_of
 from tests import tiny
 
@@ -44,6 +46,20 @@ def test_the_end():
 
 def test_what_has_no_numbers():
     assert line_of({"epoch": 1.0}, 1, 2) == "step 1/2" and line_of({"loss": "nan"}, 1, 2) == "step 1/2"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_line_of_every_objective_fits_a_wide_terminal(name):
+    preset = PRESETS[name]
+    logs = {metric.name: 0.1234 for metric in metrics_of(preset.branches, preset.terms)} | {"learning_rate": 1e-5}
+    assert len(line_of(logs, 123, 1234, 12345.6)) <= 135
+
+
+def test_of_more_than_two_terms_the_shares_are_shown():
+    logs = {f"terms/{name}/{kind}": 0.25 for name in "abc" for kind in ("margins", "accuracies")}
+    assert line_of(logs, 1, 2) == "step 1/2  a 25%  b 25%  c 25%"
+    del logs["terms/c/margins"]
+    assert line_of(logs, 1, 2) == "step 1/2  a +0.250 (25%)  b +0.250 (25%)"
 
 
 def test_an_evaluation_without_training_has_no_steps():
