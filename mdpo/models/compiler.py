@@ -1,5 +1,5 @@
-"""Whether torch.compile works on this machine, tried, since what it needs (Triton, a C compiler, headers) is found by use; and
-for a model."""
+"""Whether a model's layers can be compiled, and whether torch.compile works on this machine: that is tried, for what it needs
+(Triton, a C compiler, headers) shows in use alone."""
 
 from typing import Any
 
