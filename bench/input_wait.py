@@ -10,7 +10,6 @@ object; ``wait_share`` is the time blocked on the loader over the whole time, wi
 prefetch.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -26,7 +25,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from bench.commit import require_commit
-from bench.record import environment
+from bench.record import environment, tell
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows
 from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
 from mdpo.packing.families import Llava
@@ -137,11 +136,7 @@ def main() -> None:
         )
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     settings |= {"load": os.getloadavg()[0], "cores": os.cpu_count(), "example_cpu_ms": 1e3 * example}
-    text = json.dumps(settings | result | {"environment": environment(torch.device("cpu"))}, indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n", encoding="utf-8")
+    tell(settings | result | {"environment": environment(torch.device("cpu"))}, options.out)
 
 
 if __name__ == "__main__":

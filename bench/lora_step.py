@@ -10,7 +10,6 @@ Wall-clock and processor time: with one thread the second is the better one wher
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -24,8 +23,7 @@ from bench.commit import require_commit
 from bench.implementations.train_step import TrainProblem, TrainStep, ours
 from bench.models import Shape
 from bench.preference_rows import preference_rows
-from bench.record import environment
-from mdpo.outputs import write_text
+from bench.record import environment, tell
 
 CPU = torch.device("cpu")
 IMAGE_TOKENS, SHRINK = 64, 8
@@ -97,10 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "profile")}
     settings |= {"rank": problem.lora_r, "tokens": steps["fused"].tokens}
     settings |= {"load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0))}
-    text = json.dumps(settings | found | {"environment": environment(CPU)}, indent=1)
-    print(text)
-    if options.out is not None:
-        write_text(options.out, text + "\n")
+    tell(settings | found | {"environment": environment(CPU)}, options.out)
 
 
 if __name__ == "__main__":

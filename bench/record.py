@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -74,6 +75,14 @@ class Record:
         path = self.path(folder)
         write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         return path
+
+
+def tell(found: Mapping[str, Any], out: Path | None) -> None:
+    """Prints what a bench of its own has found as one JSON object. out: where it goes as well."""
+    text = json.dumps(found, indent=1)
+    print(text)
+    if out is not None:
+        write_text(out, text + "\n")
 
 
 def case_of(shape: dict[str, int | str]) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench.blocks import ROOT, rewrite
 from bench.parts import PARTS
 from bench.plots import by, plot
 from bench.readme import updated
@@ -17,7 +18,6 @@ from bench.record import Record, read_record
 from bench.targets import RATIOS, TARGET_CARDS, Ratio, columns
 from mdpo.shown import markdown as shown  # reasons and notes quote what libraries and drivers say
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "bench" / "results"
 
 
@@ -214,9 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in written:
         print(path)
     if is_committed and args.out is None:
-        readme = ROOT / "README.md"
-        readme.write_text(updated(readme.read_text(encoding="utf-8"), committed_records()), encoding="utf-8")
-        print(readme)
+        print(rewrite("README.md", lambda text: updated(text, committed_records())))
     return 0
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from bench.record import tell
+
 WORDS = (
     "the a cat dog sits stands beside red blue small large table chair window street two three people with holding near "
     "under bright sky grass water old new wooden metal sign bus car train white black plate food looking smiling walking"
@@ -105,10 +107,7 @@ def main() -> None:
     config.write_text(json.dumps(settings))
     record = {"rows": options.rows, "images": options.images, "bytes": data.stat().st_size, "processors": len(os.sched_getaffinity(0))}
     record |= {"first_start": start(folder, config), "second_start": start(folder, config), "load": os.getloadavg()}
-    print(json.dumps(record, indent=1))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    tell(record, options.output)
     if options.folder is None:
         shutil.rmtree(folder)
 

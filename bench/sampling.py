@@ -9,7 +9,6 @@ answers of one fixed length, turn by turn; the medians are compared. Time is the
 share it. Prints one JSON object; `speed` is plain sampling's time over ours.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -25,7 +24,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from bench.commit import require_commit
-from bench.record import environment
+from bench.record import environment, tell
 from mdpo.answers.draw import Sampling, draw
 from mdpo.data import PromptRow, parse_rows
 from mdpo.evaluation.generate import Writer
@@ -103,11 +102,7 @@ def main() -> None:
             tiny_llava(32000), tiny.processor(), rows, options.tokens, options.rounds
         )
     record |= {"load": os.getloadavg()[0], "cores": os.cpu_count(), "environment": environment(torch.device("cpu"))}
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n", encoding="utf-8")
+    tell(record, options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 import transformers
 import yaml
 
-from bench.blocks import fill
+from bench.blocks import ROOT, fill, rewrite
 from bench.digits.world import PARTNER_PROBABILITY, PROMPT, Scene, make_scene, render
 from bench.study.statistics import Interval, difference, interval
 from mdpo import cli
@@ -28,9 +28,8 @@ from mdpo.loop.config import read_loop
 from mdpo.loop.report import result_of
 from mdpo.loop.run import run_loop
 
-ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "bench" / "results" / "digits" / "own-answers.json"
-PAGES = ("mdpo/README.md",)
+PAGE = "mdpo/README.md"
 CONFIG = ROOT / "configs" / "digits.yaml"
 NEGATIVE = "random_image"  # which does best in this world, see the study
 LONGEST_CAPTION = 24  # tokens; a true caption has 12 at the most
@@ -122,8 +121,8 @@ def _text(value: Interval, *, signed: bool = False) -> str:
     return f"**{text}**" if signed and value.excludes_zero else text
 
 
-def updated(text: str, page: str) -> str:
-    """The text of one of ``PAGES`` with the record's table."""
+def updated(text: str) -> str:
+    """The page's text with the record's table."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     size, runs = record["size"], record["runs"]
     lines = [
@@ -147,8 +146,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only bring the committed record into the page that shows it")
     options = parser.parse_args()
     if options.page:
-        for page in PAGES:
-            (ROOT / page).write_text(updated((ROOT / page).read_text(encoding="utf-8"), page), encoding="utf-8")
+        rewrite(PAGE, updated)
         return
     size = Size(rounds=options.rounds, pictures=options.pictures, unseen=options.unseen)
     runs = {seed: run(seed, options.out / str(seed), size) for seed in options.seeds}

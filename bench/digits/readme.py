@@ -1,21 +1,19 @@
 """Writes the demo's committed numbers into bench/README.md: ``python -m bench.digits.readme``."""
 
 import json
-from pathlib import Path
 from statistics import mean
 
-from bench.blocks import fill
+from bench.blocks import ROOT, fill, rewrite
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "digits" / "demo.json"
-PAGES = ("bench/README.md",)
+PAGE = "bench/README.md"
 COLUMNS = {
     "CHAIR_i": "chair_i", "CHAIR_s": "chair_s", "Cover": "cover", "partner rate": "partner_rate", "log π/ρ": "log_ratio",
 }  # fmt: skip
 
 
-def updated(text: str, page: str) -> str:
-    """The text of one of ``PAGES`` with its table made anew from the JSON."""
+def updated(text: str) -> str:
+    """The page's text with its table made anew from the JSON."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     seeds = results["seeds"]
     models = list(next(iter(seeds.values())))
@@ -45,11 +43,5 @@ def _cell(values: list[float]) -> str:
     return f"{mean(values):.1f}" if values else "–"
 
 
-def main() -> None:
-    for page in PAGES:
-        path = ROOT / page
-        path.write_text(updated(path.read_text(encoding="utf-8"), page), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(PAGE, updated)

@@ -1,22 +1,19 @@
-"""Writes the study's committed numbers into bench/README.md: ``python -m bench.scenes.readme``."""
+"""Writes the scenes' committed numbers into bench/README.md: ``python -m bench.scenes.readme``."""
 
 import json
-from pathlib import Path
 
-from bench.blocks import fill
-from bench.scenes.page import COLUMNS, Table, cell, gap, head
+from bench.blocks import fill, rewrite
+from bench.scenes.page import COLUMNS, RECORD, Table, cell, gap, head
 from bench.study.statistics import interval
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results" / "scenes" / "results.json"
-PAGES = ("bench/README.md",)
+PAGE = "bench/README.md"
 SCORES = ("chair_s", "chair_i", "cover", "f1", "looking", "log_ratio")
 ROWS = ("tuned", "DPO", "mDPO", "mDPO - conditional", "mDPO - anchor")
 
 
-def updated(text: str, page: str) -> str:
-    """The text of one of ``PAGES`` with its table made anew from the results."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+def updated(text: str) -> str:
+    """The page's text with its table made anew from the results."""
+    results = json.loads(RECORD.read_text(encoding="utf-8"))
     table = Table(results["seeds"])
     lines = head("", [*(COLUMNS[score] for score in SCORES), "CHAIR_s − mDPO's"])
     for row in ROWS:
@@ -34,11 +31,5 @@ def updated(text: str, page: str) -> str:
     return fill(text, "scenes", lines)
 
 
-def main() -> None:
-    for page in PAGES:
-        path = ROOT / page
-        path.write_text(updated(path.read_text(encoding="utf-8"), page), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(PAGE, updated)

@@ -1,20 +1,17 @@
 """Writes the study's committed numbers into bench/README.md: ``python -m bench.study.readme``."""
 
-from pathlib import Path
-
-from bench.blocks import fill
+from bench.blocks import ROOT, fill, rewrite
 from bench.study.items import CANDIDATES, CONFIRM_SEEDS, FIGURE_1, as_dpo
 from bench.study.report import HEADS, cell, gap_cell
 from bench.study.results import NAME, Results, best_candidate, tuned
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "study" / NAME
-PAGES = ("bench/README.md",)
+PAGE = "bench/README.md"
 SCORES = ("chair_i", "chair_s", "cover", "win_rate", "log_ratio")
 
 
-def updated(text: str, page: str) -> str:
-    """The text of one of ``PAGES`` with its block made anew from the results."""
+def updated(text: str) -> str:
+    """The page's text with its block made anew from the results."""
     results = Results.read(RESULTS)
     return fill(text, "study", table(results))
 
@@ -47,11 +44,5 @@ def _improved(results: Results) -> list[str]:
     ]
 
 
-def main() -> None:
-    for page in PAGES:
-        path = ROOT / page
-        path.write_text(updated(path.read_text(encoding="utf-8"), page), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(PAGE, updated)

@@ -1,5 +1,6 @@
 """Scored answers → preference pairs: of each question the best answer against the worst."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from mdpo.data.problem import shortened
 from mdpo.errors import InputError
 
+from .ranking.way import by_question
 from .records import Scored
 
 # Why answers and questions make no pair, as reports say it.
@@ -47,8 +49,11 @@ class Rules:
     below: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0:
+        if not (math.isfinite(self.margin) and self.margin >= 0):
             raise InputError(f"--margin {self.margin:g}: expected a number from 0 on")
+        for name, score in (("above", self.above), ("below", self.below)):
+            if score is not None and not math.isfinite(score):
+                raise InputError(f"--{name} {score:g}: expected a score, which is a number")
         if self.per_question < 1:
             raise InputError(f"--per-question {self.per_question}: expected a number above 0")
         if self.above is not None and self.below is not None and self.above < self.below:
@@ -81,8 +86,9 @@ def make_pairs(scored: Sequence[Scored], rules: Rules | None = None) -> Paired:
     pairs: list[Pair] = []
     answers: Counter[str] = Counter()
     questions: Counter[str] = Counter()
-    grouped = _by_question(scored)
-    for id, group in grouped.items():
+    grouped = by_question([each.answer for each in scored])
+    for id, positions in grouped.items():
+        group = [scored[at] for at in positions]
         ways = dict.fromkeys(each.by for each in group)
         if len(ways) > 1:
             named = " and ".join(map(shortened, list(ways)[:2]))
@@ -95,13 +101,6 @@ def make_pairs(scored: Sequence[Scored], rules: Rules | None = None) -> Paired:
         if not found:
             questions[_reason(usable, rules)] += 1
     return Paired(pairs, dict(answers), dict(questions), len(grouped))
-
-
-def _by_question(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
-    grouped: dict[str, list[Scored]] = {}
-    for each in scored:
-        grouped.setdefault(each.answer.row.id, []).append(each)
-    return grouped
 
 
 def _usable(group: Iterable[Scored], left_out: Counter[str]) -> Iterable[Scored]:

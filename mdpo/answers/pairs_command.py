@@ -20,7 +20,7 @@ from mdpo.program import COMMANDS
 from mdpo.shown import say, shown
 
 from .pairing import Pair, Paired, Rules, make_pairs
-from .records import Scored, read_scored
+from .records import Scored, length_unit, read_scored
 
 _MOST_WRITERS = 8  # that the table shows
 
@@ -141,8 +141,8 @@ def table(paired: Paired) -> list[str]:
     sides = [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
     scores = " and ".join(f"{mean(each.score or 0.0 for each in side):.3g}" for side in sides)
     lines.append(f"  mean score, chosen and rejected: {scores}; apart by {mean(pair.gap for pair in pairs):.3g}")
-    unit = "tokens" if all(each.answer.tokens is not None for side in sides for each in side) else "words"
-    lengths = [[_length(each, unit) for each in side] for side in sides]
+    unit = length_unit(each.answer for side in sides for each in side)
+    lengths = [[each.answer.length(unit) for each in side] for side in sides]
     longer = sum(map(gt, *lengths))
     lines.append(
         f"  mean {unit}: {mean(lengths[0]):.1f} and {mean(lengths[1]):.1f}; "
@@ -155,8 +155,3 @@ def table(paired: Paired) -> list[str]:
             f"  {shown(name)}: chosen {wrote[0][name]}, rejected {wrote[1][name]}" for name in names[:_MOST_WRITERS]
         ]
     return lines
-
-
-def _length(scored: Scored, unit: str) -> int:
-    answer = scored.answer
-    return len(answer.response.split()) if unit == "words" or answer.tokens is None else answer.tokens

@@ -11,11 +11,10 @@ from mdpo.data import PromptRow, TextOptions
 from mdpo.data.picture_size import add_size_options, size_options
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
-from mdpo.evaluation.answer_options import open_model
+from mdpo.evaluation.answer_options import open_model, reader_of
 from mdpo.evaluation.answering import fingerprint, settings_path
 from mdpo.evaluation.judge_options import add_judge_options, open_judge
 from mdpo.evaluation.judge_requests import Plan
-from mdpo.hub import folder_of
 from mdpo.models import check_model
 from mdpo.output_checks import Output
 from mdpo.program import COMMANDS
@@ -204,14 +203,7 @@ def _priced(plan: Plan, price: Sequence[float] | None) -> str:
 
 def _doubted(options: argparse.Namespace) -> tuple[Way, _Planned]:
     check_model(options.model)
-    text, size = text_options(options), size_options(options)
-    about = {
-        "model": fingerprint(folder_of(options.model)),
-        "adapter": None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
-        "dtype": options.dtype,
-        "text": text.digest(),
-        "pictures": size.values() or None,
-    }
+    about, text = reader_of(options), text_options(options)
 
     def ask(rows: Sequence[PromptRow]) -> Iterator[float]:
         try:

@@ -19,7 +19,7 @@ So answers that people or other programs wrote are ranked like any: ``id``, ``im
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -55,6 +55,18 @@ class Answer:
     def key(self) -> tuple[str, str, int]:
         """What names it among all answers: question, writer, number."""
         return self.row.id, self.writer, self.number
+
+    def length(self, unit: str) -> int:
+        """How long it is. unit: of ``length_unit``, of answers that it is among."""
+        if unit == "words":
+            return len(self.response.split())
+        assert self.tokens is not None, "lengths are in words where an answer's tokens are not known"
+        return self.tokens
+
+
+def length_unit(answers: Iterable[Answer]) -> str:
+    """In what the answers' lengths compare: "tokens" where each one's are known, else "words"."""
+    return "tokens" if all(answer.tokens is not None for answer in answers) else "words"
 
 
 @dataclass(frozen=True, slots=True)

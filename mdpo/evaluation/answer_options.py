@@ -65,12 +65,17 @@ def asked_rows(options: argparse.Namespace) -> Rows:
 
 def source_of(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of ``Source``. Raises InputError where model, adapter or data are not there."""
+    own = {"data": data_fingerprint(options.data), "max_new_tokens": options.max_new_tokens}
+    return reader_of(options) | own
+
+
+def reader_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The model, and how it reads questions: the fields of ``Source`` that say so. Raises InputError where model or adapter are
+    not there."""
     return {
         "model": fingerprint(folder_of(options.model)),
         "adapter": None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
-        "data": data_fingerprint(options.data),
         "dtype": options.dtype,
-        "max_new_tokens": options.max_new_tokens,
         "text": text_options(options).digest(),
         "pictures": size_options(options).values() or None,
     }

@@ -14,6 +14,7 @@ from typing import Any
 from mdpo.errors import InputError
 from mdpo.outputs import raise_unwritten, write_text
 from mdpo.reading import parse_json, read_bytes
+from mdpo.shown import shown
 
 _log = logging.getLogger(__name__)
 MAX_BYTES = 2**32  # COCO's annotations have hundreds of MiB
@@ -33,15 +34,25 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """The parsed file. Raises InputError where it is missing or not JSON."""
+def read_json(path: str | Path, *, unique_keys: bool = False) -> Any:
+    """The parsed file. Raises InputError where it is missing or not JSON, and with ``unique_keys`` where an object has a key
+    twice; without it the last one counts."""
     text = read_text(path)  # an InputError is a ValueError
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # an integer of too many digits; nested too deeply
         raise InputError(f"{path}: not usable JSON: {_said(error)}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key[:60])!r} comes twice; keep one of them")
+        found[key] = value
+    return found
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -50,14 +61,18 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     Raises InputError that names the line or the entry that is not an object.
     """
     if Path(path).suffix != ".jsonl":
-        records = read_json(path)
-        if not isinstance(records, list):
-            raise InputError(f"{path}: expected a list of objects, found a {type(records).__name__}")
-        return [_object(record, f"{path}, entry {index}") for index, record in enumerate(records)]
+        return records_in(read_json(path), path)
     lines = enumerate(read_text(path).split("\n"), start=1)
     return [
         _object(_parse_line(line, path, number), f"{path}, line {number}") for number, line in lines if line.strip()
     ]
+
+
+def records_in(content: Any, path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a list that ``read_json`` found in ``path``. Raises as ``read_records``."""
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list of objects, found a {type(content).__name__}")
+    return [_object(record, f"{path}, entry {index}") for index, record in enumerate(content)]
 
 
 def _parse_line(line: str, path: str | Path, number: int) -> Any:

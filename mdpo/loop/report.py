@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mdpo.answers.ranking.way import question_text
-from mdpo.answers.records import Scored, read_scored
+from mdpo.answers.records import Scored, length_unit, read_scored
 from mdpo.evaluation.results import Metric, Response, Result
 from mdpo.reports.runs import Run, load_history
 from mdpo.reports.write import write_report
@@ -46,7 +46,7 @@ def result_of(scored: Sequence[Scored], before: Mapping[tuple[str, int], float],
     told = [each for each in scored if each.score is not None]
     objects = all("named" in each.details for each in told)
     claims = all("claims" in each.details for each in told)
-    unit = "tokens" if all(each.answer.tokens is not None for each in told) else "words"
+    unit = length_unit(each.answer for each in told)
     responses = [_response(each, before, unit, objects=objects, claims=claims) for each in told]
     metrics = [
         _metric(responses, f"score by {by}", "higher", "score/answers", "mean over answers", 1.0),
@@ -106,7 +106,7 @@ def _response(
         "score": score,
         "compared": float(other is not None),
         "wins": 0.0 if other is None else 0.5 if score == other else float(score > other),
-        "length": float(len(answer.response.split()) if unit == "words" or answer.tokens is None else answer.tokens),
+        "length": float(answer.length(unit)),
     }
     marked: list[str] = []
     if objects:

@@ -1,7 +1,6 @@
 """Running a loop: each stage once, whatever ended the loop in between."""
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -16,7 +15,9 @@ import yaml
 
 from mdpo.data.problem import names
 from mdpo.errors import InputError
+from mdpo.evaluation.answering import data_fingerprint
 from mdpo.evaluation.files import InUse, Journal, read_text
+from mdpo.output_checks import check_output_folder
 from mdpo.outputs import whole_file
 from mdpo.run_folder import held_run
 from mdpo.settings.yaml_text import plain, read_yaml
@@ -26,7 +27,6 @@ from .config import LoopConfig
 from .report import write_rounds
 from .stages import Stage, stages, training_config, training_settings
 
-_log = logging.getLogger(__name__)
 JOURNAL = "loop.jsonl"
 _PATIENCE_S = 60  # in which a stage ends that an earlier loop, killed, has left: a training saves a checkpoint first
 _POLL_S = 1.0
@@ -44,7 +44,8 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
         check: Raises InputError where a command's words are not right; called for all of them before the first runs.
         run_stage: Runs a stage.
 
-    Raises InputError where the folder holds a loop of other settings, or one that is running.
+    Raises InputError where the folder holds a loop of other settings, or one that is running, and where a file that an
+    earlier round read has changed since.
     """
     todo = planned(config, check)
     folder = Path(config.output_dir)
@@ -55,17 +56,21 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
                 part.write_text(yaml.safe_dump(plain(config.train), sort_keys=False), encoding="utf-8")
         if any(stage.name == "train" for stage in todo[done:]):
             _say_other_training(journal, _training(config))
+        for stage in todo[done:]:  # before hours of sampling, and again when each has come
+            _unchanged(stage, journal)
         for stage in todo[done:]:
             say("")
             say(f"== {_title(stage, config)}")
             say(f"mdpo {shlex.join(stage.words)}")
             sys.stdout.flush()
+            read = _unchanged(stage, journal)
             code = run_stage(_prepared(stage), journal)
             if code:
                 say(f"the loop ended in {_title(stage, config)}; what is done is kept: mend what is said above, and the same command goes on")
                 return code
             trained = {"settings": _training(config)} if stage.name == "train" else {}
-            journal.append({"round": stage.round, "stage": stage.name, "words": list(stage.words), **trained})
+            words = list(stage.words)
+            journal.append({"round": stage.round, "stage": stage.name, "words": words, "read": read, **trained})
             if stage.name == "measure" or stage.name == "rank" and config.evaluate is None:
                 write_rounds(config, stage.round, folder / "report.html")
     say(f"wrote {folder / 'report.html'}, .md and .png: the rounds side by side")
@@ -73,7 +78,8 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
 
 
 def planned(config: LoopConfig, check: Callable[[Sequence[str]], None]) -> list[Stage]:
-    """The loop's stages, their words checked. Raises InputError that names the stage."""
+    """The loop's stages, their words checked. Raises InputError that names the stage, or an output_dir that cannot be one."""
+    check_output_folder(config.output_dir, "output_dir")
     run, args = training_settings(config)
     found = list(stages(config, run, args))
     for stage in found:
@@ -107,15 +113,19 @@ def _code(returned: int) -> int:
 
 
 def _journal(path: Path) -> Journal:
-    """The loop's journal. Raises InUse where another loop goes on holding it."""
-    until = time.monotonic() + _PATIENCE_S
+    """The loop's journal. Raises InUse where another loop, or a stage that it has left, goes on holding it."""
+    until, waiting = time.monotonic() + _PATIENCE_S, False
     while True:
         try:
             return Journal(path)
-        except InUse:
+        except InUse as error:
             if time.monotonic() > until:
-                raise
-            _log.info("%s is in use: waiting for the stage that an earlier loop has left", path)
+                raise InUse(
+                    f"output_dir: {path.parent} is in use by another loop; wait for its end, or give another output_dir"
+                ) from error
+            if not waiting:
+                say(f"{path.parent} is in use: waiting up to {_PATIENCE_S:g} seconds for a stage that an earlier loop has left")
+            waiting = True
             time.sleep(_POLL_S)
 
 
@@ -137,6 +147,24 @@ def _done(journal: Journal, todo: Sequence[Stage]) -> int:
                 "with the old ones, or give another output_dir"
             )
     return len(journal.records)
+
+
+def _unchanged(stage: Stage, journal: Journal) -> dict[str, str]:
+    """The fingerprints of the files that the stage reads, by their paths.
+
+    Raises InputError where one of them is not what it was in an earlier round: rounds on other questions, or scored by
+    other annotations, do not compare.
+    """
+    now = {str(path): data_fingerprint(path) for path in stage.reads}
+    for record in journal.records:
+        then = record.get("read")
+        changed = [path for path in now if isinstance(then, dict) and then.get(path, now[path]) != now[path]]
+        if changed:
+            raise InputError(
+                f"{changed[0]} has changed since round {record.get('round')}'s {record.get('stage')}, so that the rounds would "
+                "not compare; put back what it was, or give another output_dir"
+            )
+    return now
 
 
 def _training(config: LoopConfig) -> dict[str, Any]:

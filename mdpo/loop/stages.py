@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mdpo.answers.pairs_command import pair_files
 from mdpo.config import MDPOConfig, RunConfig, build_config, load_config
 from mdpo.output_checks import Output
 
 from .config import LoopConfig, words_of
+
+_FILES_OF_RANK = ("objects", "synonyms", "rubric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,14 @@ class Stage:
         name: What it does: "sample", "rank", "pairs", "train", or "answer" and "measure" where models are measured.
         words: The command and its arguments, as typed after ``mdpo``.
         makes: The files that it leaves, or, of training, the folder.
+        reads: The files that people gave for it, which have to stay as they are while the loop goes on.
     """
 
     round: int
     name: str
     words: tuple[str, ...]
     makes: tuple[Path, ...]
+    reads: tuple[Path, ...] = ()
 
 
 class _Model(NamedTuple):
@@ -67,8 +71,8 @@ def stages(config: LoopConfig, run: RunConfig, args: MDPOConfig) -> Iterator[Sta
         )
         seed = f"--seed={config.seed + number}"
         words = ["sample", model.model, config.prompts, f"--output={answers}", seed, *model.words, *text]
-        yield Stage(number, "sample", (*words, *words_of(config.sample)), (answers,))
-        yield Stage(number, "rank", _rank(answers, scored, config.rank, model, text), (scored,))
+        yield Stage(number, "sample", (*words, *words_of(config.sample)), (answers,), (Path(config.prompts),))
+        yield _ranked(number, "rank", answers, scored, config.rank, model, text)
         words = ("pairs", str(scored), f"--output={pairs}", *words_of(config.pairs))
         yield Stage(number, "pairs", words, _files(pair_files(pairs)))
         words = [
@@ -104,20 +108,19 @@ def _measured(config: LoopConfig, number: int, model: _Model, labeler: _Model, t
     words = ["sample", model.model, config.evaluate.prompts, f"--output={answers}", "--n=1", "--temperature=0"]
     options = {**config.sample, **config.evaluate.sample}
     mine = {name: value for name, value in options.items() if name not in ("n", "temperature", "top_p")}
-    yield Stage(number, "answer", (*words, *model.words, *text, *words_of(mine)), (answers,))
-    yield Stage(
-        number,
-        "measure",
-        _rank(answers, scored, config.evaluate.rank or config.rank, labeler, text),
-        (scored,),
-    )
+    words += [*model.words, *text, *words_of(mine)]
+    yield Stage(number, "answer", tuple(words), (answers,), (Path(config.evaluate.prompts),))
+    yield _ranked(number, "measure", answers, scored, config.evaluate.rank or config.rank, labeler, text)
 
 
-def _rank(answers: Path, scored: Path, options: Mapping, labeler: _Model, text: list[str]) -> tuple[str, ...]:
+def _ranked(
+    number: int, name: str, answers: Path, scored: Path, options: Mapping[str, Any], labeler: _Model, text: list[str]
+) -> Stage:
     words = ["rank", str(answers), f"--output={scored}", *words_of(options)]
     if options.get("by") == "self":
         words += text if "model" in options else [f"--model={labeler.model}", *labeler.words, *text]
-    return tuple(words)
+    given = [options.get(option) for option in _FILES_OF_RANK]
+    return Stage(number, name, tuple(words), (scored,), tuple(Path(path) for path in given if isinstance(path, str)))
 
 
 def _starts_from(model: _Model, run: RunConfig) -> list[str]:

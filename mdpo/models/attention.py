@@ -32,9 +32,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """What a transformers attention layer calls; ``segments`` reaches it as a keyword of the model's forward.
 
-    query (1, Hq, T, D), key and value (1, Hkv, T, D) → (1, T, Hq, D). sliding_window: of the layer; it is counted in each
-    branch by itself, prompt included. Without segments (generation, say) the layer
-    gets transformers' own SDPA, so a model can be left set to this attention.
+    query (1, Hq, T, D), key and value (1, Hkv, T, D) → (1, T, Hq, D). sliding_window: of the layer, None for all; it
+    is counted in each branch by itself, prompt included. Without segments (generation, say) the layer gets transformers' own
+    SDPA, so a model can be left set to this attention.
     """
     if segments is None:
         sdpa: Callable[..., tuple[Tensor, None]] = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -1,5 +1,5 @@
-"""Whether torch.compile works on this machine, tried, since what it needs (Triton, a C compiler, headers) is found by use; and
-for a model."""
+"""Whether a model's layers can be compiled, and whether torch.compile works on this machine: that is tried, for what it needs
+(Triton, a C compiler, headers) shows in use alone."""
 
 from typing import Any
 
@@ -11,23 +11,19 @@ from mdpo.packing import Separate, family_of
 from .folder import short
 from .lora_targets import stacked_experts
 
-# Families whose layers exchange more than a compiled layer takes and returns.
-_FORKS = "its layers with linear attention read prompts and responses one after the other"
-_EAGER = {
-    "gemma4": "its last layers read the keys and values of earlier ones",
-    "qwen3_5": _FORKS,
-    "qwen3_5_moe": _FORKS,
-}
-
 
 def not_compiled(model: nn.Module) -> str | None:
     """Why the layers of ``model`` run eagerly: compiled ones are for packed rows, and for the same work in each. None where they
     can be compiled."""
-    if isinstance(family_of(model), Separate):
+    family = family_of(model)
+    if isinstance(family, Separate):
         return "the model reads its branches separately"
+    # Such layers exchange more than a compiled one takes and returns.
+    if family.carries_state:
+        return "its layers with linear attention read prompts and responses one after the other"
     config: Any = model.config
-    if config.model_type in _EAGER:
-        return _EAGER[config.model_type]
+    if config.model_type == "gemma4":
+        return "its last layers read the keys and values of earlier ones"
     if stacked_experts(model) is not None:
         return "how many tokens an expert gets differs from row to row"
     return None

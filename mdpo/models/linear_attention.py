@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import LinearAttentionLayer
 
+from mdpo.errors import InputError
 from mdpo.packing import Forks
 
 # Shapes: T packed tokens, H hidden size; of Forks: B prompts of P tokens, S responses of R; C channels, K of the convolution
@@ -69,12 +70,27 @@ def fork_states(text: Any) -> None:
 
     text: the model of repeated layers, bare or with adapters in them.
     The hooks stay, for gradient checkpointing runs the layers again in the backward; without forks they change nothing.
+
+    Raises InputError for an adapter whose layers have a bias there.
     """
     for layer in text.layers:
         module = getattr(layer, "linear_attn", None)
-        if module is not None and _read_prompts not in module._forward_pre_hooks.values():
+        if module is None:
+            continue
+        _check_has_no_bias(module)
+        if _read_prompts not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_read_prompts, with_kwargs=True)
             module.register_forward_hook(_read_responses, with_kwargs=True)
+
+
+def _check_has_no_bias(module: nn.Module) -> None:
+    """The zeros that fill a prompt up in front of its tokens leave the states at zero only where no bias makes tokens of them."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            raise InputError(
+                f"the adapter gives a bias to {name} of a layer with linear attention, which a packed row fills up with zeros; leave "
+                "lora_bias out of its config"
+            )
 
 
 def _read_prompts(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -89,7 +89,7 @@ def reference_weights(model: nn.Module, reference: Reference | None = None) -> s
         named.append((_without_wrappers(name), values.get(name, parameter)))
         quant_state = getattr(parameter, "quant_state", None)
         if quant_state is not None:  # 4-bit codes say nothing without their scales
-            parts = quant_state.as_dict(batch=True)
+            parts = quant_state.as_dict(packed=True)
             named += [(f"{_without_wrappers(name)}.{part}", value) for part, value in parts.items()]
     named += [(_without_wrappers(name), buffer) for name, buffer in sorted(base.named_buffers())]
     return tensors_digest(named)

@@ -235,7 +235,7 @@ def _check_adapter_is_seen(
         raise InputError(_refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config"))
     if unseen or not check.agrees:
         kinds = ", ".join(sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()}))
-        raise InputError(_refusal(check, f"the adapter ({kinds}) acts in a way that a packed row does not see; use LoRA"))
+        raise InputError(_refusal(check, f"the adapter ({kinds}) acts in a way that {_does_not_see(batch)}; use LoRA"))
 
 
 def _cause(
@@ -260,7 +260,7 @@ def _cause(
             with in_mode(model, training=False):
                 acts = not torch.equal(plain_token_logps(model, read[0]), theirs[0])
         if unmoved and acts:
-            return "the packed row does not see the adapter; use LoRA, or another adapter of the layers"
+            return f"the adapter acts in a way that {_does_not_see(batch)}; use LoRA, or another adapter of the layers"
     kind = getattr(model.config, "model_type", type(model).__name__)
     if isinstance(batch, SeparateBatch):
         return f"what this {kind} makes of a branch changes with the padding behind it; it cannot be trained, take another model"
@@ -268,6 +268,12 @@ def _cause(
         f"the config of this {kind} asks for something that packing does not do (positions, masks, scales of logits or "
         "embeddings); compare config.json with the published one of its family"
     )
+
+
+def _does_not_see(batch: Batch) -> str:
+    if isinstance(batch, SeparateBatch):
+        return "branches that are read by themselves do not see"
+    return "a packed row does not see"
 
 
 def _refusal(check: Check, cause: str) -> str:

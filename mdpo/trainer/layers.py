@@ -34,6 +34,7 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
         share_inputs(model)
     if args.checkpoint_layers is not None:
         check_checkpoint_layers(model, args.checkpoint_layers)
+    _check_checkpointing(model, args)
     if args.use_liger_kernel:
         _check_liger(model, args)
         if frozen is not None:
@@ -59,6 +60,18 @@ def _compiles(args: MDPOConfig) -> bool:
     if fault is not None and args.process_index == 0:
         _log.warning("compile_layers: layers run eagerly, since torch.compile fails on this machine: %s", fault)
     return fault is None
+
+
+def _check_checkpointing(model: nn.Module, args: MDPOConfig) -> None:
+    """Reentrant checkpointing gives gradients to what a layer is passed by position, and to nothing else that it reads."""
+    if not args.gradient_checkpointing or not any(getattr(part, "is_kv_shared_layer", False) for part in model.modules()):
+        return
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if (getattr(args, name, None) or {}).get("use_reentrant"):
+            raise InputError(
+                f"{name}: use_reentrant: true loses gradients of this model, some of whose layers read the keys and values of "
+                "earlier ones; leave it out"
+            )
 
 
 def _check_liger(model: Any, args: MDPOConfig) -> None:

@@ -120,12 +120,12 @@ class MicroBatches(Dataset):
 
 def collate(items: list[tuple[MicroBatch, Batch | Unread]]) -> Step | Unread:
     """The micro-batches of one step."""
-    planned, batch = [micro_batch for micro_batch, _ in items], []
+    planned, batches = [micro_batch for micro_batch, _ in items], []
     for _, item in items:
         if isinstance(item, Unread):
             return item
-        batch.append(item)
+        batches.append(item)
     if get_worker_info() is not None:  # as they are sent, but where running out of memory can be told
         with memory_bound():
-            batch = [each.map_tensors(Tensor.share_memory_) for each in batch]
-    return Step(batch, planned[0].num_examples, [each.weight for each in planned])
+            batches = [each.map_tensors(Tensor.share_memory_) for each in batches]
+    return Step(batches, planned[0].num_examples, [each.weight for each in planned])

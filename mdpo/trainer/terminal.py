@@ -11,8 +11,12 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 
 _TERM = re.compile(r"terms/([^/]+)/margins")
-# mDPO's terms by short names; another objective's have their own.
-_SHORT = {"response_preference": "margin", "image_preference": "image"}
+# Terms of the presets by short names; those of an objective of the user's have their own.
+_SHORT = {
+    "response_preference": "margin", "image_preference": "image", "pair_preference": "pair", "context_gain": "context",
+    "pair_preference_negative": "negative pair", "response_preference_negative": "negative", "attend_chosen": "attend",
+    "reject_chosen": "reject", "attend_contrast": "attend contrast", "reject_contrast": "reject contrast",
+}  # fmt: skip
 
 
 def line_of(logs: Mapping[str, Any], step: int, steps: int, tokens_a_second: float | None = None) -> str:
@@ -25,15 +29,11 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int, tokens_a_second: flo
         return f"{step} steps in {_duration(logs['train_runtime'])}, {speed}, mean loss {logs.get('train_loss', 0):.4f}"
     start = next((key.removesuffix("loss") for key in logs if key.startswith("eval_") and key.endswith("loss")), "")
     own = {key.removeprefix(start): value for key, value in logs.items() if key.startswith(start)}
-    parts = [f"step {step}/{steps}", *([start.strip("_")] if start else [])]
+    # An evaluation that stands alone is of no step.
+    parts = [*([f"step {step}/{steps}"] if steps else []), *([start.strip("_")] if start else [])]
     if _is_number(own.get("loss")):
         parts.append(f"loss {own['loss']:.4f}")
-    for key, margin in own.items():
-        term = _TERM.fullmatch(key)
-        if term is not None and _is_number(margin):
-            accuracy = own.get(f"terms/{term[1]}/accuracies")
-            share = f" ({accuracy:.0%})" if _is_number(accuracy) else ""
-            parts.append(f"{_SHORT.get(term[1], term[1])} {margin:+.3f}{share}")
+    parts += _preferences(own)
     if _is_number(own.get("rewards/chosen")):
         parts.append(f"chosen {own['rewards/chosen']:+.3f}")
     if _is_number(own.get("learning_rate")):
@@ -41,6 +41,18 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int, tokens_a_second: flo
     if tokens_a_second is not None and not start:
         parts.append(f"{tokens_a_second:,.0f} tok/s")
     return "  ".join(parts)
+
+
+def _preferences(logs: Mapping[str, Any]) -> list[str]:
+    """Of each term the margin and the share of pairs where it is above 0; of more than two terms the share alone, for the line
+    to fit."""
+    margins = {term[1]: logs[key] for key in logs if (term := _TERM.fullmatch(key)) and _is_number(logs[key])}
+    found = []
+    for name, margin in margins.items():
+        accuracy = logs.get(f"terms/{name}/accuracies")
+        share = f"{accuracy:.0%}" if _is_number(accuracy) else "-"
+        found.append(f"{_SHORT.get(name, name)} {share if len(margins) > 2 else f'{margin:+.3f} ({share})'}")
+    return found
 
 
 def _is_number(value: Any) -> bool:
@@ -104,9 +116,9 @@ class Lines(PrinterCallback):
 
 
 def use_lines(trainer: Any) -> None:
-    """Has a trainer show lines where transformers prints all that is logged."""
-    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
-    for theirs, ours in ((ProgressCallback, Progress), (PrinterCallback, Lines)):
-        if theirs in kinds:
-            trainer.remove_callback(theirs)
+    """Has a trainer show lines where transformers prints all that is logged. A subclass of its callbacks is the user's own."""
+    for theirs in tuple(trainer.callback_handler.callbacks):
+        ours = {ProgressCallback: Progress, PrinterCallback: Lines}.get(type(theirs))
+        if ours is not None:
+            trainer.remove_callback(theirs)  # by its class, a subclass in front of it would go
             trainer.add_callback(ours(trainer))

@@ -382,7 +382,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
                 self.accelerator.backward(output.loss.loss * (self.args.world_size * weight))
             if weight:
                 self._metrics.add(output)
-            self.tokens_trained += batch.num_tokens
+                self.tokens_trained += batch.num_tokens
         values = torch.stack([loss.get() for loss in checked])
         if not self._over_ranks(int(values.isfinite().all()), "min"):
             bad = losses_not_finite([batch.ids for batch in step.micro_batches], values)

@@ -73,8 +73,12 @@ def test_scores_that_do_not_compare_are_refused():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"margin": -1}, {"margin": float("nan")}, {"per_question": 0}, {"above": 1, "below": 2}]
-)
+    "changes",
+    [
+        {"margin": -1}, {"margin": float("nan")}, {"margin": float("inf")}, {"per_question": 0}, {"above": 1, "below": 2},
+        {"above": float("nan")}, {"below": float("nan")}, {"above": float("-inf")},
+    ],
+)  # fmt: skip
 def test_rules_that_cannot_be(changes):
     with pytest.raises(InputError, match="--"):
         Rules(**changes)

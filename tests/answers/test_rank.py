@@ -119,6 +119,25 @@ def test_files_of_objects_that_are_none_are_named(tmp_path, content, words):
     assert words in str(found.value)
 
 
+def test_an_annotation_that_comes_twice_is_named(tmp_path):
+    (tmp_path / "o.json").write_text('{"q": ["dog"], "p": ["cat"], "q": ["bus"]}')
+    with pytest.raises(InputError, match="o.json: .*the key 'q' comes twice"):
+        Objects.read(tmp_path / "o.json")
+    (tmp_path / "o.json").write_text('[{"id": "q", "objects": ["dog"], "objects": ["bus"]}]')
+    with pytest.raises(InputError, match="'objects' comes twice"):
+        Objects.read(tmp_path / "o.json")
+
+
+def test_a_synonym_of_two_objects_is_named(tmp_path):
+    (tmp_path / "o.json").write_text('{"q": ["dog"]}')
+    (tmp_path / "s.txt").write_text("dog, puppy, hound, Puppy\ncat, kitten\nseal, PUPPY\n")
+    with pytest.raises(InputError, match="s.txt: 'puppy' stands for 'dog' and for 'seal'; keep it with one of them"):
+        Objects.read(tmp_path / "o.json", tmp_path / "s.txt")
+    (tmp_path / "s.txt").write_text("dog, puppy, hound, Puppy\ncat, kitten\ndog, whelp\n")
+    (found,) = Objects.read(tmp_path / "o.json", tmp_path / "s.txt")([answer("q", "a whelp")])
+    assert found.details["named"] == ["dog"], "the same object on two lines is one"
+
+
 # Functions
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import readme, render
+from bench import blocks, readme, render
 from bench.cards import card_of, peak_of
 from bench.record import Record
 from bench.targets import RATIOS
@@ -39,6 +39,13 @@ def test_another_number_in_the_json_is_seen_in_the_readme():
     shown = readme.updated(text, records)
     assert shown != text and "| | H200, m |" in shown and f"| {readme.HEADLINES[0].text} | 1.30 / – |" in shown
     assert "| 1.20 / – |" in readme.updated(text, [records[0], replace(records[1], median_ms=60.0)])
+
+
+def test_a_page_is_brought_up_to_date_in_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("a\n<!-- mine: by whom -->\nold\n<!-- /mine -->\nb\n")
+    assert blocks.rewrite("page.md", lambda text: blocks.fill(text, "mine", ["new"])) == tmp_path / "page.md"
+    assert (tmp_path / "page.md").read_text() == "a\n<!-- mine: by whom -->\nnew\n<!-- /mine -->\nb\n"
 
 
 def test_the_readme_shows_what_was_measured_alone():

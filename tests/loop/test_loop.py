@@ -25,6 +25,14 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    """Those that ``SETTINGS`` names, in the folder that the loop runs in."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("prompts.jsonl", "held-out.jsonl", "objects.jsonl"):
+        Path(name).write_text(f'{{"id": "q of {name}", "objects": ["dog"]}}\n')
+
+
 def config(tmp_path, **changes):
     path = tmp_path / "loop.yaml"
     values = {**SETTINGS, "output_dir": str(tmp_path / "out"), **changes}
@@ -198,6 +206,44 @@ def test_other_settings_are_another_loop(tmp_path):
     assert run_loop(config(tmp_path, sample=sample), no_check, Commands(1)) == 143, "another order is the same loop"
 
 
+@pytest.mark.parametrize(
+    ("name", "since"),
+    [
+        ("prompts.jsonl", "round 1's sample"),
+        ("held-out.jsonl", "round 0's answer"),
+        ("objects.jsonl", "round 0's measure"),
+        ("rubric.yaml", "round 0's measure"),
+    ],
+)
+def test_a_file_that_has_changed_between_rounds_is_named(tmp_path, name, since):
+    rank = SETTINGS["rank"]
+    if name == "rubric.yaml":
+        rank = {"by": "judge", "judge": "m", "rubric": name}
+        Path(name).write_text("scale: [1, 5]\n")
+    assert run_loop(config(tmp_path, rank=rank, rounds=1), no_check, Commands()) == 0
+    was = Path(name).read_text()
+    Path(name).write_text(was + "\n")
+    more = Commands()
+    with pytest.raises(InputError, match=f"{name} has changed since {since}"):
+        run_loop(config(tmp_path, rank=rank), no_check, more)
+    assert not more.ran, "not after hours of sampling"
+    Path(name).write_text(was)
+    assert run_loop(config(tmp_path, rank=rank), no_check, Commands()) == 0
+
+
+def test_a_file_that_changes_while_the_loop_runs_is_named(tmp_path):
+    commands = Commands()
+
+    def run(words, journal):
+        if words[0] == "train":
+            Path("prompts.jsonl").write_text('{"id": "another"}\n')
+        return commands(words, journal)
+
+    with pytest.raises(InputError, match="prompts.jsonl has changed since round 1's sample"):
+        run_loop(config(tmp_path), no_check, run)
+    assert names(commands) == ["sample", "rank", "sample", "rank", "pairs", "train", "sample", "rank"]
+
+
 @pytest.mark.parametrize("as_file", [True, False])
 def test_other_settings_of_training_are_said(tmp_path, capsys, as_file):
     def train(**changes):
@@ -255,6 +301,13 @@ def test_a_stage_that_was_cut_short_begins_on_free_ground(tmp_path):
         return 1
 
     assert run_loop(config(tmp_path), no_check, free) == 1
+
+
+def test_a_folder_that_is_a_file_is_said_before_the_first_command_runs(tmp_path):
+    (tmp_path / "out").touch()
+    for folder in ("out", "out/below"):
+        with pytest.raises(InputError, match="output_dir: .* is a file; give a"):
+            planned(config(tmp_path, output_dir=folder), no_check)
 
 
 def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):

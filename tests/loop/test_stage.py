@@ -65,7 +65,7 @@ def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch, number):
     assert (tmp_path / "got").read_text().strip() == name
 
 
-def test_a_loop_waits_for_the_stage_that_another_has_left(tmp_path, monkeypatch):
+def test_a_loop_waits_for_the_stage_that_another_has_left(tmp_path, monkeypatch, capsys):
     """What an earlier loop has started holds the journal as long as it runs."""
     path = tmp_path / "loop.jsonl"
     with Journal(path) as journal:
@@ -73,9 +73,10 @@ def test_a_loop_waits_for_the_stage_that_another_has_left(tmp_path, monkeypatch)
     with pytest.raises(InUse):
         Journal(path)
     run._journal(path).close()
+    assert capsys.readouterr().out.count("waiting") == 1
     assert left.poll() is not None or left.wait(5) == 0
     monkeypatch.setattr(run, "_PATIENCE_S", 0.0)
-    with Journal(path), pytest.raises(InUse):
+    with Journal(path), pytest.raises(InUse, match="give another output_dir"):
         run._journal(path)
 
 

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from mdpo.errors import InputError
 from mdpo.models import branch_logps, sequence_logps
 from mdpo.models import linear_attention as module
 from mdpo.objectives import PRESETS
@@ -80,3 +82,15 @@ def test_prompts_shorter_than_the_convolution_and_responses_of_one_token(prompt)
             logits = model(input_ids=torch.tensor([[*example.prompt_ids, 1]])).logits[0, len(example.prompt_ids) - 1]
             expected = logits.log_softmax(-1)[[1, example.rejected_ids[0]]]
             torch.testing.assert_close(found[:, at], expected, atol=2e-5, rtol=0)
+
+
+def test_an_adapter_s_bias_is_refused_where_zeros_fill_a_row_up():
+    """It would make tokens of them, in front of every prompt but the longest."""
+
+    def with_bias(targets: str):
+        return get_peft_model(tiny.qwen3_5(), LoraConfig(r=2, target_modules=targets, lora_bias=True))
+
+    row = pack(examples("qwen3_5"), tiny.qwen3_5())
+    with pytest.raises(InputError, match="bias to in_proj_qkv.lora_B.default of a layer with linear attention"):
+        sequence_logps(with_bias(r".*language_model.*\.in_proj_qkv"), row)
+    assert sequence_logps(with_bias(r".*language_model.*\.q_proj"), row).nansum() < 0

@@ -1,6 +1,7 @@
 """The cached reference: found again when nothing changed, never when anything did."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -96,6 +97,26 @@ def test_another_model_or_dtype_is_not_used_and_said(computed, tmp_path, caplog)
     keep(ReferenceCache(tmp_path, fingerprint(model)), packed, reference)
     assert ReferenceCache(tmp_path, fingerprint(tiny.llava(seed=1))).find(packed).logps.isnan().all()
     assert "another model" in caplog.text
+
+
+class Scales(NamedTuple):
+    """As bitsandbytes' QuantState hands over what belongs to a weight in 4 bits."""
+
+    absmax: torch.Tensor
+
+    def as_dict(self, packed: bool = False) -> dict[str, torch.Tensor]:
+        assert packed, "otherwise not all of it is tensors"
+        return {"absmax": self.absmax}
+
+
+def test_a_model_in_4_bits_is_known_by_its_scales_too():
+    prints = set()
+    for scale in (None, 1.0, 2.0):
+        model = tiny.llava()
+        if scale is not None:
+            model.lm_head.weight.quant_state = Scales(torch.tensor([scale]))
+        prints.add(fingerprint(model))
+    assert len(prints) == 3
 
 
 def test_adapters_have_no_part_in_the_fingerprint():

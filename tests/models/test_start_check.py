@@ -14,9 +14,10 @@ from mdpo.errors import InputError
 from mdpo.models import establish_reference, sequence_logps
 from mdpo.models.dropout import disable_dropout
 from mdpo.models.start_check import check_equal_start, check_packed, first_examples, rounding_of
-from mdpo.packing import pack
+from mdpo.packing import PreferenceTokens, pack
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, examples
+from tests.models.separate_models import build
 from tests.models.test_reference import LANGUAGE, nudge
 
 
@@ -66,9 +67,9 @@ class _ScaledEmbeddings(transformers.LlavaForConditionalGeneration):
         return super().forward(inputs_embeds=embeddings, input_ids=None, **kwargs)
 
 
-def scaled_in_peft_s_forward():
-    """An adapter that acts otherwise in the forward of the PEFT model, which a packed row passes by."""
-    model = get_peft_model(tiny.llava(), LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=LANGUAGE))
+def scaled_in_peft_s_forward(base=None):
+    """An adapter that acts otherwise in the forward of the PEFT model, which both ways of ours pass by."""
+    model = get_peft_model(base or tiny.llava(), LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=LANGUAGE))
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
 
     def scale(*_):
@@ -106,6 +107,13 @@ def test_what_differs_is_refused_with_the_likely_cause(make, cause):
     with pytest.raises(InputError, match="check_start: example") as error:
         check_packed(model, batch, rounding=rounding_of(model), training=True)
     assert cause in str(error.value)
+
+
+def test_of_a_model_whose_branches_are_read_separately_no_packed_row_is_blamed():
+    model = scaled_in_peft_s_forward(build("mistral3"))
+    with pytest.raises(InputError, match="branches that are read by themselves do not see") as error:
+        check_packed(model, [PreferenceTokens("text", [20, 21, 22], [30, 31, 1], [33, 1])], rounding=rounding_of(model), training=True)
+    assert "packed row" not in str(error.value)
 
 
 def test_modes_and_attention_are_left_as_they_were():

@@ -43,6 +43,6 @@ def test_the_committed_page_is_made_of_the_committed_results():
 
 def test_the_pages_block_is_made_of_the_committed_results():
     begin, end = "<!-- scenes: by whom -->\n", "<!-- /scenes -->"
-    page = updated(f"before\n{begin}stale\n{end}\nafter\n", "bench/README.md")
+    page = updated(f"before\n{begin}stale\n{end}\nafter\n")
     assert page.startswith(f"before\n{begin}|  | CHAIR_s") and page.endswith(f"{end}\nafter\n")
     assert "stale" not in page and all(f"\n| {row} |" in page for row in ROWS_OF_README)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..records import Answer, Scored
+from ..records import Scored, length_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +107,14 @@ class _Questions:
 
     def __init__(self, scored: Sequence[Scored]) -> None:
         told = [(at, each) for at, each in enumerate(scored) if each.score is not None]
-        self.unit = "words" if any(each.answer.tokens is None for _, each in told) else "tokens"
+        self.unit = length_unit(each.answer for _, each in told)
         questions: dict[str, _Question] = defaultdict(_Question)
         for at, each in told:
             found = questions[each.answer.row.id]
             found.positions.append(at)
             found.scores.append(float(each.score or 0.0))
-            found.lengths.append(self._length(each.answer))
+            found.lengths.append(each.answer.length(self.unit))
         self.found = list(questions.values())
-
-    def _length(self, answer: Answer) -> int:
-        return len(answer.response.split()) if self.unit == "words" or answer.tokens is None else answer.tokens
 
 
 def _off(values: Sequence[float]) -> list[float]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from mdpo.data.problem import names, shortened
 from mdpo.errors import InputError
-from mdpo.evaluation.files import read_json, read_records, read_text
+from mdpo.evaluation.files import read_json, read_records, read_text, records_in
 
 from ..records import Answer, Scored
 from .way import score_each
@@ -37,7 +37,7 @@ class Objects:
     annotated: the objects in each question's picture, by the question's id. synonyms: words that mean the same; the first
     word of each stands for all.
 
-    Raises InputError for an object, or a synonym, that has no letter or digit.
+    Raises InputError for an object, or a synonym, that has no letter or digit, and for a word that is a synonym of two.
     """
 
     name = "chair"
@@ -59,7 +59,14 @@ class Objects:
 
         Raises InputError that names the file and the record, key or line that is not so.
         """
-        return cls(_annotations(objects), [] if synonyms is None else _synonyms(synonyms))
+        annotated = _annotations(objects)
+        if synonyms is None:
+            return cls(annotated)
+        lines = _synonyms(synonyms)
+        try:
+            return cls(annotated, lines)
+        except InputError as error:  # each word by itself is one: two lines share one
+            raise InputError(f"{synonyms}: {error}") from error
 
     def __call__(self, answers: Sequence[Answer]) -> list[Scored]:
         """Raises InputError that names questions without annotation."""
@@ -94,8 +101,14 @@ class _Vocabulary:
 
     def __init__(self, annotated: Any, synonyms: Sequence[Sequence[str]]) -> None:
         self.words: dict[str, str] = {}
-        for first, *others in synonyms:
-            self.words |= dict.fromkeys([_plain(first), *map(_plain, others)], _plain(first))
+        for same in synonyms:
+            first, *others = map(_plain, same)
+            for word in (first, *others):
+                if self.words.setdefault(word, first) != first:
+                    raise InputError(
+                        f"{shortened(word, 40)} stands for {shortened(self.words[word], 40)} and for {shortened(first, 40)}; "
+                        "keep it with one of them"
+                    )
         given = sorted(set(map(_plain, annotated)), key=len)  # a singular before its plural
         known = self.words.keys() | set(given)
         for word in given:
@@ -143,12 +156,12 @@ def _singulars(word: str) -> list[str]:
 
 
 def _annotations(path: Path) -> dict[str, list[str]]:
-    content = read_json(path) if path.suffix != ".jsonl" else None
+    content = read_records(path) if path.suffix == ".jsonl" else read_json(path, unique_keys=True)
     if isinstance(content, dict):
         entries = [(id, words, f"{path}, key {shortened(id, 40)}") for id, words in content.items()]
     else:
         entries = []
-        for number, record in enumerate(read_records(path), start=1):
+        for number, record in enumerate(records_in(content, path), start=1):
             where = f"{path}, record {number}"
             if record.get("id") is None:
                 raise InputError(f"{where}: id is missing; give the question's")

@@ -1,7 +1,8 @@
 """How a model family is read: packed, where a test holds its packed row against separate Hugging Face forwards, or separately.
 
 A packed row relies on causal attention, with a window or without, and on states that fork where it does: a model that mixes
-tokens in another way would train on wrong numbers without a word. Every other model is read branch by branch through its own forward. Refused are those whose log-probs that does not give.
+tokens in another way would train on wrong numbers without a word. Every other model is read branch by branch through its own
+forward; one whose log-probs that does not give is refused.
 """
 
 from mdpo.errors import InputError
