@@ -12,9 +12,17 @@ from mdpo.outputs import write_text
 
 RECORD = Path(__file__).parents[1] / "results" / "scenes" / "results.json"
 COLUMNS = {
-    "chair_s": "CHAIR_s ↓", "chair_i": "CHAIR_i ↓", "cover": "cover ↑", "f1": "F1 ↑", "length": "tokens", "looking": "looking ↑",
-    "sight": "of sight", "prior": "of the prior", "log_ratio": "log π/ρ of y_w", "log_ratio_crop": "on a crop",
-}  # fmt: skip
+    "chair_s": "CHAIR_s ↓",
+    "chair_i": "CHAIR_i ↓",
+    "cover": "cover ↑",
+    "f1": "F1 ↑",
+    "length": "tokens",
+    "looking": "looking ↑",
+    "sight": "of sight",
+    "prior": "of the prior",
+    "log_ratio": "log π/ρ of y_w",
+    "log_ratio_crop": "on a crop",
+}
 COMPARED = {"chair_s": "CHAIR_s", "chair_i": "CHAIR_i", "f1": "F1", "looking": "looking"}
 COMPARISONS = (
     ("DPO", "tuned"),

@@ -17,9 +17,13 @@ from bench.scenes.world import SIZE, WHOLE, Scene, Thing
 FONT_SIZE = 96
 EMOJI_SIDE = 64
 TONES = {
-    "street": (120, 125, 130), "kitchen": (170, 140, 100), "beach": (190, 180, 120), "office": (110, 130, 165),
-    "farm": (95, 150, 90), "party": (165, 105, 150),
-}  # fmt: skip
+    "street": (120, 125, 130),
+    "kitchen": (170, 140, 100),
+    "beach": (190, 180, 120),
+    "office": (110, 130, 165),
+    "farm": (95, 150, 90),
+    "party": (165, 105, 150),
+}
 """A theme's colour: what tells it at once, and survives every crop."""
 
 

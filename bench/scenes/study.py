@@ -133,12 +133,14 @@ def collected(records: Mapping[int, Mapping[str, Any]], size: Size) -> dict[str,
         "held": size.held,
         "rows": {row: " ".join(overrides or ()) for row, overrides in ROWS.items()},
         "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
         },
         "cores": os.cpu_count(),
         "minutes": round(seconds / 60, 1),
         "seeds": {seed: {row: rows[row]["scores"] for row in ROWS} for seed, rows in records.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

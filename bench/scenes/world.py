@@ -181,9 +181,10 @@ def caption(scene: Scene, version: int = 0) -> str:
     told = [(thing.name, place(thing)) for thing in seen if rng.random() < NAMED]
     shown = {thing.name for thing in seen}
     absent = [
-        name for name, chance in zip(THEMES[scene.theme], PRIOR, strict=True)
+        name
+        for name, chance in zip(THEMES[scene.theme], PRIOR, strict=True)
         if name not in shown and rng.random() < chance
-    ]  # fmt: skip
+    ]
     for name in rng.permutation(absent):
         at = len(told) if rng.random() < LATE else int(rng.integers(len(told) + 1))
         told.insert(at, (str(name), str(rng.choice(PLACES))))

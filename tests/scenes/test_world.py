@@ -20,7 +20,7 @@ from bench.scenes.world import (
     make_scene,
     mentioned,
     place,
-)  # fmt: skip
+)
 
 SCENES = [make_scene("test", 7, index) for index in range(400)]
 
