@@ -4,8 +4,8 @@
     python -m bench.profile_step --out DIR      where the time of our step goes, by component
     python -m bench.trl_parity --out FILE.json  TRL's training and ours, step by step, where trl is installed
     python -m bench.render DIR                  tables and plots from the records
-    bash bench/gpu_session.sh OUT first         the first ten minutes on a GPU that is rented bare; then second, third, …
-    bash bench/wheels.sh DIR                    what such a machine lacks, gathered where there is a network
+    bash bench/gpu_session.sh OUT first         the first ten minutes on a GPU that is rented bare; then second, third,
+    … bash bench/wheels.sh DIR                    what such a machine lacks, gathered where there is a network
     python -m bench.bring_home OUT/*.tgz        a session's archives into bench/results, and the tables made anew
     pytest bench/                               the same cases one function at a time, under pytest-benchmark
 

@@ -1,10 +1,10 @@
 """A session's archives into the records: `python -m bench.bring_home OUT/*.tgz`.
 
-Each archive's records go to bench/results/DEVICE, the logs of its stages beside them, and the tables of bench/RESULTS.md
-and README.md are made anew. Everything is read, checked and rendered before anything is written, and then all of it is
-written or nothing: whatever is wrong is said in one line, and nothing has changed. Records of another device lie in another
-folder; of the same measurement the later archive stays. A rehearsal's records are no measurements: they go to a folder given
-with --into, with a RESULTS.md of its own.
+Each archive's records go to bench/results/DEVICE, the logs of its stages beside them, and the tables of
+bench/RESULTS.md and README.md are made anew. Everything is read, checked and rendered before anything is written, and
+then all of it is written or nothing: whatever is wrong is said in one line, and nothing has changed. Records of another
+device lie in another folder; of the same measurement the later archive stays. A rehearsal's records are no
+measurements: they go to a folder given with --into, with a RESULTS.md of its own.
 """
 
 import argparse
@@ -52,19 +52,25 @@ def read(archive: Path, folder: Path) -> Brought:
         raise BadArchive(f"{archive}: log.txt in it is a folder; only what bench/gpu_session.sh packs is read")
     paths = tuple(sorted((folder / "records").rglob("*.json")))
     if len(paths) > MOST_RECORDS:
-        raise BadArchive(f"{archive}: holds more than {MOST_RECORDS} records; only what bench/gpu_session.sh packs is read")
+        raise BadArchive(
+            f"{archive}: holds more than {MOST_RECORDS} records; only what bench/gpu_session.sh packs is read"
+        )
     found = [_record(archive, folder / "records", path) for path in paths]
     stages = [record for record in found if record.op == "stages" and record.part == "session"]
     if len(stages) != 1 or stages[0].implementation not in STAGES:
         raise BadArchive(f"{archive}: does not say which stage it is of; only what bench/gpu_session.sh packs is read")
     stage = stages[0]
     if "device_type" not in stage.environment:
-        raise BadArchive(f"{archive}: the session found no device; log.txt in it says why, and there is nothing to keep")
+        raise BadArchive(
+            f"{archive}: the session found no device; log.txt in it says why, and there is nothing to keep"
+        )
     same = ("device", "device_type", "commit")
     if any(record.environment.get(key) != stage.environment[key] for record in found for key in same):
         raise BadArchive(f"{archive}: holds records of two devices or two commits; pack and bring home one at a time")
     if (stage.shape.get("on") == "GPU") != (stage.environment["device_type"] == "cuda"):
-        raise BadArchive(f"{archive}: is of a GPU and of a rehearsal at once; only what bench/gpu_session.sh packs is read")
+        raise BadArchive(
+            f"{archive}: is of a GPU and of a rehearsal at once; only what bench/gpu_session.sh packs is read"
+        )
     try:
         home = folder_of(stage.environment["device"], stage.environment["device_type"])
     except ValueError as error:
@@ -88,7 +94,9 @@ def _record(archive: Path, records: Path, path: Path) -> Record:
     except (ValueError, TypeError, OSError, RecursionError):
         pass
     name = ascii(path.relative_to(records.parent).as_posix())
-    raise BadArchive(f"{archive}: {name} is no record of a session ({fault}); only what bench/gpu_session.sh packs is read")
+    raise BadArchive(
+        f"{archive}: {name} is no record of a session ({fault}); only what bench/gpu_session.sh packs is read"
+    )
 
 
 def read_all(archives: Sequence[Path], folder: Path, rehearsals: bool) -> list[Brought]:
@@ -129,7 +137,9 @@ def check_homes(brought: Sequence[Brought], results: Path) -> None:
         try:
             theirs = [record.environment for record in read_records(home)] if home.is_dir() else []
         except (ValueError, TypeError, OSError) as error:
-            raise InputError(f"{home}: holds something else than records of a device; give another folder with --into") from error
+            raise InputError(
+                f"{home}: holds something else than records of a device; give another folder with --into"
+            ) from error
         for other in [*theirs, devices[each.home]]:
             if device["device_type"] == "cuda" and card_of(str(other.get("device"))) != card_of(device["device"]):
                 raise InputError(f"{home}: is the folder of another device as well; give another folder with --into")
@@ -164,7 +174,9 @@ def rendered(found: dict[Path, Path], results: Path, folder: Path) -> dict[Path,
             readme.write_text(updated((ROOT / "README.md").read_text(encoding="utf-8"), records), encoding="utf-8")
             report[ROOT / "README.md"] = readme
     except Exception as error:  # whatever strange records make of a table or a picture
-        raise InputError(f"{results}: no report can be made of it ({type(error).__name__}: {str(error)[:200]})") from error
+        raise InputError(
+            f"{results}: no report can be made of it ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
     return report
 
 
@@ -174,7 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="bench.bring_home", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archives", nargs="+", type=Path, metavar="ARCHIVE", help="STAGE.tgz of bench/gpu_session.sh")
-    parser.add_argument("--into", type=Path, help="another folder than bench/results; bench/RESULTS.md and README.md stay")
+    parser.add_argument(
+        "--into", type=Path, help="another folder than bench/results; bench/RESULTS.md and README.md stay"
+    )
     args = parser.parse_args(arguments)
     results = Path(os.path.realpath(args.into or RESULTS))
     try:
@@ -193,7 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for each in brought:
         reason = f", {shown(each.stage.reason)}" if each.stage.reason else ""
-        print(f"{each.stage.implementation}: {each.stage.status}{reason}, {len(each.records)} records to {results / each.home}")
+        print(
+            f"{each.stage.implementation}: {each.stage.status}{reason}, {len(each.records)} records to "
+            f"{results / each.home}"
+        )
     for path in report:
         print(path)
     return 0

@@ -2,9 +2,10 @@
 
 import re
 
-# Dense bfloat16 matrix products with fp32 accumulation, flop/s. Sources: NVIDIA's data sheets of the H100 (SXM, PCIe, NVL),
-# the H200 (SXM, NVL) and the A100, halved where they count sparsity; for the RTX 4090 and 5090 the appendices of the Ada
-# and of the RTX Blackwell architecture papers. GH200 is another card, and so are a laptop's 4090 and the 4090 D.
+# Dense bfloat16 matrix products with fp32 accumulation, flop/s. Sources: NVIDIA's data sheets of the H100 (SXM, PCIe,
+# NVL), the H200 (SXM, NVL) and the A100, halved where they count sparsity; for the RTX 4090 and 5090 the appendices of
+# the Ada and of the RTX Blackwell architecture papers. GH200 is another card, and so are a laptop's 4090 and the 4090
+# D.
 _CARDS = {
     "H200": (r"\bH200(?! NVL)", 989e12),
     "H200 NVL": (r"\bH200 NVL", 835e12),

@@ -4,8 +4,8 @@ Forward hooks put each module's operators into a profiler scope of its component
 nearest thing around it that says: its own name (our kernels), a scope, or, in the backward, the forward operator that
 made the autograd node, which PyTorch's profiler numbers alike. What nothing says is "other".
 
-A fused LoRA layer is one module, and a hook inside it would have it take peft's way: its operators are the base's, but for
-those of a tensor with the adapter's rank among its sizes. So the rank has to be none of the model's widths.
+A fused LoRA layer is one module, and a hook inside it would have it take peft's way: its operators are the base's, but
+for those of a tensor with the adapter's rank among its sizes. So the rank has to be none of the model's widths.
 """
 
 from collections import defaultdict
@@ -21,9 +21,7 @@ from torch.profiler import record_function
 
 from mdpo.models.fused_lora import FusedLora
 
-COMPONENTS = (
-    "vision", "projections", "attention", "LoRA", "MLP", "norm/rope", "head", "loss", "optimizer", "other"
-)  # fmt: skip
+COMPONENTS = ("vision", "projections", "attention", "LoRA", "MLP", "norm/rope", "head", "loss", "optimizer", "other")
 _SCOPE = "component: "
 OPTIMIZER = f"{_SCOPE}optimizer"
 STEP = f"{_SCOPE}step"

@@ -3,8 +3,8 @@
 A matrix product with a weight of W entries takes 2·W flops a row forward, 2·W for its input's gradient and 2·W for its
 own; attention takes 4·width a pair of query and key forward and twice that backward (Chowdhery et al. 2022, PaLM,
 appendix B). A frozen weight has no gradient of its own, so that a LoRA step is 4·W a row for the base and 6·W for the
-adapter, not 6·W for both. The vision tower is frozen and runs forward alone; a reference runs forward alone, without the
-adapter. Norms, activations and the loss are left out, padding and recomputed layers do not count.
+adapter, not 6·W for both. The vision tower is frozen and runs forward alone; a reference runs forward alone, without
+the adapter. Norms, activations and the loss are left out, padding and recomputed layers do not count.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,8 @@ The real pipeline (PreferenceDataset, StepSampler, packing, DataLoader) on photo
 a sleep of ``--step-ms``: what a GPU's step is to the CPU. By default it is as long as 32 pairs of LLaVA-1.5-7B at the
 least: 55,370 packed tokens (bench.scaling) at 4 flops a token and parameter, the reference cached and nothing
 recomputed, at 400 TFLOP/s. ``--read-ms`` is added to every image file that is opened: a slow disk. Prints one JSON
-object; ``wait_share`` is the time blocked on the loader over the whole time, without the first step, which nothing could
-prefetch.
+object; ``wait_share`` is the time blocked on the loader over the whole time, without the first step, which nothing
+could prefetch.
 """
 
 import os
@@ -49,9 +49,13 @@ def processor() -> LlavaProcessor:
     )
     images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     return LlavaProcessor(
-        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
 
 
 def photos(folder: Path, count: int) -> list[dict]:

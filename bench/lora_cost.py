@@ -1,18 +1,19 @@
 """What the LoRAs of a decoder layer write, move and keep: `python -m bench.lora_cost`, on a CPU, counted, not timed.
 
-All linear layers of one decoder layer, each with a LoRA of rank 64, run forward and backward at a real model's widths divided
-by SCALE; bytes per token grow with the widths, so they are printed multiplied back. Counted are tensors with a row per token,
-in bytes per token: those that operators write, new ones and old ones once more where an operator writes in place; those
-written and read together, which is what a GPU's time goes by; and those kept for the backward. The products of the frozen
-base are counted apart, and so is nothing of a decoder layer that is not linear (attention, norms, activations).
+All linear layers of one decoder layer, each with a LoRA of rank 64, run forward and backward at a real model's widths
+divided by SCALE; bytes per token grow with the widths, so they are printed multiplied back. Counted are tensors with a
+row per token, in bytes per token: those that operators write, new ones and old ones once more where an operator writes
+in place; those written and read together, which is what a GPU's time goes by; and those kept for the backward. The
+products of the frozen base are counted apart, and so is nothing of a decoder layer that is not linear (attention,
+norms, activations).
 
 What a CPU does and a GPU does not is left out: copies in float32 before the products that sum in float32.
 
 The ways: peft's layers as they come, under bf16 autocast; with peft's cast of the inputs up to float32 switched off
-(`peft.helpers.disable_input_dtype_casting`), as the trainer does for the length of a step, bit for bit the same values; and
-`mdpo_kernels.lora_linear` by `mdpo.models.fuse_lora`. Phi's LayerNorm leaves float32 under CUDA's autocast, which every
-reader casts down: a way of its own, which `mdpo.models.norms` takes away. Unsloth's is not installed here: bench/lora_peers.py
-counts it by hand.
+(`peft.helpers.disable_input_dtype_casting`), as the trainer does for the length of a step, bit for bit the same values;
+and `mdpo_kernels.lora_linear` by `mdpo.models.fuse_lora`. Phi's LayerNorm leaves float32 under CUDA's autocast, which
+every reader casts down: a way of its own, which `mdpo.models.norms` takes away. Unsloth's is not installed here:
+bench/lora_peers.py counts it by hand.
 """
 
 import argparse
@@ -84,8 +85,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """wrap: what becomes of the adapter's config. float32_sums: of the gradients of A and B. cast_inputs: whether peft does.
-    norm: the dtype of an input that a norm puts out. shares: whether layers that read one input are computed together."""
+    """wrap: what becomes of the adapter's config. float32_sums: of the gradients of A and B. cast_inputs: whether peft
+    does.
+    norm: the dtype of an input that a norm puts out. shares: whether layers that read one input are computed together.
+    """
 
     name: str
     wrap: Callable[[LoraConfig], LoraConfig] = lambda config: config
@@ -105,8 +108,8 @@ OURS = Way("fused", wrap=fuse_lora, float32_sums=True, shares=True)
 class Traffic(TorchDispatchMode):
     """Bytes that operators write and read of tensors with a row per token; those of products with a base weight apart.
 
-    float32_sums: copies in float32 do not count, and are read as what they are copies of: a CPU makes them before a product
-    that sums in float32.
+    float32_sums: copies in float32 do not count, and are read as what they are copies of: a CPU makes them before a
+    product that sums in float32.
     """
 
     def __init__(self, base: Iterable[Tensor], *, float32_sums: bool = False) -> None:
@@ -157,7 +160,10 @@ class Projections(nn.Module):
     def __init__(self, readers: Readers) -> None:
         super().__init__()
         inputs = readers.inputs // SCALE
-        layers = {f"{name}_proj": nn.Linear(inputs, outputs // SCALE, readers.bias) for name, outputs in readers.outputs.items()}
+        layers = {
+            f"{name}_proj": nn.Linear(inputs, outputs // SCALE, readers.bias)
+            for name, outputs in readers.outputs.items()
+        }
         self.layers = nn.ModuleDict(layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -173,7 +179,9 @@ def count(readers: Readers, way: Way) -> tuple[Cost, Cost]:
     if way.shares:
         share_among_children(base.layers)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    x = torch.randn(TOKENS, readers.inputs // SCALE, dtype=way.norm, requires_grad=True).clone()  # a leaf's cast is cached
+    x = torch.randn(
+        TOKENS, readers.inputs // SCALE, dtype=way.norm, requires_grad=True
+    ).clone()  # a leaf's cast is cached
     known = {_storage(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 

@@ -1,15 +1,19 @@
 """Unsloth's LoRA layers, counted by hand from the operators that its source runs; nothing of it is run.
 
-`unsloth/kernels/fast_lora.py` (LoRA_QKV, LoRA_W, LoRA_MLP) and `unsloth/kernels/utils.py` (matmul_lora) of August 2026 are what its
-text models run, where no layer has a bias; `lora_forward` of `unsloth_zoo/compiler.py` is what its vision-language models run.
+`unsloth/kernels/fast_lora.py` (LoRA_QKV, LoRA_W, LoRA_MLP) and `unsloth/kernels/utils.py` (matmul_lora) of August 2026
+are what its text models run, where no layer has a bias; `lora_forward` of `unsloth_zoo/compiler.py` is what its
+vision-language models run.
 
-Numbers per token beside the base's products, n layers of O outputs on one input of I, rank r; a product reads its operands
-and writes its result, `addmm_` reads and writes where it adds:
+Numbers per token beside the base's products, n layers of O outputs on one input of I, rank r; a product reads its
+operands and writes its result, `addmm_` reads and writes where it adds:
 
 - forward, both: x Aᵀ reads I, writes r; the sum reads O + r, writes O.
-- text models, backward, a layer: dy B twice, (x A) once more; dA reads I + r, dB reads O + r; dx's addmm_ reads I + r, writes I; from
-  the second layer on the base's product adds to dx, reading I. Kept: x. The MLP's kernel recomputes the input of `down`.
-- vision-language models, backward, a layer, PyTorch's own: dy B, scaled; dA, dB; dh A; its sum with dy W (reads 2I, writes I); between
+- text models, backward, a layer: dy B twice, (x A) once more; dA reads I + r, dB reads O + r; dx's addmm_ reads I + r,
+writes I; from
+  the second layer on the base's product adds to dx, reading I. Kept: x. The MLP's kernel recomputes the input of
+  `down`.
+- vision-language models, backward, a layer, PyTorch's own: dy B, scaled; dA, dB; dh A; its sum with dy W (reads 2I,
+writes I); between
   layers a sum (the same). Kept: x and x A.
 """
 

@@ -1,10 +1,12 @@
-"""A whole training step with fused LoRA layers against the same step with peft's: `python -m bench.lora_step`, on a CPU.
+"""A whole training step with fused LoRA layers against the same step with peft's: `python -m bench.lora_step`, on a
+CPU.
 
-LLaVA-1.5-7B in miniature: its widths, its rank and the lengths of its rows divided by eight, as is the rank's share of a layer's
-flops and, with the lengths, attention's; four decoder layers, and a vocabulary of which the head's share stays. One step is
-forward and backward of 32 pairs, the reference cached, in one micro-batch, and the optimizer, by MDPOTrainer; both trainers
-live in one process and take steps in turn, so that both see the same machine. float32, the CPU's own; a LoRA's time goes by
-bytes and the base's by flops, and --hidden says which of them a step has more of: the narrower, the more bytes.
+LLaVA-1.5-7B in miniature: its widths, its rank and the lengths of its rows divided by eight, as is the rank's share of
+a layer's flops and, with the lengths, attention's; four decoder layers, and a vocabulary of which the head's share
+stays. One step is forward and backward of 32 pairs, the reference cached, in one micro-batch, and the optimizer, by
+MDPOTrainer; both trainers live in one process and take steps in turn, so that both see the same machine. float32, the
+CPU's own; a LoRA's time goes by bytes and the base's by flops, and --hidden says which of them a step has more of: the
+narrower, the more bytes.
 
 Wall-clock and processor time: with one thread the second is the better one where other programs share the cores.
 """
@@ -32,9 +34,13 @@ IMAGE_TOKENS, SHRINK = 64, 8
 def shape_of(hidden: int, layers: int) -> Shape:
     """LLaVA-1.5-7B's proportions at another width."""
     text = transformers.LlamaConfig(
-        vocab_size=hidden, hidden_size=hidden, intermediate_size=hidden * 11008 // 4096, num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 128), max_position_embeddings=4096,
-    )  # fmt: skip
+        vocab_size=hidden,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11008 // 4096,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 128),
+        max_position_embeddings=4096,
+    )
     tower = {"hidden_size": hidden // 4, "intermediate_size": hidden, "num_hidden_layers": 3, "num_attention_heads": 2}
     return Shape(f"llava-1.5 of width {hidden}", text, transformers.CLIPVisionConfig, tower, 14)
 
@@ -43,9 +49,14 @@ def miniature(hidden: int, layers: int, pairs: int, checkpointing: bool) -> Trai
     """What both take a step of."""
     shape = shape_of(hidden, layers)
     return TrainProblem(
-        shape=shape, image_tokens=IMAGE_TOKENS, batch=pairs, checkpointing=checkpointing, device=CPU,
-        examples=preference_rows(shape, pairs, image_tokens=IMAGE_TOKENS, shrink=SHRINK), lora_r=max(1, 64 * hidden // 4096),
-    )  # fmt: skip
+        shape=shape,
+        image_tokens=IMAGE_TOKENS,
+        batch=pairs,
+        checkpointing=checkpointing,
+        device=CPU,
+        examples=preference_rows(shape, pairs, image_tokens=IMAGE_TOKENS, shrink=SHRINK),
+        lora_r=max(1, 64 * hidden // 4096),
+    )
 
 
 def timed(steps: dict[str, TrainStep], turns: int) -> dict[str, float]:
@@ -60,7 +71,8 @@ def timed(steps: dict[str, TrainStep], turns: int) -> dict[str, float]:
                 samples.setdefault(f"{name}, {clock} ms", []).append(1e3 * seconds)
     ratios = {
         f"speed, {clock} time": median(
-            theirs / ours for ours, theirs in zip(samples[f"fused, {clock} ms"], samples[f"peft, {clock} ms"], strict=True)
+            theirs / ours
+            for ours, theirs in zip(samples[f"fused, {clock} ms"], samples[f"peft, {clock} ms"], strict=True)
         )
         for clock in ("wall", "processor")
     }
@@ -82,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=32, help="of the step (default: 32)")
     parser.add_argument("--checkpointing", action="store_true", help="of every layer")
     parser.add_argument("--turns", type=int, default=7, help="steps of each (default: 7)")
-    parser.add_argument("--profile", type=int, default=0, metavar="ROWS", help="print where each step's time goes as well")
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="ROWS", help="print where each step's time goes as well"
+    )
     parser.add_argument("--out", type=Path, help="where the JSON goes as well")
     options = parser.parse_args(arguments)
     require_commit(parser)

@@ -1,12 +1,12 @@
 """The memory caps, shown: `python -m bench.memory_caps [CASE ...] --out DIR` on a GPU. Not measured yet.
 
 A case is a model of real shape with random weights, in bf16 or 4 bits, and a cap on PyTorch's allocator
-(`torch.cuda.set_per_process_memory_fraction`), in a process of its own. One optimizer step of 32 pairs, response lengths
-log-normal (median 120, at most 400, the longest of both at once among them), LoRA r = 64 on all linear layers of the
-language model, fp32 adapters, nothing paged or offloaded, with the settings that `mdpo plan` chooses for the cap. Printed
-and recorded: the plan's figure and the allocator's, and the second step's seconds; for `llava-24GiB` also with every layer
-checkpointed. `--rehearse` takes a small case through the same on a CPU, where live tensors are counted and nothing is
-capped.
+(`torch.cuda.set_per_process_memory_fraction`), in a process of its own. One optimizer step of 32 pairs, response
+lengths log-normal (median 120, at most 400, the longest of both at once among them), LoRA r = 64 on all linear layers
+of the language model, fp32 adapters, nothing paged or offloaded, with the settings that `mdpo plan` chooses for the
+cap. Printed and recorded: the plan's figure and the allocator's, and the second step's seconds; for `llava-24GiB` also
+with every layer checkpointed. `--rehearse` takes a small case through the same on a CPU, where live tensors are counted
+and nothing is capped.
 """
 
 import argparse
@@ -72,14 +72,20 @@ def planned(case: Case, device: str = "cuda") -> tuple[Plan, list[PreferenceToke
     shape = read_shape(config, Adaptation(rank=RANK, pattern=LANGUAGE_LINEAR))
     prompt_tokens = case.side**2 + 74 // case.shrink
     lengths = log_normal(
-        prompt_tokens=prompt_tokens, response_tokens_median=120 // case.shrink, response_tokens_max=400 // case.shrink,
+        prompt_tokens=prompt_tokens,
+        response_tokens_median=120 // case.shrink,
+        response_tokens_max=400 // case.shrink,
         image_tokens=case.side**2,
-    )  # fmt: skip
+    )
     on_gpu = device == "cuda"
     wishes = Wishes(
-        precision=Precision(weight_bytes=2 if on_gpu else 4, autocast=on_gpu), quantized=(case.quantized,),
-        optimizers=("adamw_torch_fused", "adamw_8bit"), token_budget=12288, examples_per_step=case.pairs, driver_bytes=0,
-    )  # fmt: skip
+        precision=Precision(weight_bytes=2 if on_gpu else 4, autocast=on_gpu),
+        quantized=(case.quantized,),
+        optimizers=("adamw_torch_fused", "adamw_8bit"),
+        token_budget=12288,
+        examples_per_step=case.pairs,
+        driver_bytes=0,
+    )
     chosen = choose(shape, lengths, wishes, parse_size(case.cap))
     if chosen is None:
         raise SystemExit(f"the plan has nothing for {case.cap}")
@@ -154,7 +160,9 @@ def measure(name: str, case: Case, out: Path | None, device: str) -> None:
     layers = len(language_layers(model))
     steps = plan([e.packed_length for e in examples], chosen.token_budget, examples_per_step=case.pairs)
     micro_batches = [pack([examples[index] for index in batch], model) for batch in steps[0]]
-    for checkpointed in sorted({chosen.checkpoint_layers, layers} if name == "llava-24GiB" else {chosen.checkpoint_layers}):
+    for checkpointed in sorted(
+        {chosen.checkpoint_layers, layers} if name == "llava-24GiB" else {chosen.checkpoint_layers}
+    ):
         unwrap(model).gradient_checkpointing_enable({"use_reentrant": False})
         checkpoint_first_layers(model, checkpointed)
         optimizer = _optimizer(chosen.optimizer, trained)
@@ -167,9 +175,11 @@ def measure(name: str, case: Case, out: Path | None, device: str) -> None:
                 usage = measured(run, model, device)
                 record.median_ms, record.runs = usage.seconds * 1e3, 1
                 record.rates = {
-                    "GiB planned": chosen.footprint.allocated / GIB, "GiB allocated": usage.allocated / GIB,
-                    "GiB reserved": usage.reserved / GIB, "pairs/s": case.pairs / usage.seconds,
-                }  # fmt: skip
+                    "GiB planned": chosen.footprint.allocated / GIB,
+                    "GiB allocated": usage.allocated / GIB,
+                    "GiB reserved": usage.reserved / GIB,
+                    "pairs/s": case.pairs / usage.seconds,
+                }
             except torch.OutOfMemoryError as error:
                 record.status, record.reason = "out of memory", str(error).splitlines()[0]
         _say(name, record, out)
@@ -192,14 +202,21 @@ def _optimizer(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def _record(case: Case, implementation: str, device: str) -> Record:
     return Record(
-        part="memory", op="cap of a plan", dtype="bfloat16" if device == "cuda" else "float32", implementation=implementation,
-        role="ours", status="ok", environment=environment(torch.device(device)),
+        part="memory",
+        op="cap of a plan",
+        dtype="bfloat16" if device == "cuda" else "float32",
+        implementation=implementation,
+        role="ours",
+        status="ok",
+        environment=environment(torch.device(device)),
         shape={"model": case.shape.name, "weights": "nf4" if case.quantized else "whole", "cap": case.cap},
-    )  # fmt: skip
+    )
 
 
 def _say(name: str, record: Record, out: Path | None) -> None:
-    numbers = ", ".join(f"{value:.2f} {what}" for what, value in record.rates.items()) or f"{record.status}, {record.reason}"
+    numbers = (
+        ", ".join(f"{value:.2f} {what}" for what, value in record.rates.items()) or f"{record.status}, {record.reason}"
+    )
     print(f"{name}: {record.implementation}, {record.note}; {numbers}", flush=True)
     if out is not None:
         record.write(out)

@@ -28,43 +28,62 @@ class Shape:
 
 LLAVA_7B = Shape(
     "llava-1.5-7b",
-    transformers.LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                             num_attention_heads=32, max_position_embeddings=4096),
+    transformers.LlamaConfig(
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+    ),
     transformers.CLIPVisionConfig,
     {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
     14,
-)  # fmt: skip
+)
 BUNNY_3B = Shape(
     "bunny-3b",
-    transformers.PhiConfig(vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32,
-                           num_attention_heads=32, partial_rotary_factor=0.4),
+    transformers.PhiConfig(
+        vocab_size=51200,
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        partial_rotary_factor=0.4,
+    ),
     transformers.SiglipVisionConfig,
     {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16},
     14,
-)  # fmt: skip
+)
 # 0.4M parameters: for trying the bench itself.
 TINY = Shape(
     "llava-tiny",
-    transformers.LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                             num_attention_heads=4),
+    transformers.LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    ),
     transformers.CLIPVisionConfig,
     {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
     14,
-)  # fmt: skip
+)
 # 58M parameters: large enough that the body, not Python, takes the time on two cores.
 CPU_60M = Shape(
     "llava-60m",
-    transformers.LlamaConfig(vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=6,
-                             num_attention_heads=12, max_position_embeddings=4096),
+    transformers.LlamaConfig(
+        vocab_size=8192,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        max_position_embeddings=4096,
+    ),
     transformers.CLIPVisionConfig,
     {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
     14,
-)  # fmt: skip
+)
 
 
 def build(shape: Shape, image_tokens: int, device: torch.device, *, lora_r: int = 64) -> PeftModel:
-    """The model with a LoRA on the language model's linear layers, fused as the trainer has it, bf16 base on a GPU, adapters
-    fp32, no checkpointing."""
+    """The model with a LoRA on the language model's linear layers, fused as the trainer has it, bf16 base on a GPU,
+    adapters fp32, no checkpointing."""
     model = get_peft_model(build_base(shape, image_tokens, device), fuse_lora(adapter(lora_r))).train()
     share_inputs(model)
     return model
@@ -88,7 +107,10 @@ def build_nf4_base(shape: Shape, image_tokens: int, device: torch.device) -> tra
         for name, linear in linears:
             small = bnb.nn.Linear4bit(linear.in_features, linear.out_features, False, compute_dtype=linear.weight.dtype)
             small.weight = bnb.nn.Params4bit(
-                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True  # pyright: ignore[reportCallIssue]
+                linear.weight.data,
+                requires_grad=False,
+                quant_type="nf4",
+                compress_statistics=True,  # pyright: ignore[reportCallIssue]
             )
             small.bias = linear.bias
             layer.set_submodule(name, small.to(device))

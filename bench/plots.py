@@ -11,7 +11,9 @@ ROLES = get_args(Role)
 
 
 def by(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
-    """The records in groups, in the report's order: parts and operations by name, shapes by their numbers, ours first."""
+    """The records in groups, in the report's order: parts and operations by name, shapes by their numbers,
+    ours first.
+    """
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in sorted(records, key=_order):
         groups[key(record)].append(record)

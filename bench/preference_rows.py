@@ -30,7 +30,14 @@ def preference_rows(
 
 
 def even_rows(
-    shape: Shape, prompt: int, response: int, count: int, *, image_tokens: int, negatives: int = 1, contrast: bool = False
+    shape: Shape,
+    prompt: int,
+    response: int,
+    count: int,
+    *,
+    image_tokens: int,
+    negatives: int = 1,
+    contrast: bool = False,
 ) -> list[PreferenceTokens]:
     """Responses around one length, spread by a quarter where there are several pairs: padding has something to pad.
 
@@ -42,9 +49,14 @@ def even_rows(
 
 
 def _rows(
-    shape: Shape, prompt: int, responses: Sequence[tuple[int, int]], image_tokens: int, seed: int, negatives: int = 1,
+    shape: Shape,
+    prompt: int,
+    responses: Sequence[tuple[int, int]],
+    image_tokens: int,
+    seed: int,
+    negatives: int = 1,
     contrast: bool = False,
-) -> list[PreferenceTokens]:  # fmt: skip
+) -> list[PreferenceTokens]:
     """prompt: tokens, the image's among them. responses: tokens of chosen and rejected."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)

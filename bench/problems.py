@@ -1,7 +1,8 @@
-"""The inputs of the benchmarks: heads and linear layers of real models, and hidden states whose tokens are as confident as
-a trained model's.
+"""The inputs of the benchmarks: heads and linear layers of real models, and hidden states whose tokens are as confident
+as a trained model's.
 
-Shapes: N scored rows, H hidden size, V vocabulary, B examples; of a linear layer T rows, I inputs, O outputs, r its LoRA's rank.
+Shapes: N scored rows, H hidden size, V vocabulary, B examples; of a linear layer T rows, I inputs, O outputs, r its
+LoRA's rank.
 """
 
 from dataclasses import dataclass
@@ -95,10 +96,14 @@ def sequence_bounds(sequences: int, rows: int, device: torch.device, seed: int =
 def float64_logps(problem: LinearProblem, rows_at_once: int = 512) -> torch.Tensor:
     """(N,) float64, without a gradient; the logits of `rows_at_once` rows at a time."""
     weight = problem.weight.detach().double()
-    return torch.cat([
-        reference.token_logps(hidden.detach().double() @ weight.t(), targets)
-        for hidden, targets in zip(problem.hidden.split(rows_at_once), problem.targets.split(rows_at_once), strict=True)
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            reference.token_logps(hidden.detach().double() @ weight.t(), targets)
+            for hidden, targets in zip(
+                problem.hidden.split(rows_at_once), problem.targets.split(rows_at_once), strict=True
+            )
+        ]
+    )
 
 
 def relative_error(got: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:

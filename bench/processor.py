@@ -12,14 +12,17 @@ def smallest_processor(model: PreTrainedModel) -> LlavaProcessor:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+    )
     side = model.config.vision_config.image_size
     template = (
         "{% for m in messages %}{{ m['role'].upper() }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}"
-        "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT {% endif %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% "
+        "endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT {% endif %}"
     )
     return LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),

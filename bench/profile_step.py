@@ -37,13 +37,18 @@ def problems(device: torch.device, tiny: bool = False) -> list[TrainProblem]:
         shapes, batch, shrink = ((TINY if tiny else CPU_60M, 144),), 2, 4
     return [
         TrainProblem(
-            shape=shape, image_tokens=image, batch=batch, checkpointing=checkpointing, device=device,
+            shape=shape,
+            image_tokens=image,
+            batch=batch,
+            checkpointing=checkpointing,
+            device=device,
             lora_r=4 if tiny else 64,  # none of the widths
             # One micro-batch shows what a step of many does, but for the optimizer: its share is of so few pairs.
             examples=preference_rows(shape, 2 * batch, image_tokens=image, shrink=shrink),
         )
-        for shape, image in shapes for checkpointing in (False, True)
-    ]  # fmt: skip
+        for shape, image in shapes
+        for checkpointing in (False, True)
+    ]
 
 
 def profiled(step: TrainStep, device: torch.device) -> dict[str, tuple[float, float]]:
@@ -74,13 +79,22 @@ def records(problem: TrainProblem, found: dict[str, tuple[float, float]], condit
         f"the step would be {1 / (1 - base / 2):.2f} × as fast"
     )
     record = Record(
-        part="profile", op="profile", dtype="bfloat16" if problem.autocast else "float32", implementation="", role="ours",
+        part="profile",
+        op="profile",
+        dtype="bfloat16" if problem.autocast else "float32",
+        implementation="",
+        role="ours",
         shape={
-            "model": problem.shape.name, "image": problem.image_tokens, "pairs": pairs, "batch": problem.batch,
+            "model": problem.shape.name,
+            "image": problem.image_tokens,
+            "pairs": pairs,
+            "batch": problem.batch,
             "checkpointing": "on" if problem.checkpointing else "off",
         },
-        status="ok", runs=1, environment=conditions,
-    )  # fmt: skip
+        status="ok",
+        runs=1,
+        environment=conditions,
+    )
     return [
         replace(
             record,
@@ -114,7 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             found = profiled(ours(problem, cached=True), device)
         except torch.OutOfMemoryError as error:
-            print(f"{problem.shape.name}, checkpointing {problem.checkpointing}: {str(error).splitlines()[0]}", flush=True)
+            print(
+                f"{problem.shape.name}, checkpointing {problem.checkpointing}: {str(error).splitlines()[0]}", flush=True
+            )
             continue
         finally:  # a trainer is a circle of references, and the next one needs its room
             gc.collect()

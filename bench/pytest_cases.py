@@ -26,7 +26,9 @@ def run_case(benchmark: Any, group: Group, implementation: Implementation) -> No
     if DEVICE.type not in implementation.devices:
         pytest.skip(f"{implementation.name} needs {' or '.join(implementation.devices)}")
     if implementation.patches:
-        pytest.skip(f"{implementation.name} changes other packages for the process; bench.suite gives it one of its own")
+        pytest.skip(
+            f"{implementation.name} changes other packages for the process; bench.suite gives it one of its own"
+        )
     try:
         function = implementation.load()
     except ImportError as error:

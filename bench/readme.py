@@ -36,13 +36,16 @@ HEADLINES = (
     ),
     Headline(
         "peak memory above the weights in the first epoch, of TRL's",
-        (f"peak memory above the weights, {_EACH_STEP}: TRL, {_ON}", f"peak memory above the weights, {_EACH_STEP}: TRL, {_OFF}"),
+        (
+            f"peak memory above the weights, {_EACH_STEP}: TRL, {_ON}",
+            f"peak memory above the weights, {_EACH_STEP}: TRL, {_OFF}",
+        ),
     ),
     Headline(
         "speed of a packed pair with its three branches, against two padded branches of plain DPO",
         ("forward and backward of a packed pair, P=650, R=100: plain DPO's two padded branches",),
     ),
-)  # fmt: skip
+)
 
 
 def updated(readme: str, records: Sequence[Record]) -> str:
@@ -51,7 +54,9 @@ def updated(readme: str, records: Sequence[Record]) -> str:
 
 
 def block(records: Sequence[Record]) -> list[str]:
-    """A row per headline that was measured, and a column per device and model; then a line where no GPU is among them."""
+    """A row per headline that was measured, and a column per device and model; then a line where no GPU is
+    among them.
+    """
     gpus, cpus = columns(records), _cpus(records)
     ratios = {ratio.name: ratio for ratio in RATIOS}
     measured = {

@@ -20,9 +20,18 @@ SCHEMA = 1
 Role = Literal["ours", "torch", "peer"]
 Status = Literal["ok", "skipped", "out of memory", "failed"]
 _PACKAGES = (
-    "torch", "triton", "transformers", "peft", "accelerate", "flash-attn", "liger-kernel", "trl", "cut-cross-entropy",
-    "bitsandbytes", "numpy",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "accelerate",
+    "flash-attn",
+    "liger-kernel",
+    "trl",
+    "cut-cross-entropy",
+    "bitsandbytes",
+    "numpy",
+)
 
 
 @dataclass(kw_only=True, slots=True)

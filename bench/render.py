@@ -2,7 +2,8 @@
 is typed.
 
 DIR is the --out folder of bench.suite, and is written into. Where DIR is bench/results, the committed records, a folder
-a device, `bench/RESULTS.md`, `bench/plots` and the table in README.md are written: that is how a measurement gets there.
+a device, `bench/RESULTS.md`, `bench/plots` and the table in README.md are written: that is how a measurement gets
+there.
 """
 
 import argparse
@@ -22,8 +23,8 @@ COMMITTED = ROOT / "bench" / "results"
 
 
 def record_paths(folder: Path) -> list[Path]:
-    """The records of a report, in its order: all under `folder`; of bench/results those of devices, since what the demo and
-    the study keep there are no records of the suite."""
+    """The records of a report, in its order: all under `folder`; of bench/results those of devices, since what the demo
+    and the study keep there are no records of the suite."""
     if folder.resolve() != COMMITTED:
         return sorted(folder.rglob("*.json"))
     parts = (*PARTS, "profile", "session")
@@ -100,7 +101,8 @@ def _ratio_cell(ratio: Ratio, records: Sequence[Record], judged: bool) -> str:
     """A number per model, and on a card with targets whether it meets them."""
     verdicts = {True: ", met", False: ", missed", None: ""}
     found = [
-        f"{model} {value:.2f}{verdicts[ratio.met(value) if judged else None]}" for model, value in ratio.of(records).items()
+        f"{model} {value:.2f}{verdicts[ratio.met(value) if judged else None]}"
+        for model, value in ratio.of(records).items()
     ]
     return "; ".join(found) or "not measured yet"
 
@@ -123,17 +125,19 @@ def table(records: Sequence[Record]) -> list[str]:
     for record in measured:
         spread = f"{_number(record.p20_ms)}–{_number(record.p80_ms)}"
         relative = _number((record.median_ms or 0.0) / ours) if ours and compared else ""
-        rows.append([
-            f"**{record.implementation}**" if record.role == "ours" and compared else record.implementation,
-            _number(record.median_ms),
-            "" if record.p20_ms is None else spread,
-            _number(record.ratio_to_floor),
-            _rate(record),
-            "" if record.peak_bytes is None else _number(record.peak_bytes / 2**20),
-            relative,
-            *(_number(record.rates.get(name)) for name in rates),
-            *("" if name not in record.errors else f"{record.errors[name]:.1e}" for name in names),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"**{record.implementation}**" if record.role == "ours" and compared else record.implementation,
+                _number(record.median_ms),
+                "" if record.p20_ms is None else spread,
+                _number(record.ratio_to_floor),
+                _rate(record),
+                "" if record.peak_bytes is None else _number(record.peak_bytes / 2**20),
+                relative,
+                *(_number(record.rates.get(name)) for name in rates),
+                *("" if name not in record.errors else f"{record.errors[name]:.1e}" for name in names),
+            ]
+        )
     lines = []
     if rows:
         filled = [index for index in range(len(header)) if any(row[index] for row in rows)]

@@ -1,10 +1,11 @@
-"""A million rows: how long until they are ready to train, and how much memory that takes, the first time and the second.
+"""A million rows: how long until they are ready to train, and how much memory that takes, the first time and the
+second.
 
     python -m bench.rows [--rows 1000000] [--images 8] [--folder DIR] [--output bench/results/host/rows.json]
 
-Writes JSONL rows of some 50 words and a tiny random model below DIR, then runs ``mdpo train`` with ``max_steps: 1`` twice.
-Time is of the whole process, one step and the final save included; CPU time and the peak of resident memory, summed over its
-processes every 50 ms, are given beside it, since another program may share the processors.
+Writes JSONL rows of some 50 words and a tiny random model below DIR, then runs ``mdpo train`` with ``max_steps: 1``
+twice. Time is of the whole process, one step and the final save included; CPU time and the peak of resident memory,
+summed over its processes every 50 ms, are given beside it, since another program may share the processors.
 """
 
 import argparse
@@ -24,8 +25,9 @@ from PIL import Image
 from bench.record import tell
 
 WORDS = (
-    "the a cat dog sits stands beside red blue small large table chair window street two three people with holding near "
-    "under bright sky grass water old new wooden metal sign bus car train white black plate food looking smiling walking"
+    "the a cat dog sits stands beside red blue small large table chair window street two three people with holding "
+    "near under bright sky grass water old new wooden metal sign bus car train white black plate food looking smiling "
+    "walking"
 ).split()
 
 
@@ -40,8 +42,15 @@ def write_rows(folder: Path, rows: int, images: int) -> Path:
     path = folder / "rows.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
-            asked, *answers = (" ".join(rng.choices(WORDS, k=rng.randint(*span))) for span in ((8, 16), (12, 24), (12, 24)))
-            row: dict[str, object] = {"id": f"row-{number}", "prompt": f"{asked}?", "chosen": f"{answers[0]}.", "rejected": f"{answers[1]}."}
+            asked, *answers = (
+                " ".join(rng.choices(WORDS, k=rng.randint(*span))) for span in ((8, 16), (12, 24), (12, 24))
+            )
+            row: dict[str, object] = {
+                "id": f"row-{number}",
+                "prompt": f"{asked}?",
+                "chosen": f"{answers[0]}.",
+                "rejected": f"{answers[1]}.",
+            }
             if images:
                 row["images"] = [f"images/{rng.randrange(images):05d}.jpg"]
             file.write(json.dumps(row) + "\n")
@@ -59,7 +68,9 @@ def start(folder: Path, config: Path) -> dict[str, float]:
     """One start of ``mdpo train``: seconds, CPU seconds of its processes, and the peak of their memory in GiB."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen([sys.executable, "-m", "mdpo.cli", "train", str(config)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mdpo.cli", "train", str(config)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(map(_resident, _family(process.pid))))
@@ -68,7 +79,11 @@ def start(folder: Path, config: Path) -> dict[str, float]:
         raise SystemExit(f"mdpo train ended with {process.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1), "peak_gib": round(peak / 2**30, 3)}
+    return {
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_gib": round(peak / 2**30, 3),
+    }
 
 
 def _family(process: int) -> list[int]:
@@ -100,12 +115,24 @@ def main() -> None:
     write_model(folder / "model")
     config = folder / "config.yaml"
     settings = {
-        "model_name_or_path": str(folder / "model"), "train_data": str(data), "output_dir": str(folder / "run"),
-        "max_steps": 1, "examples_per_step": 4, "save_strategy": "no", "report_to": "none", "use_cpu": True,
-        "conditional": bool(options.images), "lora_r": 4,
-    }  # fmt: skip
+        "model_name_or_path": str(folder / "model"),
+        "train_data": str(data),
+        "output_dir": str(folder / "run"),
+        "max_steps": 1,
+        "examples_per_step": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "conditional": bool(options.images),
+        "lora_r": 4,
+    }
     config.write_text(json.dumps(settings))
-    record = {"rows": options.rows, "images": options.images, "bytes": data.stat().st_size, "processors": len(os.sched_getaffinity(0))}
+    record = {
+        "rows": options.rows,
+        "images": options.images,
+        "bytes": data.stat().st_size,
+        "processors": len(os.sched_getaffinity(0)),
+    }
     record |= {"first_start": start(folder, config), "second_start": start(folder, config), "load": os.getloadavg()}
     tell(record, options.output)
     if options.folder is None:

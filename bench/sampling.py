@@ -2,11 +2,11 @@
 
     python -m bench.sampling [--rounds 15] [--out bench/results/host/sampling.json]
 
-`mdpo.answers.sample` draws each answer by random numbers of its own, inside transformers' `generate`, by a logits processor;
-plain sampling draws by `torch.multinomial`. Two models on the CPU, one thread: the digits model of the demo, and a tiny
-LLaVA with the vocabulary of LLaVA-1.5, where choosing a token is most of a step. Both sides read the pictures and draw
-answers of one fixed length, turn by turn; the medians are compared. Time is the processor's, since another program may
-share it. Prints one JSON object; `speed` is plain sampling's time over ours.
+`mdpo.answers.sample` draws each answer by random numbers of its own, inside transformers' `generate`, by a logits
+processor; plain sampling draws by `torch.multinomial`. Two models on the CPU, one thread: the digits model of the demo,
+and a tiny LLaVA with the vocabulary of LLaVA-1.5, where choosing a token is most of a step. Both sides read the
+pictures and draw answers of one fixed length, turn by turn; the medians are compared. Time is the processor's, since
+another program may share it. Prints one JSON object; `speed` is plain sampling's time over ours.
 """
 
 import os

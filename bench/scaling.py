@@ -1,7 +1,7 @@
 """How a step spreads over ranks: tokens, evenness and bytes, from the planner itself. ``python -m bench.scaling``
 
-A simulation, not a measurement: lengths are drawn as in ``bench.plan``, bytes are counted from the model's shape. Seconds
-are left out, since they would need a GPU's and a network's real rates.
+A simulation, not a measurement: lengths are drawn as in ``bench.plan``, bytes are counted from the model's shape.
+Seconds are left out, since they would need a GPU's and a network's real rates.
 """
 
 from bench.models import LLAVA_7B
@@ -44,9 +44,14 @@ def row(world_size: int, examples_per_step: int, lengths: list[int]) -> list[str
     fsdp = share / 2 * body_parameters(*shape) * 2 * 2 * mean_micro_batches / 1e9
     mean = sum(tokens) / len(tokens)
     return [
-        str(world_size), str(examples_per_step), f"{mean:,.0f}", f"{mean_micro_batches:.1f}",
-        f"{sum(evenness) / len(evenness):.3f}", f"{ddp:.2f}", f"{fsdp:.0f}",
-    ]  # fmt: skip
+        str(world_size),
+        str(examples_per_step),
+        f"{mean:,.0f}",
+        f"{mean_micro_batches:.1f}",
+        f"{sum(evenness) / len(evenness):.3f}",
+        f"{ddp:.2f}",
+        f"{fsdp:.0f}",
+    ]
 
 
 def main() -> None:

@@ -35,9 +35,13 @@ SECONDS_PER_MEASUREMENT = {"cuda": 0.4, "cpu": 0.5}
 
 
 def measure_group(
-    group: Group, device: torch.device, folder: Path, conditions: dict[str, Any], seconds: float,
+    group: Group,
+    device: torch.device,
+    folder: Path,
+    conditions: dict[str, Any],
+    seconds: float,
     deadline: float = math.inf,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Measure what `folder` does not have yet of one group; the new records, which are in `folder` as well.
 
     deadline: of time.monotonic(); no measurement is begun after it.
@@ -62,9 +66,15 @@ def measure_group(
 
 
 def run_part(
-    name: str, device: torch.device, folder: Path, minutes: float, seconds: float, only: str = "", alone: bool = False,
+    name: str,
+    device: torch.device,
+    folder: Path,
+    minutes: float,
+    seconds: float,
+    only: str = "",
+    alone: bool = False,
     tiny: bool = False,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """Measure one part within `minutes`; `only` keeps the groups whose operation or case contains it; `alone` measures
     in this process what would get one of its own; `tiny` takes sizes that show no more than that the part runs."""
     conditions = environment(device)
@@ -227,7 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=time_box, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)"
     )
-    parser.add_argument("--seconds", type=time_box, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)")
+    parser.add_argument(
+        "--seconds", type=time_box, help="time box of a measurement (default 0.4 on a GPU, 0.5 on a CPU)"
+    )
     parser.add_argument("--only", default="", help="only groups whose operation or case contains this text")
     parser.add_argument("--tiny", action="store_true", help="on a CPU: sizes that show no more than that it runs")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child

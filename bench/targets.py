@@ -15,9 +15,11 @@ TARGET_CARDS = ("H100", "H200")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """measure: "speed", the other's time over ours; "in turns", the same where ours was timed in turns with the other; "memory", our peak above the weights over the other's; or one of the
-    records' rates by name, ours over the other's. shape: what the group's shape has to say; other_shape: what the
-    other's differs in. target: at most for memory, at least for anything else."""
+    """measure: "speed", the other's time over ours; "in turns", the same where ours was timed in turns with the other;
+    "memory", our peak above the weights over the other's; or one of the records' rates by name, ours over the other's.
+    shape: what the group's shape has to say; other_shape: what the other's differs in. target: at most for memory, at
+    least for anything else.
+    """
 
     name: str
     op: str
@@ -79,7 +81,10 @@ def _has(record: Record, shape: dict[str, str | int]) -> bool:
 
 _CACHED, _EACH_STEP = "ours, reference cached", "ours, reference each step"
 _PEFT_LORA = "ours, peft's LoRA layers"
-_EPOCH = {_CACHED: "from the second epoch on (reference cached)", _EACH_STEP: "in the first epoch (reference each step)"}
+_EPOCH = {
+    _CACHED: "from the second epoch on (reference cached)",
+    _EACH_STEP: "in the first epoch (reference each step)",
+}
 _ON, _OFF = ("checkpointing", "on"), ("checkpointing", "off")
 _PLAIN, _COMPILED, _LIGER = ("layers", "transformers"), ("layers", "compiled"), ("layers", "liger")
 _SETTINGS = (
@@ -130,16 +135,20 @@ RATIOS = (
     ),
     Ratio(name="forward and backward of a packed pair, P=650, R=100: three unpadded passes", op="step", ours="ours",
           other="three unpadded passes", shape=_MICRO),
-    Ratio(name="its peak memory above the weights: three unpadded passes", op="step", ours="ours", other="three unpadded passes",
+    Ratio(name="its peak memory above the weights: three unpadded passes", op="step", ours="ours",
+        other="three unpadded passes",
           shape=_MICRO, measure="memory"),
-    Ratio(name="forward and backward of a packed pair, P=650, R=100: plain DPO's two padded branches", op="step", ours="ours",
+    Ratio(name="forward and backward of a packed pair, P=650, R=100: plain DPO's two padded branches", op="step",
+        ours="ours",
           other="two-branch DPO", shape=_MICRO),
     *(
-        Ratio(name=f"forward and backward of a packed {objective} pair, P=650, R=100: a pass for each branch", op="objective",
+        Ratio(name=f"forward and backward of a packed {objective} pair, P=650, R=100: a pass for each branch",
+            op="objective",
               ours="ours", other="separate passes", shape=(("objective", objective), *_MICRO), target=target)
         for objective, target in (("symmpo", 1.5), ("misp", 1.2))
     ),
-    Ratio(name="forward and backward of a pair read separately (Gemma 3), P=160, R=24, in turns: three plain padded passes",
+    Ratio(name="forward and backward of a pair read separately (Gemma 3), P=160, R=24, in turns: "
+          "three plain padded passes",
           op="separate", ours="ours, branches read separately", other="three plain padded passes",
           shape=(("P", 160), ("R", 24)), measure="in turns"),
 )  # fmt: skip

@@ -62,7 +62,9 @@ ROW = {"images": [], "prompt": "", "chosen": "", "rejected": ""}  # TRL looks at
 
 @dataclass(frozen=True)
 class Run:
-    """A training as it went: by name what was logged at each step, and the weights that were trained, before and after."""
+    """A training as it went: by name what was logged at each step, and the weights that were trained, before
+    and after.
+    """
 
     logged: dict[str, list[float]]
     before: dict[str, Tensor]
@@ -246,7 +248,9 @@ def _train(trainer: Trainer) -> Run:
 
 
 def compare(name: str, way: str, steps: int) -> Row:
-    """Trains both ways. RuntimeError where the two do not start from the same weights, or take other numbers of steps."""
+    """Trains both ways. RuntimeError where the two do not start from the same weights, or take other numbers
+    of steps.
+    """
     examples = examples_of(MODELS[name](), EXAMPLES)
     theirs, ours = run_trl(MODELS[name](), examples, way, steps), run_ours(MODELS[name](), examples, way, steps)
     if theirs.before.keys() != ours.before.keys() or _apart(theirs.before, ours.before):

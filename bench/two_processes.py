@@ -55,26 +55,45 @@ def work(shape: Shape, steps: int, pairs: int, rank: int | None, out: Path) -> N
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     examples = preference_rows(shape, steps * pairs, image_tokens=IMAGE_TOKENS, shrink=SHRINK)
     if rank is not None:
-        dealt = plan([e.packed_length for e in examples], TOKEN_BUDGET, examples_per_step=pairs, rank=rank, world_size=2)
+        dealt = plan(
+            [e.packed_length for e in examples], TOKEN_BUDGET, examples_per_step=pairs, rank=rank, world_size=2
+        )
         examples = [examples[index] for step in dealt for batch in step for index in batch]
         pairs //= 2
     model = build_base(shape, IMAGE_TOKENS, torch.device("cpu"))
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         args = MDPOConfig(
-            output_dir=folder, examples_per_step=pairs, token_budget=TOKEN_BUDGET, max_steps=steps, seed=SEED,
-            data_seed=SEED, use_cpu=True, ddp_backend="gloo" if world_size > 1 else None, save_strategy="no",
-            logging_strategy="no", report_to="none", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=folder,
+            examples_per_step=pairs,
+            token_budget=TOKEN_BUDGET,
+            max_steps=steps,
+            seed=SEED,
+            data_seed=SEED,
+            use_cpu=True,
+            ddp_backend="gloo" if world_size > 1 else None,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
         trainer = MDPOTrainer(
-            model=model, args=args, train_dataset=TokenPairs(examples), processing_class=smallest_processor(model),
-            peft_config=adapter(), callbacks=[clock],
-        )  # fmt: skip
+            model=model,
+            args=args,
+            train_dataset=TokenPairs(examples),
+            processing_class=smallest_processor(model),
+            peft_config=adapter(),
+            callbacks=[clock],
+        )
         trainer.train()
     shares = plan(
-        [e.packed_length for e in examples], TOKEN_BUDGET, examples_per_step=pairs, seed=SEED, rank=args.process_index,
+        [e.packed_length for e in examples],
+        TOKEN_BUDGET,
+        examples_per_step=pairs,
+        seed=SEED,
+        rank=args.process_index,
         world_size=world_size,
-    )  # fmt: skip
+    )
     loads = [sum(examples[index].packed_length for batch in step for index in batch) for step in shares]
     gradient = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     result = {
@@ -85,8 +104,8 @@ def work(shape: Shape, steps: int, pairs: int, rank: int | None, out: Path) -> N
     }
     (out / f"{args.process_index if rank is None else rank}.json").write_text(json.dumps(result), encoding="utf-8")
     if world_size > 1:
-        # torchrun ends every process for one that aborts, and gloo may abort the interpreter's shutdown: leave together,
-        # with everything written, and without that shutdown.
+        # torchrun ends every process for one that aborts, and gloo may abort the interpreter's shutdown: leave
+        # together, with everything written, and without that shutdown.
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
         os._exit(0)
@@ -104,7 +123,16 @@ def _all_reduce_seconds(numel: int) -> float:
 
 def launch(options: argparse.Namespace, *, ddp: bool) -> list[dict]:
     """One round: what each of the two processes wrote."""
-    script = ["-m", "bench.two_processes", "--shape", options.shape, "--steps", str(options.steps), "--pairs", str(options.pairs)]
+    script = [
+        "-m",
+        "bench.two_processes",
+        "--shape",
+        options.shape,
+        "--steps",
+        str(options.steps),
+        "--pairs",
+        str(options.pairs),
+    ]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     with tempfile.TemporaryDirectory() as folder:
         if ddp:
@@ -113,7 +141,9 @@ def launch(options: argparse.Namespace, *, ddp: bool) -> list[dict]:
         else:
             commands = [[*script, "--work", folder, "--rank", str(rank)] for rank in range(2)]
         processes = [
-            subprocess.Popen([sys.executable, *command], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, *command], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
             for command in commands
         ]
         for process in processes:
@@ -141,14 +171,24 @@ def measure(options: argparse.Namespace) -> dict:
     step = median(second for one in together for process in one for second in process["seconds"])
     reduce_ = median(process["all_reduce_seconds"] for one in together for process in one)
     return {
-        "shape": options.shape, "image_tokens": IMAGE_TOKENS, "pairs_a_step": options.pairs, "steps": options.steps,
-        "lora_r": 64, "rounds": options.rounds, "environment": environment(torch.device("cpu")),
-        "load": os.getloadavg()[0], "tokens_per_second_ddp": [tokens_per_second(one) for one in together],
+        "shape": options.shape,
+        "image_tokens": IMAGE_TOKENS,
+        "pairs_a_step": options.pairs,
+        "steps": options.steps,
+        "lora_r": 64,
+        "rounds": options.rounds,
+        "environment": environment(torch.device("cpu")),
+        "load": os.getloadavg()[0],
+        "tokens_per_second_ddp": [tokens_per_second(one) for one in together],
         "tokens_per_second_apart": [tokens_per_second(one) for one in apart],
-        "communication_and_waiting_share": median(shares), "by_round": shares, "fullest_rank_over_mean": median(fullest),
-        "step_seconds": step, "all_reduce_seconds": reduce_, "all_reduce_share": reduce_ / step,
+        "communication_and_waiting_share": median(shares),
+        "by_round": shares,
+        "fullest_rank_over_mean": median(fullest),
+        "step_seconds": step,
+        "all_reduce_seconds": reduce_,
+        "all_reduce_share": reduce_ / step,
         "gradient_bytes": together[0][0]["gradient_bytes"],
-    }  # fmt: skip
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,6 @@
-"""The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | sample | rank | pairs | loop | report``."""
+"""The command line:
+``mdpo train | plan | score | generate | evaluate | convert | merge | data | sample | rank | pairs | loop | report``.
+"""
 
 from mdpo.stops import ctrl_c_ends, is_main_process, what_is_kept
 
@@ -82,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {shown_text(str(error.filename), 80)} is too long for the name of a file; give another", file=sys.stderr)
+        print(
+            f"error: {shown_text(str(error.filename), 80)} is too long for the name of a file; give another",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:  # in the moment before the handlers are set, or after they are put back
         return 128 + signal.SIGINT
@@ -107,8 +112,8 @@ def _run(words: list[str]) -> int:
         handlers = active()
         if handlers is None or handlers.received is None or (handlers.holding and is_main_process()):
             raise
-        # A library written in C may answer an exception of Python's that it does not expect, as that of a signal, by one
-        # of its own. And a process that its launcher ends may fail before it has ended what it holds.
+        # A library written in C may answer an exception of Python's that it does not expect, as that of a signal, by
+        # one of its own. And a process that its launcher ends may fail before it has ended what it holds.
         return _left(handlers.received, options)
 
 
@@ -123,7 +128,10 @@ def _parse(words: list[str], options: argparse.Namespace) -> None:
     parser = _parser()
     for word in words:
         if not is_text(word):
-            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
+            parser.error(
+                f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are "
+                "not UTF-8)"
+            )
         if word.endswith("=--"):  # which argparse takes for no value at all
             parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
     _, options.overrides = parser.parse_known_args(_with_dashes(words), options)
@@ -214,8 +222,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Strict(_Parser):
-    """A parser of which an error is an InputError, and which knows options by their whole names: a file is not typed, and
-    who sets --temperature must not miss that --temp has set it as well."""
+    """A parser of which an error is an InputError, and which knows options by their whole names: a file is not typed,
+    and who sets --temperature must not miss that --temp has set it as well."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -225,7 +233,9 @@ class _Strict(_Parser):
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises InputError where the words after ``mdpo`` are not a command and its options, or cannot be used. Runs nothing."""
+    """Raises InputError where the words after ``mdpo`` are not a command and its options, or cannot be used. Runs
+    nothing.
+    """
     options, overrides = _parser(_Strict).parse_known_args(_with_dashes(words))
     if overrides and options.run is not train:
         raise InputError(f"mdpo {words[0]}: unrecognized arguments: {' '.join(overrides)}")
@@ -253,23 +263,28 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     command.add_argument("config", type=Path)
     command.add_argument(
         "--memory",
-        help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; without "
-        "it, on a GPU, with the plan for what is free that keeps precision and optimizer",
+        help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; "
+        "without it, on a GPU, with the plan for what is free that keeps precision and optimizer",
     )
-    command.add_argument("--accelerate", choices=list(PROFILES), help="start a process for each visible GPU, by accelerate launch")
+    command.add_argument(
+        "--accelerate", choices=list(PROFILES), help="start a process for each visible GPU, by accelerate launch"
+    )
     command.set_defaults(run=train)
 
     command = commands.add_parser("plan", help=COMMANDS["plan"])
     command.add_argument("config", type=Path)
     command.add_argument(
-        "--memory", help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here"
+        "--memory",
+        help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here",
     )
     command.set_defaults(run=run_plan, lora_pattern=LANGUAGE_LINEAR)
 
     command = commands.add_parser("merge", help=COMMANDS["merge"])
     command.add_argument("adapter", type=Path)
     command.add_argument("destination", type=Path)
-    command.add_argument("--base", type=Path, help="base model, folder or owner/name on the hub; the one the adapter names without it")
+    command.add_argument(
+        "--base", type=Path, help="base model, folder or owner/name on the hub; the one the adapter names without it"
+    )
     command.set_defaults(run=run_merge)
 
     command = commands.add_parser("score", help=COMMANDS["score"])
@@ -295,7 +310,9 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     command.add_argument("source", type=Path, help="folder, or owner/name on the hub")
     command.add_argument("destination", type=Path)
     command.add_argument(
-        "--vision-tower", type=Path, help="llava: the CLIP model, folder or owner/name on the hub, where the source has none"
+        "--vision-tower",
+        type=Path,
+        help="llava: the CLIP model, folder or owner/name on the hub, where the source has none",
     )
     command.set_defaults(run=run_convert)
     data_commands.add_commands(commands, load_processor, {name: each.branches for name, each in PRESETS.items()})
@@ -307,7 +324,9 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
 
 
 def _model_and_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub")
+    command.add_argument(
+        "model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub"
+    )
     command.add_argument("data", type=Path, help="file, folder or hub dataset, as for mdpo data")
     command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
     data_commands.add_row_options(command)

@@ -188,7 +188,10 @@ def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:
     line = f"{line} after step {trainer.state.global_step}"
     if not resumes(args):
         reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
-        return f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+        return (
+            f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume "
+            "from"
+        )
     launcher = ", under the same launcher," if args.world_size > 1 else ""
     return f"{line}; go on{launcher} with: {resumed_command(words)}"
 

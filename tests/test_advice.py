@@ -36,7 +36,11 @@ def messages() -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 quiet.add(node.value)
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("add_argument", "add_parser", "compile"):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+                "add_argument",
+                "add_parser",
+                "compile",
+            ):
                 quiet.update(ast.walk(node))
             if isinstance(node, ast.JoinedStr):  # its parts are not strings of their own
                 quiet.update(part for value in node.values for part in [value] if isinstance(value, ast.Constant))
@@ -175,7 +179,9 @@ def test_the_pages_name_options_and_commands_that_exist(page):
 
 
 def test_files_that_messages_name_are_there():
-    named = {name for path in (ROOT / "mdpo").rglob("*.py") for name in re.findall(r"configs/[\w./-]+", path.read_text())}
+    named = {
+        name for path in (ROOT / "mdpo").rglob("*.py") for name in re.findall(r"configs/[\w./-]+", path.read_text())
+    }
     assert named and all((ROOT / name).is_file() for name in named)
 
 
@@ -194,10 +200,19 @@ def world(tmp_path_factory):
 def config(world, tmp_path, **changes) -> Path:
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 2, "num_train_epochs": 2, "lora_r": 2, "use_cpu": True, "learning_rate": 1e-3,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, **changes,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 2,
+        "num_train_epochs": 2,
+        "lora_r": 2,
+        "use_cpu": True,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **changes,
+    }
     path.write_text(yaml.safe_dump(settings))
     return path
 
@@ -254,7 +269,10 @@ def test_the_way_on_after_a_full_disk_leads_to_the_end(world, tmp_path, capsys, 
         assert cli.main(["train", path]) == 1
     said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     again = [] if full_at == 1 else ["--resume_from_checkpoint", "true"]
-    ways = ["there is no checkpoint: make room, and run again", "checkpoint-1: make room, and go on with --resume_from_checkpoint"]
+    ways = [
+        "there is no checkpoint: make room, and run again",
+        "checkpoint-1: make room, and go on with --resume_from_checkpoint",
+    ]
     assert ways[full_at - 1] in said and f"step {full_at} could not be written: the disk is full" in said
     assert cli.main(["train", path, *again]) == 0
 

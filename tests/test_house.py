@@ -10,8 +10,16 @@ OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
 EVERYBODYS = {
-    "mdpo.errors", "mdpo.hub", "mdpo.outputs", "mdpo.output_checks", "mdpo.program", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
-}  # fmt: skip
+    "mdpo.errors",
+    "mdpo.hub",
+    "mdpo.outputs",
+    "mdpo.output_checks",
+    "mdpo.program",
+    "mdpo.reading",
+    "mdpo.run_folder",
+    "mdpo.run_lock",
+    "mdpo.shown",
+}
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
@@ -32,7 +40,8 @@ ALLOWED = {
     "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
     "mdpo.trainer": {
-        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.evaluation", "mdpo.packing",
+        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data",
+        "mdpo.evaluation", "mdpo.packing",
         "mdpo_kernels",
     },
     "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
@@ -42,14 +51,17 @@ ALLOWED = {
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
     "mdpo.training": {
-        "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
+        "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings",
+        "mdpo.stops", "mdpo.trainer",
     },
     "mdpo.loop": {
-        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports", "mdpo.__main__",
+        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports",
+        "mdpo.__main__",
     },
     "mdpo.cli": {
         "mdpo.answers", "mdpo.loop",
-        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
+        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
+        "mdpo.memory",
         "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
 }  # fmt: skip

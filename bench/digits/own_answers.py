@@ -1,10 +1,12 @@
-"""The worked example of ``mdpo loop``: a model that reads digits, trained on pairs of its own answers, without a network.
+"""The worked example of ``mdpo loop``: a model that reads digits, trained on pairs of its own answers, without a
+network.
 
 ``python -m bench.digits.own_answers --out build/own-answers`` draws pictures with one question each, writes the loop's
-configuration beside them and runs two rounds of it, as ``mdpo loop`` does: six sampled captions a picture, ranked by the digits that the picture
-shows (``mdpo rank --by chair``), the best against the worst, mDPO trained on them as ``configs/digits.yaml`` says but with
-random rejected pictures, and the captions of unseen pictures counted before the first round and after each. Several ``--seeds`` draw, sample and train anew
-each, and end in a table with 95% intervals over seeds; ``--record FILE`` keeps its numbers.
+configuration beside them and runs two rounds of it, as ``mdpo loop`` does: six sampled captions a picture, ranked by
+the digits that the picture shows (``mdpo rank --by chair``), the best against the worst, mDPO trained on them as
+``configs/digits.yaml`` says but with random rejected pictures, and the captions of unseen pictures counted before the
+first round and after each. Several ``--seeds`` draw, sample and train anew each, and end in a table with 95% intervals
+over seeds; ``--record FILE`` keeps its numbers.
 """
 
 import json
@@ -48,14 +50,18 @@ class Size:
 
 
 def write_world(folder: Path, *, seed: int, size: Size) -> Path:
-    """Draws the pictures, the questions and what the pictures show, and writes the loop's configuration; returns that."""
+    """Draws the pictures, the questions and what the pictures show, and writes the loop's configuration;
+    returns that.
+    """
     # Digits as they come in the pictures that the model is for: seldom with the partner that it has learned to expect.
     common = PARTNER_PROBABILITY["test"]
     scenes = [make_scene("preference", seed, index, partner_probability=common) for index in range(size.pictures)]
     unseen = [make_scene("test", seed, index) for index in range(size.unseen)]
     for name, those in (("prompts", scenes), ("unseen", unseen)):
         _write(folder / f"{name}.jsonl", those)
-    objects = "".join(json.dumps({"id": scene.id, "objects": list(map(str, scene.digits))}) + "\n" for scene in (*scenes, *unseen))
+    objects = "".join(
+        json.dumps({"id": scene.id, "objects": list(map(str, scene.digits))}) + "\n" for scene in (*scenes, *unseen)
+    )
     (folder / "objects.jsonl").write_text(objects, encoding="utf-8")
     training = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     del training["train_data"], training["output_dir"]  # the loop's
@@ -64,7 +70,12 @@ def write_world(folder: Path, *, seed: int, size: Size) -> Path:
         "output_dir": str(folder / "loop"),
         "rounds": size.rounds,
         "seed": seed,
-        "sample": {"n": size.samples, "temperature": size.temperature, "max_new_tokens": LONGEST_CAPTION, "batch_size": 240},
+        "sample": {
+            "n": size.samples,
+            "temperature": size.temperature,
+            "max_new_tokens": LONGEST_CAPTION,
+            "batch_size": 240,
+        },
         "rank": {"by": "chair", "objects": str(folder / "objects.jsonl")},
         "train": {**training, "negative": NEGATIVE, "seed": seed},
         "evaluate": {"prompts": str(folder / "unseen.jsonl")},
@@ -93,7 +104,8 @@ def run(seed: int, folder: Path, size: Size) -> list[dict[str, float]]:
     if code:
         raise SystemExit(code)
     rounds = [
-        read_scored(folder / "loop" / f"round-{number}" / "evaluation" / "scored.jsonl") for number in range(size.rounds + 1)
+        read_scored(folder / "loop" / f"round-{number}" / "evaluation" / "scored.jsonl")
+        for number in range(size.rounds + 1)
     ]
     before = {(each.answer.row.id, each.answer.number): each.score for each in rounds[0] if each.score is not None}
     results = [result_of(scored, before, "unseen pictures") for scored in rounds]
@@ -126,9 +138,9 @@ def updated(text: str) -> str:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     size, runs = record["size"], record["runs"]
     lines = [
-        f"Over {len(runs)} seeds, means ± half of the 95% interval: {size['pictures']:,} pictures with {size['samples']} answers each a "
-        f"round, {size['unseen']:,} unseen pictures, random rejected images; bold: beyond the interval, paired by seed. With crops the "
-        "development seed showed no change.",
+        f"Over {len(runs)} seeds, means ± half of the 95% interval: {size['pictures']:,} pictures with "
+        f"{size['samples']} answers each a round, {size['unseen']:,} unseen pictures, random rejected images; "
+        "bold: beyond the interval, paired by seed. With crops the development seed showed no change.",
         "",
         *table(list(runs.values())),
     ]
@@ -143,7 +155,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=Size().pictures)
     parser.add_argument("--unseen", type=int, default=Size().unseen)
     parser.add_argument("--record", type=Path, help="JSON of all figures")
-    parser.add_argument("--page", action="store_true", help="only bring the committed record into the page that shows it")
+    parser.add_argument(
+        "--page", action="store_true", help="only bring the committed record into the page that shows it"
+    )
     options = parser.parse_args()
     if options.page:
         rewrite(PAGE, updated)
@@ -152,7 +166,9 @@ def main() -> None:
     runs = {seed: run(seed, options.out / str(seed), size) for seed in options.seeds}
     print("\n".join(table(list(runs.values()))))
     if options.record is not None:
-        versions = dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__)
+        versions = dict(
+            python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__
+        )
         about = dict(size=asdict(size), negative=NEGATIVE, versions=versions)
         options.record.parent.mkdir(parents=True, exist_ok=True)
         options.record.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n", encoding="utf-8")

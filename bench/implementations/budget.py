@@ -26,8 +26,8 @@ from mdpo.packing import PreferenceTokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetProblem:
-    """cap: bytes, weights included. most: pairs beyond which nobody looks. step_pairs: of the step that the plan is made
-    for. shrink: of the rows, for a CPU."""
+    """cap: bytes, weights included. most: pairs beyond which nobody looks. step_pairs: of the step that the plan is
+    made for. shrink: of the rows, for a CPU."""
 
     shape: Shape
     image_tokens: int
@@ -40,9 +40,13 @@ class BudgetProblem:
     def step(self, pairs: int, *, checkpointing: bool) -> TrainProblem:
         """One micro-batch of so many pairs."""
         return TrainProblem(
-            shape=self.shape, image_tokens=self.image_tokens, batch=pairs, checkpointing=checkpointing, device=self.device,
+            shape=self.shape,
+            image_tokens=self.image_tokens,
+            batch=pairs,
+            checkpointing=checkpointing,
+            device=self.device,
             examples=preference_rows(self.shape, pairs, image_tokens=self.image_tokens, shrink=self.shrink),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +115,20 @@ def plan_of(problem: BudgetProblem) -> Plan | None:
     """What ``mdpo plan`` chooses for the cap: 4-bit weights or not, layers to checkpoint, tokens a micro-batch."""
     prompt = problem.image_tokens + TEXT_TOKENS // problem.shrink
     lengths = log_normal(
-        prompt_tokens=prompt, response_tokens_median=RESPONSE_MEDIAN // problem.shrink,
-        response_tokens_max=LONGEST // problem.shrink, image_tokens=problem.image_tokens,
-    )  # fmt: skip
+        prompt_tokens=prompt,
+        response_tokens_median=RESPONSE_MEDIAN // problem.shrink,
+        response_tokens_max=LONGEST // problem.shrink,
+        image_tokens=problem.image_tokens,
+    )
     on_gpu = problem.device.type == "cuda"
     wishes = Wishes(
-        precision=Precision(weight_bytes=2 if on_gpu else 4, autocast=on_gpu), driver_bytes=0,
-        quantized=(False, True) if on_gpu else (False,), optimizers=("adamw_torch_fused",),
-        token_budget=2 * problem.most * prompt, examples_per_step=problem.step_pairs,
-    )  # fmt: skip
+        precision=Precision(weight_bytes=2 if on_gpu else 4, autocast=on_gpu),
+        driver_bytes=0,
+        quantized=(False, True) if on_gpu else (False,),
+        optimizers=("adamw_torch_fused",),
+        token_budget=2 * problem.most * prompt,
+        examples_per_step=problem.step_pairs,
+    )
     config = config_of(problem.shape, problem.image_tokens)
     return choose(read_shape(config, Adaptation(rank=64, pattern=LANGUAGE_LINEAR)), lengths, wishes, problem.cap)
 
@@ -133,10 +142,12 @@ def planned(problem: BudgetProblem) -> Budget:
     step = ours(
         replace(
             problem.step(problem.step_pairs, checkpointing=plan.checkpoint_layers > 0),
-            batch=batch, checkpoint_layers=plan.checkpoint_layers, quantized=plan.quantized,
+            batch=batch,
+            checkpoint_layers=plan.checkpoint_layers,
+            quantized=plan.quantized,
         ),
         cached=True,
-    )  # fmt: skip
+    )
     weights = "4-bit weights" if plan.quantized else "weights not quantised"
     remark = (
         f"by the plan: {weights}, {plan.checkpoint_layers} layers checkpointed, some {batch} pairs a micro-batch, "
@@ -166,11 +177,14 @@ def budget(problem: BudgetProblem) -> tuple[Implementation, ...]:
     """Ours as planned, and each trainer's largest micro-batch."""
     return (
         Implementation(
-            name="ours, as planned", role="ours", load=lambda: _load_planned(problem), comparable=False,
+            name="ours, as planned",
+            role="ours",
+            load=lambda: _load_planned(problem),
+            comparable=False,
             note="reference cached, three branches on a packed row; a step of several micro-batches",
         ),
         *_SEARCHED,
-    )  # fmt: skip
+    )
 
 
 _SEARCHED = (
@@ -188,7 +202,8 @@ _SEARCHED = (
         note="DPOTrainer: two branches, the reference each step",
     ),
     Implementation(
-        name="authors' way", role="torch", comparable=False, load=lambda: partial(searched, _authors, checkpointing=True),
+        name="authors' way", role="torch", comparable=False,
+        load=lambda: partial(searched, _authors, checkpointing=True),
         note="three padded branches, fp32 logits of all positions, checkpointing, the reference each step",
     ),
 )  # fmt: skip

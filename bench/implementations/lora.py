@@ -1,5 +1,5 @@
-"""A frozen linear layer with a LoRA on it. Each implementation is a function of a `LoraProblem` that returns the layer: (T, I) →
-(T, O), differentiable in x, A and B; on a GPU it is called under bf16 autocast, as trainers call it."""
+"""A frozen linear layer with a LoRA on it. Each implementation is a function of a `LoraProblem` that returns the layer:
+(T, I) → (T, O), differentiable in x, A and B; on a GPU it is called under bf16 autocast, as trainers call it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -70,7 +70,9 @@ def peft(problem: LoraProblem, *, cast_inputs: bool) -> nn.Module:
     """peft's layer. cast_inputs: to the adapter's float32, as it comes."""
     outputs, inputs = problem.weight.shape
     base = nn.Sequential(nn.Linear(inputs, outputs, problem.bias is not None, device="meta"))
-    config = LoraConfig(r=problem.A.shape[0], lora_alpha=round(problem.scale * problem.A.shape[0]), target_modules=["0"])
+    config = LoraConfig(
+        r=problem.A.shape[0], lora_alpha=round(problem.scale * problem.A.shape[0]), target_modules=["0"]
+    )
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
     layer: Any = model.get_submodule("base_model.model.0")
     base_layer, down, up = layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]
@@ -101,9 +103,14 @@ def _no_bias() -> Callable[[LoraProblem], Layer]:
 
 
 _UNSLOTH = Implementation(
-    name="unsloth", role="peer", load=_unsloth, devices=("cuda",), countable=False, patches=True,
+    name="unsloth",
+    role="peer",
+    load=_unsloth,
+    devices=("cuda",),
+    countable=False,
+    patches=True,
     note="LoRA_W, as its text models run; the gradients of A and B are bf16",
-)  # fmt: skip
+)
 
 LORA_LINEAR = (
     Implementation(name="ours", role="ours", load=lambda: ours),

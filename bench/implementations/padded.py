@@ -27,10 +27,14 @@ class Padded:
 def pad(examples: Sequence[PreferenceTokens], branches: Sequence[int], device: torch.device) -> Padded:
     """The examples' branches (0 chosen, 1 rejected, 2 image_rejected), one after the other, padded on the right."""
     sequences = [
-        (example.prompt_ids, example.rejected_ids if branch == 1 else example.chosen_ids,
-         example.rejected_images if branch == 2 else example.images)
-        for branch in branches for example in examples
-    ]  # fmt: skip
+        (
+            example.prompt_ids,
+            example.rejected_ids if branch == 1 else example.chosen_ids,
+            example.rejected_images if branch == 2 else example.images,
+        )
+        for branch in branches
+        for example in examples
+    ]
     width = max(len(prompt) + len(response) for prompt, response, _ in sequences)
     ids = torch.zeros(len(sequences), width, dtype=torch.int64)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)

@@ -1,12 +1,13 @@
 """A model whose branches are read separately: our one padded batch, and plain padded passes with the same head.
 
-What lies between the two is ours: finding what the model does behind its head, rows of a batch that are put together and taken
-apart, the loss. The model is a small Gemma 3, whose image tokens attend to each other in both directions.
+What lies between the two is ours: finding what the model does behind its head, rows of a batch that are put together
+and taken apart, the loss. The model is a small Gemma 3, whose image tokens attend to each other in both directions.
 """
 
-# A PEFT model's attributes are Tensor or Module to a type checker, and transformers' configs take their keywords through a
-# decorator that it does not see.
-# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalSubscript=false
+# A PEFT model's attributes are Tensor or Module to a type checker, and transformers' configs take their keywords
+# through a decorator that it does not see.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false,
+# reportOptionalSubscript=false
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,23 +29,37 @@ _TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "
 GEMMA_60M = Shape(
     "gemma3-60m",
     transformers.Gemma3TextConfig(
-        vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=12,
-        num_key_value_heads=4, head_dim=64, query_pre_attn_scalar=64, sliding_window=512,
+        vocab_size=8192,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=512,
     ),
     transformers.SiglipVisionConfig,
     _TOWER,
     28,
-)  # fmt: skip
+)
 GEMMA_TINY = Shape(
     "gemma3-tiny",
     transformers.Gemma3TextConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, sliding_window=32,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=32,
     ),
     transformers.SiglipVisionConfig,
     _TOWER,
     28,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Forward and backward of one micro-batch of preference pairs: ours, and the layouts it is compared with.
 
 Each implementation is a function of a ``StepProblem`` that lays out its own inputs and returns what is timed: the
-image encoding, the language model, the log-probs, the loss and the backward into the adapter. The optimizer is left out:
-it is the same work for all. The reference is computed only where a name says so.
+image encoding, the language model, the log-probs, the loss and the backward into the adapter. The optimizer is left
+out: it is the same work for all. The reference is computed only where a name says so.
 """
 
 # A PEFT model's attributes are Tensor or Module to a type checker.
@@ -70,7 +70,9 @@ def packed(problem: StepProblem) -> Step:
 def separate_passes(problem: StepProblem) -> Step:
     """A pass for each branch, each an unpadded row: our kernels, nothing shared."""
     rows = [problem.row([branch]) for branch in problem.objective.branches]
-    return lambda: finish(problem.model, torch.cat([branch_logps(problem.model, row) for row in rows]), problem.objective)
+    return lambda: finish(
+        problem.model, torch.cat([branch_logps(problem.model, row) for row in rows]), problem.objective
+    )
 
 
 def three_padded(problem: StepProblem) -> Step:
@@ -120,26 +122,38 @@ def with_reference(problem: StepProblem) -> Step:
 STEP = (
     Implementation(name="ours", role="ours", load=lambda: packed, note="reference cached: from the second epoch on"),
     Implementation(
-        name="ours, reference each step", role="ours", load=lambda: with_reference, comparable=False,
+        name="ours, reference each step",
+        role="ours",
+        load=lambda: with_reference,
+        comparable=False,
         note="the first epoch; its gradient is of another loss",
     ),
     Implementation(
         name="three unpadded passes", role="torch", load=lambda: separate_passes, note="our kernels, nothing shared"
     ),
     Implementation(
-        name="three padded passes", role="torch", load=lambda: three_padded,
+        name="three padded passes",
+        role="torch",
+        load=lambda: three_padded,
         note="the authors' way: all logits in fp32, layers checkpointed",
     ),
     Implementation(
-        name="two-branch DPO", role="torch", load=lambda: two_branches, comparable=False,
+        name="two-branch DPO",
+        role="torch",
+        load=lambda: two_branches,
+        comparable=False,
         note="padded, no third branch, no reference: less is computed",
     ),
-)  # fmt: skip
+)
 # The same for objectives of more branches.
 OBJECTIVE = (
-    Implementation(name="ours", role="ours", load=lambda: packed, note="reference cached; every picture's prompt shared"),
     Implementation(
-        name="separate passes", role="torch", load=lambda: separate_passes,
+        name="ours", role="ours", load=lambda: packed, note="reference cached; every picture's prompt shared"
+    ),
+    Implementation(
+        name="separate passes",
+        role="torch",
+        load=lambda: separate_passes,
         note="a pass for each branch: our kernels, nothing shared",
     ),
-)  # fmt: skip
+)

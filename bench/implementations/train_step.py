@@ -67,9 +67,9 @@ class TrainProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
-    """run: one optimizer step; returns its loss, (). model: what it trains. examples: pairs of the step. tokens: through
-    the policy's language model, without padding. model_flops: see bench.flops. micro_batches: of the step. retake: the
-    same trainer's step on other examples, in one micro-batch."""
+    """run: one optimizer step; returns its loss, (). model: what it trains. examples: pairs of the step. tokens:
+    through the policy's language model, without padding. model_flops: see bench.flops. micro_batches: of the step.
+    retake: the same trainer's step on other examples, in one micro-batch."""
 
     model: PeftModel
     run: Callable[[], Tensor]
@@ -103,15 +103,25 @@ def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> Tra
     micro_batches = -(-len(problem.examples) // problem.batch)
     with tempfile.TemporaryDirectory() as folder:  # what the cache holds stays in memory too
         args = MDPOConfig(
-            output_dir=folder, examples_per_step=len(problem.examples), max_steps=1, cache_reference=cached,
-            token_budget=token_budget(problem.examples, micro_batches), learning_rate=problem.learning_rate,
-            checkpoint_layers=problem.checkpoint_layers, compile_layers=problem.layers == "compiled", check_start=False,
-            fused_lora=fused_lora, **common_settings(problem),
-        )  # fmt: skip
+            output_dir=folder,
+            examples_per_step=len(problem.examples),
+            max_steps=1,
+            cache_reference=cached,
+            token_budget=token_budget(problem.examples, micro_batches),
+            learning_rate=problem.learning_rate,
+            checkpoint_layers=problem.checkpoint_layers,
+            compile_layers=problem.layers == "compiled",
+            check_start=False,
+            fused_lora=fused_lora,
+            **common_settings(problem),
+        )
         trainer = KnownWeights(
-            model=model, args=args, train_dataset=TokenPairs(problem.examples), peft_config=adapter(problem.lora_r),
+            model=model,
+            args=args,
+            train_dataset=TokenPairs(problem.examples),
+            peft_config=adapter(problem.lora_r),
             processing_class=smallest_processor(model),
-        )  # fmt: skip
+        )
         trainer.train()
     if problem.layers == "compiled" and any(layer._compiled_call_impl is None for layer in language_layers(model)):
         raise RuntimeError("the trainer did not compile the layers; torch.compile does not work here")
@@ -128,9 +138,14 @@ def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> Tra
         if not cached:
             work += flops.reference_flops(trainer.model, rows)
         return TrainStep(
-            model=trainer.model, run=run, examples=len(examples), tokens=rows.tokens, model_flops=work,
-            micro_batches=len(step.micro_batches), retake=retake,
-        )  # fmt: skip
+            model=trainer.model,
+            run=run,
+            examples=len(examples),
+            tokens=rows.tokens,
+            model_flops=work,
+            micro_batches=len(step.micro_batches),
+            retake=retake,
+        )
 
     def retake(examples: Sequence[PreferenceTokens]) -> TrainStep:
         return take(Step([pack(examples, trainer.family).to(problem.device)], len(examples), [1.0]), examples)
@@ -142,11 +157,21 @@ def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> Tra
 def common_settings(problem: TrainProblem) -> dict:
     """Of transformers.TrainingArguments, equal for ours and TRL."""
     return {
-        "bf16": problem.autocast, "use_cpu": not problem.autocast, "gradient_checkpointing": problem.checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False}, "lr_scheduler_type": "constant", "warmup_steps": 0,
-        "max_grad_norm": MAX_GRAD_NORM, "optim": "adamw_torch_fused", "use_liger_kernel": problem.layers == "liger", "seed": 0,
-        "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
-    }  # fmt: skip
+        "bf16": problem.autocast,
+        "use_cpu": not problem.autocast,
+        "gradient_checkpointing": problem.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "optim": "adamw_torch_fused",
+        "use_liger_kernel": problem.layers == "liger",
+        "seed": 0,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
 def optimizer_step(trainer) -> None:
@@ -194,9 +219,14 @@ def authors(problem: TrainProblem, batch: int = AUTHORS_BATCH) -> TrainStep:
         images = flops.image_flops(model, 2 * rows.images)
         work = flops.policy_flops(model, rows) + flops.reference_flops(model, rows) + images
         return TrainStep(
-            model=model, run=run, examples=pairs, tokens=rows.tokens, model_flops=work, micro_batches=len(batches),
+            model=model,
+            run=run,
+            examples=pairs,
+            tokens=rows.tokens,
+            model_flops=work,
+            micro_batches=len(batches),
             retake=retake,
-        )  # fmt: skip
+        )
 
     return retake(problem.examples, batch)
 
@@ -214,12 +244,12 @@ def _load_liger(load: Callable[[], Callable[[TrainProblem], TrainStep]]) -> Call
 
 
 _OURS_NOTE = (
-    "MDPOTrainer.training_step; three branches on a packed row, two image encodings a pair, varlen attention, peft's cast "
-    "of layer inputs to fp32 off"
+    "MDPOTrainer.training_step; three branches on a packed row, two image encodings a pair, varlen attention, peft's "
+    "cast of layer inputs to fp32 off"
 )
 _TRL_NOTE = (
-    "DPOTrainer.training_step; two branches padded, no third, the reference each step (it refuses to cache it with images), "
-    "four image encodings a pair, sdpa, entropy and token accuracy computed too"
+    "DPOTrainer.training_step; two branches padded, no third, the reference each step (it refuses to cache it with "
+    "images), four image encodings a pair, sdpa, entropy and token accuracy computed too"
 )
 _LIGER_NOTE = "with Liger's norm, rotary and SwiGLU kernels"
 
@@ -227,27 +257,38 @@ _COMPILED_NOTE = "each decoder layer through torch.compile, with dynamic shapes"
 
 TRAIN_STEP = (
     Implementation(
-        name="ours, reference cached", role="ours", load=lambda: partial(ours, cached=True), comparable=False,
+        name="ours, reference cached",
+        role="ours",
+        load=lambda: partial(ours, cached=True),
+        comparable=False,
         note=f"{_OURS_NOTE}; epochs after the first",
     ),
     Implementation(
-        name="ours, reference each step", role="ours", load=lambda: partial(ours, cached=False), comparable=False,
+        name="ours, reference each step",
+        role="ours",
+        load=lambda: partial(ours, cached=False),
+        comparable=False,
         note=f"{_OURS_NOTE}; the first epoch",
     ),
+    Implementation(name="TRL DPOTrainer", role="peer", load=_load_trl, comparable=False, note=_TRL_NOTE),
     Implementation(
-        name="TRL DPOTrainer", role="peer", load=_load_trl, comparable=False, note=_TRL_NOTE
+        name="authors' way",
+        role="torch",
+        load=lambda: authors,
+        comparable=False,
+        note="as shipped: batches of four, padded, fp32 logits of all positions, checkpointing always on, three "
+        "branches, the reference each step, six image encodings a pair; written anew here, with bf16 weights and sdpa "
+        "(theirs: fp32)",
     ),
-    Implementation(
-        name="authors' way", role="torch", load=lambda: authors, comparable=False,
-        note="as shipped: batches of four, padded, fp32 logits of all positions, checkpointing always on, three branches, "
-        "the reference each step, six image encodings a pair; written anew here, with bf16 weights and sdpa (theirs: fp32)",
-    ),
-)  # fmt: skip
+)
 
 PEFT_LORA = Implementation(
-    name="ours, peft's LoRA layers", role="ours", load=lambda: partial(ours, cached=True, fused_lora=False),
-    comparable=False, note="as ours, reference cached, with fused_lora off",
-)  # fmt: skip
+    name="ours, peft's LoRA layers",
+    role="ours",
+    load=lambda: partial(ours, cached=True, fused_lora=False),
+    comparable=False,
+    note="as ours, reference cached, with fused_lora off",
+)
 
 # The authors ship neither.
 TRAIN_STEP_COMPILED = tuple(replace(i, note=f"{i.note}; {_COMPILED_NOTE}") for i in (*TRAIN_STEP[:3], PEFT_LORA))

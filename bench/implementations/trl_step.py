@@ -54,14 +54,20 @@ def trl_step(problem: TrainProblem) -> TrainStep:
         trainer = CollatedDPOTrainer(
             model=model,
             args=DPOConfig(
-                output_dir=folder, beta=0.1, max_length=None, max_steps=1, learning_rate=problem.learning_rate,
-                per_device_train_batch_size=problem.batch, gradient_accumulation_steps=len(batches),
-                dataloader_pin_memory=False, **common_settings(problem),
+                output_dir=folder,
+                beta=0.1,
+                max_length=None,
+                max_steps=1,
+                learning_rate=problem.learning_rate,
+                per_device_train_batch_size=problem.batch,
+                gradient_accumulation_steps=len(batches),
+                dataloader_pin_memory=False,
+                **common_settings(problem),
             ),
             train_dataset=Dataset.from_list([row]),
             processing_class=smallest_processor(model),
             peft_config=adapter(problem.lora_r),
-        )  # fmt: skip
+        )
         if problem.layers == "compiled":
             compile_layers(trainer.model)
         trainer.batches = batches
@@ -77,9 +83,14 @@ def trl_step(problem: TrainProblem) -> TrainStep:
         images = flops.image_flops(trainer.model, 2 * rows.images)  # policy and reference each encode them
         work = flops.policy_flops(trainer.model, rows) + flops.reference_flops(trainer.model, rows) + images
         return TrainStep(
-            model=trainer.model, run=run, examples=len(examples), tokens=rows.tokens, model_flops=work,
-            micro_batches=len(batches), retake=retake,
-        )  # fmt: skip
+            model=trainer.model,
+            run=run,
+            examples=len(examples),
+            tokens=rows.tokens,
+            model_flops=work,
+            micro_batches=len(batches),
+            retake=retake,
+        )
 
     def retake(examples: Sequence[PreferenceTokens]) -> TrainStep:
         return take(_batches(examples, len(examples), problem.device), examples)

@@ -2,8 +2,8 @@
 
     def groups(device: torch.device, tiny: bool = False) -> list[Group]
 
-that lists what it measures, the most telling first, without allocating anything; tiny: on a CPU, at sizes that only show
-that the part runs. A new part is a module here and a
+that lists what it measures, the most telling first, without allocating anything; tiny: on a CPU, at sizes that only
+show that the part runs. A new part is a module here and a
 line in `PARTS`.
 """
 

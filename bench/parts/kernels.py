@@ -1,5 +1,5 @@
-"""The part `kernels`: log-probs and losses at the heads of LLaVA-1.5, Bunny and Qwen2.5-VL; a LoRA on their linear layers
-(bench/parts/lora.py).
+"""The part `kernels`: log-probs and losses at the heads of LLaVA-1.5, Bunny and Qwen2.5-VL; a LoRA on their linear
+layers (bench/parts/lora.py).
 
 Floors. From hidden states: the head's matrix products alone, two for a frozen head with gradient (4NHV flops), one
 without gradient, four with a trainable head (8NHV). From logits: a copy of them, times 1.5, because forward and
@@ -92,7 +92,9 @@ def linear_group(head: Head, rows: int, dtype: torch.dtype, device: torch.device
         shape={"head": head.name, "mode": mode.replace(" ", "-"), "N": rows},
         dtype=dtype,
         implementations=_measured(
-            logps.LINEAR_TOKEN_LOGPS if mode == "trainable head" else (*logps.LINEAR_TOKEN_LOGPS, logps.EPILOGUE), rows, device
+            logps.LINEAR_TOKEN_LOGPS if mode == "trainable head" else (*logps.LINEAR_TOKEN_LOGPS, logps.EPILOGUE),
+            rows,
+            device,
         ),
         prepare=prepare,
         flops=2.0 * _PRODUCTS[mode] * rows * head.hidden * head.vocabulary,
@@ -127,10 +129,12 @@ def fused_logits_group(head: Head, rows: int, dtype: torch.dtype, device: torch.
 
     def prepare() -> Prepared:
         logits, targets = _logits(head, rows, dtype, device)
-        token_logps = torch.cat([
-            reference.token_logps(x.detach().double(), y) for x, y in zip(logits.split(512), targets.split(512),
-            strict=True)
-        ])  # fmt: skip
+        token_logps = torch.cat(
+            [
+                reference.token_logps(x.detach().double(), y)
+                for x, y in zip(logits.split(512), targets.split(512), strict=True)
+            ]
+        )
         bounds, frozen, coefficients, truth = _loss_of(token_logps, rows, device)
         sample = sampled_rows(rows, device)
         leaf = logits[sample].detach().double().requires_grad_()
@@ -236,9 +240,13 @@ def loss_group(rows: int, device: torch.device) -> Group:
 
 
 def _logits_group(
-    op: str, head: Head, rows: int, dtype: torch.dtype, implementations: tuple[Implementation, ...], prepare:
-        Callable[[], Prepared]
-) -> Group:  # fmt: skip
+    op: str,
+    head: Head,
+    rows: int,
+    dtype: torch.dtype,
+    implementations: tuple[Implementation, ...],
+    prepare: Callable[[], Prepared],
+) -> Group:
     return Group(
         part="kernels",
         op=op,

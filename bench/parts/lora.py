@@ -49,17 +49,21 @@ def lora_group(layer: Projection, rows: int, dtype: torch.dtype, device: torch.d
         part="kernels",
         op="lora_linear",
         shape={
-            "model": layer.model, "layer": layer.name, "mode": "forward-and-backward" if backward else "forward", "T": rows
+            "model": layer.model,
+            "layer": layer.name,
+            "mode": "forward-and-backward" if backward else "forward",
+            "T": rows,
         },
         dtype=dtype,
         implementations=implementations,
         prepare=prepare,
-        flops=2.0 * rows * (
-            times * layer.inputs * layer.outputs + (1 + 2 * backward) * layer.rank * (layer.inputs + layer.outputs)
-        ),
+        flops=2.0
+        * rows
+        * (times * layer.inputs * layer.outputs + (1 + 2 * backward) * layer.rank * (layer.inputs + layer.outputs)),
         # A process more only where somebody has what asks for one.
-        own_process=any(i.patches and device.type in i.devices for i in implementations) and find_spec("unsloth") is not None,
-    )  # fmt: skip
+        own_process=any(i.patches and device.type in i.devices for i in implementations)
+        and find_spec("unsloth") is not None,
+    )
 
 
 def _leaves(problem: LoraProblem) -> list[torch.Tensor]:

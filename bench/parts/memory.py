@@ -1,8 +1,8 @@
 """The part `memory`: what trains under a cap on memory, and how fast.
 
 The largest micro-batch of each trainer under allocator caps of 8, 24 and 80 GiB, on rows with the lengths of real
-preference data, and the step at that size; beside it ours by the settings that `mdpo plan` chooses for the cap. On a CPU
-a small model under a small cap.
+preference data, and the step at that size; beside it ours by the settings that `mdpo plan` chooses for the cap. On a
+CPU a small model under a small cap.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
         return [budget_group(shape, device, cap=GIB // 2, image_tokens=64, most=4, step_pairs=4, shrink=8)]
     return [
         budget_group(shape, device, cap=cap * GIB, image_tokens=image_tokens, most=128)
-        for cap in (24, 80, 8) for shape, image_tokens in ((LLAVA_7B, 576), (BUNNY_3B, 729))
-    ]  # fmt: skip
+        for cap in (24, 80, 8)
+        for shape, image_tokens in ((LLAVA_7B, 576), (BUNNY_3B, 729))
+    ]
 
 
 def budget_group(

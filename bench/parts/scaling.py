@@ -1,8 +1,8 @@
 """The part `scaling`: time and memory of an optimizer step as one size grows and the others stay.
 
-Prompt, response, vocabulary and pairs, each over a factor of sixteen or so around one middle point, through the trainers
-of `step`; `bench.render` draws a line a trainer on log axes. A step is one micro-batch. (How a step spreads over GPUs is
-`bench.scaling`.)
+Prompt, response, vocabulary and pairs, each over a factor of sixteen or so around one middle point, through the
+trainers of `step`; `bench.render` draws a line a trainer on log axes. A step is one micro-batch. (How a step spreads
+over GPUs is `bench.scaling`.)
 """
 
 import copy
@@ -31,14 +31,17 @@ class Sizes:
 
 GPU_MIDDLE, CPU_MIDDLE = Sizes(640, 128, 32064, 4), Sizes(320, 64, 8192, 2)
 GPU_AXES = {
-    "P": (256, 1024, 2048, 4096), "R": (32, 64, 256, 512, 1024), "V": (65536, 131072, 262144), "B": (1, 2, 8, 16),
-}  # fmt: skip
+    "P": (256, 1024, 2048, 4096),
+    "R": (32, 64, 256, 512, 1024),
+    "V": (65536, 131072, 262144),
+    "B": (1, 2, 8, 16),
+}
 CPU_AXES = {"P": (80, 640), "R": (16, 128), "V": (2048, 16384), "B": (1, 4)}
 
 
 def groups(device: torch.device, tiny: bool = False) -> list[Group]:
-    """Layers of the 7B model's width on a GPU, eight of them so that every vocabulary is built in seconds; on a CPU a tiny
-    model, in which Python takes much of the time and memory says more."""
+    """Layers of the 7B model's width on a GPU, eight of them so that every vocabulary is built in seconds; on a CPU a
+    tiny model, in which Python takes much of the time and memory says more."""
     if device.type == "cuda":
         text = copy.deepcopy(LLAVA_7B.text)
         text.num_hidden_layers = 8

@@ -1,12 +1,12 @@
 """The part `step`: whole optimizer steps against the peers' trainers, and a micro-batch against other layouts.
 
-`train_step` takes rows with the lengths of real preference data through each trainer: checkpointing on and off, the decoder
-layers as they are, compiled, or Liger's; ours with the reference cached, as from the second epoch on, and with the
-reference computed in the step, as in the first; and ours with peft's LoRA layers in the place of the fused ones.
+`train_step` takes rows with the lengths of real preference data through each trainer: checkpointing on and off, the
+decoder layers as they are, compiled, or Liger's; ours with the reference cached, as from the second epoch on, and with
+the reference computed in the step, as in the first; and ours with peft's LoRA layers in the place of the fused ones.
 `step` is forward and backward of one micro-batch of P prompt tokens (image included) × R response tokens; every such
-group carries what sharing promises: the tokens of three passes over those of the packed row. `objective` is the same for
-objectives of more branches, packed and in a pass for each branch. `separate` is a model that has no packed row, against plain
-padded passes; the two are timed in turns.
+group carries what sharing promises: the tokens of three passes over those of the packed row. `objective` is the same
+for objectives of more branches, packed and in a pass for each branch. `separate` is a model that has no packed row,
+against plain padded passes; the two are timed in turns.
 """
 
 from collections.abc import Callable
@@ -54,15 +54,29 @@ def groups(device: torch.device, tiny: bool = False) -> list[Group]:
         micro = step_group(shape, 650, 100, device)
         others = [step_group(shape, 650, 100, device, name) for name in OBJECTIVES]
         separate = separate_group(GEMMA_TINY if tiny else GEMMA_60M, 160, 24, device)
-        return [small(False), micro, small(True), *others, separate, small(False, layers="compiled"), small(True, layers="liger")]
+        return [
+            small(False),
+            micro,
+            small(True),
+            *others,
+            separate,
+            small(False, layers="compiled"),
+            small(True, layers="liger"),
+        ]
     llava = partial(train_group, LLAVA_7B, device, image_tokens=576)
     bunny = partial(train_group, BUNNY_3B, device, image_tokens=_IMAGE_TOKENS[BUNNY_3B.name])
     micro = [
         step_group(shape, prompt, response, device)
-        for prompt in PROMPTS for response in RESPONSES for shape in (LLAVA_7B, BUNNY_3B)
-    ]  # fmt: skip
+        for prompt in PROMPTS
+        for response in RESPONSES
+        for shape in (LLAVA_7B, BUNNY_3B)
+    ]
     return [
-        *(llava(checkpointing, layers=layers) for layers in ("transformers", "compiled") for checkpointing in (False, True)),
+        *(
+            llava(checkpointing, layers=layers)
+            for layers in ("transformers", "compiled")
+            for checkpointing in (False, True)
+        ),
         micro[0],
         *(step_group(LLAVA_7B, 650, 100, device, name) for name in OBJECTIVES),
         *(bunny(checkpointing) for checkpointing in (False, True)),
@@ -89,17 +103,33 @@ def prepared_steps(problem: TrainProblem) -> Prepared:
 
 
 def train_group(
-    shape: Shape, device: torch.device, checkpointing: bool, *, image_tokens: int, pairs: int = 16, batch: int = 4,
-    shrink: int = 1, layers: Layers = "transformers",
-) -> Group:  # fmt: skip
+    shape: Shape,
+    device: torch.device,
+    checkpointing: bool,
+    *,
+    image_tokens: int,
+    pairs: int = 16,
+    batch: int = 4,
+    shrink: int = 1,
+    layers: Layers = "transformers",
+) -> Group:
     """One optimizer step of `pairs` pairs, `batch` a micro-batch, by each trainer."""
-    implementations = {"transformers": (*TRAIN_STEP, PEFT_LORA), "compiled": TRAIN_STEP_COMPILED, "liger": TRAIN_STEP_LIGER}
+    implementations = {
+        "transformers": (*TRAIN_STEP, PEFT_LORA),
+        "compiled": TRAIN_STEP_COMPILED,
+        "liger": TRAIN_STEP_LIGER,
+    }
 
     def prepare() -> Prepared:
         problem = TrainProblem(
-            shape=shape, image_tokens=image_tokens, batch=batch, checkpointing=checkpointing, device=device, layers=layers,
+            shape=shape,
+            image_tokens=image_tokens,
+            batch=batch,
+            checkpointing=checkpointing,
+            device=device,
+            layers=layers,
             examples=preference_rows(shape, pairs, image_tokens=image_tokens, shrink=shrink),
-        )  # fmt: skip
+        )
         _cached.clear()  # each trainer builds a model of its own
         return prepared_steps(problem)
 
@@ -107,18 +137,24 @@ def train_group(
         part="step",
         op="train_step",
         shape={
-            "model": shape.name, "image": image_tokens, "pairs": pairs, "batch": batch,
-            "checkpointing": "on" if checkpointing else "off", "layers": layers,
+            "model": shape.name,
+            "image": image_tokens,
+            "pairs": pairs,
+            "batch": batch,
+            "checkpointing": "on" if checkpointing else "off",
+            "layers": layers,
         },
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         implementations=implementations[layers],
         prepare=prepare,
         own_process=layers == "liger",
-    )  # fmt: skip
+    )
 
 
 def step_group(shape: Shape, prompt: int, response: int, device: torch.device, objective: str = "mdpo") -> Group:
-    """One micro-batch: as many examples as fill a packed row on a GPU, one on a CPU. mdpo's is compared with all layouts."""
+    """One micro-batch: as many examples as fill a packed row on a GPU, one on a CPU. mdpo's is compared with all
+    layouts.
+    """
     terms = PRESETS[objective]
     # The image leaves some of the prompt to text; small prompts take a small image.
     image_tokens = _IMAGE_TOKENS.get(shape.name, 576) if prompt >= 650 else 64
@@ -128,7 +164,13 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device, o
 
     def prepare() -> Prepared:
         pairs = even_rows(
-            shape, prompt, response, examples, image_tokens=image_tokens, negatives=terms.negatives, contrast=terms.reads_contrast
+            shape,
+            prompt,
+            response,
+            examples,
+            image_tokens=image_tokens,
+            negatives=terms.negatives,
+            contrast=terms.reads_contrast,
         )
         problem = StepProblem(_model(shape, image_tokens, device), pairs, terms)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
@@ -150,7 +192,13 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device, o
     return Group(
         part="step",
         op="step" if is_mdpo else "objective",
-        shape={"model": shape.name, **({} if is_mdpo else {"objective": objective}), "P": prompt, "R": response, "B": examples},
+        shape={
+            "model": shape.name,
+            **({} if is_mdpo else {"objective": objective}),
+            "P": prompt,
+            "R": response,
+            "B": examples,
+        },
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         implementations=STEP if is_mdpo else OBJECTIVE,
         prepare=prepare,
@@ -159,8 +207,8 @@ def step_group(shape: Shape, prompt: int, response: int, device: torch.device, o
 
 
 def separate_group(shape: Shape, prompt: int, response: int, device: torch.device, pairs: int = 2) -> Group:
-    """One micro-batch of a model whose branches are read separately. The plain passes stand as the floor as well, which is
-    timed in turns with ours: the two differ by less than a machine drifts."""
+    """One micro-batch of a model whose branches are read separately. The plain passes stand as the floor as well, which
+    is timed in turns with ours: the two differ by less than a machine drifts."""
     image_tokens = 64
 
     def prepare() -> Prepared:

@@ -37,17 +37,18 @@ CUT_ROWS = ("mDPO", "mDPO - anchor", "mDPO, random image", "DPO")
 TESTS = len(COMPARISONS) * len(COMPARED) + 2 * len(CUT_ROWS)
 """Differences that the page shows."""
 INTRODUCTION = """\
-The miniature world of `bench/scenes`: pictures of emoji on a theme, a LLaVA of 0.7M parameters tuned on captions whose writer
-also named what such scenes usually have. Of several captions that the tuned model gives to a picture, a noisy judge that
-likes length chooses one and rejects one (`mdpo sample`, `rank`, `pairs`); the language model is trained whole on these pairs by
-`mdpo train configs/scenes.yaml` with the row's overrides, and captions unseen pictures greedily. A seed has its own pairs,
-order, rejected images and test scenes; the tuned model is one. No setting was chosen on these seeds.
+The miniature world of `bench/scenes`: pictures of emoji on a theme, a LLaVA of 0.7M parameters tuned on captions
+whose writer also named what such scenes usually have. Of several captions that the tuned model gives to a picture, a
+noisy judge that likes length chooses one and rejects one (`mdpo sample`, `rank`, `pairs`); the language model is
+trained whole on these pairs by `mdpo train configs/scenes.yaml` with the row's overrides, and captions unseen
+pictures greedily. A seed has its own pairs, order, rejected images and test scenes; the tuned model is one. No
+setting was chosen on these seeds.
 
-CHAIR_s: of the captions, those that name something the picture does not show; CHAIR_i: of the things named, each once a
-caption, those not shown, which are errors of the prior where they belong to the scene's theme and else of sight; cover: of the
-things shown, those named; F1 of cover and 100 − CHAIR_i; looking: how much CHAIR_i grows where the captions of other pictures
-of the same theme stand in for the picture's own, 0 for a model that does not look; all in percent or points of it. log π/ρ of
-held-out chosen captions, with their picture and on a crop of it, in nats."""
+CHAIR_s: of the captions, those that name something the picture does not show; CHAIR_i: of the things named, each once
+a caption, those not shown, which are errors of the prior where they belong to the scene's theme and else of sight;
+cover: of the things shown, those named; F1 of cover and 100 − CHAIR_i; looking: how much CHAIR_i grows where the
+captions of other pictures of the same theme stand in for the picture's own, 0 for a model that does not look; all in
+percent or points of it. log π/ρ of held-out chosen captions, with their picture and on a crop of it, in nats."""
 
 
 class Table(NamedTuple):
@@ -82,17 +83,20 @@ def markdown(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
         "# mDPO in the world of scenes", "", INTRODUCTION, "",
-        f"{len(seeds)} seeds ({', '.join(seeds)}), {results['pairs']} scenes for pairs and {results['scenes']} unseen test scenes "
-        f"each, {results['minutes']} minutes in all on {results['cores']} CPU cores; {versions}. Made by "
+        f"{len(seeds)} seeds ({', '.join(seeds)}), {results['pairs']} scenes for pairs and {results['scenes']} "
+        f"unseen test scenes each, {results['minutes']} minutes in all on {results['cores']} CPU cores; "
+        f"{versions}. Made by "
         "`python -m bench.scenes.study`; do not edit.", "",
         "## Scores", "", "Means over seeds ± half of the 95% interval (Student's t).", "",
         *_scores(table, list(results["rows"])), "",
         "## Differences, paired by seed", "",
-        f"± half of the 95% interval of each. **Bold**: beyond the interval that holds for all {TESTS} numbers of this table and the "
+        f"± half of the 95% interval of each. **Bold**: beyond the interval that holds for all {TESTS} numbers of "
+        "this table and the "
         f"next at once (Bonferroni: {100 * (1 - 0.05 / TESTS):.2f}% each).", "",
         *_differences(table), "",
         "## Is it more than saying less?", "",
-        "Against the tuned model's own captions, cut after so many things that they cover as much as the row's (between two "
+        "Against the tuned model's own captions, cut after so many things that they cover as much as the row's "
+        "(between two "
         "numbers of things a straight line is drawn; captions that cover less as they are stay whole).", "",
         *_cut(table), "",
     ]  # fmt: skip

@@ -25,7 +25,8 @@ def updated(text: str) -> str:
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Means over {len(table.seeds)} seeds ± half of the 95% interval. Differences are paired by seed, and bold where they are",
+        f"Means over {len(table.seeds)} seeds ± half of the 95% interval. Differences are paired by seed, and "
+        "bold where they are",
         f"beyond the interval that holds for all {len(ROWS) - 1} of them at once.",
     ]
     return fill(text, "scenes", lines)

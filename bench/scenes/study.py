@@ -1,8 +1,8 @@
 """The paper's rows in the world of scenes, over seeds: ``python -m bench.scenes.study [--seeds N …] [--out FOLDER]``
 
-Runs what is not there yet and writes ``results.json`` and ``SCENES.md`` to FOLDER, of all seeds that are complete there. A seed
-has its own pairs, order, rejected images and test scenes. A study that is stopped goes on with the same command; two
-commands with different seeds may share a folder.
+Runs what is not there yet and writes ``results.json`` and ``SCENES.md`` to FOLDER, of all seeds that are complete
+there. A seed has its own pairs, order, rejected images and test scenes. A study that is stopped goes on with the same
+command; two commands with different seeds may share a folder.
 """
 
 import json

@@ -55,7 +55,9 @@ def product_check(device: torch.device) -> Found:
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = _seconds(lambda: left @ right, device)
-    return Found(f"{size} × {size} × {size}, {str(dtype).removeprefix('torch.')}", {"TFLOP/s": 2 * size**3 / seconds / 1e12})
+    return Found(
+        f"{size} × {size} × {size}, {str(dtype).removeprefix('torch.')}", {"TFLOP/s": 2 * size**3 / seconds / 1e12}
+    )
 
 
 def copy_check(device: torch.device) -> Found:
@@ -137,9 +139,15 @@ def _wait(device: torch.device) -> None:
 def check(name: str, device: torch.device, conditions: dict) -> Record:
     """One check's record; what it raises is the reason."""
     record = Record(
-        part="session", op="probe", shape={"on": "GPU" if device.type == "cuda" else "CPU-rehearsal"}, dtype="all",
-        implementation=name, role="ours", status="ok", environment=conditions,
-    )  # fmt: skip
+        part="session",
+        op="probe",
+        shape={"on": "GPU" if device.type == "cuda" else "CPU-rehearsal"},
+        dtype="all",
+        implementation=name,
+        role="ours",
+        status="ok",
+        environment=conditions,
+    )
     started = time.perf_counter()
     try:
         record.note, found = CHECKS[name](device)

@@ -109,7 +109,8 @@ def _package_backward(
     package._flash_attn_varlen_backward(
         grad_out, q, k, v, out, lse, grad_q, grad_k, grad_v,
         segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
-        dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=_before(window), window_size_right=0, softcap=0.0,
+        dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=_before(window), window_size_right=0,
+        softcap=0.0,
         alibi_slopes=None, deterministic=deterministic or torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     return grad_q, grad_k, grad_v

@@ -22,7 +22,9 @@ _WINDOW_QUERIES = 512  # taken at a time where a window cuts: their scores are h
 
 
 class _Mask(NamedTuple):
-    """Query i sees key j where first ≤ j − i ≤ last, counted within a block; first None: from the block's first key on."""
+    """Query i sees key j where first ≤ j − i ≤ last, counted within a block; first None: from the block's
+    first key on.
+    """
 
     first: int | None
     last: int
@@ -94,8 +96,8 @@ def backward(
 
 
 def _blocks(segments: Segments, window: int) -> Iterator[tuple[_Block | None, _Block]]:
-    """Per segment the block that every query sees (None if there is none) and the causal one; of a segment that the window
-    cuts, for some queries at a time, None and the one masked block of all that they see."""
+    """Per segment the block that every query sees (None if there is none) and the causal one; of a segment that the
+    window cuts, for some queries at a time, None and the one masked block of all that they see."""
     # On a CPU these are four cheap reads. On a GPU they synchronise, which is why it is the last choice there.
     bounds_q, bounds_k = segments.cu_seqlens_q.tolist(), segments.cu_seqlens_k.tolist()
     breaks = (segments.key_rows.diff() != 1).nonzero().flatten() + 1

@@ -25,7 +25,8 @@ class _DifferentiableOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         raise NotImplementedError(
-            f"mdpo_kernels.{ctx.op} was differentiated twice; expected once: here it has no second derivative, {_REMEDY}"
+            f"mdpo_kernels.{ctx.op} was differentiated twice; expected once: here it has no second derivative, "
+            f"{_REMEDY}"
         )
 
 

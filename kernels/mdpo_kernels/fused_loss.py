@@ -33,10 +33,18 @@ _SQUARE, _LINEAR = tl.constexpr(SQUARE), tl.constexpr(LINEAR)
 
 @triton.jit
 def _rewards(
-    logps, cu_seqlens, reference, sequences, exists, beta, LANES: tl.constexpr, REFERENCE: tl.constexpr, BLOCK: tl.constexpr
+    logps,
+    cu_seqlens,
+    reference,
+    sequences,
+    exists,
+    beta,
+    LANES: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """β(π − ρ) of a lane's sequence, whether there is one, and what a token's log-prob counts; 0 where there is none, so that
-    no NaN enters any arithmetic."""
+    """β(π − ρ) of a lane's sequence, whether there is one, and what a token's log-prob counts; 0 where there is none,
+    so that no NaN enters any arithmetic."""
     start = tl.load(cu_seqlens + sequences, mask=exists, other=0).to(tl.int64)
     end = tl.load(cu_seqlens + sequences + 1, mask=exists, other=0).to(tl.int64)
     lengths = end - start
@@ -92,8 +100,12 @@ def _one_row(matrix, rewards, present, lane, offset, ROW: tl.constexpr, LINK: tl
 
 
 @triton.jit
-def _several_rows(matrix, rewards, present, lane, offset, FIRST: tl.constexpr, SIZE: tl.constexpr, BRANCHES: tl.constexpr):
-    """As `_one_row`, of log(1 + Σ exp(−u)), whose slopes are −exp(−u) / (1 + Σ exp(−u)); by the largest of 0 and all −u."""
+def _several_rows(
+    matrix, rewards, present, lane, offset, FIRST: tl.constexpr, SIZE: tl.constexpr, BRANCHES: tl.constexpr
+):
+    """As `_one_row`, of log(1 + Σ exp(−u)), whose slopes are −exp(−u) / (1 + Σ exp(−u)); by the largest of 0 and all
+    −u.
+    """
     _, argument, used = _row(matrix, rewards, present, lane, offset, FIRST, BRANCHES)
     highest = tl.maximum(-argument, 0.0)
     for row in tl.static_range(1, SIZE):
@@ -205,7 +217,8 @@ def _forward(
         with torch.cuda.device_of(logps):
             preference_loss_fwd_kernel[losses.shape](
                 logps, cu_seqlens, losses if reference is None else reference, losses if betas is None else betas,
-                losses, rewards, terms, slopes, losses.shape[0], beta, tuple(coefficients), tuple(weights), tuple(offsets),
+                losses, rewards, terms, slopes, losses.shape[0], beta, tuple(coefficients), tuple(weights),
+                tuple(offsets),
                 branches, triton.next_power_of_2(branches), len(links), tuple(links), tuple(sizes), tuple(starts),
                 reference is not None, betas is not None, BLOCK=256,
             )  # fmt: skip
@@ -394,14 +407,16 @@ def fused_linear_preference_loss(
     """The loss of `terms`, of B examples with K branches, from the hidden states of their scored rows.
 
     hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
-    cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second and so on.
+    cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second and
+    so on.
         An empty sequence is a branch that the example does not have.
     reference: (K, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient. None:
         rewards are β times the mean log-prob of a sequence's tokens.
     terms, branches, beta, num_examples: as in `preference_loss`.
 
-    Returns a `PreferenceLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as `linear_token_logps` and
-    `preference_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
+    Returns a `PreferenceLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as
+    `linear_token_logps` and `preference_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a
+    GPU.
     """
     matrix = matrix_of(terms, branches)
     logps = linear_token_logps(

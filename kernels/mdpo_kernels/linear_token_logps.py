@@ -34,7 +34,8 @@ WHOLE_ROWS = 512
 TILED_ROWS = 1024
 
 
-# Numbers that differ from micro-batch to micro-batch and only count or address: to specialise on them is to compile anew.
+# Numbers that differ from micro-batch to micro-batch and only count or address: to specialise on them is to compile
+# anew.
 @triton.jit(do_not_specialize=["rows", "columns", "first_column"])
 def linear_token_logps_fwd_kernel(
     logits,  # (R, T) float32, rows row_stride apart

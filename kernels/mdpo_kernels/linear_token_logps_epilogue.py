@@ -7,9 +7,9 @@ these alone are written:
 
 The exponents k are integers, so e ≤ 1 whatever the logits are, and bringing a row's tiles to the largest one, K, is a
 factor 2^(k − K), exact in any dtype: block floating point. The second product applies it as it reads. A logit costs a
-write and a read in the weight's dtype, 4 bytes in bfloat16, where ``mdpo_kernels.linear_token_logps`` takes 16: it writes
-logits in float32, reads them twice, and writes coefficients that cuBLAS reads. The price is that both products are
-Triton's. Which is faster has not been measured; bench/LOG.md has the prediction.
+write and a read in the weight's dtype, 4 bytes in bfloat16, where ``mdpo_kernels.linear_token_logps`` takes 16: it
+writes logits in float32, reads them twice, and writes coefficients that cuBLAS reads. The price is that both products
+are Triton's. Which is faster has not been measured; bench/LOG.md has the prediction.
 
 Shapes: N rows, H hidden size, V vocabulary; a chunk of R rows, and T tiles of the vocabulary.
 """
@@ -52,8 +52,8 @@ def power_of_two(exponent):
 
 @triton.jit
 def shift_of(maximum, highest):
-    """2^(k − K), for a tile's maximum and its row's: exact where logits are logits. Where they are so large that k says less
-    than the maximum itself, by the maxima."""
+    """2^(k − K), for a tile's maximum and its row's: exact where logits are logits. Where they are so large that k says
+    less than the maximum itself, by the maxima."""
     exact = power_of_two(exponent_of(maximum) - exponent_of(highest))
     by_maxima = (maximum - highest) * 1.4426950408889634 - fraction_of(maximum) + fraction_of(highest)
     small = (tl.abs(maximum) < 1048576.0) & (tl.abs(highest) < 1048576.0)
@@ -142,7 +142,9 @@ def totals_kernel(
     highest = tl.full((BLOCK_ROWS,), -3.4028234663852886e38, tl.float32)
     for first in range(0, tiles, BLOCK_TILES):
         tile = first + tl.arange(0, BLOCK_TILES)[:, None]
-        found = tl.load(maxima + tile * rows + row[None, :], mask=(tile < tiles) & (row < rows)[None, :], other=float("-inf"))
+        found = tl.load(
+            maxima + tile * rows + row[None, :], mask=(tile < tiles) & (row < rows)[None, :], other=float("-inf")
+        )
         highest = tl.maximum(highest, tl.max(found, 0))
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     for first in range(0, tiles, BLOCK_TILES):
@@ -225,10 +227,11 @@ def launch_on(
 ) -> _Launch:
     """The largest blocks whose operands fit the shared memory of a program and whose sums fit its registers.
 
-    major: of the compute capability. shared_bytes: the most a program may have. itemsize: bytes of an operand's element.
+    major: of the compute capability. shared_bytes: the most a program may have. itemsize: bytes of an operand's
+    element.
     """
-    # What is done to a tile of sums next needs registers as well: most of all tanh. From 10 on the sums come from a memory
-    # of their own, and a bias, or nothing to write, is already too much beside them.
+    # What is done to a tile of sums next needs registers as well: most of all tanh. From 10 on the sums come from a
+    # memory of their own, and a bias, or nothing to write, is already too much beside them.
     crowded = int(has_softcap) + (has_bias and (has_softcap or major >= 10) or (not with_powers and major >= 10))
     depth, stages = 64, 3
     if itemsize == 4:  # no matrix units: the operands pass through registers as well

@@ -65,7 +65,8 @@ def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor, weights: Tensor | No
 
     token_logps: (N,), floating. cu_seqlens: (S + 1,), int32 or int64, non-decreasing from 0 to N; sequence s is the
     rows cu_seqlens[s] to cu_seqlens[s + 1] − 1.
-    weights: (N,), floating, how much each token counts, such as more in a corrected span (dense DPO, RLHF-V, Yu et al. 2024);
+    weights: (N,), floating, how much each token counts, such as more in a corrected span (dense DPO, RLHF-V, Yu et al.
+    2024);
         no gradient. None: 1 each. A token of weight 0 counts nothing, whatever its log-prob.
 
     Returns (S,) float32 (float64 for float64); an empty sequence gives 0. Added up in float64, in a fixed order: the
@@ -98,14 +99,15 @@ def preference_loss(
 ) -> PreferenceLoss:
     """The loss of B examples from the summed log-probs of their K branches.
 
-    policy, reference: (K, B), floating, in the order of `branches`; NaN in either marks a branch that the example does not
+    policy, reference: (K, B), floating, in the order of `branches`; NaN in either marks a branch that the example does
+    not
         have. No gradient flows into `reference`. Without one (None) rewards are β·policy: give log-probs per token.
     terms: of the objective. branches: their names.
     beta: β > 0, a number or (B,), one for each example.
     num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
 
-    policy == reference gives rewards of exactly 0. Raises ValueError for shapes, devices, terms or options that do not fit.
-    Can be differentiated twice.
+    policy == reference gives rewards of exactly 0. Raises ValueError for shapes, devices, terms or options that do not
+    fit. Can be differentiated twice.
     """
     matrix = matrix_of(terms, branches)
     check_branch_logps("policy", policy, branches=branches)
@@ -151,7 +153,9 @@ def loss_of_branches(
     beta: float | Tensor,
     num_examples: int | None,
 ) -> PreferenceLoss:
-    """`preference_loss` where `present`, (K, B) bool, says which branches there are: a NaN of a present one stays a NaN."""
+    """`preference_loss` where `present`, (K, B) bool, says which branches there are: a NaN of a present one stays a
+    NaN.
+    """
     check_options(beta, policy.shape[1], num_examples)
     check_same_device(policy=policy, beta=beta if isinstance(beta, Tensor) else None)
     # NaN is replaced before it enters any arithmetic: a NaN that is masked afterwards still poisons the gradient.
@@ -200,10 +204,14 @@ def _linked(link: int, arguments: Sequence[Tensor]) -> Tensor:
 
 
 def check_options(beta: float | Tensor, examples: int, num_examples: int | None) -> None:
-    """Raises ValueError where β is neither a number above 0 nor one for each of the examples, and for a count that is none."""
+    """Raises ValueError where β is neither a number above 0 nor one for each of the examples, and for a count that is
+    none.
+    """
     if isinstance(beta, Tensor):
         check_vector("beta", beta, floating=True, length=examples)
-        check_values("beta", ((beta > 0) & beta.isfinite()).all(), lambda: "holds a value that is not finite and above 0")
+        check_values(
+            "beta", ((beta > 0) & beta.isfinite()).all(), lambda: "holds a value that is not finite and above 0"
+        )
     else:
         check_positive("beta", beta)
     if num_examples is not None:

@@ -198,9 +198,7 @@ def fused_linear_preference_loss(
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
     )
-    return loss_of_logps(
-        logps, cu_seqlens, reference, matrix_of(terms, branches), beta=beta, num_examples=num_examples
-    )
+    return loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, branches), beta=beta, num_examples=num_examples)
 
 
 def loss_of_logps(

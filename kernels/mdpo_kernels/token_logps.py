@@ -27,8 +27,8 @@ from .online_softmax import (
 )
 from .tiling import ALIGNED, ALIGNMENT, launch_options
 
-# Where V is not a multiple of ALIGNMENT, rows begin anywhere. Vectors are read from the row's first multiple of it to its
-# last one; the entries before and behind, fewer than EDGES together, are read one by one.
+# Where V is not a multiple of ALIGNMENT, rows begin anywhere. Vectors are read from the row's first multiple of it to
+# its last one; the entries before and behind, fewer than EDGES together, are read one by one.
 EDGES = tl.constexpr(2 * ALIGNMENT)
 
 

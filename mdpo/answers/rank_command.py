@@ -79,7 +79,10 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rubric",
         type=Path,
-        help="YAML with aspects, scale, weights, instructions (default: helpfulness, visual faithfulness, ethics, 1 to 5)",
+        help=(
+            "YAML with aspects, scale, weights, instructions (default: helpfulness, visual faithfulness, ethics, 1 "
+            "to 5)"
+        ),
     )
     group.add_argument(
         "--price",
@@ -196,8 +199,8 @@ def _priced(plan: Plan, price: Sequence[float] | None) -> str:
     tokens = (plan.prompt_tokens, USUAL_TOKENS * plan.requests, plan.reply_tokens)
     prompts, usual, most = (count * each / 1e6 for count, each in zip(tokens, (*price, price[1]), strict=True))
     return (
-        f"{line}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and {most:.2f} if "
-        "all of them go to the limit"
+        f"{line}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and "
+        f"{most:.2f} if all of them go to the limit"
     )
 
 

@@ -70,8 +70,8 @@ def source_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def reader_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The model, and how it reads questions: the fields of ``Source`` that say so. Raises InputError where model or adapter are
-    not there."""
+    """The model, and how it reads questions: the fields of ``Source`` that say so. Raises InputError where model or
+    adapter are not there."""
     return {
         "model": fingerprint(folder_of(options.model)),
         "adapter": None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
@@ -112,6 +112,6 @@ def memory_advice(options: argparse.Namespace) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the GPU's memory is too small for {options.batch_size} answers of up to {options.max_new_tokens} tokens at a "
-            "time: lower --batch-size, then --max-new-tokens or --max-pixels; the answers so far are kept"
+            f"the GPU's memory is too small for {options.batch_size} answers of up to {options.max_new_tokens} "
+            "tokens at a time: lower --batch-size, then --max-new-tokens or --max-pixels; the answers so far are kept"
         ) from error

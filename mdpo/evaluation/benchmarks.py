@@ -33,9 +33,15 @@ def run_amber(
     safe_words = read_text(data / AMBER_FILES[2]).split("\n")
     given, missing = read_amber(responses, annotations)
     score = amber.score(
-        given, annotations, relation, safe_words,
-        nouns=nouns, similarity=similarity, threshold=threshold, compat=compat,
-    )  # fmt: skip
+        given,
+        annotations,
+        relation,
+        safe_words,
+        nouns=nouns,
+        similarity=similarity,
+        threshold=threshold,
+        compat=compat,
+    )
     texts = {response["id"]: response["response"] for response in given}
     percent = Metric.of
     return Result(
@@ -226,9 +232,13 @@ def _mmhal_response(index: int, record: Mapping[str, Any], reply: Reply, rating:
         "most": 3,
     }
     return Response(
-        str(index), record["model_answer"], _floats(numbers), record["question"],
-        group=mmhal.TYPES[index % len(mmhal.TYPES)], note=reply.text,
-    )  # fmt: skip
+        str(index),
+        record["model_answer"],
+        _floats(numbers),
+        record["question"],
+        group=mmhal.TYPES[index % len(mmhal.TYPES)],
+        note=reply.text,
+    )
 
 
 def _described(judge: Judge, replies: Sequence[Reply], result: Result) -> dict[str, Any]:

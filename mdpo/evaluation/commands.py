@@ -49,9 +49,7 @@ PRESETS = {"greedy": 1, "rlhfv": 3}
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``generate`` and ``evaluate``; each parser's ``run`` takes the parsed options."""
     _add_generate(subparsers)
-    evaluate = subparsers.add_parser(
-        "evaluate", help=COMMANDS["evaluate"]
-    )
+    evaluate = subparsers.add_parser("evaluate", help=COMMANDS["evaluate"])
     benchmarks = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
     _add_amber(benchmarks)
     _add_object_halbench(benchmarks)
@@ -223,7 +221,9 @@ def run_evaluate_mmhal(options: argparse.Namespace) -> None:
 
 def _responses(command: argparse.ArgumentParser, layout: str) -> None:
     command.add_argument("responses", type=Path, help=layout)
-    command.add_argument("--output", type=Path, help="JSON for mdpo report, replaced if there; put it in the run's folder")
+    command.add_argument(
+        "--output", type=Path, help="JSON for mdpo report, replaced if there; put it in the run's folder"
+    )
 
 
 def _judge(command: argparse.ArgumentParser, *, required: bool, script: str) -> None:

@@ -26,8 +26,8 @@ class Request:
     """One question to the judge.
 
     messages: chat messages, whose content is a text, or a list of texts and pictures.
-    temperature, max_tokens: None is the endpoint's default. attempt: 0, or more where the same question is asked anew on
-    purpose.
+    temperature, max_tokens: None is the endpoint's default. attempt: 0, or more where the same question is asked anew
+    on purpose.
     """
 
     messages: Sequence[Mapping[str, str | Sequence[str | Picture]]]

@@ -137,8 +137,8 @@ def _plan(
     if plan is not None:
         return plan, f", since token_budget {args.token_budget} would not fit" if written else ""
     return smallest(shape, examples, wishes), (
-        ", the least that trains the model as asked for, and by the arithmetic too much for the card (--memory auto plans "
-        "with weights in 4 bits and smaller optimizers)"
+        ", the least that trains the model as asked for, and by the arithmetic too much for the card (--memory auto "
+        "plans with weights in 4 bits and smaller optimizers)"
     )
 
 

@@ -25,9 +25,9 @@ OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
 # operations a weight. In 4 bits they are also written and read as bf16. Estimated from the device's floors.
 OVERHEAD_TOKENS = {False: 184, True: 414}
 # Seconds in which a host launches one layer's forward, by whether the layers are compiled; its backward takes about as
-# long. Eager: half of the 2.5 ms that a Llama layer with LoRA took on a slow core. Estimated, as are the operations a second
-# that a layer's products amount to with everything around them: 700 TFLOP/s in the products and about as long again in the
-# rest, which compiling shortens by half.
+# long. Eager: half of the 2.5 ms that a Llama layer with LoRA took on a slow core. Estimated, as are the operations a
+# second that a layer's products amount to with everything around them: 700 TFLOP/s in the products and about as long
+# again in the rest, which compiling shortens by half.
 HOST_SECONDS = {False: 1.3e-3, True: 0.5e-3}
 LAYER_RATE = {False: 390e12, True: 500e12}
 # Token budgets to try, as multiples of the longest example.
@@ -37,8 +37,8 @@ _MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What the configuration leaves open. quantized: the answers allowed, in order of preference; optimizers likewise.
-    token_budget: the most, or the only one where it is fixed. checkpointed: the only number of layers, None where that is
-    open. compiled: whether the layers are. driver_bytes: what the device keeps for itself."""
+    token_budget: the most, or the only one where it is fixed. checkpointed: the only number of layers, None where that
+    is open. compiled: whether the layers are. driver_bytes: what the device keeps for itself."""
 
     precision: Precision
     quantized: tuple[bool, ...]
@@ -95,9 +95,12 @@ def choose(shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: 
         fitting = [
             plan
             for budget, micro_batches, tokens in _budgets(examples, wishes)
-            if (plan := _fewest_checkpointed(shape, examples, wishes, quantized, optimizer, budget, micro_batches, tokens,
-                                             memory_bytes))
-        ]  # fmt: skip
+            if (
+                plan := _fewest_checkpointed(
+                    shape, examples, wishes, quantized, optimizer, budget, micro_batches, tokens, memory_bytes
+                )
+            )
+        ]
         if fitting:
             return min(fitting, key=lambda plan: plan.work)
     return None
@@ -146,9 +149,16 @@ def _budgets(examples: Examples, wishes: Wishes) -> Iterator[tuple[int, float, f
 
 
 def _fewest_checkpointed(
-    shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, budget: int,
-    micro_batches: float, tokens: float, memory_bytes: int,
-) -> Plan | None:  # fmt: skip
+    shape: ModelShape,
+    examples: Examples,
+    wishes: Wishes,
+    quantized: bool,
+    optimizer: str,
+    budget: int,
+    micro_batches: float,
+    tokens: float,
+    memory_bytes: int,
+) -> Plan | None:
     for checkpointed in wishes.counts(shape.layers):
         plan = _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
         if plan.footprint.total <= memory_bytes:
@@ -157,9 +167,16 @@ def _fewest_checkpointed(
 
 
 def _plan(
-    shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, checkpointed: int, budget: int,
-    micro_batches: float, tokens: float,
-) -> Plan:  # fmt: skip
+    shape: ModelShape,
+    examples: Examples,
+    wishes: Wishes,
+    quantized: bool,
+    optimizer: str,
+    checkpointed: int,
+    budget: int,
+    micro_batches: float,
+    tokens: float,
+) -> Plan:
     setup = setup_of(
         examples, wishes, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
     )

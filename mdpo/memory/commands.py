@@ -46,8 +46,8 @@ def _print_automatic(run: RunConfig, args: MDPOConfig, memory: Memory, lora_patt
 def planned_settings(
     run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str, *, cuda: bool
 ) -> dict[str, Any]:
-    """The keys that ``mdpo train --memory`` sets: those of the plan that the user has not written. token_budget is the most
-    there is, so the plan may go below it. Raises InputError as ``plan_run``."""
+    """The keys that ``mdpo train --memory`` sets: those of the plan that the user has not written. token_budget is the
+    most there is, so the plan may go below it. Raises InputError as ``plan_run``."""
     settings = plan_run(run, args, memory, lora_pattern, cuda=cuda).settings
     written = {*run.given, *args.given} - {"token_budget"}
     if args.has_checkpointing:
@@ -91,7 +91,8 @@ def _nothing_fits(
     weights = "in 4 bits" if least.quantized else "not quantised"
     pictures = "" if args.drop_images else " (as does max_pixels, where the processor's pictures can be sized)"
     remedies = [
-        f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take {gibibytes(tokens)} GiB"
+        f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take "
+        f"{gibibytes(tokens)} GiB"
     ]
     if run.use_lora:
         adapter = sum(parts[name] for name in ("adapter", "gradients", "optimizer", "casts"))

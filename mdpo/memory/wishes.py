@@ -50,8 +50,8 @@ def is_sharded(args: MDPOConfig) -> bool:
 
 
 def layers_by(args: MDPOConfig, shape: ModelShape | None = None) -> str:
-    """Whose layers a run on a GPU has: "compiled", unless the user wants them otherwise, they are sharded or the model's are not
-    compiled, "eager", or "Liger's"."""
+    """Whose layers a run on a GPU has: "compiled", unless the user wants them otherwise, they are sharded or the
+    model's are not compiled, "eager", or "Liger's"."""
     if args.use_liger_kernel:
         return "Liger's"
     if shape is not None and shape.eager is not None:
@@ -66,8 +66,8 @@ def layers_by(args: MDPOConfig, shape: ModelShape | None = None) -> str:
 def shape_of(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape:
     """lora_pattern: LoRA's targets where the run names none.
 
-    Raises InputError where the model's config is not here, or no model that can be trained, and Unplanned where nothing is known
-    of such a model.
+    Raises InputError where the model's config is not here, or no model that can be trained, and Unplanned where nothing
+    is known of such a model.
     """
     config = _model_config(run)
     try:
@@ -76,8 +76,8 @@ def shape_of(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape:
         raise
     except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # a config of another make
         raise Unplanned(
-            f"model_name_or_path: the memory of a {config.model_type!r} model cannot be planned, since its config is of another "
-            f"make ({error}); set token_budget and gradient_checkpointing by hand"
+            f"model_name_or_path: the memory of a {config.model_type!r} model cannot be planned, since its config "
+            f"is of another make ({error}); set token_budget and gradient_checkpointing by hand"
         ) from error
 
 
@@ -151,7 +151,9 @@ def _model_config(run: RunConfig) -> PreTrainedConfig:
 
 
 def _has_processor(run: RunConfig) -> bool:
-    """Whether the processor can be had: it is small, so that of a model on the hub it is fetched, where there is a network."""
+    """Whether the processor can be had: it is small, so that of a model on the hub it is fetched, where there is a
+    network.
+    """
     if Path(run.model_name_or_path).expanduser().is_dir():
         return True
     if (
@@ -164,11 +166,11 @@ def _has_processor(run: RunConfig) -> bool:
 
 
 def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> tuple[ModelShape, Examples]:
-    """The examples of the data where it and the processor are on this machine, else those that the configuration says; and the
-    shape, with its images as large as the processor makes them.
+    """The examples of the data where it and the processor are on this machine, else those that the configuration says;
+    and the shape, with its images as large as the processor makes them.
 
-    Raises InputError where it says nothing, where a row cannot be read, and where one is longer than the token_budget that
-    the user has written, as training would.
+    Raises InputError where it says nothing, where a row cannot be read, and where one is longer than the token_budget
+    that the user has written, as training would.
     """
     named = list(run.train_data) if isinstance(run.train_data, dict) else run.train_data
     if data_files(named) and _has_processor(run):
@@ -193,9 +195,14 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> tuple[Mo
     if PictureSize.of(run).values() and not args.drop_images and _has_processor(run):
         shape = with_picture(shape, largest_picture(_processor(run), _model_config(run)))
     return shape, log_normal(
-        prompt_tokens=prompt, response_tokens_median=median, response_tokens_max=most, image_tokens=shape.image_tokens,
-        branches=args.branches, with_images=not args.drop_images, separate=shape.separate,
-    )  # fmt: skip
+        prompt_tokens=prompt,
+        response_tokens_median=median,
+        response_tokens_max=most,
+        image_tokens=shape.image_tokens,
+        branches=args.branches,
+        with_images=not args.drop_images,
+        separate=shape.separate,
+    )
 
 
 def data_of(run: RunConfig, dataset: PreferenceDataset) -> Data:
@@ -220,9 +227,13 @@ def counted(args: MDPOConfig, shape: ModelShape, data: Data) -> tuple[ModelShape
     if shape.separate:  # each branch encodes its own
         images = sum(count for picture, count in pictures.items() if picture != "none")
     return shape, from_lengths(
-        data.lengths, images=0 if args.drop_images else images, image_tokens=shape.image_tokens, branches=branches,
-        separate=shape.separate, scored=data.scored,
-    )  # fmt: skip
+        data.lengths,
+        images=0 if args.drop_images else images,
+        image_tokens=shape.image_tokens,
+        branches=branches,
+        separate=shape.separate,
+        scored=data.scored,
+    )
 
 
 def _processor(run: RunConfig) -> ProcessorMixin:

@@ -1,4 +1,6 @@
-"""One forward of a micro-batch, and the log-prob of every response in it: of a packed row here, of sequences in ``separate``."""
+"""One forward of a micro-batch, and the log-prob of every response in it: of a packed row here, of sequences in
+``separate``.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,28 +50,29 @@ def sequence_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatu
     Raises InputError as ``branch_logps``, and for a batch of other branches.
     """
     if batch.branches != MDPO_BRANCHES:
-        raise InputError(f"the batch has the branches {', '.join(batch.branches)}; take branch_logps, which gives (K, B)")
+        raise InputError(
+            f"the batch has the branches {', '.join(batch.branches)}; take branch_logps, which gives (K, B)"
+        )
     return branch_logps(model, batch, image_features=image_features)
 
 
 def branch_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
-    """Log-probs of the responses, summed over their tokens by ``batch.weights``: (K, B) float32, rows as ``batch.branches``.
+    """Log-probs of the responses, summed over their tokens by ``batch.weights``: (K, B) float32, rows as
+    ``batch.branches``.
 
     model: a Hugging Face model, bare or PEFT. Nothing has to be set on it before.
     batch: from ``pack`` for this model, on its device.
     image_features: from ``encode_images``, to share them between policy and reference; of a packed row alone.
 
-    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs cannot
-    be had.
+    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs
+    cannot be had.
     """
     token_logps = response_token_logps(model, batch, image_features=image_features)
     logps = sum_logps(token_logps, batch.cu_seqlens, batch.weights).view(len(batch.branches), -1)
     return logps.masked_fill(~batch.present, torch.nan)
 
 
-def response_token_logps(
-    model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None
-) -> Tensor:
+def response_token_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
     """The log-prob of every scored token: (N,) float32, in the order of ``batch.targets``. As ``branch_logps``."""
     check_adapter_kinds(model)
     if isinstance(batch, SeparateBatch):
@@ -112,7 +115,9 @@ def _check_is_packed(model: nn.Module) -> None:
     """A row that was laid out for another model may be one that this one mixes up."""
     family = family_of(model)
     if isinstance(family, Separate):
-        raise InputError(f"the batch is a packed row, which this model does not take ({family.reason}); pack it for this model")
+        raise InputError(
+            f"the batch is a packed row, which this model does not take ({family.reason}); pack it for this model"
+        )
 
 
 def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None = None) -> ImageFeatures:
@@ -189,18 +194,20 @@ def check_adapter_kinds(model: nn.Module) -> None:
         if kind == "POLY":
             raise InputError(f"the adapter {name!r} is of kind POLY, whose forward wants task ids; use LoRA")
         if config.is_prompt_learning or config.is_adaption_prompt:
-            way = "peft does so in a forward of its own, which branches with images do not go through" if separate else (
-                "a packed row has no place for them"
+            way = (
+                "peft does so in a forward of its own, which branches with images do not go through"
+                if separate
+                else ("a packed row has no place for them")
             )
             raise InputError(
-                f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or into its "
-                f"attention; {way}: use LoRA, or another adapter of the layers"
+                f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or "
+                f"into its attention; {way}: use LoRA, or another adapter of the layers"
             )
         if getattr(config, "alora_invocation_tokens", None):
             where = "outside of peft's own forward" if separate else "in a packed row"
             raise InputError(
-                f"the adapter {name!r} is an aLoRA, which acts behind tokens that it looks for in each sequence: it would do "
-                f"nothing {where}, and cannot be merged; use LoRA, without alora_invocation_tokens"
+                f"the adapter {name!r} is an aLoRA, which acts behind tokens that it looks for in each sequence: "
+                f"it would do nothing {where}, and cannot be merged; use LoRA, without alora_invocation_tokens"
             )
 
 

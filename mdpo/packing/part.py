@@ -25,8 +25,8 @@ class Part(NamedTuple):
 
 
 def part(packed: Batch, sequences: Collection[int]) -> Part:
-    """Of a packed row the blocks that hold any of these sequences, with all the sequences that they hold; of sequences of
-    their own these alone.
+    """Of a packed row the blocks that hold any of these sequences, with all the sequences that they hold; of sequences
+    of their own these alone.
 
     sequences: out of 0 … K·B − 1, in the order of ``cu_seqlens``.
     """
@@ -68,7 +68,9 @@ def part(packed: Batch, sequences: Collection[int]) -> Part:
         cu_seqlens=cu_seqlens,
         blocks=tuple(blocks),
         forks=None if packed.forks is None else forks_of(blocks),
-        weights=None if packed.weights is None else packed.weights.index_select(0, _scored_tokens(packed, held).to(device)),
+        weights=None
+        if packed.weights is None
+        else packed.weights.index_select(0, _scored_tokens(packed, held).to(device)),
     )
     return Part(found.to(device), tokens)
 

@@ -51,7 +51,9 @@ def _check_trackers(args: MDPOConfig) -> None:
     for name in args.report_to or []:
         if name == "mlflow" and name not in get_available_reporting_integrations():
             # Asked itself, transformers' class leaves an object behind whose end prints a traceback.
-            raise InputError(f"report_to: {name!r} cannot be used (it is not installed); install it, or set report_to: none")
+            raise InputError(
+                f"report_to: {name!r} cannot be used (it is not installed); install it, or set report_to: none"
+            )
         try:
             for tracker in get_reporting_integration_callbacks([name]):
                 tracker()
@@ -97,15 +99,15 @@ def check_arguments(model: Any, args: Any, processing_class: Any, peft_config: A
     _check_processing_class(processing_class)
     if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
         raise InputError(
-            "model: it holds an adapter by transformers' own add_adapter, whose checkpoints cannot be resumed; wrap the bare "
-            "model with peft.get_peft_model, or pass peft_config"
+            "model: it holds an adapter by transformers' own add_adapter, whose checkpoints cannot be resumed; wrap "
+            "the bare model with peft.get_peft_model, or pass peft_config"
         )
     method = getattr(model, "quantization_method", None)
     method = getattr(method, "value", method)
     if method not in (None, "bitsandbytes"):
         raise InputError(
-            f"model: its weights are quantised with {method}, which is not trained on here; load the unquantised model, "
-            "with load_in_4bit where memory is short"
+            f"model: its weights are quantised with {method}, which is not trained on here; load the unquantised "
+            "model, with load_in_4bit where memory is short"
         )
 
 
@@ -144,26 +146,29 @@ def _check_vocabulary(model: nn.Module, processor: Any, dataset: PreferenceDatas
     if largest >= size:
         token = processor.tokenizer.convert_ids_to_tokens(int(largest))
         raise InputError(
-            f"{dataset.rows[index].where}: token {token!r} has id {largest}, but the model's embeddings have {size} rows; "
-            "call model.resize_token_embeddings(len(tokenizer)) and train them, or use the tokenizer that was saved with "
-            "the model"
+            f"{dataset.rows[index].where}: token {token!r} has id {largest}, but the model's embeddings have "
+            f"{size} rows; call model.resize_token_embeddings(len(tokenizer)) and train them, or use the "
+            "tokenizer that was saved with the model"
         )
     if len(processor.tokenizer) > size:
         _log.warning(
             "the tokenizer has %d tokens and the model embeddings for %d; no row uses the others",
-            len(processor.tokenizer), size,
-        )  # fmt: skip
+            len(processor.tokenizer),
+            size,
+        )
 
 
 def _check_branches(model: nn.Module, dataset: PreferenceDataset) -> None:
-    """Packing refuses a branch that outgrows the model's rotary positions; here before training, and with the row named."""
+    """Packing refuses a branch that outgrows the model's rotary positions; here before training, and with the row
+    named.
+    """
     limit = family_of(model).max_branch_tokens
     longest, index = dataset.longest_branch()
     if limit is not None and longest > limit:
         raise InputError(
-            f"{dataset.rows[index].where}: its longest branch has {longest} tokens, more than the {limit} from which on the "
-            "model's rotary positions change with the length, which the branches of a packed row share; set "
-            f"max_length: {limit}, {dataset.smaller_pictures(limit)}or drop the row"
+            f"{dataset.rows[index].where}: its longest branch has {longest} tokens, more than the {limit} from "
+            "which on the model's rotary positions change with the length, which the branches of a packed row "
+            f"share; set max_length: {limit}, {dataset.smaller_pictures(limit)}or drop the row"
         )
 
 
@@ -178,8 +183,9 @@ def _check_images(model: nn.Module, dataset: PreferenceDataset, index: int) -> N
     device = next(parameter.device for parameter in model.parameters())
     if max(example.prompt_ids) >= _vocabulary(model):  # the tokens around an image are the processor's
         raise InputError(
-            f"{dataset.rows[index].where}: the processor puts token id {max(example.prompt_ids)} around images, but the "
-            f"model's embeddings have {_vocabulary(model)} rows; use the processor that was saved with the model"
+            f"{dataset.rows[index].where}: the processor puts token id {max(example.prompt_ids)} around images, "
+            f"but the model's embeddings have {_vocabulary(model)} rows; use the processor that was saved with "
+            "the model"
         )
     try:
         batch = pack([example], model).to(device)
@@ -191,8 +197,8 @@ def _check_images(model: nn.Module, dataset: PreferenceDataset, index: int) -> N
         raise
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise InputError(
-            f"{dataset.rows[index].where}: the processor's images do not fit the model ({short(error)}); use the processor "
-            "that was saved with the model, with its image size, patch_size and num_additional_image_tokens"
+            f"{dataset.rows[index].where}: the processor's images do not fit the model ({short(error)}); use the "
+            "processor that was saved with the model, with its image size, patch_size and num_additional_image_tokens"
         ) from error
 
 
@@ -219,7 +225,7 @@ def check_saving(model: nn.Module, processor: Any, folder: str | Path) -> None:
             except Exception as error:  # whatever it is, it would come after the training otherwise
                 if str(unwritten(error)).startswith("the disk is full"):
                     raise OutputError(
-                        f"output_dir: {folder}: {unwritten(error)}, and nothing is trained yet; make room, or give another "
-                        "--output_dir, and run the same command again"
+                        f"output_dir: {folder}: {unwritten(error)}, and nothing is trained yet; make room, or "
+                        "give another --output_dir, and run the same command again"
                     ) from error
                 raise InputError(f"{name} cannot be saved: {short(error)}; correct it before training") from error

@@ -120,9 +120,16 @@ def test_another_seed_draws_other_answers_and_the_models_own_settings_none():
     one = list(sample(model, processor, rows(), n=2, max_new_tokens=6))
     assert list(sample(model, processor, rows(), n=2, max_new_tokens=6, seed=43)) != one
     model.generation_config.update(
-        do_sample=True, temperature=9.0, top_k=1, top_p=0.1, num_beams=2, repetition_penalty=3.0, no_repeat_ngram_size=1,
-        exponential_decay_length_penalty=(1, 9.0), min_new_tokens=6,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=9.0,
+        top_k=1,
+        top_p=0.1,
+        num_beams=2,
+        repetition_penalty=3.0,
+        no_repeat_ngram_size=1,
+        exponential_decay_length_penalty=(1, 9.0),
+        min_new_tokens=6,
+    )
     assert list(sample(model, processor, rows(), n=2, max_new_tokens=6)) == one
 
 

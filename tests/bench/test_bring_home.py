@@ -21,10 +21,16 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 def good(tmp_path: Path, **changes) -> tuple[Path, Record]:
     """An archive of one stage, and its record."""
     record = Record(
-        part="session", op="stages", shape={"on": "GPU"}, dtype="all", implementation="step", role="ours", status="ok",
+        part="session",
+        op="stages",
+        shape={"on": "GPU"},
+        dtype="all",
+        implementation="step",
+        role="ours",
+        status="ok",
         rates={"seconds": 1.0},
         environment={"device": "NVIDIA H200", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"},
-    )  # fmt: skip
+    )
     record = dataclasses.replace(record, **changes)
     folder = tmp_path / "folder"
     record.write(folder / "records")
@@ -47,7 +53,10 @@ def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     """As tarfile would, except that what a header says need not be so."""
     blocks = []
     for info, content in members:
-        blocks += [info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"), content.ljust(-len(content) % 512 + len(content), b"\0")]
+        blocks += [
+            info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"),
+            content.ljust(-len(content) % 512 + len(content), b"\0"),
+        ]
     path.write_bytes(gzip.compress(b"".join(blocks) + bytes(1024), compresslevel=1))
 
 
@@ -101,14 +110,17 @@ NO_RECORDS = [
     {"status": "splendid"},
     {"shape": {"on": "CPU-rehearsal"}},
     *({name: "two\nlines"} for name in ("part", "op", "dtype")),
-    *({"rates": {"seconds": value}} for value in ("long", True, None, [1.0], 10**400, float("nan"), float("inf"), -1.0)),
-    *({name: value} for name in ("median_ms", "p20_ms", "peak_bytes", "floor_ms", "tflops_per_s", "ratio_to_floor", "runs")
+    *({"rates": {"seconds": value}} for value in ("long", True, None, [1.0], 10**400, float("nan"), float("inf"),
+            -1.0)),
+    *({name: value} for name in ("median_ms", "p20_ms", "peak_bytes", "floor_ms", "tflops_per_s", "ratio_to_floor",
+            "runs")
       for value in (10**400, float("nan"), -1, True, "1")),
     {"extra": {"packed tokens": 10**400}},
     {"errors": {"logps": 10**400}},
     *({"shape": {"on": "GPU", "N": value}} for value in (10**400, -1, True, 1.5, None, "$x$", "../..")),
     *({"environment": CONDITIONS | {"device": device}} for device in (
-        "", ".", "..", "/", "x" * 400, "study", "Digits", "HOST", "cpu", "plots", "---", "<script>", "$\\frac$", "a|b", "a\x1bb", 1, None,
+        "", ".", "..", "/", "x" * 400, "study", "Digits", "HOST", "cpu", "plots", "---", "<script>", "$\\frac$", "a|b",
+        "a\x1bb", 1, None,
     )),
     *({"environment": CONDITIONS | {"commit": commit}} for commit in ("", "main", "../..", "c" * 40 + "\n", 7)),
     {"environment": CONDITIONS | {"device_type": "cpu"}},
@@ -159,7 +171,9 @@ def test_an_archive_that_swells_is_refused(tmp_path, capsys, monkeypatch):
 
 def test_two_devices_do_not_meet(tmp_path, capsys):
     path, record = good(tmp_path)
-    other = dataclasses.replace(record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"})
+    other = dataclasses.replace(
+        record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"}
+    )
     other.write(tmp_path / "folder" / "records")
     archive.pack(tmp_path / "folder", path)
     assert bring_home.main([str(path), "--into", str(tmp_path / "home")]) == 2
@@ -192,9 +206,17 @@ def test_what_goes_on_after_its_end_is_not_read_to_that(tmp_path, capsys, monkey
 def test_a_session_on_any_card_writes_what_is_taken():
     """What this process would write, and every name that is committed."""
     record = Record(
-        part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="failed",
-        reason="RuntimeError: CUDA error: <unknown>\n| a | b |", errors={"logps": float("nan")}, environment=environment(torch.device("cpu")),
-    )  # fmt: skip
+        part="kernels",
+        op="o",
+        shape={"N": 1},
+        dtype="float32",
+        implementation="ours",
+        role="ours",
+        status="failed",
+        reason="RuntimeError: CUDA error: <unknown>\n| a | b |",
+        errors={"logps": float("nan")},
+        environment=environment(torch.device("cpu")),
+    )
     check_record(record)
     for committed in render.committed_records():
         check_record(committed)
@@ -227,9 +249,15 @@ def in_the_way_of_the_report(home: Path) -> None:
 
 def another_devices_records(home: Path) -> None:
     Record(
-        part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="ok",
+        part="kernels",
+        op="o",
+        shape={"N": 1},
+        dtype="float32",
+        implementation="ours",
+        role="ours",
+        status="ok",
         environment={"device": "NVIDIA H200 NVL", "device_type": "cuda", "commit": "c" * 40},
-    ).write(home / "h200")  # fmt: skip
+    ).write(home / "h200")
 
 
 def something_else(home: Path) -> None:
@@ -252,10 +280,18 @@ def another_report(home: Path) -> None:
     (home / "other.json").write_text('{"schema": 7}')
 
 
-@pytest.mark.parametrize("there", [
-    in_the_way_of_a_record, in_the_way_of_the_report, another_devices_records, something_else, pictures, a_file_for_a_folder,
-    another_report,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "there",
+    [
+        in_the_way_of_a_record,
+        in_the_way_of_the_report,
+        another_devices_records,
+        something_else,
+        pictures,
+        a_file_for_a_folder,
+        another_report,
+    ],
+)
 def test_what_is_there_already_stays(there, tmp_path, capsys):
     path, _ = good(tmp_path)
     home = tmp_path / "home"

@@ -1,4 +1,6 @@
-"""The packed step compiled, on a GPU in bfloat16: log-probs and gradients against the model's own forward in float32."""
+"""The packed step compiled, on a GPU in bfloat16: log-probs and gradients against the model's own forward in
+float32.
+"""
 
 import copy
 
@@ -23,7 +25,10 @@ def tiny_phi() -> Shape:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [TINY, tiny_phi()], ids=lambda shape: shape.name)
 def test_the_packed_step_is_as_exact_as_three_padded_passes(shape):
-    """Both in bfloat16 under autocast; the truth is three passes in float32 on the CPU. No more than twice their error."""
+    """Both in bfloat16 under autocast; the truth is three passes in float32 on the CPU.
+
+    No more than twice their error.
+    """
     model = build(shape, 64, CPU, lora_r=4)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -107,16 +107,25 @@ def test_one_size_varies_in_each_line():
 def test_ratios_of_rates_are_ours_over_theirs():
     def record(name: str, pairs_per_second: float) -> Record:
         return Record(
-            part="memory", op="budget", shape={"model": "m", "cap": "24GiB"}, dtype="bfloat16", implementation=name,
-            role="ours", status="ok", rates={"examples/s": pairs_per_second},
-        )  # fmt: skip
+            part="memory",
+            op="budget",
+            shape={"model": "m", "cap": "24GiB"},
+            dtype="bfloat16",
+            implementation=name,
+            role="ours",
+            status="ok",
+            rates={"examples/s": pairs_per_second},
+        )
 
     records = [record("ours, as planned", 3.0), record("TRL, checkpointing on", 2.0)]
     (ratio,) = [
-        each for each in RATIOS
-        if each.op == "budget" and each.measure == "examples/s" and each.other == records[1].implementation
+        each
+        for each in RATIOS
+        if each.op == "budget"
+        and each.measure == "examples/s"
+        and each.other == records[1].implementation
         and ("cap", "24GiB") in each.shape
-    ]  # fmt: skip
+    ]
     assert ratio.of(records) == {"m": 1.5}
     assert ratio.met(1.5) and not ratio.met(0.9)
     assert ratio.of([records[0], replace(records[1], rates={})]) == {}

@@ -23,9 +23,14 @@ CPU = torch.device("cpu")
 
 def problem(checkpointing: bool) -> TrainProblem:
     return TrainProblem(
-        shape=TINY, image_tokens=64, examples=preference_rows(TINY, 2, image_tokens=64, shrink=4), batch=2, lora_r=4,
-        checkpointing=checkpointing, device=CPU,
-    )  # fmt: skip
+        shape=TINY,
+        image_tokens=64,
+        examples=preference_rows(TINY, 2, image_tokens=64, shrink=4),
+        batch=2,
+        lora_r=4,
+        checkpointing=checkpointing,
+        device=CPU,
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -50,8 +55,8 @@ def test_every_component_is_seen_forward_and_backward(checkpointing, tmp_path: P
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_backward_of_one_component_is_its_own(fused):
-    """Against a loss that only a part of the model feeds: nothing is said of what did not run, and the base's products, a
-    hundred times the adapter's, are not taken for the adapter's."""
+    """Against a loss that only a part of the model feeds: nothing is said of what did not run, and the base's products,
+    a hundred times the adapter's, are not taken for the adapter's."""
     text = copy.deepcopy(TINY.text)
     text.hidden_size, text.intermediate_size = 256, 512
     base, config = build_base(replace(TINY, text=text), 64, CPU), adapter(4)

@@ -70,7 +70,11 @@ def test_each_stage_is_packed_and_brought_home(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # of the caller's shell; a session compiles
     here = session(tmp_path)
     seen = "import os; print(os.environ.get('PYTORCH_ALLOC_CONF'), os.environ.get('TRITON_INTERPRET'))"
-    stages = [stage("probe", PROBE, "ok", "ok"), stage("kernels", MEASURE), stage("step", seen + "; raise SystemExit(4)")]
+    stages = [
+        stage("probe", PROBE, "ok", "ok"),
+        stage("kernels", MEASURE),
+        stage("step", seen + "; raise SystemExit(4)"),
+    ]
     assert here.run(stages) == 1  # one failed, and the others were run
     assert {path.name for path in here.out.iterdir()} == {"probe.tgz", "kernels.tgz", "step.tgz"}
     assert text(here.out / "kernels.tgz", "log.txt") == "measured in .\n"  # not the machine's own path
@@ -79,7 +83,12 @@ def test_each_stage_is_packed_and_brought_home(tmp_path, capsys, monkeypatch):
     assert "kernels: ok after" in out and ": 1 records ok" in out and "step: failed after" in out and "exit 4" in out
 
     home = tmp_path / "home"
-    assert bring_home.main([*(str(here.out / f"{name}.tgz") for name in ("probe", "kernels", "step")), "--into", str(home)]) == 0
+    assert (
+        bring_home.main(
+            [*(str(here.out / f"{name}.tgz") for name in ("probe", "kernels", "step")), "--into", str(home)]
+        )
+        == 0
+    )
     assert (home / "h100" / "session" / "kernels.log").read_text() == "measured in .\n"
     records = {(record.op, record.implementation): record for record in read_records(home / "h100")}
     assert records["o", "ours"].median_ms == 1.0
@@ -109,7 +118,9 @@ def test_without_a_device_nothing_else_is_begun(tmp_path, capsys):
 def test_a_stage_that_outlasts_its_box_is_ended_and_what_it_had_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "GRACE", 1)
     monkeypatch.setattr(runner, "LEAST", 1)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
     here = session(tmp_path)
     started = time.monotonic()
     slow = stage("step", MEASURE + "import time; time.sleep(60)", seconds=2)
@@ -151,7 +162,9 @@ def test_what_runs_is_packed_again_and_again(tmp_path, monkeypatch):
     """Whoever kills the session itself still has the last half minute's archive."""
     monkeypatch.setattr(runner, "EVERY", 0.2)
     packed = []
-    monkeypatch.setattr(runner, "pack", lambda folder, target: packed.append((folder.name, archive.pack(folder, target))))
+    monkeypatch.setattr(
+        runner, "pack", lambda folder, target: packed.append((folder.name, archive.pack(folder, target)))
+    )
     here = session(tmp_path)
     assert here.run([stage("probe", PROBE, "ok", "ok"), stage("step", "import time; time.sleep(1.5)")]) == 0
     assert packed.count(("step", None)) >= 4
@@ -237,7 +250,9 @@ def test_a_long_log_travels(tmp_path):
 
 def test_the_log_names_no_path_of_the_machine(tmp_path):
     here = session(tmp_path)
-    print_paths = f"import sys; print({str(ROOT)!r} + '/bench/x.py', sys.prefix + '/lib', {str(Path.home())!r} + '/secret')"
+    print_paths = (
+        f"import sys; print({str(ROOT)!r} + '/bench/x.py', sys.prefix + '/lib', {str(Path.home())!r} + '/secret')"
+    )
     here.run([stage("probe", PROBE, "ok", "ok"), stage("step", print_paths)])
     assert text(here.out / "step.tgz", "log.txt") == "./bench/x.py PYTHON/lib HOME/secret\n"
 

@@ -179,7 +179,9 @@ def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("option", ["--minutes", "--seconds"])
 @pytest.mark.parametrize("value", ["nan", "-1", "soon"])
-def test_a_time_that_no_clock_reaches_is_one_line(option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_time_that_no_clock_reaches_is_one_line(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         suite.main(["kernels", "--out", str(tmp_path), f"{option}={value}"])
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"{option}: {value!r} is not a number from 0 on")

@@ -33,9 +33,15 @@ NAMED = {implementation.name: implementation for implementation in TRAIN_STEP}
 def problem() -> TrainProblem:
     examples = preference_rows(TINY, 5, image_tokens=64, shrink=4)
     return TrainProblem(
-        shape=TINY, image_tokens=64, examples=examples, batch=2, checkpointing=False, device=CPU, lora_r=4,
+        shape=TINY,
+        image_tokens=64,
+        examples=examples,
+        batch=2,
+        checkpointing=False,
+        device=CPU,
+        lora_r=4,
         learning_rate=1e-2,
-    )  # fmt: skip
+    )
 
 
 def losses(name: str, problem: TrainProblem, count: int) -> list[float]:
@@ -153,8 +159,9 @@ def test_a_gpu_trains_real_shapes_with_and_without_checkpointing():
     assert plain == {(g.shape["model"], g.shape["checkpointing"]) for g in listed if g.shape["layers"] == "compiled"}
     # What the first minutes of a session are for.
     assert [(g.shape["model"], g.shape["layers"]) for g in listed[:4]] == [
-        *[(LLAVA_7B.name, "transformers")] * 2, *[(LLAVA_7B.name, "compiled")] * 2,
-    ]  # fmt: skip
+        *[(LLAVA_7B.name, "transformers")] * 2,
+        *[(LLAVA_7B.name, "compiled")] * 2,
+    ]
     assert all(group.own_process == (group.shape["layers"] == "liger") for group in listed)
 
 

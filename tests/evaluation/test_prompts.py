@@ -1,4 +1,6 @@
-"""What a model is asked: the prompt ids of training, whatever the processor, the batch and the tokenizer; and where it stops."""
+"""What a model is asked: the prompt ids of training, whatever the processor, the batch and the tokenizer; and where it
+stops.
+"""
 
 import dataclasses
 import json
@@ -27,9 +29,13 @@ def llava_next_processor():
         size={"shortest_edge": SIDE}, crop_size=crop, image_grid_pinpoints=tiny.PINPOINTS
     )
     return LlavaNextProcessor(
-        images, tiny.tokenizer(), patch_size=tiny.PATCH, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=tiny.TEMPLATE,
-    )  # fmt: skip
+        images,
+        tiny.tokenizer(),
+        patch_size=tiny.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tiny.TEMPLATE,
+    )
 
 
 FAMILIES = {

@@ -44,7 +44,7 @@ PATTERNS = {
     "runs": Segments.build([(0, 6), (6, 9), (9, 11)], [[(0, 6)], [(0, 6), (6, 9)], [(0, 2), (4, 6), (9, 11)]]),
     # one row each: block sizes of one
     "one-row": Segments.build([(0, 1), (1, 2)], [[(0, 1)], [(0, 1), (1, 2)]]),
-}  # fmt: skip
+}
 # Heads: none shared, groups of two and of three. Head dims: LLaVA's 128, Phi's 80, tiny and odd ones of test models.
 HEADS = [(2, 2, 16), (4, 2, 80), (3, 1, 5), (2, 2, 128)]
 
@@ -247,9 +247,18 @@ def test_registered_op_is_sound_under_compile(window: int) -> None:
     segments = PATTERNS["example"]
     leaves = [t.requires_grad_() for t in inputs(24, (2, 1, 4), torch.float32)[:3]]
     args = (
-        *leaves, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.key_rows, segments.copies,
-        segments.max_seqlen_q, segments.max_seqlen_k, 0.5, window, False, "segmentwise",
-    )  # fmt: skip
+        *leaves,
+        segments.cu_seqlens_q,
+        segments.cu_seqlens_k,
+        segments.key_rows,
+        segments.copies,
+        segments.max_seqlen_q,
+        segments.max_seqlen_k,
+        0.5,
+        window,
+        False,
+        "segmentwise",
+    )
     torch.library.opcheck(torch.ops.mdpo_kernels.varlen_attention.default, args)
 
 
@@ -307,7 +316,7 @@ def test_empty_batch_is_an_empty_output() -> None:
         ([(0, 3), (3, 5)], [[(0, 3)], [(3, 5), (0, 3)]], r"key_ranges\[1\].*own rows \(3, 5\) at the end"),
         ([(0, 3), (3, 5)], [[(0, 3)], [(0, 4)]], r"key_ranges\[1\].*own rows"),
     ],
-)  # fmt: skip
+)
 def test_ranges_that_do_not_fit_are_named(query_ranges: list, key_ranges: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Segments.build(query_ranges, key_ranges)

@@ -65,7 +65,9 @@ def flash_on_meta(deterministic: bool) -> tuple[Grads, Grads]:
     segments = PATTERNS["unshared"].to("meta")
     query, key, value, grad = inputs(17, (4, 2, 5), torch.bfloat16, "meta")
     out, lse = attention_flash.forward(query, key, value, segments, 0.4, 4, None)
-    return (out, lse), attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, 4, deterministic, None)
+    return (out, lse), attention_flash.backward(
+        grad, query, key, value, out, lse, segments, 0.4, 4, deterministic, None
+    )
 
 
 def test_torchs_flash_attention_takes_our_arguments() -> None:

@@ -74,9 +74,16 @@ def make(case: Case, device: torch.device) -> tuple[dict[str, Tensor], Tensor, T
 
 
 def eager(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Any = None, softcap: Any = None, scale: float = 1.0,
-    ignore_index: int = -100, max_workspace_bytes: int = 0,
-) -> Tensor:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Any = None,
+    softcap: Any = None,
+    scale: float = 1.0,
+    ignore_index: int = -100,
+    max_workspace_bytes: int = 0,
+) -> Tensor:
     """What people write: the head, log_softmax in float32, gather."""
     logits = torch.nn.functional.linear(hidden, weight, bias) * scale
     if softcap is not None:

@@ -160,9 +160,11 @@ logits = {"HAS_SOFTCAP": False, "BLOCK": 4096}
 head = logits | {"HAS_BIAS": False, "bias": None}
 biased = logits | {"HAS_BIAS": True}
 LAUNCHES = [
-    *(("linear_token_logps", "linear_token_logps_fwd_kernel", {**options, "FIRST": first, "WITH_COEFFICIENTS": gradient},
-       HALF, ALIGNED) for options in (head, biased) for first in (True, False) for gradient in (True, False)),
-    *(("linear_token_logps_backward", "linear_token_logps_bwd_kernel", options, HALF, ALIGNED) for options in (head, biased)),
+    *(("linear_token_logps", "linear_token_logps_fwd_kernel",
+       {**options, "FIRST": first, "WITH_COEFFICIENTS": gradient}, HALF, ALIGNED)
+      for options in (head, biased) for first in (True, False) for gradient in (True, False)),
+    *(("linear_token_logps_backward", "linear_token_logps_bwd_kernel", options, HALF, ALIGNED)
+      for options in (head, biased)),
     *(("linear_token_logps", "linear_token_logps_finish_kernel",
        {"HIDDEN_SIZE": size, "WITH_UNIT": True, "weight_column_stride": 1, "BLOCK": 4096}, HALF, ALIGNED)
       for size in (4096, 3584, 2560, 896)),

@@ -1,4 +1,6 @@
-"""A plan for models that the equation does not know: read separately, packed mixtures, and those that cannot be counted."""
+"""A plan for models that the equation does not know: read separately, packed mixtures, and those that cannot be
+counted.
+"""
 
 import functools
 
@@ -36,9 +38,16 @@ def folder_of(kind: str, tmp_path):
 
 def settings(folder, **more):
     return {
-        "model_name_or_path": str(folder), "train_data": "nowhere.json", "output_dir": "out", "use_cpu": True, "lora_r": 4,
-        "plan_prompt_tokens": 100, "plan_response_tokens_median": 20, "plan_response_tokens_max": 60, **more,
-    }  # fmt: skip
+        "model_name_or_path": str(folder),
+        "train_data": "nowhere.json",
+        "output_dir": "out",
+        "use_cpu": True,
+        "lora_r": 4,
+        "plan_prompt_tokens": 100,
+        "plan_response_tokens_median": 20,
+        "plan_response_tokens_max": 60,
+        **more,
+    }
 
 
 def plan(kind: str, tmp_path, *words: str) -> int:
@@ -109,9 +118,13 @@ def test_micro_batches_are_planned_as_they_are_filled_up():
     assert (examples.branches, examples.longest, examples.longest_sequence, examples.images) == (3, 480, 160, 3)
     shape = read_shape(build("mistral3").config, Adaptation(rank=4, pattern=LANGUAGE_LINEAR))
     wishes = Wishes(
-        precision=MIXED, quantized=(False,), optimizers=("adamw_torch",), token_budget=1000, examples_per_step=8,
+        precision=MIXED,
+        quantized=(False,),
+        optimizers=("adamw_torch",),
+        token_budget=1000,
+        examples_per_step=8,
         fixed_budget=True,
-    )  # fmt: skip
+    )
     found = choose(shape, examples, wishes, 2 * GIB)
     assert isinstance(found, Plan)
     steps = plan_steps(examples.packed[:128], 1000, examples_per_step=8, padded=True)

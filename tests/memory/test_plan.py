@@ -1,4 +1,6 @@
-"""mdpo plan: the parts add up, the plan fits and is the most exact that does, and a budget too small says by how much."""
+"""mdpo plan: the parts add up, the plan fits and is the most exact that does, and a budget too small says by
+how much.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +35,11 @@ WISHES = Wishes(
 
 def examples(shape, prompt_tokens: int):
     return log_normal(
-        prompt_tokens=prompt_tokens, response_tokens_median=120, response_tokens_max=400, image_tokens=shape.image_tokens,
-    )  # fmt: skip
+        prompt_tokens=prompt_tokens,
+        response_tokens_median=120,
+        response_tokens_max=400,
+        image_tokens=shape.image_tokens,
+    )
 
 
 def test_parameters_are_the_models():
@@ -106,9 +111,13 @@ def test_one_layer_fewer_would_not_fit(gib):
     plan = choose(LLAVA, lengths, WISHES, gib * GIB)
     if plan.checkpoint_layers:
         setup = setup_of(
-            lengths, WISHES, quantized=plan.quantized, optimizer=plan.optimizer,
-            checkpointed=plan.checkpoint_layers - 1, tokens=plan.token_budget,
-        )  # fmt: skip
+            lengths,
+            WISHES,
+            quantized=plan.quantized,
+            optimizer=plan.optimizer,
+            checkpointed=plan.checkpoint_layers - 1,
+            tokens=plan.token_budget,
+        )
         assert footprint(LLAVA, setup).total > gib * GIB
 
 
@@ -159,10 +168,16 @@ def write(path: Path, **values) -> Path:
 
 
 ELSEWHERE = {
-    "model_name_or_path": "nowhere", "train_data": "nowhere.json", "output_dir": "out", "dtype": "bfloat16", "bf16": "true",
-    "plan_model_shape": "llava-1.5-7b", "plan_prompt_tokens": 650, "plan_response_tokens_median": 120,
+    "model_name_or_path": "nowhere",
+    "train_data": "nowhere.json",
+    "output_dir": "out",
+    "dtype": "bfloat16",
+    "bf16": "true",
+    "plan_model_shape": "llava-1.5-7b",
+    "plan_prompt_tokens": 650,
+    "plan_response_tokens_median": 120,
     "plan_response_tokens_max": 400,
-}  # fmt: skip
+}
 
 
 def test_plan_from_the_yaml_alone(tmp_path, capsys):
@@ -205,9 +220,19 @@ def test_train_takes_the_plan(tmp_path, capsys):
     model, data = tiny.world(tmp_path, count=6)
     wide.model("llava-llama").save_pretrained(model)
     path = write(
-        tmp_path / "c.yaml", model_name_or_path=model, train_data=data, output_dir=tmp_path / "out", use_cpu="true",
-        examples_per_step=3, num_train_epochs=1, max_steps=1, lora_r=4, report_to="none", save_strategy="steps", save_steps=1,
-    )  # fmt: skip
+        tmp_path / "c.yaml",
+        model_name_or_path=model,
+        train_data=data,
+        output_dir=tmp_path / "out",
+        use_cpu="true",
+        examples_per_step=3,
+        num_train_epochs=1,
+        max_steps=1,
+        lora_r=4,
+        report_to="none",
+        save_strategy="steps",
+        save_steps=1,
+    )
     assert main(["train", str(path), "--memory", "2GiB"]) == 0
     assert "plan: --load_in_4bit" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "mdpo_run.json").read_text())["run"]["train_data"] == str(data)

@@ -142,7 +142,11 @@ def test_lora_on_the_head_is_part_of_the_logps():
     assert_same_step(model, oracle, batch, pack(batch, model))
     with model.disable_adapter(), torch.no_grad():
         torch.testing.assert_close(
-            sequence_logps(model, pack(batch, model)), expected_logps(tiny.llava(), batch), atol=2e-5, rtol=0, equal_nan=True
+            sequence_logps(model, pack(batch, model)),
+            expected_logps(tiny.llava(), batch),
+            atol=2e-5,
+            rtol=0,
+            equal_nan=True,
         )
 
 
@@ -160,8 +164,12 @@ def test_layout_shares_the_prefix():
     prefix, chosen, rejected = map(len, (example.prompt_ids, example.chosen_ids, example.rejected_ids))
     assert packed.num_tokens == example.packed_length == 2 * prefix + 2 * chosen + rejected
     assert packed.input_ids[0].tolist() == [
-        *example.prompt_ids, *example.chosen_ids, *example.rejected_ids, *example.prompt_ids, *example.chosen_ids
-    ]  # fmt: skip
+        *example.prompt_ids,
+        *example.chosen_ids,
+        *example.rejected_ids,
+        *example.prompt_ids,
+        *example.chosen_ids,
+    ]
     assert packed.position_ids[0, prefix + chosen].item() == prefix  # y_l continues the prefix, not y_w
     assert packed.cu_seqlens.tolist() == [0, chosen, chosen + rejected, 2 * chosen + rejected]
     assert packed.targets.tolist() == [*example.chosen_ids, *example.rejected_ids, *example.chosen_ids]

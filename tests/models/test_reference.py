@@ -201,7 +201,9 @@ def test_an_adapter_on_the_head_gives_pefts_own_numbers_and_gradients(kind, tied
     theirs.nansum().backward()
     for (name, one), (_, other) in zip(model.named_parameters(), oracle.named_parameters(), strict=True):
         if other.grad is not None:
-            torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                one.grad, other.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            )
     with model.disable_adapter(), torch.no_grad():
         assert_close(sequence_logps(model, pack(batch, model)), expected_logps(make(), batch))
 
@@ -271,9 +273,13 @@ def test_arithmetic_layers_and_the_adapter_are_in_the_fingerprint():
     assert same == fingerprint(tiny.llava()) == fingerprint(tiny.llava().eval())
     reference = establish_reference(model)
     prints = {
-        same, fingerprint(model, torch.bfloat16), fingerprint(model, compiled=True), fingerprint(model, liger=True),
-        fingerprint(model, reference=reference), fingerprint(tiny.llava().double()),
-    }  # fmt: skip
+        same,
+        fingerprint(model, torch.bfloat16),
+        fingerprint(model, compiled=True),
+        fingerprint(model, liger=True),
+        fingerprint(model, reference=reference),
+        fingerprint(tiny.llava().double()),
+    }
     assert len(prints) == 6
     before = fingerprint(model, reference=reference)
     nudge(model)

@@ -74,9 +74,12 @@ def test_two_processes_train_the_adapter_of_one(world, alone, start, tmp_path):
 def test_deepspeed_zero_2_trains_the_adapter_of_one(world, alone, start, tmp_path):
     pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed: pip install deepspeed")
     variables = {
-        "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no",
-    }  # fmt: skip
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_MIXED_PRECISION": "no",
+    }
     run(SCRIPT, 2, *map(str, world), str(tmp_path), "use_cpu=no", **variables)
     assert distance(alone, tmp_path, start) <= 1e-3
     assert (tmp_path / "checkpoint-10" / "global_step10").is_dir(), "its engine has trained"
@@ -90,9 +93,14 @@ def test_resume_with_another_number_of_processes(world, alone, start, tmp_path):
 def test_two_processes_resume_a_full_fine_tuning_to_the_same_weights(world, tmp_path):
     launch(world, tmp_path / "whole", 2, "peft=no", "max_steps=4", "save_steps=2")
     launch(
-        world, tmp_path / "resumed", 2, "peft=no", "max_steps=4", "save_steps=2",
+        world,
+        tmp_path / "resumed",
+        2,
+        "peft=no",
+        "max_steps=4",
+        "save_steps=2",
         f"resume={tmp_path / 'whole' / 'checkpoint-2'}",
-    )  # fmt: skip
+    )
     whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -128,7 +136,9 @@ def test_every_example_once_an_epoch(world_size, examples):
         )
         epoch = list(sampler)
         steps.add(len(epoch))
-        seen += [index for step in epoch for micro_batch in step if micro_batch.weight for index in micro_batch.examples]
+        seen += [
+            index for step in epoch for micro_batch in step if micro_batch.weight for index in micro_batch.examples
+        ]
     assert sorted(seen) == list(range(examples))
     assert len(steps) == 1, "every rank takes every step"
 

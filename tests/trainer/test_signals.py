@@ -1,4 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP in every phase of a run; evaluations that are made up for; images and workers that are gone."""
+"""SIGINT, SIGTERM and SIGHUP in every phase of a run; evaluations that are made up for; images and workers that are
+gone.
+"""
 
 import multiprocessing
 import os
@@ -106,7 +108,9 @@ def test_the_step_is_finished_a_checkpoint_written_and_the_run_goes_on(world, wh
     assert cli.main(["train", str(path), "--seed", "42"]) == 128 + number
     said = capsys.readouterr().out.splitlines()[-1]
     name = signal.Signals(number).name
-    assert said == f"stopped by {name} after step 3; go on with: mdpo train {path} --seed 42 --resume_from_checkpoint true"
+    assert (
+        said == f"stopped by {name} after step 3; go on with: mdpo train {path} --seed 42 --resume_from_checkpoint true"
+    )
     assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-3"
     go_on(path, capsys, whole)
 
@@ -174,15 +178,25 @@ def test_a_run_that_is_complete_is_saved_and_ends_well(world, whole, tmp_path, c
 
 
 EVALUATED = {
-    "eval_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
-    "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True, "save_total_limit": 1,
+    "eval_fraction": 0.3,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+    "save_total_limit": 1,
     "token_budget": 120,  # micro-batches to be left between
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("strategy", "step"),
-    [("steps", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)])],
+    [
+        ("steps", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)]),
+    ],
 )
 def test_an_evaluation_is_left_and_made_up_for(world, tmp_path, capsys, send, step, strategy):
     """The best is the first, since the loss falls: the stop keeps it, and the resumed run's end loads it."""

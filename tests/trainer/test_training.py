@@ -18,9 +18,17 @@ from mdpo.packing import pack
 from tests import tiny
 
 METRICS = {
-    "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
-    "rewards/imageless_chosen", "rewards/imageless_accuracies", "rewards/imageless_margins", "logps/imageless_chosen",
-}  # fmt: skip
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/imageless_chosen",
+    "rewards/imageless_accuracies",
+    "rewards/imageless_margins",
+    "logps/imageless_chosen",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,16 @@ def lora() -> LoraConfig:
 def trainer(world, output_dir, *, peft=True, rows=None, eval_rows=None, **settings) -> MDPOTrainer:
     model_dir, data = world
     defaults = {
-        "learning_rate": 1e-3, "examples_per_step": 4, "token_budget": 200, "num_train_epochs": 2, "logging_steps": 1,
-        "save_steps": 2, "use_cpu": True, "disable_tqdm": True, "report_to": "none",
-    }  # fmt: skip
+        "learning_rate": 1e-3,
+        "examples_per_step": 4,
+        "token_budget": 200,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
     return MDPOTrainer(
         model=load(model_dir),
         args=MDPOConfig(output_dir=str(output_dir), **{**defaults, **settings}),

@@ -1,8 +1,8 @@
 """A language model that sees the pictures as the judge of answers, by a rubric.
 
-One request per answer: the conversation with its pictures, the answer, and the rubric's aspects. The judge replies in JSON,
-and the weighted mean of its ratings is the score. A reply without usable ratings is asked for anew, twice at the most; what
-stays without any has no score.
+One request per answer: the conversation with its pictures, the answer, and the rubric's aspects. The judge replies in
+JSON, and the weighted mean of its ratings is the score. A reply without usable ratings is asked for anew, twice at the
+most; what stays without any has no score.
 """
 
 import hashlib
@@ -102,9 +102,9 @@ class Judged:
     def _refuse(self, answers: Sequence[Answer], found: Mapping[int, Rating | Reply]) -> None:
         at, reply = next((at, each) for at, each in found.items() if isinstance(each, Reply))
         raise InputError(
-            f"none of the judge's first {len(found)} replies has ratings for {', '.join(self.rubric.aspects)}; the one on "
-            f"{shortened(answers[at].row.id)}: {shortened(_said(reply), 300)}. Give another --judge or --rubric; the replies "
-            f"are kept in {self.judge.options.cache}"
+            f"none of the judge's first {len(found)} replies has ratings for {', '.join(self.rubric.aspects)}; "
+            f"the one on {shortened(answers[at].row.id)}: {shortened(_said(reply), 300)}. Give another --judge or "
+            f"--rubric; the replies are kept in {self.judge.options.cache}"
         )
 
 
