@@ -31,7 +31,7 @@ from bench.commit import require_commit  # noqa: E402
 from bench.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of  # noqa: E402
 from bench.record import Record, environment  # noqa: E402
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape  # noqa: E402
-from mdpo.memory.choose import Wishes  # noqa: E402
+from mdpo.memory.choose import Constraints  # noqa: E402
 from mdpo.memory.live import LiveMemory  # noqa: E402
 from mdpo.memory.precision import Precision  # noqa: E402
 from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora, language_layers  # noqa: E402
@@ -78,7 +78,7 @@ def planned(case: Case, device: str = "cuda") -> tuple[Plan, list[PreferenceToke
         image_tokens=case.side**2,
     )
     on_gpu = device == "cuda"
-    wishes = Wishes(
+    constraints = Constraints(
         precision=Precision(weight_bytes=2 if on_gpu else 4, autocast=on_gpu),
         quantized=(case.quantized,),
         optimizers=("adamw_torch_fused", "adamw_8bit"),
@@ -86,7 +86,7 @@ def planned(case: Case, device: str = "cuda") -> tuple[Plan, list[PreferenceToke
         examples_per_step=case.pairs,
         driver_bytes=0,
     )
-    chosen = choose(shape, lengths, wishes, parse_size(case.cap))
+    chosen = choose(shape, lengths, constraints, parse_size(case.cap))
     if chosen is None:
         raise SystemExit(f"the plan has nothing for {case.cap}")
     return chosen, pairs(case, prompt_tokens)

@@ -22,7 +22,7 @@ from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings
-from mdpo.memory.wishes import counted, data_of
+from mdpo.memory.constraints import counted, data_of
 from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, check_trainable, load, load_processor, lora_expression
 from mdpo.models.adapters import adapter_config, load_adapter
 from mdpo.models.base_digest import weights_digest

@@ -17,7 +17,7 @@ from bench.implementations.train_step import TrainProblem, TrainStep, authors, o
 from bench.models import Shape, config_of
 from bench.preference_rows import LONGEST, RESPONSE_MEDIAN, TEXT_TOKENS, preference_rows
 from mdpo.memory import Adaptation, Plan, choose, log_normal, read_shape
-from mdpo.memory.choose import Wishes
+from mdpo.memory.choose import Constraints
 from mdpo.memory.live import LiveMemory
 from mdpo.memory.precision import Precision
 from mdpo.models import LANGUAGE_LINEAR
@@ -121,7 +121,7 @@ def plan_of(problem: BudgetProblem) -> Plan | None:
         image_tokens=problem.image_tokens,
     )
     on_gpu = problem.device.type == "cuda"
-    wishes = Wishes(
+    constraints = Constraints(
         precision=Precision(weight_bytes=2 if on_gpu else 4, autocast=on_gpu),
         driver_bytes=0,
         quantized=(False, True) if on_gpu else (False,),
@@ -130,7 +130,7 @@ def plan_of(problem: BudgetProblem) -> Plan | None:
         examples_per_step=problem.step_pairs,
     )
     config = config_of(problem.shape, problem.image_tokens)
-    return choose(read_shape(config, Adaptation(rank=64, pattern=LANGUAGE_LINEAR)), lengths, wishes, problem.cap)
+    return choose(read_shape(config, Adaptation(rank=64, pattern=LANGUAGE_LINEAR)), lengths, constraints, problem.cap)
 
 
 def planned(problem: BudgetProblem) -> Budget:

@@ -95,11 +95,11 @@ def linear_token_logps(
     targets = targets.long()  # as in token_logps
     scored = targets != ignore_index
     chunks = zip(hidden.to(dtype).split(rows), targets.split(rows), scored.split(rows), strict=True)
-    for hidden_rows, target_rows, scored_rows in chunks:
+    for hidden_rows, target_rows, scored_positions in chunks:
         tiles = [
             checkpoint(
                 _linear_tile_statistics,
-                *(hidden_rows, weight_tile, bias_tile, target_rows, scored_rows, tile * columns, softcap, scale),
+                *(hidden_rows, weight_tile, bias_tile, target_rows, scored_positions, tile * columns, softcap, scale),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
@@ -108,7 +108,7 @@ def linear_token_logps(
         maxima, sums, target_logits = (torch.stack(parts) for parts in zip(*tiles, strict=True))
         maximum = maxima.amax(0)
         total = (sums * (maxima - _finite(maximum)).exp()).sum(0)
-        logps.append(_log_prob(maximum, total, target_logits.sum(0), scored_rows))
+        logps.append(_log_prob(maximum, total, target_logits.sum(0), scored_positions))
     return torch.cat(logps)
 
 

@@ -10,7 +10,7 @@ from mdpo.errors import InputError
 
 from . import amber, chair, mmhal, objects
 from .files import read_text
-from .judge import Judge, Plan, Reply, Request, describe
+from .judge import Estimate, Judge, Reply, Request, describe
 from .responses import read_amber, read_amber_rules, read_coco, read_mmhal, some
 from .results import Metric, Response, Result
 
@@ -121,8 +121,8 @@ def run_object_halbench_judged(
     return dataclasses.replace(result, judge=_described(judge, replies, result))
 
 
-def plan_object_halbench(captions: Sequence[Mapping[str, Any]], judge: Judge, template: str) -> Plan:
-    return judge.plan(list(objects.requests(captions, template).values()))
+def estimate_object_halbench(captions: Sequence[Mapping[str, Any]], judge: Judge, template: str) -> Estimate:
+    return judge.estimate(list(objects.requests(captions, template).values()))
 
 
 def _chair_result(score: chair.ChairScore, rows: Sequence[Mapping[str, Any]], counts: dict[str, int]) -> Result:

@@ -27,8 +27,8 @@ from .answer_options import (
 from .answering import Settings, answer_all, read_settings, settings_path
 from .benchmarks import (
     Coco,
+    estimate_object_halbench,
     mmhal_requests,
-    plan_object_halbench,
     run_amber,
     run_mmhal,
     run_object_halbench,
@@ -184,7 +184,7 @@ def run_evaluate_object_halbench(options: argparse.Namespace) -> None:
             raise InputError("--judge is part of RLHF-V's variant, and needs its prompt: --variant rlhfv --script FILE")
         judge, template = open_judge(options), objects.read_template(options.script)
         if options.dry_run:
-            print(plan_object_halbench(captions, judge, template))
+            print(estimate_object_halbench(captions, judge, template))
             return
     elif options.dry_run:
         raise InputError("--dry-run says what a judge would be sent; give --judge too")
@@ -214,7 +214,7 @@ def run_evaluate_mmhal(options: argparse.Namespace) -> None:
     template = mmhal.read_template(options.script)
     judge = open_judge(options)
     if options.dry_run:
-        print(judge.plan(mmhal_requests(read_mmhal(options.responses, options.template), template)))
+        print(judge.estimate(mmhal_requests(read_mmhal(options.responses, options.template), template)))
         return
     _finish(run_mmhal(options.responses, judge=judge, template=template, answers_for=options.template), options)
 

@@ -26,7 +26,7 @@ from mdpo.shown import redacted
 
 from .files import Journal
 from .judge_failures import HOPELESS, TRANSIENT, Failure, seconds
-from .judge_requests import Picture, Plan, Reply, Request, content_parts
+from .judge_requests import Estimate, Picture, Reply, Request, content_parts
 
 LOGGER = logging.getLogger(__name__)
 
@@ -76,13 +76,13 @@ class Judge:
         self._lock = threading.Lock()
         self._untaken: set[str] = set()  # parameters that the model refuses
 
-    def plan(self, requests: Sequence[Request]) -> Plan:
+    def estimate(self, requests: Sequence[Request]) -> Estimate:
         """What ``ask`` would send. Reads the cache, sends nothing and needs no key."""
         with Journal(self.options.cache, lenient=True) as journal:
             known = _replies(journal)
         keys = {self.key(request): request for request in requests}
         missing = [request for key, request in keys.items() if key not in known]
-        return Plan.of(missing, cached=len(keys) - len(missing))
+        return Estimate.of(missing, cached=len(keys) - len(missing))
 
     def ask(self, requests: Sequence[Request], *, refusals: bool = False) -> list[Reply]:
         """A reply to each request, from the cache or the endpoint. Equal requests are sent once.

@@ -51,7 +51,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Estimate:
     """What a run would send: requests that the cache lacks.
 
     prompt_tokens: theirs, estimated at 4 characters each, and the pictures'. picture_tokens: the pictures' alone.
@@ -65,7 +65,7 @@ class Plan:
     reply_tokens: int | None = None
 
     @classmethod
-    def of(cls, missing: Sequence[Request], *, cached: int) -> "Plan":
+    def of(cls, missing: Sequence[Request], *, cached: int) -> "Estimate":
         """missing: the requests to send."""
         pieces = [piece for request in missing for piece in request.pieces()]
         pictures = sum(piece.tokens for piece in pieces if isinstance(piece, Picture))

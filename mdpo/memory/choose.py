@@ -35,7 +35,7 @@ _MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class Constraints:
     """What the configuration leaves open. quantized: the answers allowed, in order of preference; optimizers likewise.
     token_budget: the most, or the only one where it is fixed. checkpointed: the only number of layers, None where that
     is open. compiled: whether the layers are. driver_bytes: what the device keeps for itself."""
@@ -89,15 +89,15 @@ def wished_optimizers(configured: str) -> tuple[str, ...]:
     return (configured, *lighter)
 
 
-def choose(shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int) -> Plan | None:
+def choose(shape: ModelShape, examples: Examples, constraints: Constraints, memory_bytes: int) -> Plan | None:
     """The plan for ``memory_bytes``, or None where nothing fits."""
-    for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers):
+    for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers):
         fitting = [
             plan
-            for budget, micro_batches, tokens in _budgets(examples, wishes)
+            for budget, micro_batches, tokens in _budgets(examples, constraints)
             if (
                 plan := _fewest_checkpointed(
-                    shape, examples, wishes, quantized, optimizer, budget, micro_batches, tokens, memory_bytes
+                    shape, examples, constraints, quantized, optimizer, budget, micro_batches, tokens, memory_bytes
                 )
             )
         ]
@@ -106,23 +106,23 @@ def choose(shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: 
     return None
 
 
-def smallest(shape: ModelShape, examples: Examples, wishes: Wishes) -> Plan:
+def smallest(shape: ModelShape, examples: Examples, constraints: Constraints) -> Plan:
     """The plan that takes the least, whatever it costs in time."""
-    budget, micro_batches, tokens = next(_budgets(examples, wishes))
+    budget, micro_batches, tokens = next(_budgets(examples, constraints))
     plans = (
-        _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
-        for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers)
-        for checkpointed in wishes.counts(shape.layers)
+        _plan(shape, examples, constraints, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
+        for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers)
+        for checkpointed in constraints.counts(shape.layers)
     )
     return min(plans, key=lambda plan: plan.footprint.total)
 
 
 def setup_of(
-    examples: Examples, wishes: Wishes, *, quantized: bool, optimizer: str, checkpointed: int, tokens: int
+    examples: Examples, constraints: Constraints, *, quantized: bool, optimizer: str, checkpointed: int, tokens: int
 ) -> Setup:
     """A micro-batch of ``tokens`` at its worst: as many images and scored rows as the examples can bring."""
     return Setup(
-        precision=wishes.precision,
+        precision=constraints.precision,
         quantized=quantized,
         optimizer=optimizer,
         checkpointed=checkpointed,
@@ -130,28 +130,28 @@ def setup_of(
         scored=int(tokens * examples.scored_share),
         images=examples.images * max(1, tokens // min(examples.packed)),
         longest=examples.longest_sequence,
-        driver_bytes=wishes.driver_bytes,
+        driver_bytes=constraints.driver_bytes,
     )
 
 
-def _budgets(examples: Examples, wishes: Wishes) -> Iterator[tuple[int, float, float]]:
+def _budgets(examples: Examples, constraints: Constraints) -> Iterator[tuple[int, float, float]]:
     """Token budgets with the micro-batches and tokens of a step under each. The first is the longest example."""
-    highest = max(examples.longest, wishes.token_budget)
+    highest = max(examples.longest, constraints.token_budget)
     budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
-    if wishes.fixed_budget:
+    if constraints.fixed_budget:
         budgets = {highest}
-    lengths: Sequence[int] = examples.packed[: 16 * wishes.examples_per_step]  # enough steps for a mean
-    tokens = fmean(lengths) * wishes.examples_per_step
+    lengths: Sequence[int] = examples.packed[: 16 * constraints.examples_per_step]  # enough steps for a mean
+    tokens = fmean(lengths) * constraints.examples_per_step
     for budget in sorted(budgets):
-        steps = plan_steps(lengths, budget, examples_per_step=wishes.examples_per_step, padded=examples.separate)
-        whole = [step for step in steps if sum(map(len, step)) == wishes.examples_per_step]
+        steps = plan_steps(lengths, budget, examples_per_step=constraints.examples_per_step, padded=examples.separate)
+        whole = [step for step in steps if sum(map(len, step)) == constraints.examples_per_step]
         yield budget, fmean(map(len, whole or steps)), tokens
 
 
 def _fewest_checkpointed(
     shape: ModelShape,
     examples: Examples,
-    wishes: Wishes,
+    constraints: Constraints,
     quantized: bool,
     optimizer: str,
     budget: int,
@@ -159,8 +159,8 @@ def _fewest_checkpointed(
     tokens: float,
     memory_bytes: int,
 ) -> Plan | None:
-    for checkpointed in wishes.counts(shape.layers):
-        plan = _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
+    for checkpointed in constraints.counts(shape.layers):
+        plan = _plan(shape, examples, constraints, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
         if plan.footprint.total <= memory_bytes:
             return plan
     return None
@@ -169,7 +169,7 @@ def _fewest_checkpointed(
 def _plan(
     shape: ModelShape,
     examples: Examples,
-    wishes: Wishes,
+    constraints: Constraints,
     quantized: bool,
     optimizer: str,
     checkpointed: int,
@@ -178,10 +178,10 @@ def _plan(
     tokens: float,
 ) -> Plan:
     setup = setup_of(
-        examples, wishes, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
+        examples, constraints, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
     )
     cost = tokens / micro_batches + OVERHEAD_TOKENS[quantized]
-    floor = _floor_tokens(shape, wishes)
+    floor = _floor_tokens(shape, constraints)
     passes = 3 if shape.trained_base else 2  # the weights' own gradient is a third
     launches = 2  # a forward and a backward, whatever the backward computes
 
@@ -193,7 +193,7 @@ def _plan(
         optimizer,
         checkpointed,
         budget,
-        wishes.compiled,
+        constraints.compiled,
         footprint(shape, setup),
         tokens,
         micro_batches,
@@ -202,9 +202,9 @@ def _plan(
     )
 
 
-def _floor_tokens(shape: ModelShape, wishes: Wishes) -> float:
+def _floor_tokens(shape: ModelShape, constraints: Constraints) -> float:
     """Packed tokens whose forward through a layer takes a GPU as long as the host takes to launch it."""
-    if not wishes.precision.cuda:
+    if not constraints.precision.cuda:
         return 0.0
     operations = 2 * shape.language_linear / shape.layers  # of a token
-    return HOST_SECONDS[wishes.compiled] * LAYER_RATE[wishes.compiled] / operations
+    return HOST_SECONDS[constraints.compiled] * LAYER_RATE[constraints.compiled] / operations

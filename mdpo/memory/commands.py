@@ -12,12 +12,12 @@ from mdpo.errors import InputError
 from mdpo.models.compiler import compiler_fault
 
 from .automatic import automatic
-from .choose import Plan, Wishes, choose, smallest
+from .choose import Constraints, Plan, choose, smallest
+from .constraints import constraints_of, examples_of, shape_of, unplanned
 from .lengths import Examples
 from .shapes import ModelShape
 from .size import AUTO, Memory, free_memory, gibibytes, memory_of
 from .table import table
-from .wishes import examples_of, shape_of, unplanned, wishes_of
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -66,13 +66,13 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
         raise InputError(reason)
     shape = shape_of(run, args, lora_pattern)
     shape, examples = examples_of(run, args, shape)
-    wishes = wishes_of(run, args, shape, cuda=cuda, driver_bytes=memory.driver_bytes)
-    chosen = choose(shape, examples, wishes, memory.bytes)
+    constraints = constraints_of(run, args, shape, cuda=cuda, driver_bytes=memory.driver_bytes)
+    chosen = choose(shape, examples, constraints, memory.bytes)
     if chosen is None:
-        raise InputError(_nothing_fits(run, args, shape, examples, wishes, memory.bytes))
+        raise InputError(_nothing_fits(run, args, shape, examples, constraints, memory.bytes))
     columns = []
-    for quantized in wishes.quantized:
-        only = replace(wishes, quantized=(quantized,))
+    for quantized in constraints.quantized:
+        only = replace(constraints, quantized=(quantized,))
         plan = choose(shape, examples, only, memory.bytes)
         columns.append((plan or smallest(shape, examples, only), plan is not None))
     print(table(columns, chosen, examples, memory.bytes))
@@ -80,10 +80,10 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
 
 
 def _nothing_fits(
-    run: RunConfig, args: MDPOConfig, shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int
+    run: RunConfig, args: MDPOConfig, shape: ModelShape, examples: Examples, constraints: Constraints, memory_bytes: int
 ) -> str:
     """The smallest that would fit, and what each remedy would bring."""
-    least = smallest(shape, examples, wishes)
+    least = smallest(shape, examples, constraints)
     parts = least.footprint.parts
     tokens = sum(
         parts[name] for name in ("boundaries", "kept layers", "recomputed layer", "in flight", "head", "inputs")

@@ -90,7 +90,7 @@ def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: I
     if packed.images:
         features = encode_images(model, packed) if image_features is None else image_features
         # The rows are known since packing: index_copy needs no mask, and its backward no synchronisation.
-        embeddings = embeddings[0].index_copy(0, packed.image_rows, features.embeddings.to(embeddings.dtype))[None]
+        embeddings = embeddings[0].index_copy(0, packed.image_positions, features.embeddings.to(embeddings.dtype))[None]
         deepstack = _deepstack(packed, features)
     # The text model itself: what stands around it has put the image features in place, and counts positions of its own.
     hidden = base.get_decoder()(
@@ -106,7 +106,7 @@ def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: I
         **_forks(base, packed),
     ).last_hidden_state[0]
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
-    scored = hidden.index_select(0, packed.scored_rows)
+    scored = hidden.index_select(0, packed.scored_positions)
     head = cast(nn.Module, base.get_output_embeddings())
     return head_logps(head, scored, packed.targets, logits_of(base.config))
 
@@ -136,10 +136,10 @@ def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None 
         outputs = base.model.get_image_features(**tower_inputs(base, packed.images), return_dict=True)
     distinct = outputs.pooler_output  # one (m, H) per image, in a sequence or a tensor
     features = _of_the_row(distinct, packed)
-    if len(features) != len(packed.image_rows):
+    if len(features) != len(packed.image_positions):
         raise InputError(
             f"examples {', '.join(packed.ids)}: the vision tower makes {len(features)} image features for "
-            f"{len(packed.image_rows)} placeholders; the prompts were expanded for another image size"
+            f"{len(packed.image_positions)} placeholders; the prompts were expanded for another image size"
         )
     lengths = [len(image) for image in distinct]
     # transformers 5.17 leaves these whole, later versions split them by image.
@@ -159,7 +159,7 @@ def _deepstack(packed: PackedBatch, features: ImageFeatures) -> dict[str, Tensor
     if not features.deepstack:
         return {}
     mask = torch.zeros_like(packed.input_ids, dtype=torch.bool)
-    mask[0].index_fill_(0, packed.image_rows, True)
+    mask[0].index_fill_(0, packed.image_positions, True)
     return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
 
 
@@ -171,7 +171,7 @@ def _layer_embeddings(base: PreTrainedModel, packed: PackedBatch) -> dict[str, T
     text: Any = base.get_decoder()
     if not getattr(text, "hidden_size_per_layer_input", 0):
         return {}
-    ids = packed.input_ids[0].index_fill(0, packed.image_rows, text.config.pad_token_id)
+    ids = packed.input_ids[0].index_fill(0, packed.image_positions, text.config.pad_token_id)
     return {"per_layer_inputs": text.get_per_layer_inputs(ids[None], None)}
 
 

@@ -47,7 +47,7 @@ def separate_token_logps(base: PreTrainedModel, batch: SeparateBatch) -> Tensor:
             f"a {base.config.model_type!r} model cannot be trained: its head does not get one hidden state for "
             "each token that it was given"
         )
-    rows = seen.hidden.flatten(0, 1).index_select(0, batch.scored_rows)
+    rows = seen.hidden.flatten(0, 1).index_select(0, batch.scored_positions)
     return head_logps(head, rows, batch.targets, behind_head(seen.ramp, logits, base.config.model_type))
 
 

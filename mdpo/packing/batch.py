@@ -25,7 +25,7 @@ class Batch:
         branch that the example does not have.
     input_ids: int64.
     images: what the model reads of the pictures; empty without images.
-    scored_rows: (N,) int64, the row whose hidden state predicts each scored token, counted through all of
+    scored_positions: (N,) int64, the row whose hidden state predicts each scored token, counted through all of
     ``input_ids``.
     targets: (N,) int64, those tokens.
     cu_seqlens: (K·B+1,) int32, where each sequence of scored tokens begins: the first branch of examples 1…B, the
@@ -40,7 +40,7 @@ class Batch:
     digests: tuple[str, ...]
     input_ids: Tensor
     images: dict[str, Tensor]
-    scored_rows: Tensor
+    scored_positions: Tensor
     targets: Tensor
     cu_seqlens: Tensor
     branches: tuple[str, ...] = MDPO_BRANCHES

@@ -15,14 +15,14 @@ class Block(NamedTuple):
     """One prompt and its responses.
 
     start: its first row. prompt: how many rows the prompt takes. responses: of each its sequence, a number among those
-    of the row, and its rows. images, image_rows: how many of the row's images and of their placeholders it holds.
+    of the row, and its rows. images, image_positions: how many of the row's images and of their placeholders it holds.
     """
 
     start: int
     prompt: int
     responses: tuple[tuple[int, int], ...]
     images: int
-    image_rows: int
+    image_positions: int
 
     @property
     def stop(self) -> int:

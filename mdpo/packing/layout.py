@@ -40,7 +40,7 @@ class PackedBatch(Batch):
     a
         tile.
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
-    image_rows: (M,) int64, the rows of the placeholders those images fill, in order.
+    image_positions: (M,) int64, the rows of the placeholders those images fill, in order.
     blocks: what stands where.
     forks: where states that are carried from token to token go; None for a family whose layers carry none.
     """
@@ -48,7 +48,7 @@ class PackedBatch(Batch):
     position_ids: Tensor
     segments: Segments
     image_index: tuple[int, ...]
-    image_rows: Tensor
+    image_positions: Tensor
     blocks: tuple[Block, ...] = ()
     forks: Forks | None = None
 
@@ -146,7 +146,7 @@ class _Row:
         self.positions.append(torch.arange(position, position + len(ids)).expand(axes, -1))
 
     def finish(self, ids: tuple[str, ...]) -> PackedBatch:
-        scored_rows, targets, cu_seqlens = scored(self.blocks, len(self.digests))
+        scored_positions, targets, cu_seqlens = scored(self.blocks, len(self.digests))
         input_ids = torch.tensor(self.input_ids)
         positions = torch.cat(self.positions, dim=1)
         images = {name: torch.cat([image[name] for image in self.images]) for name in (self.images or [{}])[0]}
@@ -158,8 +158,8 @@ class _Row:
             segments=segments_of(self.blocks),
             images=images,
             image_index=tuple(self.image_index),
-            image_rows=(input_ids == self.family.image_token_id).nonzero()[:, 0],
-            scored_rows=scored_rows,
+            image_positions=(input_ids == self.family.image_token_id).nonzero()[:, 0],
+            scored_positions=scored_positions,
             targets=input_ids[targets],
             cu_seqlens=cu_seqlens,
             blocks=tuple(self.blocks),

@@ -44,15 +44,15 @@ def part(packed: Batch, sequences: Collection[int]) -> Part:
             blocks.append(block._replace(start=len(rows)))
             rows += range(block.start, block.stop)
             image_index += packed.image_index[images : images + block.images]
-            image_tokens += range(placeholders, placeholders + block.image_rows)
+            image_tokens += range(placeholders, placeholders + block.image_positions)
         images += block.images
-        placeholders += block.image_rows
+        placeholders += block.image_positions
     if len(blocks) == len(packed.blocks):
         return Part(packed, None)
     device = packed.input_ids.device
     index, tokens = (torch.tensor(numbers, dtype=torch.int64, device=device) for numbers in (rows, image_tokens))
     input_ids = packed.input_ids.index_select(1, index)
-    scored_rows, targets, cu_seqlens = scored(blocks, len(packed.digests))
+    scored_positions, targets, cu_seqlens = scored(blocks, len(packed.digests))
     held = {sequence for block in blocks for sequence, _ in block.responses}
     found = replace(
         packed,
@@ -62,8 +62,8 @@ def part(packed: Batch, sequences: Collection[int]) -> Part:
         segments=segments_of(blocks),
         images=packed.images if image_index else {},
         image_index=tuple(image_index),
-        image_rows=torch.searchsorted(index, packed.image_rows.index_select(0, tokens)),
-        scored_rows=scored_rows,
+        image_positions=torch.searchsorted(index, packed.image_positions.index_select(0, tokens)),
+        scored_positions=scored_positions,
         targets=input_ids[0].index_select(0, targets.to(device)),
         cu_seqlens=cu_seqlens,
         blocks=tuple(blocks),

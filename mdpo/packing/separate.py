@@ -104,7 +104,7 @@ def lay_out_separately(
         for each in found
     )
     input_ids, attention_mask = _padded([[*each.prompt_ids, *each.response.ids] for each in found])
-    scored_rows, cu_seqlens = _scored(rows, input_ids.shape[1], len(digests))
+    scored_positions, cu_seqlens = _scored(rows, input_ids.shape[1], len(digests))
     weights = {each.sequence: each.response.weights for each in found if each.response.weights is not None}
     return SeparateBatch(
         ids=tuple(example.id for example in examples),
@@ -113,8 +113,8 @@ def lay_out_separately(
         attention_mask=attention_mask,
         prompt_lengths=torch.tensor([row.prompt for row in rows]),
         images=_joined(found),
-        scored_rows=scored_rows,
-        targets=input_ids.flatten()[scored_rows + 1],
+        scored_positions=scored_positions,
+        targets=input_ids.flatten()[scored_positions + 1],
         cu_seqlens=cu_seqlens,
         branches=names,
         weights=weights_of(weights, cu_seqlens),
@@ -132,7 +132,7 @@ def part_of_sequences(batch: SeparateBatch, sequences: Collection[int]) -> Separ
     index = torch.tensor(kept, device=device)
     longest = max((row.length for row in rows), default=0)
     input_ids = batch.input_ids.index_select(0, index)[:, :longest]
-    scored_rows, cu_seqlens = (tensor.to(device) for tensor in _scored(rows, longest, len(batch.digests)))
+    scored_positions, cu_seqlens = (tensor.to(device) for tensor in _scored(rows, longest, len(batch.digests)))
     held = {row.sequence for row in rows}
     return replace(
         batch,
@@ -141,8 +141,8 @@ def part_of_sequences(batch: SeparateBatch, sequences: Collection[int]) -> Separ
         attention_mask=batch.attention_mask.index_select(0, index)[:, :longest],
         prompt_lengths=batch.prompt_lengths.index_select(0, index),
         images=_kept_images(batch, kept),
-        scored_rows=scored_rows,
-        targets=input_ids.flatten().index_select(0, scored_rows + 1),
+        scored_positions=scored_positions,
+        targets=input_ids.flatten().index_select(0, scored_positions + 1),
         cu_seqlens=cu_seqlens,
         weights=_kept_weights(batch, kept),
         rows=rows,

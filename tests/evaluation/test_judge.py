@@ -187,15 +187,15 @@ def test_an_interrupted_run_keeps_what_was_on_its_way(endpoint, judge, monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert endpoint.answered == 1, "what had not been sent was not sent"
-    assert judge().plan(asking(*"abcdef")).cached == 1, "and the reply that came after the interrupt is kept"
+    assert judge().estimate(asking(*"abcdef")).cached == 1, "and the reply that came after the interrupt is kept"
 
 
 def test_a_dry_run_sends_nothing_and_needs_no_key(endpoint, judge, monkeypatch):
     judge().ask(asking("cached"))
     monkeypatch.delenv("OPENAI_API_KEY")
-    plan = judge(base_url=endpoint.url).plan(asking("cached", "x" * 4000, "x" * 4000))
-    assert (plan.cached, plan.requests, plan.prompt_tokens) == (1, 1, 1000)
-    assert "1 requests to send, about 1000 prompt tokens; 1 are in the cache" in str(plan)
+    estimate = judge(base_url=endpoint.url).estimate(asking("cached", "x" * 4000, "x" * 4000))
+    assert (estimate.cached, estimate.requests, estimate.prompt_tokens) == (1, 1, 1000)
+    assert "1 requests to send, about 1000 prompt tokens; 1 are in the cache" in str(estimate)
     assert len(endpoint.bodies) == 1
 
 
@@ -214,7 +214,7 @@ def test_bad_settings_are_named(judge, tmp_path, monkeypatch):
         judge(concurrency=0)
     (tmp_path / "cache.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(InputError, match="not a judge's cache"):
-        judge().plan(asking("a"))
+        judge().estimate(asking("a"))
 
 
 ODD_REPLIES = {

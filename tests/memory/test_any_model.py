@@ -13,14 +13,14 @@ from mdpo.data import PictureSize, size_pictures
 from mdpo.errors import InputError
 from mdpo.memory import Adaptation, Memory, Plan, choose, log_normal, read_shape
 from mdpo.memory.automatic import automatic
-from mdpo.memory.choose import Wishes
+from mdpo.memory.choose import Constraints
+from mdpo.memory.constraints import counted, examples_of
 from mdpo.memory.counted import Bytes, CountedLayers, Unplanned
 from mdpo.memory.layer import layer_bytes
 from mdpo.memory.lengths import Data
 from mdpo.memory.pictures import largest_picture, picture_of
 from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB
-from mdpo.memory.wishes import counted, examples_of
 from mdpo.models import LANGUAGE_LINEAR
 from mdpo.packing import plan as plan_steps
 from tests import tiny
@@ -117,7 +117,7 @@ def test_micro_batches_are_planned_as_they_are_filled_up():
     )
     assert (examples.branches, examples.longest, examples.longest_sequence, examples.images) == (3, 480, 160, 3)
     shape = read_shape(build("mistral3").config, Adaptation(rank=4, pattern=LANGUAGE_LINEAR))
-    wishes = Wishes(
+    constraints = Constraints(
         precision=MIXED,
         quantized=(False,),
         optimizers=("adamw_torch",),
@@ -125,7 +125,7 @@ def test_micro_batches_are_planned_as_they_are_filled_up():
         examples_per_step=8,
         fixed_budget=True,
     )
-    found = choose(shape, examples, wishes, 2 * GIB)
+    found = choose(shape, examples, constraints, 2 * GIB)
     assert isinstance(found, Plan)
     steps = plan_steps(examples.packed[:128], 1000, examples_per_step=8, padded=True)
     assert found.micro_batches_per_step == pytest.approx(sum(map(len, steps)) / len(steps))

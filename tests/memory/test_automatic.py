@@ -12,13 +12,13 @@ from mdpo.memory import SHAPES, Adaptation, Memory, choose, log_normal, memory_o
 from mdpo.memory import automatic as module
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import Automatic, automatic
-from mdpo.memory.choose import Wishes
+from mdpo.memory.choose import Constraints
 from mdpo.memory.commands import _print_automatic, planned_settings
+from mdpo.memory.constraints import counted, layers_by
 from mdpo.memory.footprint import CONTEXT_BYTES, DRIVER_BYTES
 from mdpo.memory.lengths import Data
 from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB, free_memory
-from mdpo.memory.wishes import counted, layers_by
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
@@ -211,7 +211,7 @@ SHORT = log_normal(prompt_tokens=60, response_tokens_median=10, response_tokens_
 
 
 def planned(budget: int, examples=SHORT, **changes):
-    wishes = Wishes(
+    constraints = Constraints(
         precision=Precision(weight_bytes=2, autocast=True),
         quantized=(False,),
         optimizers=("adamw_torch_fused",),
@@ -219,7 +219,7 @@ def planned(budget: int, examples=SHORT, **changes):
         examples_per_step=32,
         fixed_budget=True,
     )
-    return choose(shape(64), examples, replace(wishes, **changes), 80 * GIB)
+    return choose(shape(64), examples, replace(constraints, **changes), 80 * GIB)
 
 
 def test_micro_batches_too_small_for_a_gpu_cost_their_launches():

@@ -15,7 +15,7 @@ from typing import Any
 from mdpo.data import PromptRow
 from mdpo.data.problem import shortened
 from mdpo.errors import InputError
-from mdpo.evaluation.judge import Judge, Picture, Plan, Reply, Request, describe
+from mdpo.evaluation.judge import Estimate, Judge, Picture, Reply, Request, describe
 
 from ..records import Answer, Scored
 from .pictures import pictures
@@ -39,9 +39,9 @@ class Judged:
         self._replies: list[Reply] = []
         self._pictures: dict[str, tuple[PromptRow, list[Picture]]] = {}  # by question
 
-    def plan(self, answers: Sequence[Answer]) -> Plan:
+    def estimate(self, answers: Sequence[Answer]) -> Estimate:
         """What scoring the answers would send, each asked once. Raises RowError for a picture that cannot be read."""
-        return self.judge.plan(list(self._requests(answers).values()))
+        return self.judge.estimate(list(self._requests(answers).values()))
 
     def __call__(self, answers: Sequence[Answer]) -> list[Scored]:
         """Raises InputError where requests stay unanswered, or where none of the first replies has ratings, before the

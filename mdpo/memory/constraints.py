@@ -19,7 +19,7 @@ from mdpo.models.load import model_config
 from mdpo.objectives import objective_of
 from mdpo.packing import family_of_config
 
-from .choose import Wishes, wished_optimizers
+from .choose import Constraints, wished_optimizers
 from .counted import Unplanned
 from .footprint import ADAM_BYTES, DRIVER_BYTES
 from .lengths import Data, Examples, from_lengths, log_normal
@@ -81,7 +81,7 @@ def shape_of(run: RunConfig, args: MDPOConfig, lora_pattern: str) -> ModelShape:
         ) from error
 
 
-def wishes_of(
+def constraints_of(
     run: RunConfig,
     args: MDPOConfig,
     shape: ModelShape,
@@ -89,13 +89,13 @@ def wishes_of(
     cuda: bool,
     exact: bool = False,
     driver_bytes: int = DRIVER_BYTES,
-) -> Wishes:
+) -> Constraints:
     """exact: whether precision and optimizer stay as they are, also where the user has not chosen them.
 
     Raises InputError where the model has fewer layers than are to be checkpointed.
     """
     chosen = exact or "load_in_4bit" in run.given or not run.use_lora
-    return Wishes(
+    return Constraints(
         precision=precision_of(run, args, shape, cuda=cuda),
         quantized=(True,) if run.load_in_4bit else (False,) if chosen else (False, True),
         optimizers=(optimizer_of(args),) if exact or "optim" in args.given else wished_optimizers(optimizer_of(args)),
