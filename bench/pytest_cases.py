@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.group import Group, Implementation, Prepared
-from bench.parts import load_part
-from bench.record import environment
+from bench.suite.group import Group, Implementation, Prepared
+from bench.suite.parts import load_part
+from bench.suite.record import environment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _prepared: dict[str, Prepared] = {}

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bench.group import Group, Implementation
 from bench.pytest_cases import cases, run_case
+from bench.suite.group import Group, Implementation
 
 
 @cases("kernels", "linear_token_logps")

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.implementations.budget import BudgetProblem, budget, largest, planned, searched
-from bench.implementations.train_step import ours
-from bench.models import TINY
-from bench.parts import PARTS, load_part
-from bench.record import Record
-from bench.targets import RATIOS
+from bench.inputs.models import TINY
+from bench.render.targets import RATIOS
+from bench.suite.implementations.budget import BudgetProblem, budget, largest, planned, searched
+from bench.suite.implementations.train_step import ours
+from bench.suite.parts import PARTS, load_part
+from bench.suite.record import Record
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_the_plans_settings_are_taken():
 
 def test_trl_is_skipped_by_name_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
-    monkeypatch.delitem(__import__("sys").modules, "bench.implementations.trl_step", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "bench.suite.implementations.trl_step", raising=False)
     (implementation, _) = [each for each in budget(problem(1)) if each.name.startswith("TRL")]
     with pytest.raises(ImportError, match="trl"):
         implementation.load()

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import render, suite
-from bench.group import Implementation
-from bench.implementations import attention, logps, lora
-from bench.parts import PARTS, load_part
-from bench.parts import lora as lora_part
-from bench.parts.attention import attention_group
-from bench.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
-from bench.problems import Head, Projection, sequence_bounds
-from bench.record import environment, read_records
+from bench.inputs.problems import Head, Projection, sequence_bounds
+from bench.render import report as render
+from bench.suite import __main__ as suite
+from bench.suite import measure
+from bench.suite.group import Implementation
+from bench.suite.implementations import attention, logps, lora
+from bench.suite.parts import PARTS, load_part
+from bench.suite.parts import lora as lora_part
+from bench.suite.parts.attention import attention_group
+from bench.suite.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
+from bench.suite.record import environment, read_records
 from mdpo.memory.live import LiveMemory
 
 CPU = torch.device("cpu")
@@ -44,15 +46,15 @@ def test_a_group_is_measured_resumed_and_rendered(tmp_path: Path, capsys: pytest
     for rows in (4, 12):
         group = linear_group(TINY, rows, torch.float32, CPU, "frozen head")
         group = dataclasses.replace(group, implementations=ours_and_eager + extra)
-        found = {r.implementation: r for r in suite.measure_group(group, CPU, tmp_path, conditions, 0.01)}
+        found = {r.implementation: r for r in measure.measure_group(group, CPU, tmp_path, conditions, 0.01)}
         assert [r.status for r in found.values()] == ["ok", "ok", "skipped", "failed", "skipped"]
         assert found["missing peer"].reason == "No module named 'someone_elses'"
         assert found["broken peer"].reason == "RuntimeError: does not compile here"
         assert found["gpu peer"].reason == "needs cuda"
-        again = suite.measure_group(group, CPU, tmp_path, conditions, 0.01)
+        again = measure.measure_group(group, CPU, tmp_path, conditions, 0.01)
         assert {r.implementation for r in again} == {"missing peer", "broken peer", "gpu peer"}
         # Another commit is measured anew.
-        assert len(suite.measure_group(group, CPU, tmp_path, conditions | {"commit": "later"}, 0.01)) == 5
+        assert len(measure.measure_group(group, CPU, tmp_path, conditions | {"commit": "later"}, 0.01)) == 5
     ours = found["ours"]
     assert ours.runs >= 3 and ours.median_ms and ours.floor_ms and ours.ratio_to_floor == ours.median_ms / ours.floor_ms
     assert max(ours.errors.values()) < 1e-4
@@ -194,8 +196,8 @@ def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, mo
         raise AssertionError("measured in the suite's own process")
 
     apart = dataclasses.replace(group, own_process=True, prepare=prepare_here)
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
-    records = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
+    monkeypatch.setattr(measure, "load_part", lambda name: lambda device, tiny: [apart])
+    records = measure.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert {r.implementation for r in records} == {i.name for i in group.implementations}
     assert all(record in records for record in read_records(tmp_path))
     assert next(r for r in records if r.implementation == "ours").median_ms
@@ -205,9 +207,9 @@ def test_no_process_is_started_to_find_that_all_peers_are_missing(tmp_path: Path
     group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
     missing = Implementation(name="missing peer", role="peer", load=not_installed)
     apart = dataclasses.replace(group, own_process=True, implementations=(missing,))
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
-    monkeypatch.setattr(suite, "_measure_apart", lambda *arguments: pytest.fail("a process was started"))
-    (record,) = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
+    monkeypatch.setattr(measure, "load_part", lambda name: lambda device, tiny: [apart])
+    monkeypatch.setattr(measure, "_measure_apart", lambda *arguments: pytest.fail("a process was started"))
+    (record,) = measure.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert (record.status, record.reason) == ("skipped", "No module named 'someone_elses'")
 
 
