@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.suite.group import Group, Implementation, Prepared
-from bench.suite.parts import load_part
+from bench.suite.parts import PARTS
 from bench.suite.record import environment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -16,7 +16,7 @@ _prepared: dict[str, Prepared] = {}
 
 def cases(part: str, op: str) -> Callable[[Any], Any]:
     """Parametrises a test over (group, implementation) of one operation."""
-    pairs = [(group, i) for group in load_part(part)(DEVICE) if group.op == op for i in group.implementations]
+    pairs = [(group, i) for group in PARTS[part].groups(DEVICE) if group.op == op for i in group.implementations]
     names = [f"{group.case}-{i.name}".replace(" ", "_") for group, i in pairs]
     return pytest.mark.parametrize(("group", "implementation"), pairs, ids=names)
 

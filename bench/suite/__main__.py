@@ -20,8 +20,6 @@ from bench.suite.parts import PARTS
 from bench.suite.timing import time_box
 
 MINUTES = 8.0
-# On a CPU all parts together take ten minutes of two quiet cores; a part may outlast its box by one measurement.
-CPU_MINUTES = {"kernels": 2.0, "attention": 0.75, "step": 5.0, "memory": 1.25, "scaling": 1.0}
 SECONDS_PER_MEASUREMENT = {"cuda": 0.4, "cpu": 0.5}
 
 
@@ -50,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = device.type == "cuda"
     failed = []
     for name in PARTS if args.part == "all" else [args.part]:
-        minutes = (MINUTES if gpu else CPU_MINUTES[name]) if args.minutes is None else args.minutes
+        minutes = (MINUTES if gpu else PARTS[name].cpu_minutes) if args.minutes is None else args.minutes
         seconds = SECONDS_PER_MEASUREMENT[device.type] if args.seconds is None else args.seconds
         records = run_part(name, device, args.out, minutes, seconds, args.only, args.alone, args.tiny and not gpu)
         failed += [record for record in records if record.role == "ours" and record.status == "failed"]

@@ -14,7 +14,7 @@ import torch
 
 from bench.suite.flops import peak_flops
 from bench.suite.group import Bound, Floor, Group, Implementation, Prepared
-from bench.suite.parts import load_part
+from bench.suite.parts import PARTS
 from bench.suite.record import Record, environment, read_record, record_path, same_conditions
 from bench.suite.timing import peak_memory, time_callables
 
@@ -64,7 +64,7 @@ def run_part(
     in this process what would get one of its own; `tiny` takes sizes that show no more than that the part runs."""
     conditions = environment(device)
     deadline = time.monotonic() + 60 * minutes
-    listed = [group for group in load_part(name)(device, tiny) if only in f"{group.op} {group.case}"]
+    listed = [group for group in PARTS[name].groups(device, tiny) if only in f"{group.op} {group.case}"]
     records: list[Record] = []
     for index, group in enumerate(listed):
         if time.monotonic() > deadline:
