@@ -11,7 +11,7 @@ study/          the paper's tables in that world, over seeds
 scenes/         a miniature world of scenes, closer to the paper's data: `make demo`
 commit.py       which code a record is of
 blocks.py       the blocks of the pages that a script writes
-test_*.py       `pytest bench/`: the suite's operations one at a time, under pytest-benchmark
+test_operations.py   `pytest bench/`: the kernels under pytest-benchmark
 results/        records of devices, a folder each; other results lie beside what made them
 
 A room imports only those above it; tests/bench/test_rooms.py holds it.

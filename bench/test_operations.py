@@ -1,6 +1,5 @@
-"""What the modules bench/test_*.py share: a group's implementations as pytest-benchmark cases."""
+"""Every operation of the kernels under pytest-benchmark: `pytest bench/`; one of them: `-k linear_token_logps-`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,18 +10,18 @@ from bench.suite.parts import PARTS
 from bench.suite.record import environment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = [
+    pytest.param(group, implementation, id=f"{group.op}-{group.case}-{implementation.name}".replace(" ", "_"))
+    for part in ("kernels", "attention")
+    for group in PARTS[part].groups(DEVICE)
+    for implementation in group.implementations
+]
 _prepared: dict[str, Prepared] = {}
 
 
-def cases(part: str, op: str) -> Callable[[Any], Any]:
-    """Parametrises a test over (group, implementation) of one operation."""
-    pairs = [(group, i) for group in PARTS[part].groups(DEVICE) if group.op == op for i in group.implementations]
-    names = [f"{group.case}-{i.name}".replace(" ", "_") for group, i in pairs]
-    return pytest.mark.parametrize(("group", "implementation"), pairs, ids=names)
-
-
-def run_case(benchmark: Any, group: Group, implementation: Implementation) -> None:
-    """Time one implementation; pytest-benchmark reads the host's clock, so what it times waits for the device."""
+@pytest.mark.parametrize(("group", "implementation"), CASES)
+def test_operation(benchmark: Any, group: Group, implementation: Implementation) -> None:
+    """pytest-benchmark reads the host's clock, so what it times waits for the device."""
     if DEVICE.type not in implementation.devices:
         pytest.skip(f"{implementation.name} needs {' or '.join(implementation.devices)}")
     if implementation.patches:
