@@ -20,6 +20,7 @@ from mdpo.errors import OutputError
 from mdpo.program import outline
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
+from tests.command_line import parsers
 
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"(?<![\w(-])--[a-z][\w-]*|\b(mdpo|pip|hf|accelerate) [a-z]+ ?(?=[\w'\"{-]|$)")
@@ -124,19 +125,6 @@ SAID_BY = {
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }
-
-
-def parsers(parser=None, name="") -> dict:
-    """Every command's parser by its name, such as "data check"."""
-    parser = parser or cli._parser()
-    below = [action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)]
-    found = {name: parser} if name else {}
-    for action in below:
-        if action.option_strings:  # an option with a table of choices is no command
-            continue
-        for choice, inner in action.choices.items():
-            found |= parsers(inner, f"{name} {choice}".strip())
-    return found
 
 
 def options(command: str) -> set[str]:
