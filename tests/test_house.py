@@ -44,7 +44,9 @@ ALLOWED = {
         "mdpo.evaluation", "mdpo.packing",
         "mdpo_kernels",
     },
-    "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
+    "mdpo.evaluation": {
+        "mdpo.evaluation", "mdpo.objectives", "mdpo.settings", "mdpo.data", "mdpo.models", "mdpo.packing",
+    },
     "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing", "mdpo.settings"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
     "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing"},
