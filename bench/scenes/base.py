@@ -35,6 +35,8 @@ TOWER_PICTURES, PICTURES = 20_000, 12_000
 TOWER_CLOSE_UPS, CLOSE_UPS = 0.4, 0.3
 CAPTIONS, QUESTIONS = 6, 2
 """Of each picture for tuning."""
+ANSWER_WEIGHT = 5.0
+"""What a token of an answer counts where one of a caption counts 1: a caption has six times as many."""
 BATCH = 64
 BUCKET = 20
 """Batches that are sorted by length together, so that little of a batch is padding."""
@@ -68,8 +70,8 @@ class Recipe:
 
 
 RECIPES = {
-    "sharp": Recipe(tower_layers=3, tower_width=96, tower_steps=3_600, text_width=128, steps=1_600, early=500),
-    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=1_200, text_width=96, steps=1_000, early=400),
+    "sharp": Recipe(tower_layers=3, tower_width=96, tower_steps=3_600, text_width=128, steps=3_000, early=800),
+    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=1_200, text_width=96, steps=2_400, early=800),
 }
 BASES = {name: Base.below(MODEL, name) for name in RECIPES}
 
@@ -102,6 +104,8 @@ class Examples:
             for (prompt, _), ids in zip(turns, answers, strict=True)
         ]
         self.pictures = np.arange(len(turns)) % len(scenes)
+        self.weights = torch.ones(len(turns))
+        self.weights[-len(asked) :] = ANSWER_WEIGHT
         self._padding = tokenizer.pad_token_id
 
     def batches(self, rng: np.random.Generator) -> list[np.ndarray]:
@@ -145,7 +149,9 @@ def tune(
         embedded = embedded.masked_scatter((tokens == examples.image_token)[..., None].expand_as(embedded), shown)
         hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, :-1])
-        return cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
+        losses = cross_entropy(logits.transpose(1, 2), targets[:, 1:], ignore_index=-100, reduction="none")
+        weights = examples.weights[batch, None] * (targets[:, 1:] != -100)
+        return (weights * losses).sum() / weights.sum()
 
     course.run(model, loss, examples.batches, keep=keep)
 
