@@ -71,7 +71,7 @@ class Recipe:
 
 RECIPES = {
     "sharp": Recipe(tower_layers=3, tower_width=96, tower_steps=3_600, text_width=128, steps=2_800, early=900),
-    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=1_200, text_width=96, steps=2_200, early=900),
+    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=600, text_width=128, steps=1_800, early=700),
 }
 BASES = {name: Base.below(MODEL, name) for name in RECIPES}
 
