@@ -6,7 +6,8 @@ answers to questions. ``tuned`` is the result, ``early`` a checkpoint on the way
 of captions. Stopped, the same command goes on.
 
 There are two of them, so that nothing said of mDPO hangs on one: ``sharp`` sees well and errs where it expects; ``small``
-has a poorer tower and a narrower language model, and depends less on what it sees.
+has a poorer tower, sees less and depends less on what it sees. What else was tried is in ``bench/LOG.md``; all of it was
+judged on scenes of the split "development", before any preference run.
 """
 
 import json
