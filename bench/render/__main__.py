@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.blocks import rewrite
 from bench.render.readme import updated
-from bench.render.report import COMMITTED, committed_records, render
+from bench.render.report import COMMITTED, records_below, render
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in written:
         print(path)
     if is_committed and args.out is None:
-        print(rewrite("README.md", lambda text: updated(text, committed_records())))
+        print(rewrite("README.md", lambda text: updated(text, records_below(COMMITTED))))
     return 0
 
 

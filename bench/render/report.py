@@ -7,30 +7,28 @@ from bench.blocks import ROOT
 from bench.render.plots import by, plot
 from bench.render.targets import RATIOS, TARGET_CARDS, Ratio, columns
 from bench.suite.parts import PARTS
-from bench.suite.record import Record, read_record
+from bench.suite.record import Record
+from bench.suite.shelf import Shelf, read_records
 from mdpo.shown import markdown as shown  # reasons and notes quote what libraries and drivers say
 
 COMMITTED = ROOT / "bench" / "results"
 
 
 def record_paths(folder: Path) -> list[Path]:
-    """The records of a report, in its order: all under `folder`; of bench/results those of devices, since what the demo
-    and the study keep there are no records of the suite."""
+    """The files of a report: all under `folder`; of bench/results those of devices, since a study's lie there too."""
     if folder.resolve() != COMMITTED:
-        return sorted(folder.rglob("*.json"))
-    parts = (*PARTS, "profile", "session")
-    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in parts)]
-    return [path for each in folders for path in sorted(each.rglob("*.json"))]
+        return Shelf(folder).files()
+    return sorted(path for part in (*PARTS, "profile", "session") for path in COMMITTED.glob(f"*/{part}.json"))
 
 
-def committed_records() -> list[Record]:
-    """Those under bench/results."""
-    return [read_record(path) for path in record_paths(COMMITTED)]
+def records_below(folder: Path) -> list[Record]:
+    """Those of a report. Raises ValueError, naming the file, where one holds none."""
+    return [record for path in record_paths(folder) for record in read_records(path)]
 
 
 def render(folder: Path, out: Path) -> list[Path]:
     """Write RESULTS.md and the plots into `out`; returns what was written. ValueError if there are no records."""
-    records = [read_record(path) for path in record_paths(folder)]
+    records = records_below(folder)
     if not records:
         raise ValueError(f"{folder}: holds no records; expected the --out folder of bench.suite")
     return write_report(records, out)
