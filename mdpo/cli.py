@@ -158,14 +158,17 @@ def _with_dashes(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_config_first(config: Path, words: Sequence[str]) -> None:
-    """Raises InputError where what would be read as the config file is the value of an option before it."""
+    """Raises InputError where what would be read as model or config file is the value of an option before it."""
     for option, word in pairwise(words):
         if not option.startswith("--") and Path(word) == config:
             return
         if Path(word) != config or "=" in option or "--memory".startswith(option):
             continue
         if takes_value(option) or not config.exists():
-            raise InputError(f"config: {word} is the value of {option}; the config file comes first, then --key value")
+            raise InputError(
+                f"config: {word} is the value of {option}; the config file, or model and data, come first, then --key "
+                "value"
+            )
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -242,7 +245,7 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
         epilog=f"{settings_help()}\n\n{help_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("config", type=Path)
+    _run_source(command, "train")
     command.add_argument(
         "--memory",
         help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; "
@@ -254,7 +257,7 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     command.set_defaults(run=train)
 
     command = commands.add_parser("plan", help=COMMANDS["plan"])
-    command.add_argument("config", type=Path)
+    _run_source(command, "plan")
     command.add_argument(
         "--memory",
         help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here",
@@ -270,6 +273,19 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     loop_commands.add_command(commands, check_words)
     report_commands.add_commands(commands)
     return parser
+
+
+def _run_source(command: argparse.ArgumentParser, name: str) -> None:
+    """What ``RunSource.of`` reads: DATA is left among the words that are no option's, since whether it is there depends
+    on the first."""
+    command.usage = f"mdpo {name} MODEL DATA [--key value ...]\n       mdpo {name} CONFIG.yaml [--key value ...]"
+    command.add_argument(
+        "config",
+        type=Path,
+        metavar="MODEL DATA",
+        help="model and preference rows, each a file, a folder or owner/name on the hub; "
+        "or one YAML file with these and other settings",
+    )
 
 
 if __name__ == "__main__":

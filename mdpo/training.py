@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig
 from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, rows_of_run, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
@@ -38,6 +38,7 @@ from mdpo.models.base_digest import weights_digest
 from mdpo.models.model_card import write_run_record
 from mdpo.objectives import objective_of
 from mdpo.run_lock import RunLock
+from mdpo.run_source import RunSource
 from mdpo.settings import ADAPTER, idle_settings
 from mdpo.shown import say
 from mdpo.stops import resumed_command
@@ -60,14 +61,16 @@ def train(options: argparse.Namespace) -> int:
     if options.accelerate is not None:
         launch(options.accelerate, options.words)
     use_expandable_segments()
-    overrides = parse_overrides(options.overrides)
-    run, args = load_config(options.config, overrides)
+    source, chosen = RunSource.of(options), {}
+    run, args = source.load()
+    if source.names_folder and args.process_index == 0:
+        say(f"output_dir: {args.output_dir} (set --output_dir for another)")
     lora_expression(run.lora_target_modules)
     check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     if options.memory is not None:
         memory = memory_of(options.memory, lambda: _free_on_each(args))
-        overrides |= planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=_on_gpu(args))
-        run, args = load_config(options.config, overrides)
+        chosen = planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=_on_gpu(args))
+        run, args = source.load(chosen)
     check_settings(args)
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
@@ -77,7 +80,7 @@ def train(options: argparse.Namespace) -> int:
         together(args, lambda: check_trainable(run.model_name_or_path))  # before a folder is made, or data fetched
         with together(args, partial(hold_folder, args, args)) or nullcontext() as lock:
             together(args, partial(begin, args, _resume_from(args.resume_from_checkpoint), inputs))
-            return _train(run, args, lock, options, overrides)
+            return _train(run, args, lock, options, source, chosen)
     except RuntimeError as error:
         if misses_a_rank(args, error):
             raise without_a_rank(args) from error
@@ -85,11 +88,16 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _train(
-    run: RunConfig, args: MDPOConfig, lock: RunLock | None, options: argparse.Namespace, overrides: dict[str, Any]
+    run: RunConfig,
+    args: MDPOConfig,
+    lock: RunLock | None,
+    options: argparse.Namespace,
+    source: RunSource,
+    chosen: dict[str, Any],
 ) -> int:
     """The run, in a folder that is its own; returns the exit code.
 
-    lock: on the folder, on the main process. options: the command. overrides: of its config file.
+    lock: on the folder, on the main process. options: the command. chosen: settings that win over the source's.
     """
     resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
     processor = together(args, lambda: _processor(run))
@@ -97,8 +105,7 @@ def _train(
     data: Rows | PreferenceDataset = rows
     if _on_gpu(args) and options.memory is None:
         data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args))))
-        overrides |= _chosen(run, args, data, resume)
-        run, args = load_config(options.config, overrides)
+        run, args = source.load(chosen | _chosen(run, args, data, resume))
     model = together(args, lambda: _model(run, args))
     trainer = MDPOTrainer(
         model=model,

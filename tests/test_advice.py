@@ -119,6 +119,8 @@ SAID_BY = {
     "mdpo/reports/write.py": ["report"],
     "mdpo/run_folder.py": ["train"],
     "mdpo/run_lock.py": ["train"],
+    "mdpo/run_source.py": ["train"],
+    "mdpo/training.py": ["train"],
     "mdpo/stops.py": ["train"],
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],

@@ -39,6 +39,7 @@ ALLOWED = {
     "mdpo.objectives": {"mdpo.objectives", "mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
+    "mdpo.run_source": {"mdpo.config"},
     "mdpo.trainer": {
         "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data",
         "mdpo.evaluation", "mdpo.packing",
@@ -49,12 +50,14 @@ ALLOWED = {
     },
     "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing", "mdpo.settings"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
-    "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing"},
+    "mdpo.memory": {
+        "mdpo.memory", "mdpo.config", "mdpo.run_source", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing",
+    },
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
     "mdpo.training": {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings",
-        "mdpo.stops", "mdpo.trainer",
+        "mdpo.stops", "mdpo.trainer", "mdpo.run_source",
     },
     "mdpo.loop": {
         "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports",
