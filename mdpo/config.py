@@ -395,7 +395,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while rest:
         name = rest.pop(0)
         if not name.startswith("--"):
-            raise InputError(f"unexpected argument {shown(name)}; overrides are written --key value")
+            raise InputError(f"unexpected argument {shown(name)}; model and data come first, then --key value")
         name, equals, value = name[2:].partition("=")
         key = name.replace("-", "_")
         if not equals:
@@ -414,6 +414,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--{name}: {path_problem(value)}")
         overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
+
+
+def is_setting(name: str) -> bool:
+    """Whether there is a setting of this name, written with underscores or dashes."""
+    return name.replace("-", "_") in _hints()
 
 
 def takes_value(option: str) -> bool:

@@ -11,8 +11,8 @@ from mdpo import __version__
 Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
 
 COMMANDS = {
-    "train": "train from a YAML file; any key can be overridden: --key value",
-    "plan": "what takes memory, and the settings that fit; keys as in train",
+    "train": "train a model on preference data, or by a YAML file; any setting is --key value",
+    "plan": "what takes memory, and the settings that fit; model, data and settings as in train",
     "merge": "an adapter into its base model's weights, with a model card",
     "score": "log-probs and rewards of every row of a preference file",
     "convert": "bring an official checkpoint into transformers' layout",

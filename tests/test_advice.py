@@ -20,6 +20,7 @@ from mdpo.errors import OutputError
 from mdpo.program import outline
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
+from tests.command_line import parsers
 
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"(?<![\w(-])--[a-z][\w-]*|\b(mdpo|pip|hf|accelerate) [a-z]+ ?(?=[\w'\"{-]|$)")
@@ -72,7 +73,7 @@ SAID_BY = {
     "mdpo/answers/records.py": ["rank"],
     "mdpo/answers/sample_command.py": ["sample"],
     "mdpo/answers/vllm_engine.py": ["sample"],
-    "mdpo/cli.py": ["train", "score", "convert"],
+    "mdpo/cli.py": ["train"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],
     "mdpo/settings/own.py": ["train"],
@@ -95,6 +96,7 @@ SAID_BY = {
     "mdpo/evaluation/questions.py": ["generate"],
     "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
     "mdpo/evaluation/results.py": ["report"],
+    "mdpo/evaluation/score_command.py": ["score"],
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
     "mdpo/hub/uploads.py": ["train"],
@@ -103,6 +105,7 @@ SAID_BY = {
     "mdpo/loop/stages.py": ["sample", "rank", "pairs", "train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
+    "mdpo/models/commands.py": ["convert"],
     "mdpo/models/llava.py": ["convert"],
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
@@ -116,6 +119,8 @@ SAID_BY = {
     "mdpo/reports/write.py": ["report"],
     "mdpo/run_folder.py": ["train"],
     "mdpo/run_lock.py": ["train"],
+    "mdpo/run_source.py": ["train"],
+    "mdpo/training.py": ["train"],
     "mdpo/stops.py": ["train"],
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
@@ -124,19 +129,6 @@ SAID_BY = {
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }
-
-
-def parsers(parser=None, name="") -> dict:
-    """Every command's parser by its name, such as "data check"."""
-    parser = parser or cli._parser()
-    below = [action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)]
-    found = {name: parser} if name else {}
-    for action in below:
-        if action.option_strings:  # an option with a table of choices is no command
-            continue
-        for choice, inner in action.choices.items():
-            found |= parsers(inner, f"{name} {choice}".strip())
-    return found
 
 
 def options(command: str) -> set[str]:

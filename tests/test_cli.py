@@ -192,7 +192,8 @@ def test_options_before_the_config_file(config, capsys, command, option, value):
     value = value.replace("CONFIG", str(config))
     assert main([*command, option, value, str(config)]) == 2
     assert capsys.readouterr().err == (
-        f"error: config: {value} is the value of {option}; the config file comes first, then --key value\n"
+        f"error: config: {value} is the value of {option}; the config file, or model and data, come first, then --key "
+        "value\n"
     )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig
 from mdpo.errors import InputError
 from mdpo.models.compiler import compiler_fault
+from mdpo.run_source import RunSource
 
 from .automatic import automatic
 from .choose import Constraints, Plan, choose, smallest
@@ -22,10 +23,9 @@ from .table import table
 
 def run_plan(options: argparse.Namespace) -> None:
     """Prints the table and the plan. Raises InputError where nothing fits."""
-    overrides = parse_overrides(options.overrides)
     # A plan is made where there is no GPU yet; a configuration with bf16 would be refused there.
     here = {} if torch.cuda.is_available() else {"use_cpu": True}
-    run, args = load_config(options.config, {**overrides, **here})
+    run, args = RunSource.of(options).load(here)
     memory = memory_of(AUTO if options.memory is None else options.memory, lambda: free_memory(args.device))
     if options.memory is None:
         _print_automatic(run, args, memory, options.lora_pattern)
