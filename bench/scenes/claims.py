@@ -4,7 +4,7 @@ The paper is Wang et al., EMNLP 2024 (arXiv 2406.11839); its numbers are of Bunn
 score where nothing else is said. A number that we could not look up is not there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from bench.scenes.rows import SHARP, SMALL
@@ -111,7 +111,7 @@ def verdict(gap: Interval | None, expected: Expected) -> Verdict:
     return "holds" if low > -ALIKE and high < ALIKE else "reversed" if low > 0 or high < 0 else "not shown"
 
 
-def together(verdicts: dict[str, Verdict]) -> str:
+def together(verdicts: Mapping[str, Verdict]) -> str:
     """The verdicts of the bases in one cell."""
     found = {base: each for base, each in verdicts.items() if each != "not run"}
     if not found:

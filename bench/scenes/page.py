@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.scenes.claims import ALIKE, CLAIMS, GAINS, HYPOTHESIS, all_tests, gains, together, verdict
+from bench.scenes.claims import ALIKE, CLAIMS, GAINS, HYPOTHESIS, Verdict, all_tests, gains, together, verdict
 from bench.scenes.figures import draw_figures
 from bench.scenes.questions import KINDS
 from bench.scenes.rows import SECTIONS, SHARP, SMALL, Section, find
@@ -108,7 +108,7 @@ def _claims(table: Table, reasons: Mapping[str, str], tests: int) -> Iterator[st
     yield from head("claim", ("paper", "here (sharp)", "here (small)", "verdict", "reason"))
     for claim in CLAIMS:
         found = {base: table.gap(claim.on(base), tests) for base in (SHARP, SMALL)}
-        verdicts = {base: verdict(gap, claim.expected) for base, gap in found.items()}
+        verdicts: dict[str, Verdict] = {base: verdict(gap, claim.expected) for base, gap in found.items()}
         cells = [_gap(table, claim.on(base), tests) for base in found]
         yield f"| {' | '.join([claim.text, claim.paper or '–', *cells, together(verdicts), reasons.get(claim.key, '–')])} |"
 

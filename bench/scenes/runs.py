@@ -37,6 +37,7 @@ from mdpo.loop.run import run_loop
 from mdpo.models import load_processor
 from mdpo.objectives import objective_of
 from mdpo.outputs import write_text
+from mdpo.settings.yaml_text import plain
 
 SAMPLES = 5
 """Captions a picture in a round of the loop, as many as the pairs of all other rows are made of."""
@@ -199,7 +200,7 @@ class Trial:
         write_text(prompts, "".join(asked[: self.size.pairs]))
         training = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
         del training["train_data"], training["output_dir"]  # the loop's
-        own = parse_overrides([*(row.overrides or ()), *self.size.overrides])
+        own = plain(parse_overrides([*(row.overrides or ()), *self.size.overrides]))
         start = {"model_name_or_path": str(self.base.tuned), "seed": self.seed, "disable_tqdm": True}
         sample = {"n": SAMPLES, "temperature": 1.0, "max_new_tokens": LONGEST_CAPTION, "batch_size": 250}
         return {
