@@ -123,6 +123,7 @@ def together(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def all_tests(table: Table, shown: Iterator[Comparison]) -> int:
-    """How many differences have an interval at all: each counts once, wherever it is shown, and so do the gains."""
-    tests = sum(len(table.gaps(comparison)) > 1 for comparison in dict.fromkeys([*shown, *of_claims()]))
+    """How many differences have an interval at all: each counts once, wherever and whichever way round it is shown."""
+    found = {(each.base, frozenset((each.one, each.other)), each.score): each for each in (*shown, *of_claims())}
+    tests = sum(len(table.gaps(comparison)) > 1 for comparison in found.values())
     return max(1, tests + sum(table.other_gap(*gains(score)) is not None for score in GAINS))

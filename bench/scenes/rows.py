@@ -113,6 +113,10 @@ class Section(NamedTuple):
     rows: tuple[str, ...]
     figure: str = ""
 
+    def against(self, name: str) -> tuple[str, ...]:
+        """The rows of this table that one of its rows is compared with."""
+        return tuple(other for other in find(self.base, name).against if other in self.rows)
+
 
 SECTIONS = (
     Section(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from bench.scenes.rows import SECTIONS, find
+from bench.scenes.rows import SECTIONS
 from bench.study.statistics import Interval, interval
 
 COMPARED = {"chair_s": "CHAIR_s", "looking": "looking"}
@@ -62,11 +62,9 @@ def of_sections() -> Iterator[Comparison]:
     """What the tables compare: each row with those that it is compared with, and with the tuned model's cut captions."""
     for section in SECTIONS:
         for name in section.rows:
-            row = find(section.base, name)
-            for other in row.against:
+            for other in section.against(name):
                 yield from (Comparison(section.base, name, other, score) for score in COMPARED)
-            if row.overrides is not None:
-                yield Comparison(section.base, name, CUT, "chair_s")
+            yield Comparison(section.base, name, CUT, "chair_s")
 
 
 def cell(value: Interval | None, *, digits: int = 1, signed: bool = False, sure: bool = False) -> str:

@@ -6,6 +6,7 @@ stopped goes on with the same command. ``--quick``: fewer seeds, pairs and scene
 everything works, and its numbers mean nothing.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -156,6 +157,7 @@ def execute(task: Task, out: Path, size: Size) -> None:
 def _prepare() -> None:
     """A worker computes on one core, and its log is no place for progress bars."""
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported is never garbage, and accelerate has all garbage looked for in every run
     transformers.utils.logging.disable_progress_bar()
 
 
