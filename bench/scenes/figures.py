@@ -93,22 +93,32 @@ def _more_pairs(table: Table) -> Figure:
 
 
 def _cost(table: Table) -> Figure:
-    """CHAIR_s of each objective over the tokens that it computes."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name in next(section.rows for section in SECTIONS if section.figure == "cost"):
-        cost, level = table.level(SHARP, name, "tokens"), table.level(SHARP, name, "chair_s")
-        if cost is not None and level is not None:
+    """CHAIR_s and looking of each objective, the cheapest at the bottom; the tuned model is a line."""
+    names = next(section.rows for section in SECTIONS if section.figure == "cost")
+    costs = {name: cost.mean for name in names if (cost := table.level(SHARP, name, "tokens")) is not None}
+    order = sorted(costs, key=lambda name: costs[name])
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, score in zip(panels, LABELS, strict=True):
+        for place, name in enumerate(order):
+            level = table.level(SHARP, name, score)
+            assert level is not None
             method = _method(name)
             axes.errorbar(
-                cost.mean, level.mean, yerr=level.half, fmt=MARKS[method], color=MODEL_COLORS[method], capsize=4
+                level.mean,
+                place,
+                xerr=level.half,
+                fmt=MARKS[method],
+                color=MODEL_COLORS[method],
+                capsize=4,
+                markersize=7,
             )
-            axes.annotate(
-                name, (cost.mean, level.mean), xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK
-            )
-    axes.set_xlabel("tokens computed per pair")
-    axes.set_ylabel(LABELS["chair_s"])
-    _clean(axes, "What each objective costs and brings, sharp base")
+        if tuned := table.level(SHARP, "tuned", score):
+            axes.axvline(tuned.mean, color=MODEL_COLORS["tuned"], linestyle=":", linewidth=1.5, label="tuned")
+            axes.legend(frameon=False)
+        axes.set_xlabel(LABELS[score])
+        _clean(axes, "")
+    panels[0].set_yticks(range(len(order)), [f"{name}: {costs[name]:.0f} tokens a pair" for name in order])
     return figure
 
 
