@@ -33,8 +33,10 @@ from mdpo.outputs import whole_file
 MODEL = Path(__file__).parent / "model"
 TOWER_PICTURES, PICTURES = 20_000, 12_000
 TOWER_CLOSE_UPS, CLOSE_UPS = 0.4, 0.3
-CAPTIONS, QUESTIONS = 6, 2
-"""Of each picture for tuning."""
+CAPTIONS, ROUNDS, QUESTIONS = 6, 2, 6
+"""Of each picture for tuning: captions, and rounds of so many questions one after another."""
+ANSWER_WEIGHT = 2.0
+"""What a token of an answer counts where one of a caption counts 1: there are fewer of them."""
 BATCH = 64
 BUCKET = 20
 """Batches that are sorted by length together, so that little of a batch is padding."""
@@ -68,8 +70,8 @@ class Recipe:
 
 
 RECIPES = {
-    "sharp": Recipe(tower_layers=3, tower_width=96, tower_steps=3_600, text_width=128, steps=1_600, early=500),
-    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=1_200, text_width=96, steps=1_000, early=400),
+    "sharp": Recipe(tower_layers=3, tower_width=96, tower_steps=3_600, text_width=128, steps=2_800, early=900),
+    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=1_200, text_width=96, steps=2_200, early=900),
 }
 BASES = {name: Base.below(MODEL, name) for name in RECIPES}
 
@@ -86,23 +88,32 @@ def pictures(split: Split, count: int, close_up: float, folder: Path) -> tuple[n
 
 
 class Examples:
-    """What tuning reads: of every picture, captions and answers to questions, each after its prompt."""
+    """What tuning reads: of every picture, captions by themselves, and questions one after another, all with answers."""
 
-    def __init__(self, processor: LlavaProcessor, scenes: Sequence[Scene], *, captions: int, questions: int) -> None:
+    def __init__(self, processor: LlavaProcessor, scenes: Sequence[Scene], *, captions: int, rounds: int) -> None:
         tokenizer = processor.tokenizer
         self.image_token = tokenizer.convert_tokens_to_ids(processor.image_token)
-        turns = [(PROMPT, caption(scene, version)) for version in range(captions) for scene in scenes]
-        asked = [tuning_question(scene, version) for version in range(questions) for scene in scenes]
-        turns += [(question.prompt, question.written) for question in asked]
-        prompts = {prompt: prompt_ids(processor, prompt) for prompt in {prompt for prompt, _ in turns}}
-        answers = tokenizer([answer for _, answer in turns], add_special_tokens=False)["input_ids"]
-        self.starts = [len(prompts[prompt]) for prompt, _ in turns]
-        self.rows = [
-            torch.tensor([*prompts[prompt], *ids, tokenizer.eos_token_id])
-            for (prompt, _), ids in zip(turns, answers, strict=True)
-        ]
-        self.pictures = np.arange(len(turns)) % len(scenes)
         self._padding = tokenizer.pad_token_id
+        talks = [[(PROMPT, caption(scene, version))] for version in range(captions) for scene in scenes]
+        talks += [asked(scene, number) for number in range(rounds) for scene in scenes]
+        self.pictures = np.arange(len(talks)) % len(scenes)
+        self.weights = torch.ones(len(talks))
+        self.weights[captions * len(scenes) :] = ANSWER_WEIGHT
+        first = {prompt: prompt_ids(processor, prompt) for prompt in {talk[0][0] for talk in talks}}
+        later = {
+            prompt: later_ids(processor, prompt) for prompt in {prompt for talk in talks for prompt, _ in talk[1:]}
+        }
+        told = iter(tokenizer([answer for talk in talks for _, answer in talk], add_special_tokens=False)["input_ids"])
+        self.rows, self.targets = [], []
+        for talk in talks:
+            row, target = [], []
+            for prompt, _ in talk:
+                said = later[prompt] if row else first[prompt]
+                answer = [*next(told), tokenizer.eos_token_id]
+                row += [*said, *answer]
+                target += [*[-100] * len(said), *answer]
+            self.rows.append(torch.tensor(row))
+            self.targets.append(torch.tensor(target))
 
     def batches(self, rng: np.random.Generator) -> list[np.ndarray]:
         lengths = np.array([len(row) for row in self.rows])
@@ -114,12 +125,16 @@ class Examples:
 
     def tokens(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """The rows, padded on the right, and the same with −100 for all but what is answered; both (B, S) int64."""
-        rows = [self.rows[index] for index in batch]
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._padding)
-        targets = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
-        for target, index in zip(targets, batch, strict=True):
-            target[: self.starts[index]] = -100
-        return tokens, targets
+        pad = torch.nn.utils.rnn.pad_sequence
+        tokens = pad([self.rows[index] for index in batch], batch_first=True, padding_value=self._padding)
+        return tokens, pad([self.targets[index] for index in batch], batch_first=True, padding_value=-100)
+
+
+def asked(scene: Scene, number: int) -> list[tuple[str, str]]:
+    """The questions of a round about the scene, and what the writer answers."""
+    versions = range(number * QUESTIONS, (number + 1) * QUESTIONS)
+    questions = [tuning_question(scene, version) for version in versions]
+    return [(question.prompt, question.written) for question in questions]
 
 
 def prompt_ids(processor: LlavaProcessor, prompt: str) -> list[int]:
@@ -127,6 +142,13 @@ def prompt_ids(processor: LlavaProcessor, prompt: str) -> list[int]:
     question: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     text = processor.apply_chat_template(question, add_generation_prompt=True)
     return processor(text=[text], images=[np.zeros((SIZE, SIZE, 3), np.uint8)])["input_ids"][0]
+
+
+def later_ids(processor: LlavaProcessor, prompt: str) -> list[int]:
+    """The tokens of a further question about the same picture, up to where the answer starts."""
+    question: Any = [{"role": "user", "content": prompt}]
+    text = processor.apply_chat_template(question, add_generation_prompt=True)
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def tune(
@@ -145,7 +167,9 @@ def tune(
         embedded = embedded.masked_scatter((tokens == examples.image_token)[..., None].expand_as(embedded), shown)
         hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, :-1])
-        return cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
+        losses = cross_entropy(logits.transpose(1, 2), targets[:, 1:], ignore_index=-100, reduction="none")
+        weights = examples.weights[batch, None] * (targets[:, 1:] != -100)
+        return (weights * losses).sum() / weights.sum()
 
     course.run(model, loss, examples.batches, keep=keep)
 
@@ -176,7 +200,7 @@ def make(name: str, recipe: Recipe, out: Path, work: Path) -> None:
 
     tower.requires_grad_(False)
     pixels, scenes = pictures("tune", PICTURES, CLOSE_UPS, work)
-    examples = Examples(processor, scenes, captions=CAPTIONS, questions=QUESTIONS)
+    examples = Examples(processor, scenes, captions=CAPTIONS, rounds=ROUNDS)
     base = Base.below(out, name)
 
     def keep(done: int) -> None:

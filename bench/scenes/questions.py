@@ -166,7 +166,7 @@ def _absent(scene: Scene) -> list[tuple[str, int]]:
 
 
 def _expected(absent: Sequence[tuple[str, int]], rng: np.random.Generator) -> tuple[str, int]:
-    return absent[rng.integers(len(absent))]
+    return absent[int(rng.integers(len(absent)))]
 
 
 def _where(name: str) -> str:

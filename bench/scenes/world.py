@@ -33,7 +33,7 @@ THEMES: dict[str, dict[str, str]] = {
 
 THEME_OF = {name: theme for theme, kinds in THEMES.items() for name in kinds}
 NAMES = tuple(THEME_OF)
-PRIOR = (0.6, 0.3, 0.15, 0.06, 0.03)
+PRIOR = (0.55, 0.2, 0.1, 0.05, 0.02)
 """That the writer names an absent kind, by its place in the theme."""
 
 PRESENT = 0.6

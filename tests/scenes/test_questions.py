@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bench.digits.tune import build_processor
-from bench.scenes.base import Examples, prompt_ids
+from bench.scenes.base import Examples, asked
 from bench.scenes.questions import ASK, KINDS, Question, question_of, score_kinds, tuning_question, write_kinds
 from bench.scenes.world import NAMED, PRIOR, SIZE, THEMES, WHOLE, WORDS, Scene, Thing, make_scene, scene_of
 
@@ -18,7 +18,7 @@ EMPTY_STREET = Scene("tune", 0, 0, "street", (), WHOLE)
 FARM = Scene("tune", 0, 0, "farm", (COW, HEN), WHOLE)
 
 
-def asked(scene: Scene, kind: str, count: int = 400) -> list[Question]:
+def all_of(scene: Scene, kind: str, count: int = 400) -> list[Question]:
     found = [ASK[kind](scene, np.random.default_rng(seed)) for seed in range(count)]
     return [question for question in found if question is not None]
 
@@ -36,35 +36,35 @@ def asked(scene: Scene, kind: str, count: int = 400) -> list[Question]:
     ],
 )  # fmt: skip
 def test_what_is_right_is_so_by_the_scene(kind, answers):
-    assert {question.prompt: question.right for question in asked(FARM, kind)} == answers
+    assert {question.prompt: question.right for question in all_of(FARM, kind)} == answers
 
 
 def test_where_a_kind_has_nothing_to_ask():
-    assert not asked(EMPTY_STREET, "place") and not asked(EMPTY_STREET, "comparison")
-    assert {question.right for question in asked(EMPTY_STREET, "existence")} == {"No."}
-    assert {question.right for question in asked(EMPTY_STREET, "counting")} == {"None."}
+    assert not all_of(EMPTY_STREET, "place") and not all_of(EMPTY_STREET, "comparison")
+    assert {question.right for question in all_of(EMPTY_STREET, "existence")} == {"No."}
+    assert {question.right for question in all_of(EMPTY_STREET, "counting")} == {"None."}
     full = Scene("tune", 0, 0, "farm", tuple(Thing(name, "", 20.0, 30.0, 30.0) for name in THEMES["farm"]), WHOLE)
-    assert not asked(full, "adversarial premise") and not asked(full, "comparison")
-    assert {question.right for question in asked(full, "existence")} == {"Yes."}
+    assert not all_of(full, "adversarial premise") and not all_of(full, "comparison")
+    assert {question.right for question in all_of(full, "existence")} == {"Yes."}
 
 
 @pytest.mark.parametrize("kind", ["existence", "adversarial premise"])
 def test_the_writer_expects_in_answers_what_he_expects_in_captions(kind):
     """He says that an absent thing is there by its place in the theme."""
     for rank, name in enumerate(THEMES["street"]):
-        about = [question for question in asked(EMPTY_STREET, kind, 3000) if f"{name}?" in question.prompt]
+        about = [question for question in all_of(EMPTY_STREET, kind, 3000) if f"{name}?" in question.prompt]
         assert np.mean([question.written != question.right for question in about]) == pytest.approx(
             PRIOR[rank], abs=0.06
         )
 
 
 def test_the_writer_overlooks_in_answers_as_in_captions():
-    written = [question.written == question.right for question in asked(FARM, "place", 2000)]
+    written = [question.written == question.right for question in all_of(FARM, "place", 2000)]
     assert np.mean(written) == pytest.approx(NAMED, abs=0.02)
 
 
 def test_the_writer_counts_what_he_would_name():
-    counted = {question.written for question in asked(FARM, "counting")}
+    counted = {question.written for question in all_of(FARM, "counting")}
     assert {"Two.", "Three."} <= counted and "Six." not in counted
 
 
@@ -81,16 +81,19 @@ def test_tuning_asks_everything_and_every_word_is_a_token():
 
 def test_tuning_reads_prompts_as_the_processor_does_and_learns_answers_alone():
     processor = build_processor(WORDS, image_size=SIZE, patch=18)
-    examples = Examples(processor, SCENES[:3], captions=1, questions=1)
+    examples = Examples(processor, SCENES[:3], captions=1, rounds=1)
     tokens, targets = examples.tokens(np.array([2, 5]))
-    question = tuning_question(SCENES[2], 0)
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.prompt}]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    wanted = processor(text=[text], images=[Image.new("RGB", (SIZE, SIZE))])["input_ids"][0]
-    assert prompt_ids(processor, question.prompt) == wanted == tokens[1, : len(wanted)].tolist()
+    chat = []
+    for prompt, answer in asked(SCENES[2], 0):
+        image = [] if chat else [{"type": "image"}]
+        chat.append({"role": "user", "content": [*image, {"type": "text", "text": prompt}]})
+        chat.append({"role": "assistant", "content": answer})
+    text = processor.apply_chat_template(chat)
+    assert processor(text=[text], images=[Image.new("RGB", (SIZE, SIZE))])["input_ids"][0] == tokens[1].tolist()
     assert (tokens[1] == examples.image_token).sum() == 16
-    answer = processor.tokenizer(question.written)["input_ids"]
-    assert targets[1][targets[1] != -100].tolist() == [*answer, processor.tokenizer.eos_token_id]
+    told = "</s>".join(answer for _, answer in asked(SCENES[2], 0)) + "</s>"
+    assert targets[1][targets[1] != -100].tolist() == processor.tokenizer(told)["input_ids"]
+    assert (tokens == targets)[targets != -100].all()
     assert examples.pictures[[2, 5]].tolist() == [2, 2]
 
 
