@@ -6,7 +6,8 @@ answers to questions. ``tuned`` is the result, ``early`` a checkpoint on the way
 of captions. Stopped, the same command goes on.
 
 There are two of them, so that nothing said of mDPO hangs on one: ``sharp`` sees well and errs where it expects; ``small``
-has a poorer tower and a narrower language model, and depends less on what it sees.
+has a poorer tower, sees less and depends less on what it sees. What else was tried is in ``bench/LOG.md``; all of it was
+judged on scenes of the split "development", before any preference run.
 """
 
 import json
@@ -71,7 +72,7 @@ class Recipe:
 
 RECIPES = {
     "sharp": Recipe(tower_layers=3, tower_width=96, tower_steps=3_600, text_width=128, steps=2_800, early=900),
-    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=1_200, text_width=96, steps=2_200, early=900),
+    "small": Recipe(tower_layers=2, tower_width=64, tower_steps=600, text_width=128, steps=1_800, early=700),
 }
 BASES = {name: Base.below(MODEL, name) for name in RECIPES}
 

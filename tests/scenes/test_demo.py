@@ -60,11 +60,12 @@ def test_the_small_model_looks_less(scores):
     assert 3 < scores["small"].looking < scores["sharp"].looking - 5
 
 
-def test_the_tuned_model_answers_questions_better_than_one_who_does_not_look(tmp_path):
-    path = write_kinds(tmp_path, seed=0, count=40)
+def test_the_sharp_model_answers_what_it_learned_to_and_believes_every_premise(tmp_path):
+    path = write_kinds(tmp_path, seed=0, count=60)
     right = score_kinds(path, answers(BASES["sharp"].tuned, path, LONGEST_ANSWER))
     assert set(right) == set(KINDS)
-    assert right["environment"] > 90 and right["comparison"] > 65 and right["place"] > 60 and right["existence"] > 60
+    assert right["environment"] > 90 and right["comparison"] > 60 and right["counting"] > 40
+    assert right["adversarial premise"] < 20 < right["place"]
 
 
 @pytest.fixture(scope="module")
