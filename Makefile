@@ -47,6 +47,7 @@ soak: $(VENV)/.installed
 	$(RUN) -m tests.soak.fuzz $(FUZZ_ARGS)
 
 lint: $(VENV)/.installed
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 

@@ -41,12 +41,14 @@ def known_commit(sent_along: Path | None = None) -> str:
     """
     told = os.environ.get("BENCH_COMMIT")
     if told and not is_commit(told):
-        raise UnknownCommit(f"BENCH_COMMIT={ascii(told)[:80]} is not the name of a commit; set it to what git rev-parse HEAD says")
+        raise UnknownCommit(
+            f"BENCH_COMMIT={ascii(told)[:80]} is not the name of a commit; set it to what git rev-parse HEAD says"
+        )
     found = told or of_git(ROOT) or (None if sent_along is None else sent(sent_along))
     if not found:
         raise UnknownCommit(
-            "the commit is not known: there is no git here; set BENCH_COMMIT=$(git rev-parse HEAD) where git is, or send a "
-            "file that python -m bench.commit --write made there"
+            "the commit is not known: there is no git here; set BENCH_COMMIT=$(git rev-parse HEAD) where git is, or "
+            "send a file that python -m bench.commit --write made there"
         )
     return found
 
@@ -96,7 +98,9 @@ def sent(file: Path) -> str:
     try:
         found = _SENT.fullmatch(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UnknownCommit(f"{file}: cannot be read ({type(error).__name__}); write it with bench.commit --write") from error
+        raise UnknownCommit(
+            f"{file}: cannot be read ({type(error).__name__}); write it with bench.commit --write"
+        ) from error
     if found is None:
         raise UnknownCommit(f"{file}: not a file of bench.commit; write it with bench.commit --write")
     if found["code"] != code_digest():
@@ -110,7 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="bench.commit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the commit and a digest of the code")
-    parser.add_argument("--sent", type=Path, metavar="FILE", help="believe this file where neither the variable nor git says it")
+    parser.add_argument(
+        "--sent", type=Path, metavar="FILE", help="believe this file where neither the variable nor git says it"
+    )
     args = parser.parse_args(arguments)
     try:
         if args.write is not None:

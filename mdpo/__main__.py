@@ -23,13 +23,14 @@ def main() -> int:
 
 
 def _about_torchvision(error: BaseException | None) -> str | None:
-    """What to do about a torchvision that was built for another PyTorch, which transformers imports where there is one, and
-    hides behind an error of its own; None where it is something else."""
+    """What to do about a torchvision that was built for another PyTorch, which transformers imports where there is one,
+    and hides behind an error of its own; None where it is something else."""
     while error is not None:
         if "torchvision" in str(error):
             return (
-                f"torchvision does not go with the PyTorch that is installed ({str(error).splitlines()[0][:200]}); install both in "
-                "one command from one index, or remove it: pip uninstall torchvision"
+                "torchvision does not go with the PyTorch that is installed "
+                f"({str(error).splitlines()[0][:200]}); install both in one command from one index, or remove it: "
+                "pip uninstall torchvision"
             )
         error = error.__cause__ or error.__context__
     return None

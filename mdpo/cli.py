@@ -1,4 +1,6 @@
-"""The command line: ``mdpo train | plan | score | generate | evaluate | convert | merge | data | sample | rank | pairs | loop | report``."""
+"""The command line:
+``mdpo train | plan | score | generate | evaluate | convert | merge | data | sample | rank | pairs | loop | report``.
+"""
 
 from mdpo.stops import ctrl_c_ends, is_main_process, what_is_kept
 
@@ -9,56 +11,38 @@ import argparse
 import atexit
 import errno
 import gc
-import json
 import logging
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import transformers
 
 from mdpo.answers import commands as answers_commands
 from mdpo.config import settings_help, takes_value
-from mdpo.data import DataOptions, PreferenceDataset, data_files, read_rows, size_pictures
 from mdpo.data import commands as data_commands
-from mdpo.data.picture_size import add_size_options, size_options
-from mdpo.data.text_options import add_text_options, text_options
+from mdpo.data import data_files
 from mdpo.errors import InputError, OutputError, TrainingError
 from mdpo.evaluation import commands as evaluation_commands
-from mdpo.evaluation import row_logps, score
-from mdpo.evaluation.score import check_first_rows
-from mdpo.evaluation.trained_text import say_other_prompt
-from mdpo.hub import folder_of
+from mdpo.evaluation import score_command
 from mdpo.launch import PROFILES
 from mdpo.loop import commands as loop_commands
 from mdpo.memory.commands import run_plan
 from mdpo.models import (
     LANGUAGE_LINEAR,
-    ReferenceCache,
-    check_trainable,
-    convert_bunny,
-    convert_llava,
-    fingerprint,
-    load,
     load_processor,
 )
-from mdpo.models.adapters import load_adapter
-from mdpo.models.image_embeddings import image_embeddings
-from mdpo.models.merge import run_merge
+from mdpo.models import commands as models_commands
 from mdpo.objectives import PRESETS, help_table
-from mdpo.output_checks import Output, check_not_input, check_output_folder, check_outputs
-from mdpo.outputs import write_text
+from mdpo.output_checks import check_not_input, check_output_folder, check_outputs
 from mdpo.program import COMMANDS, program
 from mdpo.reports import commands as report_commands
-from mdpo.settings import BETA, check_range, dtype_name, is_text, path_problem, shown_text
-from mdpo.shown import Formatter, redacted, say, shown
-from mdpo.trainer.preflight import check_rows
+from mdpo.settings import dtype_name, is_text, path_problem, shown_text
+from mdpo.shown import Formatter, redacted, shown
 from mdpo.trainer.signals import Stopped, active, name_of, signals
 from mdpo.training import train
 
@@ -82,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"error: {shown_text(str(error.filename), 80)} is too long for the name of a file; give another", file=sys.stderr)
+        print(
+            f"error: {shown_text(str(error.filename), 80)} is too long for the name of a file; give another",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:  # in the moment before the handlers are set, or after they are put back
         return 128 + signal.SIGINT
@@ -107,8 +94,8 @@ def _run(words: list[str]) -> int:
         handlers = active()
         if handlers is None or handlers.received is None or (handlers.holding and is_main_process()):
             raise
-        # A library written in C may answer an exception of Python's that it does not expect, as that of a signal, by one
-        # of its own. And a process that its launcher ends may fail before it has ended what it holds.
+        # A library written in C may answer an exception of Python's that it does not expect, as that of a signal, by
+        # one of its own. And a process that its launcher ends may fail before it has ended what it holds.
         return _left(handlers.received, options)
 
 
@@ -123,7 +110,10 @@ def _parse(words: list[str], options: argparse.Namespace) -> None:
     parser = _parser()
     for word in words:
         if not is_text(word):
-            parser.error(f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are not UTF-8)")
+            parser.error(
+                f"argument {shown_text(repr(word), 80)} holds a character that is no text (NUL, or bytes that are "
+                "not UTF-8)"
+            )
         if word.endswith("=--"):  # which argparse takes for no value at all
             parser.error(f"argument {word.removesuffix('=--')}: '--' is no value")
     _, options.overrides = parser.parse_known_args(_with_dashes(words), options)
@@ -168,14 +158,17 @@ def _with_dashes(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_config_first(config: Path, words: Sequence[str]) -> None:
-    """Raises InputError where what would be read as the config file is the value of an option before it."""
+    """Raises InputError where what would be read as model or config file is the value of an option before it."""
     for option, word in pairwise(words):
         if not option.startswith("--") and Path(word) == config:
             return
         if Path(word) != config or "=" in option or "--memory".startswith(option):
             continue
         if takes_value(option) or not config.exists():
-            raise InputError(f"config: {word} is the value of {option}; the config file comes first, then --key value")
+            raise InputError(
+                f"config: {word} is the value of {option}; the config file, or model and data, come first, then --key "
+                "value"
+            )
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -214,8 +207,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Strict(_Parser):
-    """A parser of which an error is an InputError, and which knows options by their whole names: a file is not typed, and
-    who sets --temperature must not miss that --temp has set it as well."""
+    """A parser of which an error is an InputError, and which knows options by their whole names: a file is not typed,
+    and who sets --temperature must not miss that --temp has set it as well."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -225,7 +218,9 @@ class _Strict(_Parser):
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises InputError where the words after ``mdpo`` are not a command and its options, or cannot be used. Runs nothing."""
+    """Raises InputError where the words after ``mdpo`` are not a command and its options, or cannot be used. Runs
+    nothing.
+    """
     options, overrides = _parser(_Strict).parse_known_args(_with_dashes(words))
     if overrides and options.run is not train:
         raise InputError(f"mdpo {words[0]}: unrecognized arguments: {' '.join(overrides)}")
@@ -250,54 +245,28 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
         epilog=f"{settings_help()}\n\n{help_table()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("config", type=Path)
+    _run_source(command, "train")
     command.add_argument(
         "--memory",
-        help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; without "
-        "it, on a GPU, with the plan for what is free that keeps precision and optimizer",
+        help="of the GPU, as in 24GiB, or auto, what is free on it: train with the plan that mdpo plan makes for it; "
+        "without it, on a GPU, with the plan for what is free that keeps precision and optimizer",
     )
-    command.add_argument("--accelerate", choices=list(PROFILES), help="start a process for each visible GPU, by accelerate launch")
+    command.add_argument(
+        "--accelerate", choices=list(PROFILES), help="start a process for each visible GPU, by accelerate launch"
+    )
     command.set_defaults(run=train)
 
     command = commands.add_parser("plan", help=COMMANDS["plan"])
-    command.add_argument("config", type=Path)
+    _run_source(command, "plan")
     command.add_argument(
-        "--memory", help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here"
+        "--memory",
+        help="of the GPU, as in 24GiB, or auto, what is free on it; without it, what mdpo train chooses here",
     )
     command.set_defaults(run=run_plan, lora_pattern=LANGUAGE_LINEAR)
 
-    command = commands.add_parser("merge", help=COMMANDS["merge"])
-    command.add_argument("adapter", type=Path)
-    command.add_argument("destination", type=Path)
-    command.add_argument("--base", type=Path, help="base model, folder or owner/name on the hub; the one the adapter names without it")
-    command.set_defaults(run=run_merge)
-
-    command = commands.add_parser("score", help=COMMANDS["score"])
-    _model_and_data(command)
-    command.add_argument("--beta", type=float, default=0.1)
-    command.add_argument("--objective", choices=list(PRESETS), default="mdpo", help="whose branches are scored")
-    command.add_argument(
-        "--changed-weight", type=float, help="how much the words count in which the answers differ, as in training"
-    )
-    command.add_argument("--negative", default="crop_0_20", help="how the rejected image is made")
-    command.add_argument("--seed", type=int, default=42, help="of the rejected images")
-    command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
-    command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
-    command.add_argument(
-        "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
-    )
-    add_text_options(command)
-    add_size_options(command)
-    command.set_defaults(run=run_score, results=lambda options: [Output("--output", options.output)])
-
-    command = commands.add_parser("convert", help=COMMANDS["convert"])
-    command.add_argument("layout", choices=["bunny", "llava"])
-    command.add_argument("source", type=Path, help="folder, or owner/name on the hub")
-    command.add_argument("destination", type=Path)
-    command.add_argument(
-        "--vision-tower", type=Path, help="llava: the CLIP model, folder or owner/name on the hub, where the source has none"
-    )
-    command.set_defaults(run=run_convert)
+    models_commands.add_merge(commands)
+    score_command.add_command(commands)
+    models_commands.add_convert(commands)
     data_commands.add_commands(commands, load_processor, {name: each.branches for name, each in PRESETS.items()})
     evaluation_commands.add_commands(commands)
     answers_commands.add_commands(commands)
@@ -306,74 +275,17 @@ def _parser(kind: type[_Parser] = _Parser) -> argparse.ArgumentParser:
     return parser
 
 
-def _model_and_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub")
-    command.add_argument("data", type=Path, help="file, folder or hub dataset, as for mdpo data")
-    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
-    data_commands.add_row_options(command)
-    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
-    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-
-
-def run_score(options: argparse.Namespace) -> None:
-    check_range("--beta", options.beta, BETA)
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: expected a number from 0 on")
-    size = size_options(options)
-    check_trainable(options.model)  # before gigabytes of data are fetched
-    adapter = None if options.adapter is None else folder_of(options.adapter, called="adapter")
-    rows = read_rows(
-        options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns
+def _run_source(command: argparse.ArgumentParser, name: str) -> None:
+    """What ``RunSource.of`` reads: DATA is left among the words that are no option's, since whether it is there depends
+    on the first."""
+    command.usage = f"mdpo {name} MODEL DATA [--key value ...]\n       mdpo {name} CONFIG.yaml [--key value ...]"
+    command.add_argument(
+        "config",
+        type=Path,
+        metavar="MODEL DATA",
+        help="model and preference rows, each a file, a folder or owner/name on the hub; "
+        "or one YAML file with these and other settings",
     )
-    images = rows.first_with_images() is not None
-    if not images:
-        _log.warning("no row of %s has an image: what is read with another one is null in every record", options.data)
-    branches = PRESETS[options.objective].branches
-    data = DataOptions(
-        branches=branches if images else ("chosen", "rejected"),
-        negative=options.negative,
-        seed=options.seed,
-        text=text_options(options),
-        changed_weight=options.changed_weight,
-    )
-    processor = size_pictures(load_processor(options.model), size)
-    base = load(options.model, dtype=options.dtype)
-    torch.nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu")
-    dataset = PreferenceDataset(rows, processor, data)
-    dataset.find_neighbours(partial(image_embeddings, base, folder=options.reference))
-    check_rows(base, processor, dataset)
-    cache = ReferenceCache(options.reference, fingerprint(base)) if options.reference is not None else None
-    if not options.no_check_start:
-        _log.info(check_first_rows(base, dataset, branches))
-    # Before the adapter goes on: some kinds leave another model behind when they are switched off.
-    reference = row_logps(base, dataset, branches=branches, token_budget=options.token_budget, cache=cache)
-    model: torch.nn.Module = base
-    if adapter is not None:
-        model = load_adapter(base, adapter, base=options.model)
-        say_other_prompt(adapter, data.text, size)
-        if not options.no_check_start:
-            _log.info(check_first_rows(model, dataset, branches))
-    records = score(
-        model, dataset, branches=branches, reference=reference, token_budget=options.token_budget, beta=options.beta
-    )
-    _write(options.output, records)
-    if cache is not None:
-        print(cache.line)
-
-
-def run_convert(options: argparse.Namespace) -> None:
-    if options.layout == "bunny":
-        if options.vision_tower is not None:
-            raise InputError("--vision-tower: a Bunny checkpoint brings its own; leave it out")
-        folder = convert_bunny(options.source, options.destination)
-    else:
-        folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
-    say(f"wrote {folder}")
-
-
-def _write(path: Path, records: Iterable[dict]) -> None:
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    say(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ class MDPOConfig(TrainingArguments):
     )
     conditional: bool = field(default=True, metadata={"help": "mdpo's: with the image preference (CoPO)."})
     anchors: list[str] = field(
-        default_factory=lambda: ["chosen"], metadata={"help": "mdpo's anchored branches: chosen, rejected, image_rejected."}
+        default_factory=lambda: ["chosen"],
+        metadata={"help": "mdpo's anchored branches: chosen, rejected, image_rejected."},
     )
     anchor: float | list[float] = field(
         default=0.0, metadata={"help": "mdpo's anchor δ in reward units, one number or one per entry of anchors."}
@@ -96,7 +97,9 @@ class MDPOConfig(TrainingArguments):
     max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
     changed_weight: float | None = field(
         default=None,
-        metadata={"help": "How much the words count in which the two answers differ, such as 5 (dense DPO); None: as all."},
+        metadata={
+            "help": "How much the words count in which the two answers differ, such as 5 (dense DPO); None: as all."
+        },
     )
     ignore_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
@@ -112,20 +115,24 @@ class MDPOConfig(TrainingArguments):
     )
     prompt_is_rendered: bool | None = field(
         default=None,
-        metadata={"help": "Whether plain-text prompts already contain the template's turns; None: recognised row by row."},
+        metadata={
+            "help": "Whether plain-text prompts already contain the template's turns; None: recognised row by row."
+        },
     )
 
     reference: str = field(
         default="start", metadata={"help": "Measured against: start, the model as it is given; base, without adapter."}
     )
     check_start: bool = field(
-        default=True, metadata={"help": "Compare with the model's own forward before the first step, on the first rows."}
+        default=True,
+        metadata={"help": "Compare with the model's own forward before the first step, on the first rows."},
     )
     eval_skip_not_finite: bool = field(
         default=False, metadata={"help": "Evaluate without rows whose loss is not finite; false: they end the run."}
     )
     sample_prompts: int = field(
-        default=0, metadata={"help": "Rows whose answers are written to sample_answers.html at every evaluation; 0: none."}
+        default=0,
+        metadata={"help": "Rows whose answers are written to sample_answers.html at every evaluation; 0: none."},
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
     resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -134,14 +141,18 @@ class MDPOConfig(TrainingArguments):
 
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Remove the run that output_dir holds, right before the first step; not when resuming from it."},
+        metadata={
+            "help": "Remove the run that output_dir holds, right before the first step; not when resuming from it."
+        },
     )
 
     checkpoint_layers: int | None = field(
-        default=None, metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."}
+        default=None,
+        metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."},
     )
     compile_layers: bool = field(
-        default=False, metadata={"help": "torch.compile of the repeated layers; mdpo train on a GPU does unless this is set."}
+        default=False,
+        metadata={"help": "torch.compile of the repeated layers; mdpo train on a GPU does unless this is set."},
     )
 
     fused_lora: bool = field(
@@ -175,7 +186,9 @@ class MDPOConfig(TrainingArguments):
 
     @property
     def has_checkpointing(self) -> bool:
-        """Whether the user has said which layers to checkpoint, by any of the names that versions of transformers have."""
+        """Whether the user has said which layers to checkpoint, by any of the names that versions of
+        transformers have.
+        """
         names = ("gradient_checkpointing", "activation_checkpointing")
         return any(name in self.given for name in ("checkpoint_layers", *names, *(f"{name}_kwargs" for name in names)))
 
@@ -219,22 +232,32 @@ class MDPOConfig(TrainingArguments):
 class RunConfig:
     """What ``mdpo train`` needs beside the trainer's settings."""
 
-    model_name_or_path: str = field(metadata={"help": "Model and its processor: folder, or owner/name[@revision] on the hub."})
+    model_name_or_path: str = field(
+        metadata={"help": "Model and its processor: folder, or owner/name[@revision] on the hub."}
+    )
     train_data: str | list[str] | dict[str, float] = field(
         metadata={
-            "help": "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the hub; or several of these with their shares: {a.jsonl: 0.7, owner/b: 0.3}."
+            "help": (
+                "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the "
+                "hub; or several of these with their shares: {a.jsonl: 0.7, owner/b: 0.3}."
+            )
         }
     )
     model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of model_name_or_path on the hub; as owner/name@revision."}
+        default=None,
+        metadata={"help": "Branch, tag or commit of model_name_or_path on the hub; as owner/name@revision."},
     )
     adapter_name_or_path: str | None = field(
-        default=None, metadata={"help": "Adapter to go on from, folder or name on the hub; it is the reference too, see reference."}
+        default=None,
+        metadata={"help": "Adapter to go on from, folder or name on the hub; it is the reference too, see reference."},
     )
     max_pixels: int | None = field(
-        default=None, metadata={"help": "Of a picture, larger ones are made smaller; None: as the model's processor has it."}
+        default=None,
+        metadata={"help": "Of a picture, larger ones are made smaller; None: as the model's processor has it."},
     )
-    min_pixels: int | None = field(default=None, metadata={"help": "Of a picture, smaller ones are made larger; as max_pixels."})
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Of a picture, smaller ones are made larger; as max_pixels."}
+    )
     image_processor_kwargs: dict | None = field(
         default=None, metadata={"help": "The same by the image processor's own names, such as {max_patches: 6}."}
     )
@@ -260,7 +283,9 @@ class RunConfig:
     plan_prompt_tokens: int | None = field(
         default=None, metadata={"help": "mdpo plan: of a prompt with its image, where the data is not here."}
     )
-    plan_response_tokens_median: int | None = field(default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."})
+    plan_response_tokens_median: int | None = field(
+        default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."}
+    )
     plan_response_tokens_max: int | None = field(default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."})
     freeze_vision_tower: bool = field(default=True, metadata={"help": "In full fine-tuning."})
     freeze_multi_modal_projector: bool = field(default=True, metadata={"help": "In full fine-tuning."})
@@ -283,7 +308,9 @@ class RunConfig:
         if self.eval_data is not None and self.eval_fraction:
             raise InputError("eval_fraction: eval_data is given too; keep one of them")
         if self.adapter_name_or_path is not None and not self.use_lora:
-            raise InputError("adapter_name_or_path: an adapter goes on as an adapter; leave use_lora out, or merge it first")
+            raise InputError(
+                "adapter_name_or_path: an adapter goes on as an adapter; leave use_lora out, or merge it first"
+            )
         if self.load_in_4bit and not self.use_lora:
             raise InputError("load_in_4bit: weights in 4 bits do not train; set use_lora, or leave load_in_4bit out")
         check_adapter(self)
@@ -328,7 +355,9 @@ def build_config(values: Mapping[str, Any], *, source: str) -> tuple[RunConfig, 
     parts = []
     for kind in (RunConfig, MDPOConfig):
         chosen = {
-            f.name: coerce(values[f.name], known[f.name], f"{source}: {f.name}") for f in fields(kind) if f.name in values
+            f.name: coerce(values[f.name], known[f.name], f"{source}: {f.name}")
+            for f in fields(kind)
+            if f.name in values
         }
         for f in fields(kind):
             required = f.default is f.default_factory  # both MISSING
@@ -366,7 +395,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while rest:
         name = rest.pop(0)
         if not name.startswith("--"):
-            raise InputError(f"unexpected argument {shown(name)}; overrides are written --key value")
+            raise InputError(f"unexpected argument {shown(name)}; model and data come first, then --key value")
         name, equals, value = name[2:].partition("=")
         key = name.replace("-", "_")
         if not equals:
@@ -385,6 +414,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--{name}: {path_problem(value)}")
         overrides[key] = read_argument(value, hints.get(key, str), f"--{name}")
     return overrides
+
+
+def is_setting(name: str) -> bool:
+    """Whether there is a setting of this name, written with underscores or dashes."""
+    return name.replace("-", "_") in _hints()
 
 
 def takes_value(option: str) -> bool:

@@ -40,7 +40,9 @@ def launch_command(profile: str, words: Sequence[str], gpus: int) -> list[str]:
         raise InputError(f"{_OPTION} {profile}: a launcher has started this process already; leave {_OPTION} out")
     if gpus < 2:
         seen = "one GPU is visible" if gpus else "no GPU is visible"
-        raise InputError(f"{_OPTION} {profile}: {seen}, and a process for each is started; leave {_OPTION} out for a single one")
+        raise InputError(
+            f"{_OPTION} {profile}: {seen}, and a process for each is started; leave {_OPTION} out for a single one"
+        )
     if profile == "zero2" and importlib.util.find_spec("deepspeed") is None:
         raise InputError(f"{_OPTION} zero2: DeepSpeed is not installed; pip install deepspeed, or take ddp")
     options = {"config_file": _FOLDER / PROFILES[profile], "num_processes": gpus}

@@ -1,5 +1,5 @@
-"""What can be said of a command's results before it reads anything: whether their places can be written to, are free, and
-are not its own inputs."""
+"""What can be said of a command's results before it reads anything: whether their places can be written to, are free,
+and are not its own inputs."""
 
 import os
 import tempfile
@@ -39,8 +39,8 @@ def check_outputs(outputs: Sequence[Output], inputs: Mapping[str, Iterable[Path]
         outputs: the files it writes.
         inputs: the files and folders it reads, by what they are called on the command line.
 
-    Raises InputError, naming the option, where a file cannot be written, is one of the inputs, also through links, or is
-    there already and is neither resumed nor replaced.
+    Raises InputError, naming the option, where a file cannot be written, is one of the inputs, also through links, or
+    is there already and is neither resumed nor replaced.
     """
     for output in outputs:
         check_output_file(output.path, output.setting)
@@ -75,8 +75,8 @@ def _check_input(setting: str, path: Path, name: str, file: Path) -> None:
     inside = file.expanduser().is_dir() and path.resolve().is_relative_to(file.expanduser().resolve())
     if name == "data" and inside and path.suffix in _DATA_SUFFIXES:
         raise InputError(
-            f"{setting}: {path} lies in the folder that is read as data, and would be read with it the next time; give a "
-            "file elsewhere"
+            f"{setting}: {path} lies in the folder that is read as data, and would be read with it the next time; "
+            "give a file elsewhere"
         )
 
 

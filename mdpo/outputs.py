@@ -1,7 +1,7 @@
 """Writes that are whole or not there.
 
-A result is written beside its place, under a hidden name, brought to the disk and only then given its name: whoever looks,
-at whatever moment the process or the machine ended, finds the old one or the new one, never a part.
+A result is written beside its place, under a hidden name, brought to the disk and only then given its name: whoever
+looks, at whatever moment the process or the machine ended, finds the old one or the new one, never a part.
 """
 
 import errno
@@ -33,7 +33,8 @@ def whole_files(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
     """Yields the paths of new files to write; at the end of the block they take the places of ``paths``, all or none.
 
     Makes the folders above them. A symbolic link is followed; what is no regular file (a pipe, ``/dev/stdout``) is
-    written to straight. Where the block raises, what was at ``paths`` stays as it was, and folders made for it go again.
+    written to straight. Where the block raises, what was at ``paths`` stays as it was, and folders made for it go
+    again.
 
     Raises OutputError where the disk is full or refuses.
     """
@@ -75,8 +76,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a new folder to fill; at the end of the block it takes the place of ``path``, which is not there yet, or is
-    an empty folder.
+    """Yields a new folder to fill; at the end of the block it takes the place of ``path``, which is not there yet, or
+    is an empty folder.
 
     Where the block raises, nothing is left of it. Raises OutputError where the disk is full or refuses, and where
     something else has been written to ``path`` meanwhile.
@@ -205,7 +206,9 @@ def unwritten(error: BaseException) -> str | None:
     text = str(error)  # torch, safetensors and tokenizers wrap the disk's errors in their own
     if "No space left" in text or any(f"os error {number})" in text for number in _FULL):
         return "the disk is full"
-    if any(words in text for words in ("PytorchStreamWriter", "iostream error")) or ("unexpected pos" in text and "vs" in text):
+    if any(words in text for words in ("PytorchStreamWriter", "iostream error")) or (
+        "unexpected pos" in text and "vs" in text
+    ):
         return "the disk is full or failed"
     return None
 

@@ -16,7 +16,9 @@ def open_regular(path: str | Path) -> int:
 
     Raises OSError where the file cannot be opened, and where it is a folder, a pipe or a device.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    handle = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    )
     return check_regular(handle, path)
 
 
@@ -29,7 +31,9 @@ def check_regular(handle: int, path: str | Path) -> int:
 
 
 def read_bytes(path: str | Path, limit: int = MAX_JSON_BYTES) -> bytes:
-    """The whole file. Raises InputError that names it where it cannot be read, is not a file or exceeds ``limit`` bytes."""
+    """The whole file. Raises InputError that names it where it cannot be read, is not a file or exceeds ``limit``
+    bytes.
+    """
     try:
         with open(open_regular(path), "rb") as file:
             content = file.read(limit + 1)

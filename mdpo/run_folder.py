@@ -17,10 +17,18 @@ _BESIDE = (
 )  # fmt: skip
 _STAGING = ".saving"  # where checkpoints are written, and wait while they are replaced
 # and of nothing else
-_OF_TRAINING = ("training_args.bin", "trainer_state.json", "mdpo_run.json", "sample_answers.html", "sample_answers.jsonl")
+_OF_TRAINING = (
+    "training_args.bin",
+    "trainer_state.json",
+    "mdpo_run.json",
+    "sample_answers.html",
+    "sample_answers.jsonl",
+)
 
 
-def check_free(folder: str | Path, resume: str | bool | None, *, overwrite: bool, inputs: dict[str, str | None]) -> None:
+def check_free(
+    folder: str | Path, resume: str | bool | None, *, overwrite: bool, inputs: dict[str, str | None]
+) -> None:
     """Whether a run may begin in ``folder``.
 
     Args:
@@ -28,8 +36,8 @@ def check_free(folder: str | Path, resume: str | bool | None, *, overwrite: bool
         overwrite: whether a run that is there may be removed.
         inputs: what the run reads, by setting.
 
-    Raises InputError, with the ways on, where the folder holds a run that this one does not go on with, or is itself one
-    of the inputs.
+    Raises InputError, with the ways on, where the folder holds a run that this one does not go on with, or is itself
+    one of the inputs.
     """
     folder = Path(folder).expanduser()
     for name, path in inputs.items():
@@ -47,12 +55,14 @@ def check_free(folder: str | Path, resume: str | bool | None, *, overwrite: bool
     if not overwrite:
         goes_on = "" if found in _WEIGHTS else "go on with it by --resume_from_checkpoint true, "
         raise InputError(
-            f"output_dir: {folder} holds a run already ({found}); {goes_on}give another --output_dir, or remove it with "
-            "--overwrite_output_dir true"
+            f"output_dir: {folder} holds a run already ({found}); {goes_on}give another --output_dir, or remove "
+            "it with --overwrite_output_dir true"
         )
     for name, path in inputs.items():
         if path and any(is_inside(path, part) for part in run_files(folder)):
-            raise InputError(f"overwrite_output_dir: {folder} holds {path}, which {name} reads; give another --output_dir")
+            raise InputError(
+                f"overwrite_output_dir: {folder} holds {path}, which {name} reads; give another --output_dir"
+            )
 
 
 def is_inside(path: str | Path, folder: Path) -> bool:
@@ -61,7 +71,10 @@ def is_inside(path: str | Path, folder: Path) -> bool:
 
 
 def held_run(folder: Path) -> str | None:
-    """What there is of a run in a folder: a checkpoint, or the weights at its end. None where a run left less, or none."""
+    """What there is of a run in a folder: a checkpoint, or the weights at its end.
+
+    None where a run left less, or none.
+    """
     # One that was being replaced when its process was killed has its place back at the run's next start.
     there = _checkpoints(folder) + _checkpoints(folder / _STAGING / "replaced")
     checkpoints = [path.name for path in there if _is_json(path / "trainer_state.json")]
@@ -82,11 +95,17 @@ def way_anew(folder: str | Path) -> str:
 
 
 def _is_trained(folder: Path) -> bool:
-    return bool(_checkpoints(folder)) or (folder / _STAGING).is_dir() or any((folder / name).is_file() for name in _OF_TRAINING)
+    return (
+        bool(_checkpoints(folder))
+        or (folder / _STAGING).is_dir()
+        or any((folder / name).is_file() for name in _OF_TRAINING)
+    )
 
 
 def run_files(folder: Path) -> list[Path]:
-    """What training wrote into ``folder``: nothing of anybody else's, and not the reference cache, which is no run's."""
+    """What training wrote into ``folder``: nothing of anybody else's, and not the reference cache, which is no
+    run's.
+    """
     named = [folder / name for name in (*_WEIGHTS, *_BESIDE, *_OF_TRAINING)]
     files = [path for path in (*named, *folder.glob("model-*-of-*.safetensors")) if path.is_file()]
     staging = [folder / _STAGING] if (folder / _STAGING).is_dir() else []
@@ -94,7 +113,9 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def published_files(folder: Path) -> list[Path]:
-    """What of a run is for others: weights, configs, processor and card; no checkpoint, and nothing that tells of this machine."""
+    """What of a run is for others: weights, configs, processor and card; no checkpoint, and nothing that tells of this
+    machine.
+    """
     kept = (*folder.glob("model-*-of-*.safetensors"), *folder.glob("additional_chat_templates/*.jinja"))
     return [path for path in (*(folder / name for name in (*_WEIGHTS, *_BESIDE, "README.md")), *kept) if path.is_file()]
 
@@ -113,7 +134,9 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path, kind: str) -> list[Path]:
-    return [path for path in folder.glob(f"{kind}-*") if path.name.removeprefix(f"{kind}-").isdecimal() and path.is_dir()]
+    return [
+        path for path in folder.glob(f"{kind}-*") if path.name.removeprefix(f"{kind}-").isdecimal() and path.is_dir()
+    ]
 
 
 def _is_json(path: Path) -> bool:

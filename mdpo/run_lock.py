@@ -47,8 +47,8 @@ class RunLock:
         """Raises TrainingError where another run has taken the folder over, because this one slept for too long."""
         if not _is_file(self._handle, self._path):
             raise TrainingError(
-                f"{self.folder} belongs to another run by now ({_described(_read(self._path))}), which took it over while "
-                "this one showed no sign of life; nothing more is written there"
+                f"{self.folder} belongs to another run by now ({_described(_read(self._path))}), which took it "
+                "over while this one showed no sign of life; nothing more is written there"
             )
 
     def release(self) -> None:
@@ -165,9 +165,7 @@ def _lock(handle: int) -> bool | None:
 
 
 def _record() -> dict[str, Any]:
-    return {
-        "process": os.getpid(), "host": socket.gethostname(), "start": time.strftime("%Y-%m-%d %H:%M:%S %z")
-    }  # fmt: skip
+    return {"process": os.getpid(), "host": socket.gethostname(), "start": time.strftime("%Y-%m-%d %H:%M:%S %z")}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -199,10 +197,14 @@ def _described(record: dict[str, Any]) -> str:
 
 
 def _in_use(folder: Path, record: dict[str, Any], age: float | None = None) -> InputError:
-    seen = "" if age is None else f"; its last sign of life is {max(age, 0):.0f} s old, and counts for {STALE_AFTER_S:.0f} s"
+    seen = (
+        ""
+        if age is None
+        else f"; its last sign of life is {max(age, 0):.0f} s old, and counts for {STALE_AFTER_S:.0f} s"
+    )
     return InputError(
-        f"output_dir: {folder} is in use by another run ({_described(record)}{seen}); wait for its end, or give another "
-        "--output_dir"
+        f"output_dir: {folder} is in use by another run ({_described(record)}{seen}); wait for its end, or give "
+        "another --output_dir"
     )
 
 

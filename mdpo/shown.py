@@ -1,8 +1,8 @@
 """Text that somebody else wrote, on its way to a terminal, a page, a model card or a stored record.
 
-File names, ids, answers, configs and other libraries' messages can contain whatever their author liked: escape sequences
-that repaint a terminal, characters that reverse the reading direction, line breaks that forge a line of ours, markup, and
-credentials inside an address. Here each of them loses its effect.
+File names, ids, answers, configs and other libraries' messages can contain whatever their author liked: escape
+sequences that repaint a terminal, characters that reverse the reading direction, line breaks that forge a line of ours,
+markup, and credentials inside an address. Here each of them loses its effect.
 """
 
 import html
@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-# Format characters without which words and emoji fall apart: the joiners. All other ones are spelled out, among them those
-# that turn the reading direction around.
+# Format characters without which words and emoji fall apart: the joiners. All other ones are spelled out, among them
+# those that turn the reading direction around.
 _JOINERS = "\u200c\u200d"
 _ODD = re.compile(r"[^\x20-\x7e]")
 
@@ -24,7 +24,8 @@ _PARAMETER = re.compile(
 )
 # Keys that say what they are: Hugging Face, OpenAI and its relatives, GitHub, AWS; and what follows "Bearer".
 _KEY = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16})\b|(?<=\bBearer )[\w.~+/=-]{8,}"
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16})\b|"
+    r"(?<=\bBearer )[\w.~+/=-]{8,}"
 )
 # What Markdown and the HTML in it give a meaning; "_" inside a word and "#" inside a line have none.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+=-]")
@@ -36,7 +37,9 @@ def shown(text: object) -> str:
 
 
 def shown_lines(text: object) -> str:
-    """As ``shown``, but the lines stay lines; those after the first are indented, so that none looks like a line of ours."""
+    """As ``shown``, but the lines stay lines; those after the first are indented, so that none looks like a line of
+    ours.
+    """
     first, *rest = str(text).replace("\r\n", "\n").split("\n")
     return "\n".join([shown(first), *(f"  {shown(line)}" if line else "" for line in rest)])
 

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig
 from mdpo.data import DataOptions, PictureSize, PreferenceDataset, Rows, TextOptions, rows_of_run, size_pictures
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
@@ -22,13 +22,23 @@ from mdpo.memory import AUTO, free_memory, memory_of
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings
-from mdpo.memory.wishes import counted, data_of
-from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, check_trainable, load, load_processor, lora_expression
-from mdpo.models.adapters import adapter_config, load_adapter
+from mdpo.memory.constraints import counted, data_of
+from mdpo.models import (
+    LANGUAGE_LINEAR,
+    check_lora_targets,
+    check_trainable,
+    freeze_vision,
+    load,
+    load_processor,
+    load_with_adapter,
+    lora_expression,
+)
+from mdpo.models.adapters import adapter_config
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.model_card import write_run_record
 from mdpo.objectives import objective_of
 from mdpo.run_lock import RunLock
+from mdpo.run_source import RunSource
 from mdpo.settings import ADAPTER, idle_settings
 from mdpo.shown import say
 from mdpo.stops import resumed_command
@@ -51,14 +61,16 @@ def train(options: argparse.Namespace) -> int:
     if options.accelerate is not None:
         launch(options.accelerate, options.words)
     use_expandable_segments()
-    overrides = parse_overrides(options.overrides)
-    run, args = load_config(options.config, overrides)
+    source, chosen = RunSource.of(options), {}
+    run, args = source.load()
+    if source.names_folder and args.process_index == 0:
+        say(f"output_dir: {args.output_dir} (set --output_dir for another)")
     lora_expression(run.lora_target_modules)
     check_run(args, ("",) if run.eval_data is not None or run.eval_fraction else ())
     if options.memory is not None:
         memory = memory_of(options.memory, lambda: _free_on_each(args))
-        overrides |= planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=_on_gpu(args))
-        run, args = load_config(options.config, overrides)
+        chosen = planned_settings(run, args, memory, LANGUAGE_LINEAR, cuda=_on_gpu(args))
+        run, args = source.load(chosen)
     check_settings(args)
     for line in idle_settings(run, ADAPTER) if args.process_index == 0 else ():
         _log.warning(line)
@@ -68,7 +80,7 @@ def train(options: argparse.Namespace) -> int:
         together(args, lambda: check_trainable(run.model_name_or_path))  # before a folder is made, or data fetched
         with together(args, partial(hold_folder, args, args)) or nullcontext() as lock:
             together(args, partial(begin, args, _resume_from(args.resume_from_checkpoint), inputs))
-            return _train(run, args, lock, options, overrides)
+            return _train(run, args, lock, options, source, chosen)
     except RuntimeError as error:
         if misses_a_rank(args, error):
             raise without_a_rank(args) from error
@@ -76,11 +88,16 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _train(
-    run: RunConfig, args: MDPOConfig, lock: RunLock | None, options: argparse.Namespace, overrides: dict[str, Any]
+    run: RunConfig,
+    args: MDPOConfig,
+    lock: RunLock | None,
+    options: argparse.Namespace,
+    source: RunSource,
+    chosen: dict[str, Any],
 ) -> int:
     """The run, in a folder that is its own; returns the exit code.
 
-    lock: on the folder, on the main process. options: the command. overrides: of its config file.
+    lock: on the folder, on the main process. options: the command. chosen: settings that win over the source's.
     """
     resume = together(args, lambda: checkpoint_to_resume(args, _resume_from(args.resume_from_checkpoint)))
     processor = together(args, lambda: _processor(run))
@@ -88,8 +105,7 @@ def _train(
     data: Rows | PreferenceDataset = rows
     if _on_gpu(args) and options.memory is None:
         data = together(args, lambda: PreferenceDataset(rows, processor, DataOptions.of(args, objective_of(args))))
-        overrides |= _chosen(run, args, data, resume)
-        run, args = load_config(options.config, overrides)
+        run, args = source.load(chosen | _chosen(run, args, data, resume))
     model = together(args, lambda: _model(run, args))
     trainer = MDPOTrainer(
         model=model,
@@ -167,16 +183,17 @@ def _processor(run: RunConfig) -> ProcessorMixin:
 
 
 def _model(run: RunConfig, args: MDPOConfig) -> PreTrainedModel | PeftModel:
-    model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
-    if not run.use_lora:
-        _freeze(model, run)
-    elif run.adapter_name_or_path is None:
-        check_lora_targets(model, run.lora_target_modules)
+    asked: dict[str, Any] = {"dtype": run.dtype, "load_in_4bit": run.load_in_4bit}
     if run.adapter_name_or_path is not None:
         _check_lora_settings(run)
-        model = load_adapter(
-            model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True, fused=args.fused_lora
+        return load_with_adapter(
+            run.model_name_or_path, run.adapter_name_or_path, trainable=True, fused=args.fused_lora, **asked
         )
+    model = load(run.model_name_or_path, **asked)
+    if run.use_lora:
+        check_lora_targets(model, run.lora_target_modules)
+    else:
+        freeze_vision(model, tower=run.freeze_vision_tower, projector=run.freeze_multi_modal_projector)
     return model
 
 
@@ -188,7 +205,10 @@ def _stopped(trainer: MDPOTrainer, words: Sequence[str]) -> str:
     line = f"{line} after step {trainer.state.global_step}"
     if not resumes(args):
         reason = "save_only_model leaves" if args.save_only_model else "DeepSpeed's checkpoints leave"
-        return f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume from"
+        return (
+            f"{line}; its weights are in the newest checkpoint of {args.output_dir}, but {reason} nothing to resume "
+            "from"
+        )
     launcher = ", under the same launcher," if args.world_size > 1 else ""
     return f"{line}; go on{launcher} with: {resumed_command(words)}"
 
@@ -250,11 +270,3 @@ def _lora(run: RunConfig) -> LoraConfig:
         target_modules=lora_expression(run.lora_target_modules),
         task_type="CAUSAL_LM",
     )
-
-
-def _freeze(model: PreTrainedModel, run: RunConfig) -> None:
-    for name, parameter in model.named_parameters():
-        tower = any(part in name for part in (".vision_tower.", ".visual.", ".vision_model."))
-        projector = any(part in name for part in (".multi_modal_projector.", ".connector.", ".image_newline"))
-        if tower and run.freeze_vision_tower or projector and run.freeze_multi_modal_projector:
-            parameter.requires_grad_(False)

@@ -1,4 +1,6 @@
-"""PyTorch's backward, node by node in Python: its engine asks the CUDA driver for streams, which a fake device lacks."""
+"""PyTorch's backward, node by node in Python: its engine asks the CUDA driver for streams, which a fake device
+lacks.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -14,6 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants
+
+from mdpo.hub import repositories
+
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>auth-check|revision|tree|paths-info)(?:/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?)?"
 )
@@ -24,7 +28,9 @@ _FILE = re.compile(r"(?:/(?P<kind>datasets))?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<
 
 @dataclass
 class Repo:
-    """folders: what it holds, by commit. refs: commits by branch or tag. readers: the tokens that may read it; None: all."""
+    """folders: what it holds, by commit. refs: commits by branch or tag. readers: the tokens that may read it; None:
+    all.
+    """
 
     folders: dict[str, Path]
     refs: dict[str, str]
@@ -39,8 +45,8 @@ class Repo:
 @dataclass
 class Hub:
     """url: its endpoint. folder: where it keeps what it serves. down: whether it answers with an error of its own.
-    requests: method and path of each, in order. writer: the token that may write, in the account "tiny". full: whether it
-    takes no commits."""
+    requests: method and path of each, in order. writer: the token that may write, in the account "tiny". full: whether
+    it takes no commits."""
 
     folder: Path
     url: str = ""
@@ -148,7 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(base64.b64decode(line["value"]["content"]))
             commit = self.hub.add(match["repo"], scratch, branch=match["branch"])
-            answer = {"commitUrl": f"{self.hub.url}/{match['repo']}/commit/{commit}", "commitOid": commit, "success": True}
+            answer = {
+                "commitUrl": f"{self.hub.url}/{match['repo']}/commit/{commit}",
+                "commitOid": commit,
+                "success": True,
+            }
             self._send(200, json.dumps(answer).encode())
 
     def _file(self, path: Path, commit: str, allowed: bool) -> None:
@@ -171,16 +181,25 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             deep = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
             entries = [
-                entry for path in sorted(folder.rglob("*"))
-                if (entry := _entry(path, folder)) and (entry["path"] in asked if asked is not None else _below(path, folder / below, deep))
-            ]  # fmt: skip
+                entry
+                for path in sorted(folder.rglob("*"))
+                if (entry := _entry(path, folder))
+                and (entry["path"] in asked if asked is not None else _below(path, folder / below, deep))
+            ]
             self._send(200, json.dumps(entries).encode())
             return
         about = {
-            "_id": "0", "id": match["repo"], "sha": commit, "private": False, "gated": "manual" if repo.gated else False,
-            "disabled": False, "tags": [], "downloads": 0, "likes": 0,
+            "_id": "0",
+            "id": match["repo"],
+            "sha": commit,
+            "private": False,
+            "gated": "manual" if repo.gated else False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
             "siblings": [{"rfilename": path.relative_to(folder).as_posix()} for path in files],
-        }  # fmt: skip
+        }
         self._send(200, json.dumps(about).encode())
 
     def _send(self, status: int, content: bytes = b"", headers=None, error: tuple[str, str] | None = None) -> None:
@@ -226,3 +245,27 @@ def serving() -> Iterator[Hub]:
         server.server_close()
         thread.join()
         shutil.rmtree(hub.folder)
+
+
+@contextmanager
+def asked(monkeypatch, folder: Path) -> Iterator[Hub]:
+    """A hub that this process asks, with an empty cache in ``folder`` and nobody logged in."""
+    with serving() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "cache"),
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(folder / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        forget()
+        yield server
+    forget()
+
+
+def forget() -> None:
+    """As a new process."""
+    repositories._look.cache_clear()
+    repositories._fetch.cache_clear()

@@ -20,6 +20,7 @@ from mdpo.errors import OutputError
 from mdpo.program import outline
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
+from tests.command_line import parsers
 
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"(?<![\w(-])--[a-z][\w-]*|\b(mdpo|pip|hf|accelerate) [a-z]+ ?(?=[\w'\"{-]|$)")
@@ -36,7 +37,11 @@ def messages() -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 quiet.add(node.value)
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("add_argument", "add_parser", "compile"):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+                "add_argument",
+                "add_parser",
+                "compile",
+            ):
                 quiet.update(ast.walk(node))
             if isinstance(node, ast.JoinedStr):  # its parts are not strings of their own
                 quiet.update(part for value in node.values for part in [value] if isinstance(value, ast.Constant))
@@ -68,7 +73,7 @@ SAID_BY = {
     "mdpo/answers/records.py": ["rank"],
     "mdpo/answers/sample_command.py": ["sample"],
     "mdpo/answers/vllm_engine.py": ["sample"],
-    "mdpo/cli.py": ["train", "score", "convert"],
+    "mdpo/cli.py": ["train"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],
     "mdpo/settings/own.py": ["train"],
@@ -91,6 +96,7 @@ SAID_BY = {
     "mdpo/evaluation/questions.py": ["generate"],
     "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
     "mdpo/evaluation/results.py": ["report"],
+    "mdpo/evaluation/score_command.py": ["score"],
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
     "mdpo/hub/uploads.py": ["train"],
@@ -99,6 +105,7 @@ SAID_BY = {
     "mdpo/loop/stages.py": ["sample", "rank", "pairs", "train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
+    "mdpo/models/commands.py": ["convert"],
     "mdpo/models/llava.py": ["convert"],
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
@@ -112,6 +119,8 @@ SAID_BY = {
     "mdpo/reports/write.py": ["report"],
     "mdpo/run_folder.py": ["train"],
     "mdpo/run_lock.py": ["train"],
+    "mdpo/run_source.py": ["train"],
+    "mdpo/training.py": ["train"],
     "mdpo/stops.py": ["train"],
     "mdpo/trainer/keeps_weights.py": ["train"],
     "mdpo/trainer/layers.py": ["train"],
@@ -120,19 +129,6 @@ SAID_BY = {
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }
-
-
-def parsers(parser=None, name="") -> dict:
-    """Every command's parser by its name, such as "data check"."""
-    parser = parser or cli._parser()
-    below = [action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)]
-    found = {name: parser} if name else {}
-    for action in below:
-        if action.option_strings:  # an option with a table of choices is no command
-            continue
-        for choice, inner in action.choices.items():
-            found |= parsers(inner, f"{name} {choice}".strip())
-    return found
 
 
 def options(command: str) -> set[str]:
@@ -175,7 +171,9 @@ def test_the_pages_name_options_and_commands_that_exist(page):
 
 
 def test_files_that_messages_name_are_there():
-    named = {name for path in (ROOT / "mdpo").rglob("*.py") for name in re.findall(r"configs/[\w./-]+", path.read_text())}
+    named = {
+        name for path in (ROOT / "mdpo").rglob("*.py") for name in re.findall(r"configs/[\w./-]+", path.read_text())
+    }
     assert named and all((ROOT / name).is_file() for name in named)
 
 
@@ -194,10 +192,19 @@ def world(tmp_path_factory):
 def config(world, tmp_path, **changes) -> Path:
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 2, "num_train_epochs": 2, "lora_r": 2, "use_cpu": True, "learning_rate": 1e-3,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, **changes,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 2,
+        "num_train_epochs": 2,
+        "lora_r": 2,
+        "use_cpu": True,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **changes,
+    }
     path.write_text(yaml.safe_dump(settings))
     return path
 
@@ -254,7 +261,10 @@ def test_the_way_on_after_a_full_disk_leads_to_the_end(world, tmp_path, capsys, 
         assert cli.main(["train", path]) == 1
     said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     again = [] if full_at == 1 else ["--resume_from_checkpoint", "true"]
-    ways = ["there is no checkpoint: make room, and run again", "checkpoint-1: make room, and go on with --resume_from_checkpoint"]
+    ways = [
+        "there is no checkpoint: make room, and run again",
+        "checkpoint-1: make room, and go on with --resume_from_checkpoint",
+    ]
     assert ways[full_at - 1] in said and f"step {full_at} could not be written: the disk is full" in said
     assert cli.main(["train", path, *again]) == 0
 

@@ -20,10 +20,18 @@ def world(tmp_path_factory) -> tuple[Path, Path]:
 def config(world, tmp_path) -> Path:
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 4, "token_budget": 300, "num_train_epochs": 1, "lora_r": 2, "use_cpu": True,
-        "learning_rate": "1e-3", "save_strategy": "no", "report_to": "none",
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 4,
+        "token_budget": 300,
+        "num_train_epochs": 1,
+        "lora_r": 2,
+        "use_cpu": True,
+        "learning_rate": "1e-3",
+        "save_strategy": "no",
+        "report_to": "none",
+    }
     path.write_text(yaml.safe_dump(settings))
     return path
 
@@ -42,7 +50,9 @@ def test_train_then_score_then_generate(world, config, tmp_path, capsys):
 
     scores = tmp_path / "scores.jsonl"
     cache = tmp_path / "cache"
-    assert main(["score", model, data, "--adapter", str(adapter), "--output", str(scores), "--reference", str(cache)]) == 0
+    assert (
+        main(["score", model, data, "--adapter", str(adapter), "--output", str(scores), "--reference", str(cache)]) == 0
+    )
     records = lines(scores)
     assert [record["id"] for record in records] == [f"row{index}" for index in range(8)]
     for record in records:
@@ -62,7 +72,15 @@ def test_train_then_score_then_generate(world, config, tmp_path, capsys):
 
 
 def test_overrides_win_over_the_file(config, tmp_path):
-    arguments = ["--use_lora", "false", "--conditional=false", "--anchors", "[chosen, rejected]", "--anchor", "[0, 0.5]"]
+    arguments = [
+        "--use_lora",
+        "false",
+        "--conditional=false",
+        "--anchors",
+        "[chosen, rejected]",
+        "--anchor",
+        "[0, 0.5]",
+    ]
     assert main(["train", str(config), *arguments, "--max-steps", "1"]) == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -167,13 +185,15 @@ def test_a_plan_without_a_gpu_says_which_option_to_give(config, capsys, words):
 
 @pytest.mark.parametrize("command", [["train"], ["plan", "--memory", "24GiB"]])
 @pytest.mark.parametrize(
-    ("option", "value"), [("--max_steps", "2"), ("--chat-template", "CONFIG"), ("--conditional", "false"), ("--lr", "1")]
+    ("option", "value"),
+    [("--max_steps", "2"), ("--chat-template", "CONFIG"), ("--conditional", "false"), ("--lr", "1")],
 )
 def test_options_before_the_config_file(config, capsys, command, option, value):
     value = value.replace("CONFIG", str(config))
     assert main([*command, option, value, str(config)]) == 2
     assert capsys.readouterr().err == (
-        f"error: config: {value} is the value of {option}; the config file comes first, then --key value\n"
+        f"error: config: {value} is the value of {option}; the config file, or model and data, come first, then --key "
+        "value\n"
     )
 
 

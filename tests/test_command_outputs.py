@@ -38,17 +38,36 @@ def made(tmp_path_factory):
     for name in ("first", "second"):
         lines = [json.dumps({"id": row["id"], "response": f"{name} {row['chosen']}"}) + "\n" for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    drawn = [{"id": row["id"], "image": row["img_path"], "prompt": "?", "response": row[side]} for row in rows for side in ("chosen", "rejected")]
+    drawn = [
+        {"id": row["id"], "image": row["img_path"], "prompt": "?", "response": row[side]}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
     (folder / "drawn.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in drawn))
     config = folder / "config.yaml"
     settings = {
-        "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(folder / "run"), "max_steps": 1,
-        "lora_r": 2, "examples_per_step": 2, "use_cpu": True, "disable_tqdm": True, "report_to": "none", "logging_steps": 1,
-    }  # fmt: skip
+        "model_name_or_path": str(model),
+        "train_data": str(data),
+        "output_dir": str(folder / "run"),
+        "max_steps": 1,
+        "lora_r": 2,
+        "examples_per_step": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "logging_steps": 1,
+    }
     config.write_text(json.dumps(settings))
     assert main(["train", str(config)]) == 0
     votes = {"schema": "mdpo-human-answers-1", "sheet": "s", "answers": {"row0": "left"}}
-    key = {"schema": "mdpo-human-key-1", "sheet": "s", "first": "a", "second": "b", "swapped": {"row0": True}, "questions": {}}
+    key = {
+        "schema": "mdpo-human-key-1",
+        "sheet": "s",
+        "first": "a",
+        "second": "b",
+        "swapped": {"row0": True},
+        "questions": {},
+    }
     (folder / "votes.json").write_text(json.dumps(votes))
     (folder / "x.key.json").write_text(json.dumps(key))
     return folder
@@ -120,7 +139,10 @@ def test_a_folder_is_no_file(made, tmp_path, capsys, monkeypatch, name, folder):
     monkeypatch.chdir(tmp_path / "here")
     words = [folder if word.startswith(str(tmp_path)) else word for word in command(name, made, tmp_path)]
     assert main(words) == 2
-    assert f"error: --{'picture' if name == 'picture' else 'output'}: {folder} is a folder; give a file" in capsys.readouterr().err
+    assert (
+        f"error: --{'picture' if name == 'picture' else 'output'}: {folder} is a folder; give a file"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +203,10 @@ def test_answers_that_were_there_before_the_disk_was_full_are_kept(made, tmp_pat
 def test_a_journal_ends_with_its_last_whole_line(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         journal.append({"id": "a"})
-        with full_disk(20), pytest.raises(OutputError, match="j.jsonl could not be written: the disk is full; the 1 lines"):
+        with (
+            full_disk(20),
+            pytest.raises(OutputError, match="j.jsonl could not be written: the disk is full; the 1 lines"),
+        ):
             journal.append({"id": "b" * 40})
         assert (tmp_path / "j.jsonl").read_bytes() == b'{"id": "a"}\n'
         journal.append({"id": "c"})

@@ -1,6 +1,7 @@
 """The plan of the house: imports point one way, and kernels/ stays a source root."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,16 @@ OURS = ("mdpo", "mdpo_kernels", "bench", "tests")
 
 # What each part of the house may import of our own; these are everybody's.
 EVERYBODYS = {
-    "mdpo.errors", "mdpo.hub", "mdpo.outputs", "mdpo.output_checks", "mdpo.program", "mdpo.reading", "mdpo.run_folder", "mdpo.run_lock", "mdpo.shown",
-}  # fmt: skip
+    "mdpo.errors",
+    "mdpo.hub",
+    "mdpo.outputs",
+    "mdpo.output_checks",
+    "mdpo.program",
+    "mdpo.reading",
+    "mdpo.run_folder",
+    "mdpo.run_lock",
+    "mdpo.shown",
+}
 ALLOWED = {
     "mdpo_kernels": {"mdpo_kernels"},
     "mdpo.errors": set(),
@@ -31,25 +40,34 @@ ALLOWED = {
     "mdpo.objectives": {"mdpo.objectives", "mdpo.packing", "mdpo_kernels"},
     "mdpo.data": {"mdpo.data", "mdpo.packing", "mdpo.stops"},
     "mdpo.models": {"mdpo.models", "mdpo.packing", "mdpo_kernels"},
+    "mdpo.run_source": {"mdpo.config"},
     "mdpo.trainer": {
-        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data", "mdpo.evaluation", "mdpo.packing",
+        "mdpo.trainer", "mdpo.config", "mdpo.objectives", "mdpo.settings", "mdpo.models", "mdpo.data",
+        "mdpo.evaluation", "mdpo.packing",
         "mdpo_kernels",
     },
-    "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
+    "mdpo.evaluation": {
+        "mdpo.evaluation", "mdpo.objectives", "mdpo.settings", "mdpo.data", "mdpo.models", "mdpo.packing",
+    },
     "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing", "mdpo.settings"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
-    "mdpo.memory": {"mdpo.memory", "mdpo.config", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing"},
+    "mdpo.memory": {
+        "mdpo.memory", "mdpo.config", "mdpo.run_source", "mdpo.objectives", "mdpo.models", "mdpo.data", "mdpo.packing",
+    },
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
     "mdpo.training": {
-        "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings", "mdpo.stops", "mdpo.trainer",
+        "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings",
+        "mdpo.stops", "mdpo.trainer", "mdpo.run_source",
     },
     "mdpo.loop": {
-        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports", "mdpo.__main__",
+        "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports",
+        "mdpo.__main__",
     },
     "mdpo.cli": {
         "mdpo.answers", "mdpo.loop",
-        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports", "mdpo.memory",
+        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
+        "mdpo.memory",
         "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
 }  # fmt: skip
@@ -103,3 +121,22 @@ def test_the_planner_does_without_torch():
 
 def test_kernels_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package of that name"
+
+
+CONTENTS = sorted(
+    page
+    for page in [*(ROOT / "mdpo").rglob("__init__.py"), *(ROOT / "kernels").rglob("__init__.py")]
+    if ".py " in (ast.get_docstring(ast.parse(page.read_text())) or "")
+)
+
+
+@pytest.mark.parametrize("page", CONTENTS, ids=lambda page: str(page.parent.relative_to(ROOT)))
+def test_a_contents_page_has_a_line_for_each_file_and_no_other(page):
+    docstring = ast.get_docstring(ast.parse(page.read_text())) or ""
+    listed = [
+        name
+        for line in docstring.splitlines()
+        for name in re.findall(r"[\w./]+\.py(?=,| )", line.partition("   ")[0] + " ")
+    ]
+    there = {path.name for path in page.parent.glob("*.py")} - {"__init__.py"}
+    assert sorted(listed) == sorted(there)

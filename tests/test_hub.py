@@ -1,4 +1,6 @@
-"""Models, adapters and data by their names on the hub: from one command to a trained adapter, and one line for what fails."""
+"""Models, adapters and data by their names on the hub: from one command to a trained adapter, and one line for what
+fails.
+"""
 
 import json
 import os
@@ -15,13 +17,10 @@ from safetensors.torch import load_file
 from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.cli import main
 from mdpo.data import read_rows
-from mdpo.hub import repositories
 from mdpo.models import LANGUAGE_LINEAR, load, load_processor
 from mdpo.models.adapters import adapter_config, load_adapter
-from tests import hub as loopback
 from tests import tiny
-
-_FILES = "/{repo_id}/resolve/{revision}/{filename}"
+from tests.hub import forget
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +34,6 @@ def adapter(world, tmp_path_factory) -> Path:
     config = LoraConfig(r=2, target_modules=LANGUAGE_LINEAR, init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(load(world[0]), config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub that this process asks, with an empty cache and nobody logged in."""
-    with loopback.serving() as server:
-        for name, value in {
-            "ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": server.url + _FILES, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False,
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():  # fmt: skip
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
-        forget()
-        yield server
-    forget()
-
-
-def forget() -> None:
-    """As a new process."""
-    repositories._look.cache_clear()
-    repositories._fetch.cache_clear()
 
 
 def parquet_repo(data: Path, folder: Path, *, split: str = "train", count: int | None = None) -> Path:
@@ -91,8 +68,8 @@ def test_from_hub_names_to_a_trained_adapter_in_one_command(hub, world, tmp_path
     commit = hub.add("tiny/model", model)
     hub.add("some/pairs", parquet_repo(data, tmp_path / "rows"), kind="datasets")
     (tmp_path / "run.yaml").write_text(
-        "model_name_or_path: tiny/model\ntrain_data: some/pairs\noutput_dir: tiny/out\nmax_steps: 1\nexamples_per_step: 4\n"
-        "lora_r: 2\nuse_cpu: true\nreport_to: none\nsave_strategy: 'no'\n"
+        "model_name_or_path: tiny/model\ntrain_data: some/pairs\noutput_dir: tiny/out\nmax_steps: "
+        "1\nexamples_per_step: 4\nlora_r: 2\nuse_cpu: true\nreport_to: none\nsave_strategy: 'no'\n"
     )
     done = run(hub, tmp_path, "train", "run.yaml")
     assert done.returncode == 0, done.stderr
@@ -134,12 +111,22 @@ def test_models_processors_and_adapters_in_python(hub, world, adapter):
 def test_what_a_trainer_in_python_saves_names_its_base(hub, world):
     first = hub.add("tiny/model", world[0])
     args = MDPOConfig(
-        output_dir="out", max_steps=1, save_steps=1, examples_per_step=2, use_cpu=True, report_to="none", disable_tqdm=True, check_start=False,
-    )  # fmt: skip
+        output_dir="out",
+        max_steps=1,
+        save_steps=1,
+        examples_per_step=2,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        check_start=False,
+    )
     trainer = MDPOTrainer(
-        model=load("tiny/model"), args=args, train_dataset=read_rows(world[1]), processing_class=load_processor("tiny/model"),
+        model=load("tiny/model"),
+        args=args,
+        train_dataset=read_rows(world[1]),
+        processing_class=load_processor("tiny/model"),
         peft_config=LoraConfig(r=2, target_modules=LANGUAGE_LINEAR),
-    )  # fmt: skip
+    )
     hub.add("tiny/model", world[0])  # a newer commit, which it was not trained on
     trainer.train()
     trainer.save_model("saved")
@@ -346,8 +333,8 @@ def test_a_run_goes_on_from_an_adapter_of_the_hub(hub, world, adapter, tmp_path)
     hub.add("tiny/adapter", adapter)
     (tmp_path / "run.yaml").write_text(
         f"model_name_or_path: tiny/model\nmodel_revision: {first}\nadapter_name_or_path: tiny/adapter\n"
-        f"train_data: [{world[1]}]\noutput_dir: out\nmax_steps: 2\nexamples_per_step: 4\nuse_cpu: true\nreport_to: none\n"
-        "save_steps: 1\n"
+        f"train_data: [{world[1]}]\noutput_dir: out\nmax_steps: 2\nexamples_per_step: 4\nuse_cpu: "
+        "true\nreport_to: none\nsave_steps: 1\n"
     )
     assert main(["train", "run.yaml"]) == 0
     record = json.loads(Path("out/mdpo_run.json").read_text())["run"]
@@ -371,8 +358,8 @@ def test_a_plan_counts_the_data_that_is_here(hub, world, tmp_path, capsys):
 
 def test_a_plan_by_shape_asks_nobody(hub, tmp_path):
     (tmp_path / "plan.yaml").write_text(
-        "model_name_or_path: llava-hf/llava-1.5-7b-hf\ntrain_data: tiny/pairs\noutput_dir: out\nplan_prompt_tokens: 600\n"
-        "plan_response_tokens_median: 80\nplan_response_tokens_max: 120\nplan_model_shape: llava-1.5-7b\n"
+        "model_name_or_path: llava-hf/llava-1.5-7b-hf\ntrain_data: tiny/pairs\noutput_dir: out\nplan_prompt_tokens: "
+        "600\nplan_response_tokens_median: 80\nplan_response_tokens_max: 120\nplan_model_shape: llava-1.5-7b\n"
     )
     assert main(["plan", "plan.yaml", "--memory", "80GiB"]) == 0
     assert hub.requests == []
@@ -410,8 +397,8 @@ def test_data_of_the_hub(hub, world, tmp_path, monkeypatch, caplog):
         read_rows("tiny/pairs")  # the cache has what was read last, which is not what the name says
     assert len(read_rows(f"tiny/pairs@{commit[:12]}")) == 3
     assert (
-        f"tiny/pairs@{commit[:12]}: the hub cannot be reached, so it is taken as the cache of datasets has it, commit {commit[:12]}"
-        in caplog.text
+        f"tiny/pairs@{commit[:12]}: the hub cannot be reached, so it is taken as the cache of datasets has it, "
+        f"commit {commit[:12]}" in caplog.text
     )
     with pytest.raises(InputError, match=f"has commit {commit[:12]}, not v1"):
         read_rows("tiny/pairs@v1")

@@ -44,10 +44,11 @@ def test_the_command_becomes_a_launch_of_itself_on_every_gpu(profile, written, m
 @pytest.mark.parametrize(
     ("gpus", "around", "problem"),
     [
-        (0, {}, "no GPU is visible"), (1, {}, "one GPU is visible"),
+        (0, {}, "no GPU is visible"),
+        (1, {}, "one GPU is visible"),
         (4, {"LOCAL_RANK": "0"}, "a launcher has started this process already"),
     ],
-)  # fmt: skip
+)
 def test_where_there_is_nothing_to_launch_it_is_said(gpus, around, problem, monkeypatch, capsys):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for name, value in around.items():

@@ -1,4 +1,6 @@
-"""Objectives: each preset against its paper's equation in plain numbers; names, terms and what is wrong with them; the table."""
+"""Objectives: each preset against its paper's equation in plain numbers; names, terms and what is wrong with them; the
+table.
+"""
 
 import cmath
 import json
@@ -77,13 +79,27 @@ def mpo(r):
 
 
 EQUATIONS = {
-    "dpo": dpo, "mdpo": mdpo, "rdpo": rdpo, "symmpo": symmpo, "svco": svco, "misp": misp, "c2dpo": c2dpo, "mpo": mpo,
-}  # fmt: skip
+    "dpo": dpo,
+    "mdpo": mdpo,
+    "rdpo": rdpo,
+    "symmpo": symmpo,
+    "svco": svco,
+    "misp": misp,
+    "c2dpo": c2dpo,
+    "mpo": mpo,
+}
 READ = {
-    "chosen": ("w", 0), "rejected": ("l", 0), "image_rejected": ("w", 1), "contrast@image": ("c", 0), "contrast@negative": ("c", 1),
-    "chosen@none": ("w", "x"), "contrast@none": ("c", "x"), "rejected@negative": ("l", 1), "chosen@negative_2": ("w", 2),
+    "chosen": ("w", 0),
+    "rejected": ("l", 0),
+    "image_rejected": ("w", 1),
+    "contrast@image": ("c", 0),
+    "contrast@negative": ("c", 1),
+    "chosen@none": ("w", "x"),
+    "contrast@none": ("c", "x"),
+    "rejected@negative": ("l", 1),
+    "chosen@negative_2": ("w", 2),
     "chosen@negative_3": ("w", 3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
@@ -133,8 +149,14 @@ def config(tmp_path: Path, **settings) -> MDPOConfig:
 
 TERMS = [
     {"name": "response_preference", "rows": {"chosen": 1, "rejected": -1}},
-    {"name": "image_preference", "rows": {"chosen": 1, "chosen@negative": -1}, "weight": 0.5, "link": "log_sigmoid", "offset": 0},
-]  # fmt: skip
+    {
+        "name": "image_preference",
+        "rows": {"chosen": 1, "chosen@negative": -1},
+        "weight": 0.5,
+        "link": "log_sigmoid",
+        "offset": 0,
+    },
+]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -148,7 +170,10 @@ def test_the_default_is_mdpo_with_its_own_parameters(tmp_path):
     args = config(tmp_path, conditional=False, anchors=["rejected"], anchor=0.5)
     objective = objective_of(args)
     assert args.objective == "mdpo" and objective.branches == ("chosen", "rejected", "image_rejected")
-    assert [(term.name, term.offset) for term in objective.terms] == [("response_preference", 0), ("anchor_rejected", -0.5)]
+    assert [(term.name, term.offset) for term in objective.terms] == [
+        ("response_preference", 0),
+        ("anchor_rejected", -0.5),
+    ]
     assert args.branches == ("chosen", "rejected") and not args.negatives
 
 
@@ -158,8 +183,9 @@ def test_a_list_of_terms_from_a_file_and_from_the_command_line(tmp_path):
     path.write_text(
         f"{required}objective:\n"
         "  - {name: response_preference, rows: {chosen: 1, rejected: -1}}\n"
-        "  - {name: image_preference, rows: {chosen: 1, chosen@negative: -1}, weight: 0.5, link: log_sigmoid, offset: 0}\n"
-        "  - name: ranking\n    weight: 1e-1\n    rows: [{chosen: 1, image_rejected: -1}, {chosen: 1, chosen@negative_2: -1}]\n"
+        "  - {name: image_preference, rows: {chosen: 1, chosen@negative: -1}, weight: 0.5, link: log_sigmoid, offset: "
+        "0}\n  - name: ranking\n    weight: 1e-1\n    rows: [{chosen: 1, image_rejected: -1}, {chosen: 1, "
+        "chosen@negative_2: -1}]\n"
     )
     objective = objective_of(load_config(path)[1])
     assert objective.branches == ("chosen", "rejected", "image_rejected", "chosen@negative_2")
@@ -177,8 +203,12 @@ def test_terms_from_python(tmp_path):
     own = Objective.of(*terms, source="a test")
     assert objective_of(config(tmp_path, objective=own)).terms == own.terms
     assert recorded[1] == {
-        "name": "image_preference", "rows": {"chosen": 1.0, "image_rejected": -1.0}, "link": "log_sigmoid", "weight": 0.5, "offset": 0.0,
-    }  # fmt: skip
+        "name": "image_preference",
+        "rows": {"chosen": 1.0, "image_rejected": -1.0},
+        "link": "log_sigmoid",
+        "weight": 0.5,
+        "offset": 0.0,
+    }
 
 
 def term(**changes) -> list[dict]:
@@ -188,18 +218,22 @@ def term(**changes) -> list[dict]:
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ([{"name": f"t{n}", "rows": {"chosen": 1}} for n in range(257)], "objective: its terms have 257 rows in all; at most 256 are read"),
+        ([{"name": f"t{n}", "rows": {"chosen": 1}} for n in range(257)],
+            "objective: its terms have 257 rows in all; at most 256 are read"),
         (term(rows=[{"chosen": 1}] * 300), "objective: its terms have 300 rows in all; at most 256 are read"),
         (term(rows={"chosen@negative_" + "1" * 5000: 1}), "objective: term a: branch 'chosen@negative_1111"),
         (term(rows={"chosen@negative_65": 1}), "is unknown; did you mean .*negative_64 or none"),
         (term(rows={"chosen@negative_1": 1}), "is unknown; did you mean"),
-        (term(rows={"chosen": 1, "chosen@negative_64": -1}), "objective: branch 'chosen@negative_64' is read, and none with negative;"),
-        (term(rows={"image_rejected": 1, "rejected@negative_3": -1}), "'rejected@negative_3' is read, and none with negative_2;"),
+        (term(rows={"chosen": 1, "chosen@negative_64": -1}),
+            "objective: branch 'chosen@negative_64' is read, and none with negative;"),
+        (term(rows={"image_rejected": 1, "rejected@negative_3": -1}),
+            "'rejected@negative_3' is read, and none with negative_2;"),
         ("sympo", "objective: 'sympo' is unknown; did you mean symmpo?"),
         ([], r"objective: expected dpo, .* or a list of terms .*, got \[\]"),
         (term(wieght=1), "objective: term a: key 'wieght' is unknown; did you mean weight?"),
         (term(link="log_sigmoide"), "objective: term a: link 'log_sigmoide' is unknown; did you mean log_sigmoid?"),
-        (term(rows={"chosen": 1, "chosen@negativ": -1}), "objective: term a: branch 'chosen@negativ' is unknown; did you mean chosen@negative?"),
+        (term(rows={"chosen": 1, "chosen@negativ": -1}),
+            "objective: term a: branch 'chosen@negativ' is unknown; did you mean chosen@negative?"),
         (term(rows={"chosen": 1, "chosen@image": -1}), "objective: term a: a row names the branch chosen twice"),
         (term(rows={"chosen": 0}), "objective: term a: 'chosen' has the coefficient 0"),
         (term(rows={}), "objective: term a: rows is "),
@@ -228,7 +262,9 @@ def build(tmp_path: Path, **settings) -> MDPOConfig:
 @pytest.mark.parametrize("value", [{"conditional": False}, {"conditional": True}, {"anchors": []}, {"anchor": 0.0}])
 def test_mdpos_parameters_beside_another_objective_are_refused(tmp_path, value):
     (name,) = value
-    with pytest.raises(InputError, match=f"^run.yaml: {name}: a parameter of objective mdpo, and objective is dpo; leave {name} out"):
+    with pytest.raises(
+        InputError, match=f"^run.yaml: {name}: a parameter of objective mdpo, and objective is dpo; leave {name} out"
+    ):
         build(tmp_path, objective="dpo", **value)
     with pytest.raises(InputError, match=f"{name}: a parameter of objective mdpo, and objective is a list of terms"):
         build(tmp_path, objective=TERMS, **value)
@@ -249,9 +285,15 @@ def test_without_images_pictures_cannot_be_compared(tmp_path, name):
 
 # #pictures·650 (50 without a picture) + #branches·100, and each branch with a prompt of its own: by hand.
 COSTS = {
-    "dpo": (850, 1500), "mdpo": (1600, 2250), "rdpo": (1600, 2250), "symmpo": (1800, 3750), "svco": (1950, 3300),
-    "misp": (3100, 3750), "c2dpo": (1700, 3000), "mpo": (850, 1500),
-}  # fmt: skip
+    "dpo": (850, 1500),
+    "mdpo": (1600, 2250),
+    "rdpo": (1600, 2250),
+    "symmpo": (1800, 3750),
+    "svco": (1950, 3300),
+    "misp": (3100, 3750),
+    "c2dpo": (1700, 3000),
+    "mpo": (850, 1500),
+}
 
 
 def test_the_table_counts_what_the_branches_cost():

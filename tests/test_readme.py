@@ -37,7 +37,8 @@ def checkout(tmp_path_factory) -> Path:
     write_script(folder / ".venv/bin/mdpo", f'exec {folder}/.venv/bin/python -m mdpo.cli "$@"')
     write_script(
         folder / "bin/make",
-        f'test "$*" = demo && exec {folder}/.venv/bin/python -m bench.scenes.demo --pairs 48 --scenes 20 --out build/demo',
+        f'test "$*" = demo && exec {folder}/.venv/bin/python -m bench.scenes.demo --pairs 48 --scenes 20 '
+        "--out build/demo",
     )
     return folder
 
@@ -84,7 +85,9 @@ def test_table_overrides_are_valid_settings():
         )
 
 
-@pytest.mark.parametrize("writer", ["bench.digits.own_answers", "bench.digits.readme", "bench.scenes.readme", "bench.study.readme"])
+@pytest.mark.parametrize(
+    "writer", ["bench.study.own_answers", "bench.digits.readme", "bench.scenes.readme", "bench.study.readme"]
+)
 def test_the_pages_show_the_committed_numbers(writer):
     module = import_module(writer)
     assert module.updated(PAGES[module.PAGE]) == PAGES[module.PAGE], f"run python -m {writer}"

@@ -23,10 +23,18 @@ def world(tmp_path_factory) -> tuple[Path, Path]:
 def config(world, tmp_path) -> Path:
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 3, "token_budget": 300, "max_steps": 1, "lora_r": 2, "use_cpu": True,
-        "save_strategy": "no", "report_to": "none", "image_dir": str(world[1].parent),
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 3,
+        "token_budget": 300,
+        "max_steps": 1,
+        "lora_r": 2,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "image_dir": str(world[1].parent),
+    }
     path.write_text(yaml.safe_dump(settings))
     return path
 
@@ -109,9 +117,17 @@ def test_questions_of_a_pattern_of_files_are_answered_once(world, tmp_path):
 
 def make(world, folder: Path, rows, **options) -> MDPOTrainer:
     args = MDPOConfig(
-        output_dir=str(folder), examples_per_step=3, token_budget=300, num_train_epochs=1, logging_steps=1, use_cpu=True,
-        disable_tqdm=True, report_to="none", save_strategy="no", **options.pop("settings", {}),
-    )  # fmt: skip
+        output_dir=str(folder),
+        examples_per_step=3,
+        token_budget=300,
+        num_train_epochs=1,
+        logging_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        **options.pop("settings", {}),
+    )
     lora = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")
     processor = load_processor(world[0])
     return MDPOTrainer(load(world[0]), args, rows, processing_class=processor, peft_config=lora, **options)

@@ -43,10 +43,19 @@ def world(tmp_path_factory):
 def config(world, tmp_path):
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "lora_r": 2, "lora_alpha": 4, "examples_per_step": 2, "max_steps": 2, "save_steps": 1, "use_cpu": True,
-        "disable_tqdm": True, "report_to": "none", "check_start": False,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "lora_r": 2,
+        "lora_alpha": 4,
+        "examples_per_step": 2,
+        "max_steps": 2,
+        "save_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "check_start": False,
+    }
     path.write_text(json.dumps(settings))
     return path
 
@@ -82,7 +91,9 @@ def lock_of(folder: Path, age_s: float, **record) -> Path:
 
 
 def test_another_process_is_named_until_it_is_gone(tmp_path, holder):
-    with pytest.raises(InputError, match=f"in use by another run .process {holder.pid} on {socket.gethostname()} since"):
+    with pytest.raises(
+        InputError, match=f"in use by another run .process {holder.pid} on {socket.gethostname()} since"
+    ):
         hold(tmp_path, "me")
     holder.kill()
     holder.wait()

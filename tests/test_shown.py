@@ -33,7 +33,10 @@ def test_lines_of_others_are_indented():
         ("https://user:pa%20ss@host/v1", "https://[redacted]@host/v1"),
         ("http://token@host:8000/v1?a=b", "http://[redacted]@host:8000/v1?a=b"),
         ("http://u:p@ss@host/v1", "http://[redacted]@host/v1"),
-        ("https://host/v1?api_key=abc&model=x&X-Amz-Signature=f00#a", "https://host/v1?api_key=[redacted]&model=x&X-Amz-Signature=[redacted]#a"),
+        (
+            "https://host/v1?api_key=abc&model=x&X-Amz-Signature=f00#a",
+            "https://host/v1?api_key=[redacted]&model=x&X-Amz-Signature=[redacted]#a",
+        ),
         ("hf://hf_abcdefghijklmnopqrstuv/x", "hf://[redacted]/x"),
         ("Authorization: Bearer abcdefgh.ijkl", "Authorization: Bearer [redacted]"),
         ("sk-proj-0123456789abcdefgh", "[redacted]"),
@@ -66,4 +69,9 @@ def test_an_error_stays_one_line_on_the_terminal(tmp_path, capsys):
     name = "a\x1b[31m\nerror: forged\u202e"
     assert main(["data", "check", str(tmp_path / name)]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "\x1b" not in said and "\u202e" not in said and r"a\x1b[31m\nerror: forged\u202e" in said
+    assert (
+        said.count("\n") == 1
+        and "\x1b" not in said
+        and "\u202e" not in said
+        and r"a\x1b[31m\nerror: forged\u202e" in said
+    )

@@ -45,9 +45,13 @@ TEXT_CONFIGS = {
     ),
 }
 _VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
     "patch_size": PATCH,
-}  # fmt: skip
+}
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -89,9 +93,12 @@ def llava_next_processor() -> transformers.LlavaNextProcessor:
         LlavaNextImageProcessorPil(
             size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS
         ),
-        tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
 
 
 class _PicturesAlone(InternVLProcessor):
@@ -108,12 +115,15 @@ def internvl_processor() -> InternVLProcessor:
     return _PicturesAlone(
         GotOcr2ImageProcessorPil(size={"height": SIDE, "width": SIDE}),
         transformers.PreTrainedTokenizerFast(
-            tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+            tokenizer_object=plain.backend_tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<pad>",
             extra_special_tokens=dict(names) | {"video_token": "<video>"},
         ),
         image_seq_length=(SIDE // PATCH // 2) ** 2,
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
 
 
 class _Qwen2VLPicturesAlone(Qwen2VLProcessor):
@@ -126,9 +136,12 @@ class _Qwen2VLPicturesAlone(Qwen2VLProcessor):
 
 def qwen2_vl_processor() -> Qwen2VLProcessor:
     words = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=tokenizer().backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
-    )  # fmt: skip
+    )
     images = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
     return _Qwen2VLPicturesAlone(images, words, chat_template=TEMPLATE)
 
@@ -142,11 +155,13 @@ def llava(text: str = "llama", seed: int = 0) -> transformers.LlavaForConditiona
     return _build(
         transformers.LlavaForConditionalGeneration,
         transformers.LlavaConfig(
-            vision_config=transformers.CLIPVisionConfig(**_VISION), text_config=TEXT_CONFIGS[text](), image_token_id=3,
+            vision_config=transformers.CLIPVisionConfig(**_VISION),
+            text_config=TEXT_CONFIGS[text](),
+            image_token_id=3,
             image_seq_length=(SIDE // PATCH) ** 2,
         ),
         seed,
-    )  # fmt: skip
+    )
 
 
 # LLaVA-NeXT's resolutions, scaled down
@@ -158,19 +173,26 @@ def llava_next(
 ) -> transformers.LlavaNextForConditionalGeneration:
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(**_VISION) if tower == "clip" else _siglip(),
-        text_config=TEXT_CONFIGS[text](), image_token_id=3, image_seq_length=(SIDE // PATCH) ** 2,
+        text_config=TEXT_CONFIGS[text](),
+        image_token_id=3,
+        image_seq_length=(SIDE // PATCH) ** 2,
         image_grid_pinpoints=PINPOINTS,
-        vision_feature_layer=-2, vision_feature_select_strategy="default" if tower == "clip" else "full",
-    )  # fmt: skip
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
+    )
     return _build(transformers.LlavaNextForConditionalGeneration, config, seed)
 
 
 def llava_onevision(seed: int = 0) -> transformers.LlavaOnevisionForConditionalGeneration:
     """Of pictures of more than two tiles the patches are scaled down."""
     config = transformers.LlavaOnevisionConfig(
-        vision_config=_siglip(), text_config=TEXT_CONFIGS["qwen2"](), image_token_index=3, video_token_index=7,
-        image_grid_pinpoints=PINPOINTS, vision_aspect_ratio="anyres_max_2",
-    )  # fmt: skip
+        vision_config=_siglip(),
+        text_config=TEXT_CONFIGS["qwen2"](),
+        image_token_index=3,
+        video_token_index=7,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2",
+    )
     return _build(transformers.LlavaOnevisionForConditionalGeneration, config, seed)
 
 
@@ -182,11 +204,15 @@ def bunny(seed: int = 0) -> transformers.LlavaForConditionalGeneration:
     return _build(
         transformers.LlavaForConditionalGeneration,
         transformers.LlavaConfig(
-            vision_config=_siglip(), text_config=TEXT_CONFIGS["phi"](), image_token_id=3,
-            image_seq_length=(SIDE // PATCH) ** 2, vision_feature_layer=-1, vision_feature_select_strategy="full",
+            vision_config=_siglip(),
+            text_config=TEXT_CONFIGS["phi"](),
+            image_token_id=3,
+            image_seq_length=(SIDE // PATCH) ** 2,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
         ),
         seed,
-    )  # fmt: skip
+    )
 
 
 def idefics3(seed: int = 0) -> transformers.Idefics3ForConditionalGeneration:
@@ -206,9 +232,12 @@ def _idefics3(**changes) -> dict:
 
 def internvl(text: str = "qwen2", seed: int = 0) -> transformers.InternVLForConditionalGeneration:
     config = transformers.InternVLConfig(
-        vision_config=_VISION, text_config=TEXT_CONFIGS[text](), image_token_id=3, downsample_ratio=0.5,
+        vision_config=_VISION,
+        text_config=TEXT_CONFIGS[text](),
+        image_token_id=3,
+        downsample_ratio=0.5,
         tie_word_embeddings=text == "qwen2",
-    )  # fmt: skip
+    )
     return _build(transformers.InternVLForConditionalGeneration, config, seed)
 
 
@@ -217,39 +246,72 @@ _QWEN_IDS = {"image_token_id": 3, "vision_start_token_id": 5, "vision_end_token_
 
 def _mrope(**changes) -> dict:
     return {
-        **_TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": False, **changes,
-    }  # fmt: skip
+        **_TEXT,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_theta": 1e4,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": False,
+        **changes,
+    }
 
 
 def qwen2_vl(seed: int = 0, **text) -> transformers.Qwen2VLForConditionalGeneration:
     vision = {
-        "depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4,
+        "depth": 2,
+        "embed_dim": 16,
+        "hidden_size": 32,
+        "mlp_ratio": 2,
+        "num_heads": 2,
+        "patch_size": 4,
         "spatial_merge_size": 2,
-    }  # fmt: skip
+    }
     config = transformers.Qwen2VLConfig(text_config=_mrope(**text), vision_config=vision, **_QWEN_IDS)
     return _build(transformers.Qwen2VLForConditionalGeneration, config, seed)
 
 
 def qwen2_5_vl(seed: int = 0, **text) -> transformers.Qwen2_5_VLForConditionalGeneration:
     vision = {
-        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-        "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 32,
+        "spatial_merge_size": 2,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
     config = transformers.Qwen2_5_VLConfig(text_config=_mrope(**text), vision_config=vision, **_QWEN_IDS)
     return _build(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
 
 
 # Two levels of deepstack features for three text layers
 _QWEN3_VISION = {
-    "depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-    "spatial_merge_size": 2, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
-}  # fmt: skip
+    "depth": 3,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+    "spatial_merge_size": 2,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1],
+}
 _QWEN3_TEXT = {
-    **_TEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True, "rope_theta": 1e4},
+    **_TEXT,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "mrope_section": [2, 3, 3],
+        "mrope_interleaved": True,
+        "rope_theta": 1e4,
+    },
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 
 
 def qwen3_vl(seed: int = 0) -> transformers.Qwen3VLForConditionalGeneration:
@@ -259,9 +321,16 @@ def qwen3_vl(seed: int = 0) -> transformers.Qwen3VLForConditionalGeneration:
 
 def glm4v(seed: int = 0) -> transformers.Glm4vForConditionalGeneration:
     vision = {
-        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "image_size": 32,
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 32,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "image_size": 32,
+    }
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4, "partial_rotary_factor": 1.0}
     text = {**_QWEN3_TEXT, "num_hidden_layers": 2, "rope_parameters": rope}
     config = transformers.Glm4vConfig(text_config=text, vision_config=vision, **_QWEN_IDS)
@@ -270,10 +339,14 @@ def glm4v(seed: int = 0) -> transformers.Glm4vForConditionalGeneration:
 
 _QWEN3_5_VISION = {name: value for name, value in _QWEN3_VISION.items() if name != "deepstack_visual_indexes"}
 _QWEN3_5_TEXT = {
-    **_QWEN3_TEXT, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8, "linear_num_key_heads": 1, "linear_num_value_heads": 2,
+    **_QWEN3_TEXT,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
     "rope_parameters": {**_QWEN3_TEXT["rope_parameters"], "partial_rotary_factor": 1.0},
-}  # fmt: skip
+}
 
 
 def qwen3_5(seed: int = 0) -> transformers.Qwen3_5ForConditionalGeneration:
@@ -282,7 +355,12 @@ def qwen3_5(seed: int = 0) -> transformers.Qwen3_5ForConditionalGeneration:
 
 
 def qwen3_5_moe(seed: int = 0) -> transformers.Qwen3_5MoeForConditionalGeneration:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
     text = {**_QWEN3_5_TEXT, **experts}
     config = transformers.Qwen3_5MoeConfig(text_config=text, vision_config=_QWEN3_5_VISION, **_QWEN_IDS)
     return _remembering(_build(transformers.Qwen3_5MoeForConditionalGeneration, config, seed))
@@ -301,19 +379,40 @@ def gemma4(seed: int = 0) -> transformers.Gemma4ForConditionalGeneration:
     """The small kind: embeddings for every layer, keys and values of an earlier layer, larger heads where there is no
     window, a cap on the logits."""
     text = {
-        **_TEXT, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 2,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 6,
-        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
-        "final_logit_softcapping": 3.0, "global_head_dim": 16,
-    }  # fmt: skip
+        **_TEXT,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 6,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+        "final_logit_softcapping": 3.0,
+        "global_head_dim": 16,
+    }
     vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "head_dim": 8, "patch_size": 8, "pooling_kernel_size": 2, "position_embedding_size": 16,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "patch_size": 8,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 16,
+    }
     config = transformers.Gemma4Config(
-        text_config=text, vision_config=vision, image_token_id=3, video_token_id=7, audio_token_id=8, boi_token_id=5,
+        text_config=text,
+        vision_config=vision,
+        image_token_id=3,
+        video_token_id=7,
+        audio_token_id=8,
+        boi_token_id=5,
         eoi_token_id=6,
-    )  # fmt: skip
+    )
     return _build(transformers.Gemma4ForConditionalGeneration, config, seed)
 
 

@@ -79,7 +79,9 @@ def draw_picture(results: Sequence[Result], exhibits: Sequence[Exhibit], beta: f
         axes.axis("off")
         if number < len(exhibits):
             exhibit = exhibits[number]
-            captions = [(result.name, world.in_short(result.captions[exhibit.index], exhibit.shown)) for result in results]
+            captions = [
+                (result.name, world.in_short(result.captions[exhibit.index], exhibit.shown)) for result in results
+            ]
             _exhibit(axes, exhibit, captions)
     return figure
 

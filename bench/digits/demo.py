@@ -56,8 +56,9 @@ class Size:
     def note(self, seed: int, seconds: float) -> str:
         """What was run, and on what."""
         return (
-            f"Seed {seed}, {self.pairs} pairs, {self.scenes} test scenes, {seconds / 60:.1f} minutes on {os.cpu_count()} "
-            f"CPU cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}."
+            f"Seed {seed}, {self.pairs} pairs, {self.scenes} test scenes, {seconds / 60:.1f} minutes on "
+            f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}, transformers "
+            f"{transformers.__version__}."
         )
 
 

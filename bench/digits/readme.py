@@ -5,11 +5,15 @@ from statistics import mean
 
 from bench.blocks import ROOT, fill, rewrite
 
-RESULTS = ROOT / "bench" / "results" / "digits" / "demo.json"
+RESULTS = ROOT / "bench" / "digits" / "demo.json"
 PAGE = "bench/README.md"
 COLUMNS = {
-    "CHAIR_i": "chair_i", "CHAIR_s": "chair_s", "Cover": "cover", "partner rate": "partner_rate", "log π/ρ": "log_ratio",
-}  # fmt: skip
+    "CHAIR_i": "chair_i",
+    "CHAIR_s": "chair_s",
+    "Cover": "cover",
+    "partner rate": "partner_rate",
+    "log π/ρ": "log_ratio",
+}
 
 
 def updated(text: str) -> str:
@@ -18,7 +22,8 @@ def updated(text: str) -> str:
     seeds = results["seeds"]
     models = list(next(iter(seeds.values())))
     lines = [
-        f"Means over {len(seeds)} seeds, {results['pairs']:,} preference pairs, {results['scenes']:,} unseen test scenes.",
+        f"Means over {len(seeds)} seeds, {results['pairs']:,} preference pairs, {results['scenes']:,} unseen test "
+        "scenes.",
         "",
         f"| | {' | '.join(COLUMNS)} | CHAIR_i by seed |",
         "|---" * (len(COLUMNS) + 2) + "|",

@@ -78,7 +78,9 @@ def _summary(results: Sequence[Result], world: World) -> str:
 def _table(results: Sequence[Result], world: World) -> str:
     head = "".join(f"<th>{escape(column.name)}</th>" for column in world.columns)
     rows = "".join(
-        f"<tr><th>{_name(result.name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells(result, world.columns)) + "</tr>"
+        f"<tr><th>{_name(result.name)}</th>"
+        + "".join(f"<td>{cell}</td>" for cell in cells(result, world.columns))
+        + "</tr>"
         for result in results
     )
     legend = "".join(f"<li><b>{escape(column.name)}</b> {escape(column.meaning)}</li>" for column in world.columns)

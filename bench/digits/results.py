@@ -78,8 +78,8 @@ Pieces = Callable[[str, Sequence[Any]], list[tuple[str, bool]]]
 class World:
     """How a report speaks of a miniature world.
 
-    summary: what was done, and the share of captions that follows. exhibits: which test pictures are shown. legend: how what
-    is false in their captions is marked.
+    summary: what was done, and the share of captions that follows. exhibits: which test pictures are shown. legend: how
+    what is false in their captions is marked.
     """
 
     title: str

@@ -153,7 +153,9 @@ def tune(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Supervised tuning of all of ``model`` on fresh scenes, none of them shown twice; ``turn(seed, index)`` makes them."""
+    """Supervised tuning of all of ``model`` on fresh scenes, none of them shown twice; ``turn(seed, index)`` makes
+    them.
+    """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)

@@ -1,13 +1,13 @@
 """Make the models that demo and study start from: ``python -m bench.scenes.base`` writes ``bench/scenes/model/``.
 
-A base is a LLaVA (CLIP + Llama, random at first). Its tower is pretrained on what pictures show (``bench.scenes.tower``)
-and frozen; projector and language model are then tuned on captions by the writer who did not always look, and on his
-answers to questions. ``tuned`` is the result, ``early`` a checkpoint on the way, a worse model that adds variety to a pool
-of captions. Stopped, the same command goes on.
+A base is a LLaVA (CLIP + Llama, random at first). Its tower is pretrained on what pictures show
+(``bench.scenes.tower``) and frozen; projector and language model are then tuned on captions by the writer who did not
+always look, and on his answers to questions. ``tuned`` is the result, ``early`` a checkpoint on the way, a worse model
+that adds variety to a pool of captions. Stopped, the same command goes on.
 
-There are two of them, so that nothing said of mDPO hangs on one: ``sharp`` sees well and errs where it expects; ``small``
-has a poorer tower, sees less and depends less on what it sees. What else was tried is in ``bench/LOG.md``; all of it was
-judged on scenes of the split "development", before any preference run.
+There are two of them, so that nothing said of mDPO hangs on one: ``sharp`` sees well and errs where it expects;
+``small`` has a poorer tower, sees less and depends less on what it sees. What else was tried is in ``bench/LOG.md``;
+all of it was judged on scenes of the split "development", before any preference run.
 """
 
 import json
@@ -89,7 +89,9 @@ def pictures(split: Split, count: int, close_up: float, folder: Path) -> tuple[n
 
 
 class Examples:
-    """What tuning reads: of every picture, captions by themselves, and questions one after another, all with answers."""
+    """What tuning reads: of every picture, captions by themselves, and questions one after another, all with
+    answers.
+    """
 
     def __init__(self, processor: LlavaProcessor, scenes: Sequence[Scene], *, captions: int, rounds: int) -> None:
         tokenizer = processor.tokenizer
@@ -183,7 +185,10 @@ def tower_features(tower: torch.nn.Module, pixels: np.ndarray) -> Tensor:
 
 
 def make(name: str, recipe: Recipe, out: Path, work: Path) -> None:
-    """Trains the base's tower and tunes it. work: where pictures, which all bases share, and states of training are kept."""
+    """Trains the base's tower and tunes it.
+
+    work: where pictures, which all bases share, and states of training are kept.
+    """
     (work / name).mkdir(parents=True, exist_ok=True)
     processor = build_processor(WORDS, image_size=SIZE, patch=recipe.patch)
     torch.manual_seed(0)

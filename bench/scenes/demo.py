@@ -1,7 +1,7 @@
 """The demo: plain DPO and mDPO on the same pairs of a model's own captions, and what became of them.
 
-``python -m bench.scenes.demo --seed 0 --out build/demo`` makes the pairs by ``mdpo sample``, ``rank`` and ``pairs``, trains by
-``mdpo train configs/scenes.yaml``, and counts what the captions of unseen pictures make up.
+``python -m bench.scenes.demo --seed 0 --out build/demo`` makes the pairs by ``mdpo sample``, ``rank`` and ``pairs``,
+trains by ``mdpo train configs/scenes.yaml``, and counts what the captions of unseen pictures make up.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What captions of scenes say truly and falsely, and how much of it depends on the picture.
 
-CHAIR and cover as in ``bench.digits.metrics``, with kinds of things for digits. A false kind is an error of the *prior* if it belongs
-to the scene's theme, for the writer of the captions expected it there; the others are errors of sight.
+CHAIR and cover as in ``bench.digits.metrics``, with kinds of things for digits. A false kind is an error of the *prior*
+if it belongs to the scene's theme, for the writer of the captions expected it there; the others are errors of sight.
 """
 
 from collections import defaultdict
@@ -33,11 +33,15 @@ class Scores:
     sight: float
     """Of the kinds named, those not shown that are of another theme, %."""
     looking: float
-    """How much chair_i grows with another scene of the same theme for the picture: 0 for who does not look, in points."""
+    """How much chair_i grows with another scene of the same theme for the picture: 0 for who does not look, in points.
+    """
 
 
 def score(captions: Sequence[str], scenes: Sequence[Scene]) -> Scores:
-    """Score one caption per scene. Deterministic answers are assumed: that to another picture is the other's caption."""
+    """Score one caption per scene.
+
+    Deterministic answers are assumed: that to another picture is the other's caption.
+    """
     named, shown = [mentioned(text) for text in captions], [scene.names for scene in scenes]
     counts = chair(named, shown)
     prior = sum(

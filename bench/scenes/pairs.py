@@ -58,7 +58,9 @@ def write_questions(folder: Path, split: Split, *, seed: int, count: int) -> Pat
 
 
 def make_pairs(folder: Path, *, base: Base, seed: int, train: int, held: int) -> Pairs:
-    """Pairs of the base's captions of ``train`` scenes and ``held`` others; a scene whose captions are all alike makes none."""
+    """Pairs of the base's captions of ``train`` scenes and ``held`` others; a scene whose captions are all
+    alike makes none.
+    """
     questions = write_questions(folder, "preference", seed=seed, count=train + held)
     answers = []
     for draw in POOL:

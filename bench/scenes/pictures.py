@@ -79,7 +79,9 @@ def _cloud(rng: np.random.Generator) -> np.ndarray:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The scene's picture, SIZE×SIZE RGB: a close-up is cut out of the scene and enlarged before pixels get their noise."""
+    """The scene's picture, SIZE×SIZE RGB: a close-up is cut out of the scene and enlarged before pixels get their
+    noise.
+    """
     rng = scene.generator("pixels")
     tone = np.array(TONES[scene.theme]) + rng.normal(0, NOISE.tone, 3)
     ground = tone + NOISE.clouds * _cloud(rng) + NOISE.colour * _cloud(rng) * rng.normal(size=3)

@@ -130,8 +130,8 @@ def question_of(scene: Scene, kind: str) -> Question | None:
 def write_kinds(folder: Path, *, seed: int, count: int) -> Path:
     """Asks of ``count`` test scenes one question of each kind that has something to ask there.
 
-    Returns the JSONL file as ``mdpo generate`` reads it, its image paths from ``folder``; an id is the scene's, a space,
-    and the kind.
+    Returns the JSONL file as ``mdpo generate`` reads it, its image paths from ``folder``; an id is the scene's, a
+    space, and the kind.
     """
     lines = []
     for index in range(count):

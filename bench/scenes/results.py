@@ -18,7 +18,8 @@ COLUMNS = (
     Column("Length", "tokens per caption", lambda r: r.scores.length),
     Column(
         "Looking",
-        "how much CHAIR_i grows where the caption of another picture of the same theme stands in: 0 for a model that does not look",
+        "how much CHAIR_i grows where the caption of another picture of the same theme stands in: 0 for a model that "
+        "does not look",
         lambda r: r.scores.looking,
     ),
     Column("log π/ρ", "of held-out chosen captions against the tuned model, mean", lambda r: r.log_ratio, "{:+.2f}"),
@@ -50,10 +51,10 @@ SCENES = World(
     legend="Things that are not in the picture are",
     columns=COLUMNS,
     summary=(
-        "One small vision-language model, tuned to describe pictures by captions whose writer also named what such scenes "
-        "usually have. It captioned other pictures several times, a noisy judge that likes long captions ranked these, and "
-        "the model was trained on the best against the worst in two ways. Captions of unseen pictures that name something "
-        "which is not there:"
+        "One small vision-language model, tuned to describe pictures by captions whose writer also named what such "
+        "scenes usually have. It captioned other pictures several times, a noisy judge that likes long captions "
+        "ranked these, and the model was trained on the best against the worst in two ways. Captions of unseen "
+        "pictures that name something which is not there:"
     ),
     marked=marked,
     in_short=in_short,

@@ -1,4 +1,5 @@
-"""The vision tower's pretraining: which kinds of things each patch and each picture shows, from the truth, at all zooms.
+"""The vision tower's pretraining: which kinds of things each patch and each picture shows, from the truth, at all
+zooms.
 
 It stands for what CLIP has learned before a vision-language model is made of it. From here on the tower is frozen.
 """

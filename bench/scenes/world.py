@@ -63,8 +63,8 @@ PROMPT = "Describe the picture."
 WORDS = (
     "USER", "ASSISTANT", ":", "Describe", "the", "picture", ".", "A", "An", "scene", "at", "The", "mood", "is",
     *PLACES, *MOODS, *THEMES, *NAMES,
-    "?", ",", "Is", "there", "a", "an", "Yes", "No", "Where", "There", "no", "At", "Which", "larger", "or", "How", "many",
-    "things", *NUMBERS, "What", "place", "it",
+    "?", ",", "Is", "there", "a", "an", "Yes", "No", "Where", "There", "no", "At", "Which", "larger", "or", "How",
+    "many", "things", *NUMBERS, "What", "place", "it",
 )  # fmt: skip
 """All that is said: in captions, and in the questions of ``bench.scenes.questions`` and their answers."""
 

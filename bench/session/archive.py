@@ -1,4 +1,6 @@
-"""One archive a stage: packed so that a machine which lets few plain files out lets it out, unpacked as a stranger's."""
+"""One archive a stage: packed so that a machine which lets few plain files out lets it out, unpacked as a
+stranger's.
+"""
 
 import gzip
 import io
@@ -47,7 +49,10 @@ def tidy_log(log: Path, names: Mapping[str, str]) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Into `folder`, plain files alone. Raises BadArchive for anything else, torn ones among it; then nothing is left."""
+    """Into `folder`, plain files alone.
+
+    Raises BadArchive for anything else, torn ones among it; then nothing is left.
+    """
     try:
         with open(open_regular(archive), "rb") as file, gzip.GzipFile(fileobj=file) as whole:
             bounded = _Bounded(archive, whole)

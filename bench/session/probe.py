@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 
 from bench.commit import require_commit
-from bench.record import Record, environment
 from bench.session.runner import ALLOCATOR
+from bench.suite.record import Record, environment
+from bench.suite.shelf import Shelf
 from mdpo_kernels import Segments, reference, token_logps, varlen_attention
 
 GIB = 2**30
@@ -55,7 +56,9 @@ def product_check(device: torch.device) -> Found:
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = _seconds(lambda: left @ right, device)
-    return Found(f"{size} × {size} × {size}, {str(dtype).removeprefix('torch.')}", {"TFLOP/s": 2 * size**3 / seconds / 1e12})
+    return Found(
+        f"{size} × {size} × {size}, {str(dtype).removeprefix('torch.')}", {"TFLOP/s": 2 * size**3 / seconds / 1e12}
+    )
 
 
 def copy_check(device: torch.device) -> Found:
@@ -137,9 +140,15 @@ def _wait(device: torch.device) -> None:
 def check(name: str, device: torch.device, conditions: dict) -> Record:
     """One check's record; what it raises is the reason."""
     record = Record(
-        part="session", op="probe", shape={"on": "GPU" if device.type == "cuda" else "CPU-rehearsal"}, dtype="all",
-        implementation=name, role="ours", status="ok", environment=conditions,
-    )  # fmt: skip
+        part="session",
+        op="probe",
+        shape={"on": "GPU" if device.type == "cuda" else "CPU-rehearsal"},
+        dtype="all",
+        implementation=name,
+        role="ours",
+        status="ok",
+        environment=conditions,
+    )
     started = time.perf_counter()
     try:
         record.note, found = CHECKS[name](device)
@@ -169,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for name in CHECKS:
         record = check(name, device, conditions)
-        record.write(args.out)
+        Shelf(args.out).add(record)
         failed |= record.status == "failed"
         numbers = ", ".join(f"{value:.3g} {unit}" for unit, value in record.rates.items())
         print(f"{name}: {record.status}: {record.note or record.reason} ({numbers})", flush=True)

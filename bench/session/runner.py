@@ -23,9 +23,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bench.commit import ROOT, known_commit, require_commit
-from bench.record import Record, Status, read_record, read_records
 from bench.session.archive import pack, tidy_log
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
+from bench.suite.cards import folder_of
+from bench.suite.record import Record, Status
+from bench.suite.shelf import Shelf, read_records
 from mdpo.errors import OutputError
 
 GRACE = 10  # seconds from TERM to KILL
@@ -34,6 +36,7 @@ WRAP_UP = 30  # seconds of a box in which nothing new is begun, so that what run
 EVERY = 30  # seconds between two archives of a stage that runs: whoever ends the session from outside gets the last
 LEAST_MINUTES, MOST_MINUTES = 0.5, 10_000.0  # of a session: with less the probe is not begun, and a week is enough
 WORKERS = 4  # of the kernels' tests
+NO_DEVICE = "no device yet"
 ALLOCATOR = "expandable_segments:True"  # packed rows differ in length, and blocks of a fixed size would leave holes
 
 
@@ -100,7 +103,12 @@ class Session:
         bounded = ["timeout", "-k", str(GRACE), str(box), self.python, *arguments]
         with (folder / "log.txt").open("wb") as log:
             child = subprocess.Popen(
-                bounded, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment(stage)
+                bounded,
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self._environment(stage),
             )
             try:
                 while True:
@@ -118,7 +126,9 @@ class Session:
                         os.killpg(child.pid, signal.SIGKILL)  # timeout leads a group of its own
 
     def _workers(self) -> list[str]:
-        """Kernels compile on the processor, and several processes share a GPU well; on a CPU they would share its cores."""
+        """Kernels compile on the processor, and several processes share a GPU well; on a CPU they would share its
+        cores.
+        """
         if self.rehearse or importlib.util.find_spec("xdist") is None:
             return []
         return ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
@@ -132,7 +142,7 @@ class Session:
 
     def _take_what_the_probe_says(self) -> bool:
         """Whether there is a device. The allocator's setting is taken for the stages to come where it works."""
-        probed = {r.implementation: r for r in read_records(self.work / "probe" / "records") if r.op == "probe"}
+        probed = {r.implementation: r for r in Shelf(self.work / "probe" / "records").records() if r.op == "probe"}
         allocator = probed.get("allocator")
         if not self.rehearse:
             works = allocator is not None and allocator.status == "ok"
@@ -145,7 +155,10 @@ class Session:
         if probe.status == "skipped":
             return "no time for the probe, so nothing is begun; give more with --minutes"
         if self.rehearse:
-            return f"the probe failed on this CPU, so nothing else is rehearsed; log.txt in {self.out / 'probe.tgz'} says why"
+            return (
+                f"the probe failed on this CPU, so nothing else is rehearsed; log.txt in {self.out / 'probe.tgz'} "
+                "says why"
+            )
         return "no device, no session; --rehearse runs the stages on a CPU with small shapes"
 
     def _keep(self, stage: Stage, status: Status, reason: str, seconds: float) -> Record:
@@ -153,12 +166,21 @@ class Session:
         folder = self.work / stage.name
         counts = counted(folder)
         record = Record(
-            part="session", op="stages", shape={"on": "CPU-rehearsal" if self.rehearse else "GPU"}, dtype="all",
-            implementation=stage.name, role="ours", status=status, reason=reason,
+            part="session",
+            op="stages",
+            shape={"on": "CPU-rehearsal" if self.rehearse else "GPU"},
+            dtype="all",
+            implementation=stage.name,
+            role="ours",
+            status=status,
+            reason=reason,
             note=", ".join(f"{count} {what}" for what, count in counts.items()),
-            rates={"seconds": round(seconds, 1)}, environment=self._conditions(),
-        )  # fmt: skip
-        record.write(folder / "records")
+            rates={"seconds": round(seconds, 1)},
+            environment=self._conditions(),
+        )
+        Shelf(folder / "records").add(record)
+        if record.environment["device"] != NO_DEVICE:  # what was said before there was one
+            shutil.rmtree(folder / "records" / folder_of(NO_DEVICE, ""), ignore_errors=True)
         log = folder / "log.txt"
         if log.exists():
             tidy_log(log, self._names())
@@ -173,10 +195,16 @@ class Session:
         device = self.work / "probe" / "device.json"
         if device.exists():
             return json.loads(device.read_text(encoding="utf-8"))
-        return {"device": "no device yet", "commit": known_commit()}
+        return {"device": NO_DEVICE, "commit": known_commit()}
 
     def _names(self) -> dict[str, str]:
-        names = {str(self.work): "WORK", str(self.out): "OUT", str(ROOT): ".", sys.prefix: "PYTHON", sys.base_prefix: "PYTHON"}
+        names = {
+            str(self.work): "WORK",
+            str(self.out): "OUT",
+            str(ROOT): ".",
+            sys.prefix: "PYTHON",
+            sys.base_prefix: "PYTHON",
+        }
         return {**names, tempfile.gettempdir() + "/": "TMP/", str(Path.home()) + "/": "HOME/"}
 
 
@@ -193,9 +221,7 @@ def counted(folder: Path) -> dict[str, int]:
                 counts["skipped"] += found["skipped"]
     for path in sorted((folder / "records").rglob("*.json")):
         with _torn():
-            record = read_record(path)
-            if record.op != "stages":
-                counts[f"records {record.status}"] += 1
+            counts.update(f"records {record.status}" for record in read_records(path) if record.op != "stages")
     return {what: count for what, count in counts.items() if count}
 
 
@@ -240,14 +266,24 @@ def minutes(text: str) -> float:
 def asked_for(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The command line; what is wrong with it ends the process with one line and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="bash bench/gpu_session.sh", description="See the head of bench/gpu_session.sh.", usage=argparse.SUPPRESS,
+        prog="bash bench/gpu_session.sh",
+        description="See the head of bench/gpu_session.sh.",
+        usage=argparse.SUPPRESS,
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     parser.add_argument("out", type=Path, help="folder of the archives, one a stage")
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all, one after the other)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=f"these stages alone: {', '.join(STAGES)}")
+    parser.add_argument(
+        "commands", nargs="*", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (default: all, one after the other)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="STAGE", help=f"these stages alone: {', '.join(STAGES)}"
+    )
     parser.add_argument("--minutes", type=minutes, help="of all stages together (default: 9.5 a command)")
-    parser.add_argument("--rehearse", action="store_true", help=f"the same stages on a CPU, with small shapes and {SLOWER} times the minutes")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help=f"the same stages on a CPU, with small shapes and {SLOWER} times the minutes",
+    )
     args = parser.parse_args(arguments)
     for asked, known in ((args.commands, COMMANDS), (args.only, STAGES)):
         if unknown := sorted(set(asked) - set(known)):
@@ -264,7 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if every stage that was begun went well."""
     parser, args = asked_for(arguments)
     stages = chosen(args.commands, args.only)
-    seconds = 60 * args.minutes if args.minutes else COMMAND_SECONDS * (1 if args.only else len(args.commands or COMMANDS))
+    seconds = (
+        60 * args.minutes if args.minutes else COMMAND_SECONDS * (1 if args.only else len(args.commands or COMMANDS))
+    )
     seconds *= SLOWER if args.rehearse else 1
     os.environ["BENCH_COMMIT"] = known_commit()  # of all that is measured, and asked once
     work = work_folder(known_commit(), args.rehearse)
@@ -276,7 +314,9 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{folder}: cannot be written ({error.strerror}); give another folder")
     for stage in stages:
         if (args.out / f"{stage.name}.tgz").is_dir():
-            parser.error(f"{args.out / stage.name}.tgz: is a folder, where an archive goes; give another folder, or remove it")
+            parser.error(
+                f"{args.out / stage.name}.tgz: is a folder, where an archive goes; give another folder, or remove it"
+            )
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, _stop)
     session = Session(

@@ -1,12 +1,14 @@
-"""Whether a record is one that a session writes: anybody can write JSON, and tables, pictures and paths are made of it."""
+"""Whether a record is one that a session writes: anybody can write JSON, and tables, pictures and paths are
+made of it.
+"""
 
 import math
 import re
 from typing import Any, get_args
 
 from bench.commit import is_commit
-from bench.record import SCHEMA, Record, Role, Status
-from bench.targets import RATIOS
+from bench.render.targets import RATIOS
+from bench.suite.record import Record, Role, Status
 
 # What names things in our records: no markup, no path separators, no formulas for matplotlib.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,:;'()%@+=×-]*")
@@ -33,7 +35,6 @@ def check_record(record: Record) -> None:
     _check_numbers(record)
     _check_environment(record.environment)
     _require(record.status in get_args(Status) and record.role in get_args(Role), "its role or status is unknown")
-    _require(record.schema == SCHEMA and type(record.schema) is int, "its schema is another")
     _require(record.op not in _OPERATIONS_OF_MODELS or "model" in record.shape, "its shape names no model")
     _require(record.part != "session" or "seconds" in record.rates, "it does not say how long it took")
 
@@ -41,24 +42,43 @@ def check_record(record: Record) -> None:
 def _check_names(record: Record) -> None:
     for name in ("part", "op", "dtype"):
         _require(_is_name(getattr(record, name)), f"its {name} is not a name")
-    _require(isinstance(record.implementation, str) and _is_name(record.implementation.replace("/", "-")), "its implementation is not a name")
+    _require(
+        isinstance(record.implementation, str) and _is_name(record.implementation.replace("/", "-")),
+        "its implementation is not a name",
+    )
     for name in ("shape", "rates", "errors", "extra"):
         mapping = getattr(record, name)
         _require(isinstance(mapping, dict) and len(mapping) <= _MOST_ENTRIES, f"its {name} is not a mapping")
         _require(all(_is_name(key.replace("/", "-")) for key in mapping), f"a key of its {name} is not a name")
     for value in record.shape.values():
-        _require(_is_name(value) or (_is_number(value) and type(value) is int), "a value of its shape is neither a name nor a size")
+        _require(
+            _is_name(value) or (_is_number(value) and type(value) is int),
+            "a value of its shape is neither a name nor a size",
+        )
 
 
 def _check_numbers(record: Record) -> None:
     """Finite, and none below 0; only an error may be infinite or no number, which says how wrong a result was."""
-    for name in ("median_ms", "p20_ms", "p80_ms", "min_ms", "peak_bytes", "floor_ms", "ratio_to_floor", "tflops_per_s", "gbytes_per_s"):
+    for name in (
+        "median_ms",
+        "p20_ms",
+        "p80_ms",
+        "min_ms",
+        "peak_bytes",
+        "floor_ms",
+        "ratio_to_floor",
+        "tflops_per_s",
+        "gbytes_per_s",
+    ):
         value = getattr(record, name)
         _require(value is None or _is_number(value), f"its {name} is not a number from 0 to {_MOST:g}")
     _require(type(record.runs) is int and _is_number(record.runs), f"its runs is not a number from 0 to {_MOST:g}")
     numbers = [*record.rates.values(), *record.extra.values()]
     broken = [value for value in record.errors.values() if not (type(value) is float and not math.isfinite(value))]
-    _require(all(map(_is_number, numbers + broken)), f"a value of its rates, extra or errors is not a number from 0 to {_MOST:g}")
+    _require(
+        all(map(_is_number, numbers + broken)),
+        f"a value of its rates, extra or errors is not a number from 0 to {_MOST:g}",
+    )
 
 
 def _check_environment(environment: Any) -> None:

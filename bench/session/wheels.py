@@ -1,7 +1,7 @@
 """Whether a folder of wheels is all that a bare machine lacks: `python -m bench.session.wheels DIR [--python VERSION]`.
 
-Every requirement of every wheel has to be another wheel there or one of what the machine has; all of them together have to
-be small enough to be sent along.
+Every requirement of every wheel has to be another wheel there or one of what the machine has; all of them together have
+to be small enough to be sent along.
 """
 
 import argparse
@@ -25,7 +25,7 @@ THERE = {
 
 
 def missing(folder: Path, python: str = "3.12") -> list[str]:
-    """"WHEEL needs REQUIREMENT" for every one that would be missing there, or there in another version.
+    """ "WHEEL needs REQUIREMENT" for every one that would be missing there, or there in another version.
 
     python: of the machine. ValueError names a file that is no wheel.
     """
@@ -43,7 +43,9 @@ def missing(folder: Path, python: str = "3.12") -> list[str]:
             if requirement.marker is not None and not requirement.marker.evaluate(machine):
                 continue
             name = canonicalize_name(requirement.name)
-            fits = requirement.specifier.contains(wheels[name][1], prereleases=True) if name in wheels else name in THERE
+            fits = (
+                requirement.specifier.contains(wheels[name][1], prereleases=True) if name in wheels else name in THERE
+            )
             if not fits:
                 found.append(f"{path.name} needs {requirement}")
     return found

@@ -93,9 +93,14 @@ def _types(axes: Axes, item: Item, results: Results) -> None:
         found = [interval(results.values(row.setting, name, item.seeds)) for name in types]
         places = [place + (index - (len(item.rows) - 1) / 2) * width for place in range(len(types))]
         axes.bar(
-            places, [value.mean for value in found], width, yerr=[value.half for value in found], capsize=3,
-            color=COLORS[row.label], label=row.label,
-        )  # fmt: skip
+            places,
+            [value.mean for value in found],
+            width,
+            yerr=[value.half for value in found],
+            capsize=3,
+            color=COLORS[row.label],
+            label=row.label,
+        )
     axes.set_xticks(range(len(types)), types)
     axes.set_ylabel(LABELS[item.main_score])
     axes.legend(frameon=False, ncols=3, loc="lower left")

@@ -123,7 +123,10 @@ FIGURE_5 = Item(
 TABLE_5 = Item(
     name="table-5",
     title="Table 5: by type of question",
-    question="The paper: mDPO gains most on adversarial questions, whose premise is false (1.50 → 4.17), and loses a little on attributes (3.25 → 3.08).",
+    question=(
+        "The paper: mDPO gains most on adversarial questions, whose premise is false (1.50 → 4.17), and loses a "
+        "little on attributes (3.25 → 3.08)."
+    ),
     rows=tuple(
         Row(row.label, replace(row.setting, world="questions"))
         for row in (Row("tuned", TUNED), Row("DPO", DPO), Row("mDPO", MDPO))
@@ -160,7 +163,10 @@ SHORTCUT = Item(
 CROPS = Item(
     name="crops",
     title="Beyond the paper: which crop the reference sees",
-    question="One crop for all epochs against a fresh one in each; and the authors' bug, in which policy and reference see different crops.",
+    question=(
+        "One crop for all epochs against a fresh one in each; and the authors' bug, in which policy and "
+        "reference see different crops."
+    ),
     rows=(
         Row("one crop", MDPO),
         Row("a fresh crop each epoch", _with(MDPO, "--negative_per_epoch", "true")),

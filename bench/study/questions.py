@@ -100,8 +100,13 @@ TYPES: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
     question.__name__: question for question in (listing, counting, attribute, adversarial, comparison, relation)
 }
 TUNING_SHARES = {
-    "listing": 0.2, "counting": 0.1, "attribute": 0.27, "adversarial": 0.09, "comparison": 0.12, "relation": 0.22,
-}  # fmt: skip
+    "listing": 0.2,
+    "counting": 0.1,
+    "attribute": 0.27,
+    "adversarial": 0.09,
+    "comparison": 0.12,
+    "relation": 0.22,
+}
 """How often the model is asked what while it is tuned: one "Where is …?" in four has a false premise."""
 
 

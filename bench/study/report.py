@@ -15,18 +15,24 @@ from bench.study.runs import Setting
 from bench.study.statistics import Interval
 
 HEADS = {
-    "chair_i": "CHAIR_i ↓", "chair_s": "CHAIR_s ↓", "cover": "Cover ↑", "partner_rate": "partner rate ↓",
-    "win_rate": "win rate ↑", "log_ratio": "log π/ρ of y_w", "accuracy": "all ↑",
-}  # fmt: skip
+    "chair_i": "CHAIR_i ↓",
+    "chair_s": "CHAIR_s ↓",
+    "cover": "Cover ↑",
+    "partner_rate": "partner rate ↓",
+    "win_rate": "win rate ↑",
+    "log_ratio": "log π/ρ of y_w",
+    "accuracy": "all ↑",
+}
 INTRODUCTION = """\
 The miniature world of `bench/digits` (handwritten digits on a 2×2 grid, pairs in which a style token gives the chosen
 caption away nine times in ten), a LLaVA of 0.8M parameters, full fine-tuning of its language model by `mdpo train
-configs/digits.yaml`. Every cell is a mean over seeds ± half of its 95% interval (Student's t over seeds); a seed has its own
-preference pairs, its own test scenes and its own order. Differences are paired by seed. CHAIR_i: of the digits named, those
-not in the picture; CHAIR_s: of the captions, those that name one; Cover: of the digits in the picture, those named;
-partner rate: of the digits named, absent partners of some that are there; win rate: scenes with fewer mistakes than the
-tuned model makes, ties half; all in percent. log π/ρ of the true captions of the test scenes, in nats. The paper's
-numbers are of Bunny-v1.0-3B, a single run each: they are to be compared in their order, not in their size."""
+configs/digits.yaml`. Every cell is a mean over seeds ± half of its 95% interval (Student's t over seeds); a seed has
+its own preference pairs, its own test scenes and its own order. Differences are paired by seed. CHAIR_i: of the
+digits named, those not in the picture; CHAIR_s: of the captions, those that name one; Cover: of the digits in the
+picture, those named; partner rate: of the digits named, absent partners of some that are there; win rate: scenes with
+fewer mistakes than the tuned model makes, ties half; all in percent. log π/ρ of the true captions of the test scenes,
+in nats. The paper's numbers are of Bunny-v1.0-3B, a single run each: they are to be compared in their order, not in
+their size."""
 
 
 def write_report(folder: Path) -> Path:
@@ -46,11 +52,15 @@ def markdown(results: Results, remarks: Mapping[str, str], pictures: Mapping[str
     hours = sum(run["seconds"] for run in results.runs) / 3600
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     lines = [
-        "# The paper's tables, in miniature", "", INTRODUCTION, "",
+        "# The paper's tables, in miniature",
+        "",
+        INTRODUCTION,
+        "",
         f"{len(results.runs)} runs, {size.scenes:,} unseen test scenes each, "
         f"{hours:.1f} core hours on a CPU of {results.cores} cores; {versions}. "
-        "Made by `python -m bench.study`; do not edit.", "",
-    ]  # fmt: skip
+        "Made by `python -m bench.study`; do not edit.",
+        "",
+    ]
     if "story" in pictures:
         lines += [f"![what each training does to a model that reads digits]({pictures['story']})", ""]
     for item in (size.item(item) for item in ITEMS.values()):
@@ -157,9 +167,11 @@ def _against_tuned(results: Results, setting: Setting, seeds: Sequence[int]) -> 
 
 def _displacement(pictures: Mapping[str, str]) -> list[str]:
     return [
-        "log π/ρ of the chosen and the rejected captions of the training pairs, mean over seeds, 95% interval shaded.", "",
-        f"![log π/ρ over training]({pictures['displacement']})", "",
-    ]  # fmt: skip
+        "log π/ρ of the chosen and the rejected captions of the training pairs, mean over seeds, 95% interval shaded.",
+        "",
+        f"![log π/ρ over training]({pictures['displacement']})",
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .autocast import autocast_is_on
+from .head import Head
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int64, torch.int32)
@@ -99,11 +100,9 @@ def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, branches: int = 1, exampl
     check_values("cu_seqlens", fits, lambda: f"does not run from 0 to the {rows} rows without decreasing")
 
 
-def check_sequences(
-    logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, branches: Sequence[str]
-) -> None:
-    """Token log-probs (N,), the bounds of their sequences, K branches by B examples, and (K, B), where there is a reference,
-    fit one another."""
+def check_sequences(logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, branches: Sequence[str]) -> None:
+    """Token log-probs (N,), the bounds of their sequences, K branches by B examples, and (K, B), where there is a
+    reference, fit one another."""
     count = len(branches)
     if reference is None:
         check_tensor("cu_seqlens", cu_seqlens, "(S + 1,)", INTEGER)
@@ -193,19 +192,13 @@ def check_logits_arguments(
 
 
 def check_linear_arguments(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    softcap: float | None,
-    scale: float,
-    max_workspace_bytes: int,
+    hidden: Tensor, head: Head, targets: Tensor, ignore_index: int, max_workspace_bytes: int
 ) -> Tensor:
     """The arguments of linear_token_logps fit one another. Returns `hidden`, under autocast in the weight's dtype.
 
     Autocast would cast the weight, and a second copy of it is what these ops are there to avoid.
     """
+    weight, bias, softcap, scale = head
     _check_weight(weight)
     if weight.shape[0] < 1:
         raise ValueError(f"weight is {describe(weight)}; expected at least one row, one for each token")
@@ -228,8 +221,8 @@ def check_linear_arguments(
 
 
 def check_lora_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """The arguments of lora_linear fit one another, and the layer is frozen. Returns `x`, under autocast in the weight's
-    dtype."""
+    """The arguments of lora_linear fit one another, and the layer is frozen. Returns `x`, under autocast in the
+    weight's dtype."""
     for name, value in (("weight", weight), ("A", A), ("B", B)):
         if isinstance(value, nn.Module):
             raise ValueError(f"{name} is {describe(value)}; expected a tensor: pass the layer's .weight")
@@ -237,7 +230,9 @@ def check_lora_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tens
     _check_columns("weight", weight)
     check_dense("x", x)
     if not isinstance(x, Tensor) or x.dim() < 1 or x.dtype not in FLOATING or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x is {describe(x)}; expected (…, {weight.shape[1]}), floating, as the weight {describe(weight)} reads")
+        raise ValueError(
+            f"x is {describe(x)}; expected (…, {weight.shape[1]}), floating, as the weight {describe(weight)} reads"
+        )
     if x.dtype != weight.dtype and not autocast_is_on(x.device):
         raise ValueError(f"x is {describe(x)}; expected the dtype of weight {describe(weight)}, or autocast")
     if bias is not None:
@@ -245,7 +240,9 @@ def check_lora_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tens
     check_tensor("A", A, "(r, I)", (weight.dtype, torch.float32))
     check_tensor("B", B, "(O, r)", (weight.dtype, torch.float32))
     if A.shape != (B.shape[1], weight.shape[1]) or B.shape[0] != weight.shape[0]:
-        raise ValueError(f"A is {describe(A)} and B {describe(B)}; expected (r, {weight.shape[1]}) and ({weight.shape[0]}, r)")
+        raise ValueError(
+            f"A is {describe(A)} and B {describe(B)}; expected (r, {weight.shape[1]}) and ({weight.shape[0]}, r)"
+        )
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.requires_grad:
             raise ValueError(f"{name} wants a gradient; expected a frozen layer: {name}.requires_grad_(False)")

@@ -25,7 +25,8 @@ class _DifferentiableOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         raise NotImplementedError(
-            f"mdpo_kernels.{ctx.op} was differentiated twice; expected once: here it has no second derivative, {_REMEDY}"
+            f"mdpo_kernels.{ctx.op} was differentiated twice; expected once: here it has no second derivative, "
+            f"{_REMEDY}"
         )
 
 
@@ -37,6 +38,11 @@ def differentiable_once(op: str, gradient: Tensor, *inputs: Tensor) -> Tensor:
     """
     # Gradients are enabled in a backward only under create_graph=True.
     return _DifferentiableOnce.apply(op, gradient, *inputs) if torch.is_grad_enabled() else gradient  # pyright: ignore[reportReturnType]
+
+
+def gradients(ctx: Any, *of_the_first: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of an op's first inputs, and None for the rest of them."""
+    return *of_the_first, *(None,) * (len(ctx.needs_input_grad) - len(of_the_first))
 
 
 def refuse_forward_mode(op: str, *inputs: Tensor | None) -> None:

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from .backend import tl, triton, use_triton
-from .checks import check_same_device, check_sequences
-from .derivatives import differentiable_once, refuse_forward_mode
+from .derivatives import differentiable_once, gradients, refuse_forward_mode
 from .linear_token_logps import linear_token_logps
-from .loss import MDPOLoss, PreferenceLoss, check_options, examples_to_divide_by
+from .loss import MDPOLoss, Objective, PreferenceLoss, check_loss_arguments, examples_to_divide_by
 from .online_softmax import log_sigmoid
 from .reference import loss_of_logps as reference_loss_of_logps
-from .terms import BRANCHES, LINEAR, SQUARE, Matrix, Term, matrix_of, mdpo_terms
+from .terms import BRANCHES, LINEAR, SQUARE, Term, matrix_of, mdpo_terms
 from .token_logps import token_logps
 
 _SQUARE, _LINEAR = tl.constexpr(SQUARE), tl.constexpr(LINEAR)
@@ -33,10 +32,18 @@ _SQUARE, _LINEAR = tl.constexpr(SQUARE), tl.constexpr(LINEAR)
 
 @triton.jit
 def _rewards(
-    logps, cu_seqlens, reference, sequences, exists, beta, LANES: tl.constexpr, REFERENCE: tl.constexpr, BLOCK: tl.constexpr
+    logps,
+    cu_seqlens,
+    reference,
+    sequences,
+    exists,
+    beta,
+    LANES: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """β(π − ρ) of a lane's sequence, whether there is one, and what a token's log-prob counts; 0 where there is none, so that
-    no NaN enters any arithmetic."""
+    """β(π − ρ) of a lane's sequence, whether there is one, and what a token's log-prob counts; 0 where there is none,
+    so that no NaN enters any arithmetic."""
     start = tl.load(cu_seqlens + sequences, mask=exists, other=0).to(tl.int64)
     end = tl.load(cu_seqlens + sequences + 1, mask=exists, other=0).to(tl.int64)
     lengths = end - start
@@ -92,8 +99,12 @@ def _one_row(matrix, rewards, present, lane, offset, ROW: tl.constexpr, LINK: tl
 
 
 @triton.jit
-def _several_rows(matrix, rewards, present, lane, offset, FIRST: tl.constexpr, SIZE: tl.constexpr, BRANCHES: tl.constexpr):
-    """As `_one_row`, of log(1 + Σ exp(−u)), whose slopes are −exp(−u) / (1 + Σ exp(−u)); by the largest of 0 and all −u."""
+def _several_rows(
+    matrix, rewards, present, lane, offset, FIRST: tl.constexpr, SIZE: tl.constexpr, BRANCHES: tl.constexpr
+):
+    """As `_one_row`, of log(1 + Σ exp(−u)), whose slopes are −exp(−u) / (1 + Σ exp(−u)); by the largest of 0 and all
+    −u.
+    """
     _, argument, used = _row(matrix, rewards, present, lane, offset, FIRST, BRANCHES)
     highest = tl.maximum(-argument, 0.0)
     for row in tl.static_range(1, SIZE):
@@ -205,7 +216,8 @@ def _forward(
         with torch.cuda.device_of(logps):
             preference_loss_fwd_kernel[losses.shape](
                 logps, cu_seqlens, losses if reference is None else reference, losses if betas is None else betas,
-                losses, rewards, terms, slopes, losses.shape[0], beta, tuple(coefficients), tuple(weights), tuple(offsets),
+                losses, rewards, terms, slopes, losses.shape[0], beta, tuple(coefficients), tuple(weights),
+                tuple(offsets),
                 branches, triton.next_power_of_2(branches), len(links), tuple(links), tuple(sizes), tuple(starts),
                 reference is not None, betas is not None, BLOCK=256,
             )  # fmt: skip
@@ -251,31 +263,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_losses is None:
-        return (None,) * 11
+        return gradients(ctx)
     slopes, cu_seqlens, logps = ctx.saved_tensors
     with torch.no_grad():
         found = _backward(grad_losses, slopes, cu_seqlens, logps.shape[0])
-    return differentiable_once("fused_linear_preference_loss", found, logps, grad_losses), *(None,) * 10
+    return gradients(ctx, differentiable_once("fused_linear_preference_loss", found, logps, grad_losses))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _loss_of_logps(
-    logps: Tensor,
-    cu_seqlens: Tensor,
-    reference: Tensor | None,
-    matrix: Matrix,
-    beta: float | Tensor,
-    num_examples: int | None,
-) -> PreferenceLoss:
+def _loss_of_logps(logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, objective: Objective) -> PreferenceLoss:
     """Token log-probs (N,) → the loss."""
+    check_loss_arguments(logps, cu_seqlens, reference, objective)
     if not use_triton(logps):
-        return reference_loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
-    check_sequences(logps, cu_seqlens, reference, matrix.branches)
-    check_options(beta, (cu_seqlens.shape[0] - 1) // len(matrix.branches), num_examples)
+        return reference_loss_of_logps(logps, cu_seqlens, reference, objective)
+    matrix, beta, num_examples = objective
     betas = beta.detach().contiguous() if isinstance(beta, Tensor) else None
-    check_same_device(logps=logps, beta=betas)
     refuse_forward_mode("fused_linear_preference_loss", logps)
     losses, rewards, values, _ = _forward(
         logps,
@@ -326,7 +330,8 @@ def fused_mdpo_loss(
     """
     logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
     terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
-    return _loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, BRANCHES), beta, num_examples)
+    objective = Objective(matrix_of(terms, BRANCHES), beta, num_examples)
+    return _loss_of_logps(logps, cu_seqlens, reference, objective)
 
 
 def fused_linear_mdpo_loss(
@@ -394,14 +399,16 @@ def fused_linear_preference_loss(
     """The loss of `terms`, of B examples with K branches, from the hidden states of their scored rows.
 
     hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
-    cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second and so on.
+    cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second and
+    so on.
         An empty sequence is a branch that the example does not have.
     reference: (K, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient. None:
         rewards are β times the mean log-prob of a sequence's tokens.
     terms, branches, beta, num_examples: as in `preference_loss`.
 
-    Returns a `PreferenceLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as `linear_token_logps` and
-    `preference_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
+    Returns a `PreferenceLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as
+    `linear_token_logps` and `preference_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a
+    GPU.
     """
     matrix = matrix_of(terms, branches)
     logps = linear_token_logps(
@@ -414,4 +421,4 @@ def fused_linear_preference_loss(
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
     )
-    return _loss_of_logps(logps, cu_seqlens, reference, matrix, beta, num_examples)
+    return _loss_of_logps(logps, cu_seqlens, reference, Objective(matrix, beta, num_examples))

@@ -2,17 +2,18 @@
 
     y = x Wᵀ + b + s·(x Aᵀ) Bᵀ
 
-The adapter's product is added where the layer's lies: a row costs 2·O + r numbers written, where PyTorch's operators one
-after the other write the product, the adapter's, the scaled one and their sum. For the backward x and h = x Aᵀ are kept:
+The adapter's product is added where the layer's lies: a row costs 2·O + r numbers written, where PyTorch's operators
+one after the other write the product, the adapter's, the scaled one and their sum. For the backward x and h = x Aᵀ are
+kept:
 
     dh = s·dy B,   dx = dy W + dh A,   dA = dhᵀ x,   dB = s·dyᵀ h
 
 A and B may be wider than W (float32 beside bfloat16): the products run in W's dtype, the gradients of A and B are
 accumulated in float32 and returned in theirs.
 
-Two nodes of autograd's graph share the work. The first computes h, keeps all there is to keep, and has the backward; the
-second computes y, keeps nothing, and hands dy to the first. So a checkpointed layer, whose recomputation ends as soon as
-everything kept is there again, never recomputes the product of its last linear layer.
+Two nodes of autograd's graph share the work. The first computes h, keeps all there is to keep, and has the backward;
+the second computes y, keeps nothing, and hands dy to the first. So a checkpointed layer, whose recomputation ends as
+soon as everything kept is there again, never recomputes the product of its last linear layer.
 
 Shapes: T rows, I inputs, O outputs, r the adapter's rank.
 """
@@ -64,15 +65,16 @@ def gradients(
 ) -> tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor | None]]:
     """→ dx (T, I), and of each layer dA (r, I) and dB (O, r). None where not needed.
 
-    grads: dy of each layer, None for one that nobody reads, whose adapter then has no gradient. x: for dA, h: for dB. layers:
-    W, A, B, scale; without W, dx is the adapter's share.
+    grads: dy of each layer, None for one that nobody reads, whose adapter then has no gradient. x: for dA, h: for dB.
+    layers: W, A, B, scale; without W, dx is the adapter's share.
     """
     total, dA, dB = None, [None] * len(layers), [None] * len(layers)
     some = next(grad for grad in grads if grad is not None)
     ranks = [A.shape[0] for _, A, _, _ in layers]
     with without_autocast(some.device):
         if needs_x or needs_A:
-            # The scale goes into B first: in float16 dy·B by itself may be too large, or too small, for what s makes of it.
+            # The scale goes into B first: in float16 dy·B by itself may be too large, or too small, for what s makes of
+            # it.
             slopes = [
                 some.new_zeros((some.shape[0], rank)) if grad is None else torch.mm(grad, (scale * B).to(grad.dtype))
                 for grad, rank, (_, _, B, scale) in zip(grads, ranks, layers, strict=True)
@@ -110,8 +112,8 @@ def _summed(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Down(torch.autograd.Function):
-    """(x, (s_1, s_2, …), W_1, A_1, B_1, W_2, A_2, B_2, …) → all h side by side, and a carrier for each layer: a tensor of its
-    y's shape without y's memory, whose gradient is dy.
+    """(x, (s_1, s_2, …), W_1, A_1, B_1, W_2, A_2, B_2, …) → all h side by side, and a carrier for each layer: a tensor
+    of its y's shape without y's memory, whose gradient is dy.
 
     W: None where another node differentiates the layer's own product; dx is then the adapter's share of it.
     """
@@ -201,8 +203,8 @@ def _of_lists(
     return _several(x, [LoraLayer(*layer) for layer in zip(weights, biases, A, B, scales, strict=True)])
 
 
-# Registered by hand: torch.library.custom_op would make the two nodes one. A graph holds the ops, whose nodes are traced
-# below them: Dynamo of PyTorch 2.11 differentiates a node with several outputs wrongly.
+# Registered by hand: torch.library.custom_op would make the two nodes one. A graph holds the ops, whose nodes are
+# traced below them: Dynamo of PyTorch 2.11 differentiates a node with several outputs wrongly.
 _library = torch.library.Library("mdpo_kernels", "FRAGMENT")
 _library.define("lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor A, Tensor B, float scale) -> Tensor")
 _library.define(
@@ -213,12 +215,11 @@ for _key in ("CompositeExplicitAutograd", "Autograd"):
     _library.impl("lora_linears", _of_lists, _key)
 
 
-def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float
-) -> Tensor:
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """A frozen linear layer and its LoRA: x Wᵀ + b + s·(x Aᵀ) Bᵀ.
 
-    x: (…, I), floating; under autocast it is cast to the weight's dtype, never the weight. weight: (O, I) and bias: (O,),
+    x: (…, I), floating; under autocast it is cast to the weight's dtype, never the weight. weight: (O, I) and bias:
+    (O,),
         which do not train. A: (r, I) and B: (O, r), in the weight's dtype or in float32; they train where they want a
         gradient. scale: α/r, or what rank-stabilised LoRA has in its place.
 

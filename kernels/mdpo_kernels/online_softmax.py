@@ -8,8 +8,9 @@ No digit of 1 − p is lost for a confident token, neither here nor in the gradi
 there is no other token, or all of them are at −inf, m is float32's lowest number and S is 0: then p = 1. NaN, +inf
 anywhere in a row and a row that is −inf throughout give NaN, as they do in PyTorch's log_softmax. All of it is float32.
 
-Written with exp2, log and arithmetic alone: libdevice's tanh and log1p do not exist in Triton's interpreter, and exp2 is
-what a GPU has. exp costs 4 instructions more, for results below float32's normal numbers, which no sum here would notice.
+Written with exp2, log and arithmetic alone: libdevice's tanh and log1p do not exist in Triton's interpreter, and exp2
+is what a GPU has. exp costs 4 instructions more, for results below float32's normal numbers, which no sum here would
+notice.
 """
 
 from .backend import tl, triton

@@ -1,7 +1,7 @@
 """A preference objective as a matrix: terms over the rewards of branches.
 
-A branch is a response read with a picture, and Δ_b = β(π_b − ρ_b) is its reward (π policy, ρ reference). An example's loss
-is a sum of terms,
+A branch is a response read with a picture, and Δ_b = β(π_b − ρ_b) is its reward (π policy, ρ reference). An example's
+loss is a sum of terms,
 
     loss = Σ_t weight_t · f_t(u_t),    u_t = Σ_b C[t, b]·Δ_b − offset_t
 
@@ -35,9 +35,10 @@ BRANCHES = ("chosen", "rejected", "image_rejected")
 class Term:
     """One term of an objective.
 
-    name: of its values among a loss's terms. rows: {branch: coefficient}, or for log_sigmoid several of them, as Plackett
-        and Luce rank one above all others. link: "log_sigmoid", "square" or "linear". weight: at least 0. offset: in reward
-        units, subtracted in every row.
+    name: of its values among a loss's terms. rows: {branch: coefficient}, or for log_sigmoid several of them, as
+    Plackett
+        and Luce rank one above all others. link: "log_sigmoid", "square" or "linear". weight: at least 0. offset: in
+        reward units, subtracted in every row.
 
     An example that lacks one of a term's branches goes without the term. Raises ValueError for what is none of these.
     """
@@ -62,7 +63,9 @@ class Term:
         rows = tuple(map(dict, self._checked_rows()))
         object.__setattr__(self, "rows", rows[0] if isinstance(self.rows, Mapping) else rows)
         if len(rows) > 1 and self.link != "log_sigmoid":
-            raise ValueError(f"term {self.name}: {len(rows)} rows with link {self.link}; only log_sigmoid takes several")
+            raise ValueError(
+                f"term {self.name}: {len(rows)} rows with link {self.link}; only log_sigmoid takes several"
+            )
 
     @property
     def matrix(self) -> tuple[Mapping[str, float], ...]:
@@ -78,18 +81,21 @@ class Term:
         rows = (self.rows,) if isinstance(self.rows, Mapping) else self.rows
         several = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
         if not several or not all(isinstance(row, Mapping) and row for row in rows):
-            raise ValueError(f"term {self.name}: rows is {self.rows!r}; expected {{branch: coefficient}}, or several of them")
+            raise ValueError(
+                f"term {self.name}: rows is {self.rows!r}; expected {{branch: coefficient}}, or several of them"
+            )
         for branch, coefficient in ((branch, value) for row in rows for branch, value in row.items()):
             if not isinstance(branch, str) or not is_finite(coefficient) or abs(coefficient) < _TINY:
                 raise ValueError(
-                    f"term {self.name}: {branch!r} has the coefficient {coefficient!r}; expected a branch's name and a finite "
-                    "number other than 0 in float32"
+                    f"term {self.name}: {branch!r} has the coefficient {coefficient!r}; expected a branch's name "
+                    "and a finite number other than 0 in float32"
                 )
         return rows
 
 
 class Matrix(NamedTuple):
-    """Terms over K branches, as a kernel takes them. names, links, sizes (in rows), weights and offsets: of each of T terms.
+    """Terms over K branches, as a kernel takes them. names, links, sizes (in rows), weights and offsets: of each of T
+    terms.
     coefficients: of each of all rows, K by K."""
 
     branches: tuple[str, ...]
@@ -124,7 +130,9 @@ def matrix_of(terms: Sequence[Term], branches: Sequence[str]) -> Matrix:
         for branch in term.branches:
             if branch not in branches:
                 near = difflib.get_close_matches(branch, branches, 1, 0.0)[0]
-                raise ValueError(f"term {term.name}: branch {branch!r} is none of {', '.join(branches)}; did you mean {near}?")
+                raise ValueError(
+                    f"term {term.name}: branch {branch!r} is none of {', '.join(branches)}; did you mean {near}?"
+                )
     return Matrix(
         branches=tuple(branches),
         names=tuple(names),
@@ -145,7 +153,8 @@ def mdpo_terms(
         image_preference            −log σ(Δchosen − Δimage_rejected)     CoPO (mDPO, Wang et al. 2024, section 3)
         anchor_x, for x in anchors  −log σ(s·(Δx − δx))                   AncPO; s = +1 for chosen, −1 for the others
 
-    conditional: with the image preference; without it, and with anchors=(), this is DPO. anchors: the branches to anchor.
+    conditional: with the image preference; without it, and with anchors=(), this is DPO. anchors: the branches to
+    anchor.
     anchor: their offsets δ in reward units, a number for all or one per entry.
 
     Raises ValueError for names and numbers that are none of these.

@@ -31,7 +31,8 @@ Item = tuple[PromptRow, int]
 class Sampling:
     """How the tokens of answers are drawn: from softmax(logits / temperature), cut to its most probable part.
 
-    temperature: 0 takes the likeliest token each time. top_p: the share of the probability that is kept, 1 for all of it.
+    temperature: 0 takes the likeliest token each time. top_p: the share of the probability that is kept, 1 for all of
+    it.
     seed: any whole number. max_new_tokens: where an answer is cut.
 
     Raises InputError for a value out of range.
@@ -76,8 +77,8 @@ def sample(
 ) -> Iterator[Answer]:
     """n answers of the model to each row, in order, those to one row next to each other.
 
-    The model reads the very prompt ids that training has, and an answer ends with what ends a turn there. What the model's
-    generation config says of sampling and penalties is overruled, as in ``mdpo.evaluation.generate``.
+    The model reads the very prompt ids that training has, and an answer ends with what ends a turn there. What the
+    model's generation config says of sampling and penalties is overruled, as in ``mdpo.evaluation.generate``.
 
     Args:
         model: bare or PEFT, on its device, in any floating dtype; probabilities are computed in float32.
@@ -91,7 +92,8 @@ def sample(
         text: how rows become text, as in training.
         writer: name of the model in the answers; two models in one pool need two names.
 
-    Raises InputError for a value out of range, and while answers are drawn, where the model or its processor fails on a row.
+    Raises InputError for a value out of range, and while answers are drawn, where the model or its processor fails on a
+    row.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens)
     sampling.check_count(n)
@@ -134,8 +136,8 @@ def uniforms(seed: int, item: Item, count: int) -> np.ndarray:
 class Draws(LogitsProcessor):
     """Leaves of the scores of each answer of a batch the token that its next random number falls on.
 
-    That is the first one whose probability, summed up with those of the tokens before it, exceeds the number: each token is
-    drawn as often as it is probable. For one call of ``generate``.
+    That is the first one whose probability, summed up with those of the tokens before it, exceeds the number: each
+    token is drawn as often as it is probable. For one call of ``generate``.
     """
 
     def __init__(self, items: Sequence[Item], sampling: Sampling) -> None:
@@ -170,6 +172,6 @@ class Draws(LogitsProcessor):
         broken = (~self._sound).nonzero()[:, 0].tolist()
         if broken:
             raise InputError(
-                f"{self._items[broken[0]][0].where}: the model's scores are not numbers: a weight is none, or values overflow "
-                "in its dtype (--dtype bfloat16 and float32 have room)"
+                f"{self._items[broken[0]][0].where}: the model's scores are not numbers: a weight is none, or "
+                "values overflow in its dtype (--dtype bfloat16 and float32 have room)"
             )

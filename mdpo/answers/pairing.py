@@ -15,13 +15,18 @@ from .records import Scored
 # Why answers and questions make no pair, as reports say it.
 NULL, EMPTY, CUT, SAME = "without a score", "empty", "cut at the limit of tokens", "the same words as another answer's"
 FEW, NEAR, BELOW, ABOVE = (
-    "fewer than two answers left", "scores nearer to each other than the margin", "no answer scored as high as --above",
+    "fewer than two answers left",
+    "scores nearer to each other than the margin",
+    "no answer scored as high as --above",
     "no answer scored as low as --below",
-)  # fmt: skip
+)
 
 
 class Pair(NamedTuple):
-    """Two answers to one question. number: among the question's pairs, from 1; the widest apart in score is the first."""
+    """Two answers to one question.
+
+    number: among the question's pairs, from 1; the widest apart in score is the first.
+    """
 
     chosen: Scored
     rejected: Scored
@@ -76,9 +81,9 @@ def make_pairs(scored: Sequence[Scored], rules: Rules | None = None) -> Paired:
     """Pairs of answers to the same question, the questions in the order in which they first come.
 
     The best answer is paired with the worst, then the second best with the second worst, and so on, as far as ``rules``
-    (the defaults without them) allow. Left out are answers without a score, empty ones, those cut at the limit of tokens,
-    whose end would be trained as an answer's end, and of those with the same words, case and spaces apart, all but the
-    first.
+    (the defaults without them) allow. Left out are answers without a score, empty ones, those cut at the limit of
+    tokens, whose end would be trained as an answer's end, and of those with the same words, case and spaces apart, all
+    but the first.
 
     Raises InputError where the answers to one question were scored in different ways.
     """
@@ -108,8 +113,16 @@ def _usable(group: Iterable[Scored], left_out: Counter[str]) -> Iterable[Scored]
     for each in group:
         words = " ".join(each.answer.response.split()).casefold()
         reason = (
-            EMPTY if not words else CUT if not each.answer.whole else NULL if each.score is None else SAME if words in seen else None
-        )  # fmt: skip
+            EMPTY
+            if not words
+            else CUT
+            if not each.answer.whole
+            else NULL
+            if each.score is None
+            else SAME
+            if words in seen
+            else None
+        )
         if reason is not None:
             left_out[reason] += 1
             continue

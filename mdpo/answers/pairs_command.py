@@ -1,4 +1,6 @@
-"""``mdpo pairs``: the file that ``mdpo rank`` wrote → preference pairs to train on, with what each came from beside them."""
+"""``mdpo pairs``: the file that ``mdpo rank`` wrote → preference pairs to train on, with what each came from beside
+them.
+"""
 
 import argparse
 import hashlib
@@ -30,8 +32,8 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command = subparsers.add_parser(
         "pairs",
         help=COMMANDS["pairs"],
-        description="Written are the pairs as mdpo train reads them, and beside them what each came from (.origins.jsonl) "
-        "and how they were made (.record.json).",
+        description="Written are the pairs as mdpo train reads them, and beside them what each came from "
+        "(.origins.jsonl) and how they were made (.record.json).",
     )
     command.add_argument("scored", type=Path, help="what mdpo rank wrote")
     command.add_argument("--output", type=Path, required=True, help=".jsonl, to train on")
@@ -93,10 +95,14 @@ def write_pairs(paired: Paired, output: Path, *, source: str, rules: Rules) -> N
             origins.append(json.dumps(origin, ensure_ascii=False) + "\n")
         text = "".join(rows)
         record = {
-            "source": source, **asdict(rules), "pairs": len(paired.pairs), "questions": paired.asked,
-            "questions_without": paired.questions, "answers_left_out": paired.answers,
+            "source": source,
+            **asdict(rules),
+            "pairs": len(paired.pairs),
+            "questions": paired.asked,
+            "questions_without": paired.questions,
+            "answers_left_out": paired.answers,
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        }  # fmt: skip
+        }
         with whole_files(*(file.path for file in pair_files(output))) as (rows_part, origins_part, record_part):
             write_part(rows_part, text)
             write_part(origins_part, "".join(origins))
@@ -124,9 +130,12 @@ def _row(pair: Pair, *, several: bool) -> PreferenceRow:
 def _origin(scored: Scored) -> dict[str, Any]:
     answer = scored.answer
     return {
-        "writer": answer.writer, "answer": answer.number, "tokens": answer.tokens, "score": scored.score,
+        "writer": answer.writer,
+        "answer": answer.number,
+        "tokens": answer.tokens,
+        "score": scored.score,
         "details": dict(scored.details),
-    }  # fmt: skip
+    }
 
 
 def table(paired: Paired) -> list[str]:

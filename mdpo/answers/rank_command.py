@@ -14,7 +14,7 @@ from mdpo.errors import InputError
 from mdpo.evaluation.answer_options import open_model, reader_of
 from mdpo.evaluation.answering import fingerprint, settings_path
 from mdpo.evaluation.judge_options import add_judge_options, open_judge
-from mdpo.evaluation.judge_requests import Plan
+from mdpo.evaluation.judge_requests import Estimate
 from mdpo.models import check_model
 from mdpo.output_checks import Output
 from mdpo.program import COMMANDS
@@ -79,7 +79,10 @@ def _add_ways(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rubric",
         type=Path,
-        help="YAML with aspects, scale, weights, instructions (default: helpfulness, visual faithfulness, ethics, 1 to 5)",
+        help=(
+            "YAML with aspects, scale, weights, instructions (default: helpfulness, visual faithfulness, ethics, 1 "
+            "to 5)"
+        ),
     )
     group.add_argument(
         "--price",
@@ -184,20 +187,20 @@ _Planned = Callable[[Sequence[Answer]], str] | None
 def _judged(options: argparse.Namespace) -> tuple[Way, _Planned]:
     rubric = SILKIE if options.rubric is None else Rubric.read(options.rubric)
     way = Judged(open_judge(options), rubric)
-    return way, lambda answers: _priced(way.plan(answers), options.price)
+    return way, lambda answers: _priced(way.estimate(answers), options.price)
 
 
-def _priced(plan: Plan, price: Sequence[float] | None) -> str:
-    """The plan's line, with what it costs if every request is asked once."""
-    line = f"{plan} (pictures are counted as OpenAI does for GPT-4o)" if plan.picture_tokens else str(plan)
+def _priced(estimate: Estimate, price: Sequence[float] | None) -> str:
+    """The line of the estimate, with what it costs if every request is asked once."""
+    line = f"{estimate} (pictures are counted as OpenAI does for GPT-4o)" if estimate.picture_tokens else str(estimate)
     if price is None:
         return line
-    assert plan.reply_tokens is not None, "replies are limited"
-    tokens = (plan.prompt_tokens, USUAL_TOKENS * plan.requests, plan.reply_tokens)
+    assert estimate.reply_tokens is not None, "replies are limited"
+    tokens = (estimate.prompt_tokens, USUAL_TOKENS * estimate.requests, estimate.reply_tokens)
     prompts, usual, most = (count * each / 1e6 for count, each in zip(tokens, (*price, price[1]), strict=True))
     return (
-        f"{line}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and {most:.2f} if "
-        "all of them go to the limit"
+        f"{line}; about {prompts:.2f} for the prompts, {usual:.2f} for replies of {USUAL_TOKENS} tokens, and "
+        f"{most:.2f} if all of them go to the limit"
     )
 
 

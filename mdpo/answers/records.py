@@ -14,7 +14,8 @@ A scored answer's line holds these and
 - ``by``: what scored it,
 - ``details``: what the score came from, an object.
 
-So answers that people or other programs wrote are ranked like any: ``id``, ``images``, ``prompt`` and ``response`` are enough.
+So answers that people or other programs wrote are ranked like any: ``id``, ``images``, ``prompt`` and ``response`` are
+enough.
 """
 
 import sys
@@ -42,7 +43,10 @@ _MOST = 2**63  # of answers and tokens; what is larger counts nothing
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a question. row: the question. The other fields are the file's columns, ``answer`` as ``number``."""
+    """One answer to a question. row: the question.
+
+    The other fields are the file's columns, ``answer`` as ``number``.
+    """
 
     row: PromptRow
     response: str
@@ -85,9 +89,12 @@ class Scored:
 def answer_columns(answer: Answer, pictures: Pictures) -> dict[str, Any]:
     """The line of an answer. pictures: of the folder in which the file lies."""
     return prompt_columns(answer.row, pictures.place) | {
-        "response": answer.response, "answer": answer.number, "tokens": answer.tokens, "whole": answer.whole,
+        "response": answer.response,
+        "answer": answer.number,
+        "tokens": answer.tokens,
+        "whole": answer.whole,
         "writer": answer.writer,
-    }  # fmt: skip
+    }
 
 
 def scored_columns(scored: Scored, pictures: Pictures) -> dict[str, Any]:
@@ -142,7 +149,10 @@ class _Pool:
             answer = _answer(record, self._question(record, where, root), counted, path.stem, where)
             first = self._answers.setdefault(answer.key, where)
             if first is not where:
-                problem = f"answer {answer.number} of {shortened(answer.writer)} to {shortened(answer.row.id)} is also that of {first}"
+                problem = (
+                    f"answer {answer.number} of {shortened(answer.writer)} to {shortened(answer.row.id)} is also that "
+                    f"of {first}"
+                )
                 raise RowError.at(where, "answer", problem, "number each writer's answers, or name the writers apart")
             yield answer, (record, where)
 

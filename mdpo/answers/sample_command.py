@@ -62,8 +62,8 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     command = subparsers.add_parser(
         "sample",
         help=COMMANDS["sample"],
-        description="Answers that are in --output already are kept, and a larger --n adds to them; started again with other "
-        "settings, it refuses.",
+        description="Answers that are in --output already are kept, and a larger --n adds to them; started again "
+        "with other settings, it refuses.",
     )
     add_answer_options(command, batch_size=16)
     command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per answer")
@@ -79,9 +79,11 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     command.add_argument("--seed", type=int, default=42, help="seed of the random numbers (default: 42)")
     command.add_argument(
-        "--engine", choices=ENGINES, default="auto",
+        "--engine",
+        choices=ENGINES,
+        default="auto",
         help="what runs the model; auto is vllm if that is installed and there is a GPU (default: auto)",
-    )  # fmt: skip
+    )
     command.set_defaults(run=run_sample, results=_sampled, check=check_sample)
 
 

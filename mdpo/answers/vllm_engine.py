@@ -1,7 +1,7 @@
 """Answers drawn by vLLM, where it is installed: the same prompts and the same settings, several times as fast.
 
-Written after the documentation of vLLM 0.11 to 0.22 (``LLM``, ``SamplingParams``, ``TokensPrompt``, ``LoRARequest``). It
-has not run with vLLM itself: the tests hold what it is given, by a stand-in of the same names.
+Written after the documentation of vLLM 0.11 to 0.22 (``LLM``, ``SamplingParams``, ``TokensPrompt``, ``LoRARequest``).
+It has not run with vLLM itself: the tests hold what it is given, by a stand-in of the same names.
 
 vLLM's random numbers are its own, of the seed that each answer gets here. So its answers are others than those that
 transformers draws, from the same probabilities.
@@ -111,9 +111,11 @@ class _Vllm:
         prompts = dict(zip(once, map(self._prompt, once.values()), strict=True))
         try:
             outputs = self._engine.generate(
-                [prompts[id(row)] for row, _ in items], [self._parameters(item) for item in items], use_tqdm=False,
+                [prompts[id(row)] for row, _ in items],
+                [self._parameters(item) for item in items],
+                use_tqdm=False,
                 lora_request=self._adapter,
-            )  # fmt: skip
+            )
         except Exception as error:  # as above
             raise self._refused(error) from error
         for output in outputs:
@@ -132,10 +134,14 @@ class _Vllm:
 
     def _parameters(self, item: Item) -> Any:
         return self._vllm.SamplingParams(
-            n=1, temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=self._sampling.max_new_tokens,
-            seed=answer_seed(self._sampling.seed, item) % 2**63, stop_token_ids=self._endings.stops,
+            n=1,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            max_tokens=self._sampling.max_new_tokens,
+            seed=answer_seed(self._sampling.seed, item) % 2**63,
+            stop_token_ids=self._endings.stops,
             stop=[self._endings.end] if self._endings.by_text else None,
-        )  # fmt: skip
+        )
 
     def _refused(self, error: Exception) -> InputError:
         return InputError(f"vLLM does not serve {self._model}: {short(error, 300)}; give --engine transformers")
@@ -152,7 +158,8 @@ def _room(adapter: Path) -> int:
     config = adapter_config(adapter)
     if config.get("peft_type") != "LORA":
         raise InputError(
-            f"adapter {adapter} is {short(ValueError(config.get('peft_type')), 40)}, and vLLM reads LoRA alone; give --engine transformers"
+            f"adapter {adapter} is {short(ValueError(config.get('peft_type')), 40)}, and vLLM reads LoRA alone; "
+            "give --engine transformers"
         )
     rank = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
     room = next((room for room in _RANKS if room >= rank), None)

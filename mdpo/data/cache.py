@@ -1,8 +1,8 @@
 """What is prepared once and kept beside the data: folders named for a digest of everything they were made from.
 
-An entry is written whole or is not there. Its files are named in ``manifest.json`` with their sizes and digests, and one
-that does not agree is made again. One process makes an entry, and others that want it wait: the ranks of a run, or two
-runs at once.
+An entry is written whole or is not there. Its files are named in ``manifest.json`` with their sizes and digests, and
+one that does not agree is made again. One process makes an entry, and others that want it wait: the ranks of a run, or
+two runs at once.
 """
 
 import hashlib
@@ -83,8 +83,10 @@ class Cache:
                 cause = error.__cause__ if isinstance(error, OutputError) else error
                 logger.warning(
                     "%s: prepared %s are not kept (%s); the next start prepares them again",
-                    self.folder, kind, unwritten(cause or error) or error,
-                )  # fmt: skip
+                    self.folder,
+                    kind,
+                    unwritten(cause or error) or error,
+                )
                 self.folder = None
         folder = temporary_folder()
         make(folder)

@@ -48,9 +48,9 @@ class Report:
 
     rows: all of them, of which ``usable`` can be trained on. formats: rows by format. dropped: rows by reason.
     lengths: of each usable row's prompt and responses, in ``unit``; in tokens also of its packed row, which is what
-    ``token_budget`` counts. images: of all usable rows. without_image: usable rows without one. own_negatives: rows that
-    bring rejected_images. contrasts, weighted: rows with an answer to the rejected picture, and with weights. shown: one row
-    as the model will see it, where there is a processor.
+    ``token_budget`` counts. images: of all usable rows. without_image: usable rows without one. own_negatives: rows
+    that bring rejected_images. contrasts, weighted: rows with an answer to the rejected picture, and with weights.
+    shown: one row as the model will see it, where there is a processor.
     """
 
     unit: str

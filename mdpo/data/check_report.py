@@ -101,8 +101,8 @@ def _columns(table: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def write_histogram(report: Report, path: Path) -> None:
-    """The lengths as one picture. Raises InputError without matplotlib, or for a suffix that is no picture's; OutputError
-    where ``path`` can't be written."""
+    """The lengths as one picture. Raises InputError without matplotlib, or for a suffix that is no picture's;
+    OutputError where ``path`` can't be written."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -14,10 +14,19 @@ from typing import Any
 from .problem import RowError, names
 
 IMAGE_COLUMNS = ("img_path", "images", "image")
-COMMON = frozenset({
-    "id", *IMAGE_COLUMNS, "rejected_images", "contrast", "chosen_weights", "rejected_weights", "system", "tools",
-    "chat_template_kwargs",
-})  # fmt: skip
+COMMON = frozenset(
+    {
+        "id",
+        *IMAGE_COLUMNS,
+        "rejected_images",
+        "contrast",
+        "chosen_weights",
+        "rejected_weights",
+        "system",
+        "tools",
+        "chat_template_kwargs",
+    }
+)
 PROMPTS = ("prompt", "question", "conversations", "messages", "conversation", "instruction", "query")
 
 # Names under which published preference data keeps notes about a row, never what a model is to see. Sources: the cards
@@ -57,10 +66,20 @@ _CHANGES = {
 }
 _LIKE = {
     "prompt": {"question", "instruction", "query", "input", "text", "conversation", "user", "problem"},
-    "chosen": {"response", "answer", "output", "chosen_response", "response_chosen", "preferred", "accepted",
-               "winner", "completion", "y_w"},
+    "chosen": {
+        "response",
+        "answer",
+        "output",
+        "chosen_response",
+        "response_chosen",
+        "preferred",
+        "accepted",
+        "winner",
+        "completion",
+        "y_w",
+    },
     "rejected": {"rejected_response", "response_rejected", "dispreferred", "loser", "hallucinated", "y_l"},
-}  # fmt: skip
+}
 
 
 def is_empty(value: Any) -> bool:

@@ -44,14 +44,18 @@ def add_commands(
     command.add_argument(
         "--show", type=int, metavar="N", help="with --model: decode row N; the first usable without it"
     )
-    command.add_argument("--picture", type=Path, help="histogram of the lengths, such as lengths.png; an earlier one is replaced")
+    command.add_argument(
+        "--picture", type=Path, help="histogram of the lengths, such as lengths.png; an earlier one is replaced"
+    )
     add_text_options(command)
     add_size_options(command)
     command.set_defaults(run=lambda options: run_check(options, load_processor, objectives), results=_pictures)
 
     command = commands.add_parser("preview", help="a picture of images beside their negatives")
     _data(command)
-    command.add_argument("--output", type=Path, required=True, help="the picture, such as preview.png; an earlier one is replaced")
+    command.add_argument(
+        "--output", type=Path, required=True, help="the picture, such as preview.png; an earlier one is replaced"
+    )
     command.add_argument("--rows", type=int, default=4, help="how many rows of the data")
     command.add_argument(
         "--negative", action="append", default=[], help=f"{', '.join(NEGATIVES)} or a mixture; may be repeated"

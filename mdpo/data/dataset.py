@@ -58,8 +58,8 @@ class PreferenceDataset(Dataset):
     rows: a long list of them is better given as ``read_rows`` returns it, which is not in memory; what was tokenised is
     then kept beside the data file for the next start.
 
-    ``lengths``: (N,) int64, packed tokens of each example, what the planner needs. ``dataset[index]`` reads the images; with
-    ``dataset[index, epoch]`` the negative is that epoch's.
+    ``lengths``: (N,) int64, packed tokens of each example, what the planner needs. ``dataset[index]`` reads the images;
+    with ``dataset[index, epoch]`` the negative is that epoch's.
     """
 
     def __init__(self, rows: Sequence[PreferenceRow], processor: ProcessorMixin, options: DataOptions) -> None:
@@ -169,7 +169,9 @@ class PreferenceDataset(Dataset):
         return int(branches[index]), index
 
     def check_budget(self, token_budget: int, family: Family | Separate) -> None:
-        """Raises InputError where rows take more tokens than that as they are laid out, with what would make them fit."""
+        """Raises InputError where rows take more tokens than that as they are laid out, with what would make
+        them fit.
+        """
         lengths = self.lengths_for(family)
         too_long = np.flatnonzero(lengths > token_budget)
         if not len(too_long):
@@ -216,13 +218,17 @@ class PreferenceDataset(Dataset):
         return self._tokens.largest()
 
     def lengths_for(self, family: Family | Separate) -> np.ndarray:
-        """(N,) int64, the tokens of each example as the model's way of reading it lays it out: what the planner needs."""
+        """(N,) int64, the tokens of each example as the model's way of reading it lays it out: what the
+        planner needs.
+        """
         if not isinstance(family, Separate):
             return self.lengths
         return separate_lengths(self._parts, self._with_images, self.options.read)
 
     def digest(self) -> str:
-        """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in their order."""
+        """Names the rows by their ids, how long they are as packed examples, and their tokens' weights, in
+        their order.
+        """
         found = hashlib.blake2b(self.rows.id_digests().tobytes(), digest_size=6)
         found.update(self.lengths.tobytes())
         for piece in self._tokens.weights.pieces():
@@ -248,10 +254,13 @@ class PreferenceDataset(Dataset):
         if longest > max(_FAR * usual, _LONG):
             settings = "max_length or max_pixels" if can_shrink(self.rows[index], self.processor) else "max_length"
             logger.warning(
-                "%s: %d tokens as a packed row, where 99%% of the rows have at most %.0f: the step with it will take much "
-                "longer than others; set %s, or shorten or drop the row",
-                self.rows[index].where, longest, usual, settings,
-            )  # fmt: skip
+                "%s: %d tokens as a packed row, where 99%% of the rows have at most %.0f: the step with it will take "
+                "much longer than others; set %s, or shorten or drop the row",
+                self.rows[index].where,
+                longest,
+                usual,
+                settings,
+            )
 
 
 def _check_images_there(rows: Rows, there: np.ndarray, options: DataOptions) -> None:
@@ -278,8 +287,9 @@ def _check_contrast_there(rows: Rows, there: np.ndarray, options: DataOptions) -
     terms = f"the terms that read {', '.join(options.contrast)}"
     if not there.any():
         raise InputError(
-            f"none of the {len(rows)} rows has a contrast (the first is {rows[0].where}), which {terms} are about; give the "
-            "answer that is right for the rejected picture in a column contrast, or choose another objective"
+            f"none of the {len(rows)} rows has a contrast (the first is {rows[0].where}), which {terms} are "
+            "about; give the answer that is right for the rejected picture in a column contrast, or choose "
+            "another objective"
         )
     if not there.all():
         logger.warning("%d of %d rows have no contrast: they train without %s", int((~there).sum()), len(rows), terms)

@@ -45,10 +45,10 @@ class Encoder:
     """Renders and tokenises rows as the model was tuned to see them: for training, scoring and generation alike.
 
     The whole conversation is rendered once per response, and the response is what follows the generation prompt. So the
-    separator between "ASSISTANT:" and the answer is the template's own, and so is the end of the turn: what the template
-    writes behind the answer up to its first special token, or EOS if it writes nothing there. A sequence starts with one
-    BOS if the tokenizer or the template gives it one. Special tokens that an answer quotes are tokenised as letters, and
-    so are those in a question that mark turns.
+    separator between "ASSISTANT:" and the answer is the template's own, and so is the end of the turn: what the
+    template writes behind the answer up to its first special token, or EOS if it writes nothing there. A sequence
+    starts with one BOS if the tokenizer or the template gives it one. Special tokens that an answer quotes are
+    tokenised as letters, and so are those in a question that mark turns.
 
     drop_images: take what stands for an image out of rendered prompts. Other prompts have none by then.
     contrast: also the answers to the rejected pictures. imageless: also the prompts without their images.
@@ -84,9 +84,16 @@ class Encoder:
         """What the ids and weights depend on beside the row and its text's options."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return (
-            self.template.text, self.image_token_id, self.drop_images, self.imageless, self._names, self.changed_weight,
-            type(self.tokenizer).__name__, self.tokenizer.special_tokens_map, backend and backend.to_str(),
-        )  # fmt: skip
+            self.template.text,
+            self.image_token_id,
+            self.drop_images,
+            self.imageless,
+            self._names,
+            self.changed_weight,
+            type(self.tokenizer).__name__,
+            self.tokenizer.special_tokens_map,
+            backend and backend.to_str(),
+        )
 
     def row(self, row: PreferenceRow) -> EncodedRow:
         """Raises RowError if the template refuses the row, drops a turn, or writes another number of images."""
@@ -159,7 +166,9 @@ class Encoder:
     def _answers(
         self, name: str, rows: Sequence[tuple[PreferenceRow, Asked]]
     ) -> list[tuple[str, str | RowError] | None]:
-        """Each row's response as text, and the whole conversation with it, rendered; None where it has no such response."""
+        """Each row's response as text, and the whole conversation with it, rendered; None where it has no such
+        response.
+        """
         texts = [
             self._prompts.answer(getattr(row, name), asked) for row, asked in rows if getattr(row, name) is not None
         ]

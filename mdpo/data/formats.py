@@ -3,7 +3,8 @@
 Canonical, TRL's: ``id`` (optional), ``images`` (list), ``prompt``, ``chosen``, ``rejected``, plain or conversational,
 ``rejected_images`` for negatives that the user brings, ``contrast`` for the answer that is right for the first of them,
 ``chosen_weights`` and ``rejected_weights`` for spans of the answers that count more or less, and ``system``, ``tools``,
-``chat_template_kwargs``, which go to the chat template. To read another format, write one function and put it into FORMATS.
+``chat_template_kwargs``, which go to the chat template. To read another format, write one function and put it into
+FORMATS.
 """
 
 import json
@@ -176,8 +177,8 @@ def _check_free(columns: Columns, taken: Iterable[str], mark: str, where: str) -
 def _symmpo(columns: Columns, where: str) -> Columns:
     """SymMPO (arXiv 2506.11712): ``question``, two similar pictures, and an answer that is right for each.
 
-    The rejected answer to the second picture (``resp_2_l``) is in none of its terms. Source: muffin/data/datasets.py and
-    muffin/train/trainers.py of Liuwq-bit/SymMPO, which publishes the data as Tanh01/SymMPO_Dataset.
+    The rejected answer to the second picture (``resp_2_l``) is in none of its terms. Source: muffin/data/datasets.py
+    and muffin/train/trainers.py of Liuwq-bit/SymMPO, which publishes the data as Tanh01/SymMPO_Dataset.
     """
     _check_free(columns, (*IMAGE_COLUMNS, *BESIDE[:2]), "image_2", where)
     answers = {"chosen": columns["resp_1_w"], "rejected": columns["resp_1_l"], "contrast": columns["resp_2_w"]}
@@ -186,8 +187,8 @@ def _symmpo(columns: Columns, where: str) -> Columns:
 
 
 def _ic_vco(columns: Columns, where: str) -> Columns:
-    """IC-VCO (arXiv 2605.31312), its preference part: two ``images``, ``chosen`` is right for the first and ``rejected``
-    for the second.
+    """IC-VCO (arXiv 2605.31312), its preference part: two ``images``, ``chosen`` is right for the first and
+    ``rejected`` for the second.
 
     ``chosen_response_spans`` and ``rejected_response_spans`` are its objective's own token mask, which is not read: no
     other objective has one. Source: src/icvco/cli/train_vco.py of OPPO-Mente-Lab/IC-VCO (OPPOer/IC-VCO-Dataset).

@@ -23,8 +23,8 @@ class ImageTokens:
     """The token ids of an image of a given size, (M,) int32.
 
     Most families repeat the placeholder, and their processor counts how often. Others frame it: InternVL with a token
-    at either end, Idefics3 with one per tile, Pixtral with one per row. For those the processor itself expands an empty image,
-    once per grid, or once per size where it says nothing of grids.
+    at either end, Idefics3 with one per tile, Pixtral with one per row. For those the processor itself expands an empty
+    image, once per grid, or once per size where it says nothing of grids.
     """
 
     def __init__(self, processor: ProcessorMixin) -> None:
@@ -44,7 +44,10 @@ class ImageTokens:
         return self._by_size[size]
 
     def expand(self, prompt_ids: Sequence[int] | np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-        """The prompt with every placeholder replaced by its image's tokens. sizes: (height, width) of each, in order."""
+        """The prompt with every placeholder replaced by its image's tokens.
+
+        sizes: (height, width) of each, in order.
+        """
         ids = np.asarray(prompt_ids, dtype=np.int32)
         places = np.flatnonzero(ids == self.processor.image_token_id)
         pieces, start = [], 0
@@ -68,6 +71,7 @@ class ImageTokens:
         image = Image.new("RGB", (width, height), (200, 100, 50))
         inputs = self.processor(text=[self.processor.image_token], images=[image], add_special_tokens=False)
         ids = np.asarray(inputs["input_ids"][0], dtype=np.int32)
-        # PaliGemma's processor lays out the whole prompt, images first: what follows from BOS on is the template's here.
+        # PaliGemma's processor lays out the whole prompt, images first: what follows from BOS on is the template's
+        # here.
         ends = np.flatnonzero(ids == self.processor.tokenizer.bos_token_id)
         return ids[: ends[0]] if len(ends) else ids

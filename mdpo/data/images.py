@@ -1,8 +1,8 @@
 """Opening images: RGB, upright, whole and within bounds, or an error that names the row.
 
 An image file is somebody else's bytes. Only raster formats that Pillow decodes itself are opened (its EPS plugin, for
-one, starts Ghostscript), and what decoding will take is told from the header before a pixel is decoded, and bounded: for
-one image, and for all that are being decoded at once in the threads of a process.
+one, starts Ghostscript), and what decoding will take is told from the header before a pixel is decoded, and bounded:
+for one image, and for all that are being decoded at once in the threads of a process.
 
 Pixels of more than 8 bits are brought to 8 by scaling, never by clipping, with a scale that the image alone decides:
 
@@ -41,10 +41,14 @@ MAX_BYTES = 2**26  # of the file
 
 # What EXIF's orientation asks for; 1 is upright.
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 
 CHUNK = 256  # rows whose images are handed to the threads at a time
 
@@ -142,7 +146,10 @@ def _read(source: StoredImage, where: str, field: str) -> bytes:
 
 
 def _take(room: ExitStack, image: Any, file_bytes: int, name: str, where: str, field: str) -> None:
-    """Takes what decoding the image costs, for as long as ``room`` is open. image: a Pillow image, or what it claims."""
+    """Takes what decoding the image costs, for as long as ``room`` is open.
+
+    image: a Pillow image, or what it claims.
+    """
     _check_size(image.size, name, where, field)
     size = decoding_bytes(image, file_bytes)
     _check_memory(size, name, where, field)

@@ -64,8 +64,8 @@ def check_weights(tokens: Tokens, parts: np.ndarray, rows: Rows) -> None:
 
 
 def branches_there(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away, and only
-    there is an answer right for another one.
+    """Which rows have each branch, (N,) bool by its name: only a row with images has them replaced, or taken away, and
+    only there is an answer right for another one.
 
     parts: (N, parts) tokens. with_images: (N,) bool.
     """
@@ -91,8 +91,8 @@ def packed_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequenc
 
 
 def separate_lengths(parts: np.ndarray, with_images: np.ndarray, branches: Sequence[str]) -> np.ndarray:
-    """(N,) int64 tokens of each row whose branches are sequences of their own, all filled up to its longest; as if it had
-    every branch. As ``packed_lengths``.
+    """(N,) int64 tokens of each row whose branches are sequences of their own, all filled up to its longest; as if it
+    had every branch. As ``packed_lengths``.
     """
     there = branches_there(parts, with_images, branches)
     longest = np.zeros(len(parts), np.int64)

@@ -55,7 +55,9 @@ class Neighbours:
         self._check(count)
 
     def choose(self, index: int, position: int, taken: Set[int]) -> int:
-        """The picture nearest to the row's image at ``position`` that is none of the row's. taken: pictures to pass over."""
+        """The picture nearest to the row's image at ``position`` that is none of the row's. taken: pictures to pass
+        over.
+        """
         fresh = [at for at in self._others(index, position) if at not in taken]
         if not fresh:
             raise other_pictures_missing(self.rows[index].where, "nearest_image", len(taken) + 1)
@@ -82,9 +84,11 @@ class Neighbours:
 
 
 def nearest(vectors: np.ndarray, count: int) -> np.ndarray:
-    """(N, K) int64: for each vector the ``count`` others of the largest cosine, nearest first; −1 where there are fewer.
+    """(N, K) int64: for each vector the ``count`` others of the largest cosine, nearest first; −1 where there are
+    fewer.
 
-    vectors: (N, D) float32. Of equally near ones the first comes first. One that points the same way is the same picture.
+    vectors: (N, D) float32. Of equally near ones the first comes first. One that points the same way is the same
+    picture.
     """
     found = np.full((len(vectors), count), -1, np.int64)
     unit = _unit(vectors)

@@ -1,14 +1,15 @@
 """Rejected images: what stands in for the image where the chosen answer should become unlikely.
 
-A negative is a function of the image, a random generator seeded by (seed, example id[, epoch][, which negative]) and the
-other images it may draw on, so that policy and reference see the same one and a cache stays valid. Made from the PIL
-image, before the processor, at the image's own size, so that grids and padding come out the same. To add one, put it into
-NEGATIVES.
+A negative is a function of the image, a random generator seeded by (seed, example id[, epoch][, which negative]) and
+the other images it may draw on, so that policy and reference see the same one and a cache stays valid. Made from the
+PIL image, before the processor, at the image's own size, so that grids and padding come out the same. To add one, put
+it into NEGATIVES.
 
-Which to take: crop_0_20 is the paper's, but about neutral on models of 2025 and later; try random_image beside it. SymMPO
-(arXiv 2506.11712) and IC-VCO (arXiv 2605.31312) find edited and similar pictures (nearest_image) best, then random ones,
-then crops and black. In this project's study, whose pictures are all of one kind, CHAIR_s is 3.8 ± 1.1 points lower with
-random_image than with the crop (bench/results/study/STUDY.md, Table 3); the paper has it the other way round.
+Which to take: crop_0_20 is the paper's, but about neutral on models of 2025 and later; try random_image beside it.
+SymMPO (arXiv 2506.11712) and IC-VCO (arXiv 2605.31312) find edited and similar pictures (nearest_image) best, then
+random ones, then crops and black. In this project's study, whose pictures are all of one kind, CHAIR_s is 3.8 ± 1.1
+points lower with random_image than with the crop (bench/study/results/STUDY.md, Table 3); the paper has it the other
+way round.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ class Sources(Protocol):
     """Images beside the one that a negative stands in for."""
 
     def other(self, number: int) -> Image.Image:
-        """An image that is not in the row, from another row that ``number`` chooses; not one that an earlier negative of
-        the same image took, while there are others."""
+        """An image that is not in the row, from another row that ``number`` chooses; not one that an earlier negative
+        of the same image took, while there are others."""
         ...
 
     def nearest(self) -> Image.Image:
@@ -72,8 +73,8 @@ class Mixture:
         same = [name for name in self.names if name in SAME_EACH_TIME]
         if count > 1 and same:
             raise InputError(
-                f"negative: {same[0]} is the same picture every time, and the objective compares {count} rejected pictures of "
-                "an image; choose one that is drawn, such as random_image, or own"
+                f"negative: {same[0]} is the same picture every time, and the objective compares {count} rejected "
+                "pictures of an image; choose one that is drawn, such as random_image, or own"
             )
 
     def __call__(self, image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
@@ -206,8 +207,9 @@ def _nearest_image(image: Image.Image, rng: random.Random, sources: Sources) -> 
 
 
 def _masked_patches(image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:
-    """30% of the image's square patches in its mean colour, 24 of them along the shorter side: OPA-DPO's blockwise mask and
-    share (arXiv 2501.09695, mask_single_image and CoPO_mask_ratio of zhyang2226/OPA-DPO), 14 of LLaVA's 336 pixels."""
+    """30% of the image's square patches in its mean colour, 24 of them along the shorter side: OPA-DPO's blockwise mask
+    and share (arXiv 2501.09695, mask_single_image and CoPO_mask_ratio of zhyang2226/OPA-DPO), 14 of LLaVA's 336 pixels.
+    """
     pixels = np.array(image)
     side = max(1, round(min(image.size) / _PATCHES))
     rows, columns = -(-image.height // side), -(-image.width // side)

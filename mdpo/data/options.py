@@ -39,8 +39,8 @@ class DataOptions:
             raise InputError("branches is empty; expected one or more, such as chosen and rejected")
         if not self.read:
             raise InputError(
-                f"drop_images: true leaves nothing of an objective that reads {', '.join(self.branches)}; choose another "
-                "objective, or drop_images: false"
+                f"drop_images: true leaves nothing of an objective that reads {', '.join(self.branches)}; choose "
+                "another objective, or drop_images: false"
             )
 
     @classmethod
@@ -93,10 +93,12 @@ class DataOptions:
 
 
 def check_contrast(options: DataOptions, negative: Mixture) -> None:
-    """Raises InputError where the answer that is right for the row's rejected picture would be read with another one."""
+    """Raises InputError where the answer that is right for the row's rejected picture would be read with
+    another one.
+    """
     reading = next((name for name in options.contrast if branch_of(name).negative), None)
     if reading is not None and negative.names != ("own",):
         raise InputError(
-            f"negative: {options.negative} makes the rejected picture, and the objective reads {reading}, the answer that is "
-            "right for the row's own one; set negative: own"
+            f"negative: {options.negative} makes the rejected picture, and the objective reads {reading}, the "
+            "answer that is right for the row's own one; set negative: own"
         )

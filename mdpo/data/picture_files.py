@@ -18,7 +18,8 @@ def open_picture(path: Path) -> BinaryIO:
     """The file at ``path``, which rows hold with every link in it resolved.
 
     Every folder is opened in the one before it without following links, so that a link put in its place since then
-    cannot lead elsewhere. A relative path is resolved first. (On Windows, which has no such calls, the path is opened as it is.)
+    cannot lead elsewhere. A relative path is resolved first. (On Windows, which has no such calls, the path is opened
+    as it is.)
 
     Raises OSError where the file is missing or not a regular file, and BecameLink.
     """

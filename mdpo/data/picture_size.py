@@ -5,7 +5,8 @@
     InternVL             cuts a picture into a number of tiles                  min_patches, max_patches
     LLaVA, LLaVA-NeXT    sizes that the model was built with                    none
 
-What is set is set on the image processor itself: it is saved with it, and whoever counts tokens or makes pixels asks it.
+What is set is set on the image processor itself: it is saved with it, and whoever counts tokens or makes pixels asks
+it.
 """
 
 import argparse
@@ -131,7 +132,9 @@ def sizes_of(processor: ProcessorMixin) -> "Sizes | None":
 
 
 class Sizes(ABC):
-    """How a kind of image processor sizes pictures. own: its settings by name, with the keys of those that are mappings."""
+    """How a kind of image processor sizes pictures. own: its settings by name, with the keys of those that are
+    mappings.
+    """
 
     own: Mapping[str, tuple[str, ...]]
 
@@ -189,12 +192,13 @@ class _LongestEdge(Sizes):
     def between(self, least: int | None, most: int | None) -> dict[str, Any]:
         if least is not None:
             raise InputError(
-                f"min_pixels: {self.name} scales every picture, a small one as well, to the longest edge that max_pixels sets; "
-                "leave it out"
+                f"min_pixels: {self.name} scales every picture, a small one as well, to the longest edge that "
+                "max_pixels sets; leave it out"
             )
         if not self.images.do_image_splitting:
             raise InputError(
-                f"max_pixels: do_image_splitting is false, so every picture is taken at {self._tile} × {self._tile}; leave it out"
+                f"max_pixels: do_image_splitting is false, so every picture is taken at {self._tile} × "
+                f"{self._tile}; leave it out"
             )
         self._at_least(most, self._tile**2, "one tile")
         return {"size": {"longest_edge": math.isqrt(most or 0) // self._tile * self._tile}}
@@ -221,8 +225,8 @@ class _Patches(Sizes):
         if not self._cuts:
             size = self.images.size
             raise InputError(
-                f"{'min_pixels' if most is None else 'max_pixels'}: crop_to_patches is false, so every picture is taken at "
-                f"{size['height']} × {size['width']}; leave it out"
+                f"{'min_pixels' if most is None else 'max_pixels'}: crop_to_patches is false, so every picture is "
+                f"taken at {size['height']} × {size['width']}; leave it out"
             )
         self._at_least(most, self._tile, "one tile")
         low, high = _bounds(
@@ -270,8 +274,8 @@ def _fixed(images: Any) -> str:
     if grids:
         shown = ", ".join(f"{height} × {width}" for height, width in grids[:3])
         return (
-            f"{name} takes pictures at resolutions that the model was built with (image_grid_pinpoints: {shown}, …), a small "
-            "picture at a small one; leave it out, and make large pictures smaller beforehand"
+            f"{name} takes pictures at resolutions that the model was built with (image_grid_pinpoints: {shown}, "
+            "…), a small picture at a small one; leave it out, and make large pictures smaller beforehand"
         )
     size = getattr(images, "crop_size", None) or getattr(images, "size", None) or {}
     known = all(edge in size for edge in ("height", "width"))
@@ -285,8 +289,8 @@ def _checked(kwargs: Mapping[str, Any], sizes: Sizes) -> Mapping[str, Any]:
         where = f"image_processor_kwargs: {str(name)[:40]}"
         if name not in sizes.own:
             raise InputError(
-                f"{where} is no setting by which {sizes.name} sizes pictures; it has {', '.join(sizes.own)}, and what else it "
-                "has belongs to the model"
+                f"{where} is no setting by which {sizes.name} sizes pictures; it has {', '.join(sizes.own)}, and "
+                "what else it has belongs to the model"
             )
         keys = sizes.own[name]
         if keys:

@@ -53,7 +53,9 @@ def check_picture_name(path: Path) -> None:
     """Raises InputError where a picture cannot be of the kind that its name asks for."""
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
-        raise InputError(f"--output {path}: {path.suffix or 'no suffix'} is no picture's; give a name such as preview.png")
+        raise InputError(
+            f"--output {path}: {path.suffix or 'no suffix'} is no picture's; give a name such as preview.png"
+        )
 
 
 def write_picture(sheet: Image.Image, path: Path) -> None:

@@ -79,7 +79,9 @@ class Dropped(NamedTuple):
 
 
 def other_pictures_missing(where: str, negative: str, count: int) -> RowError:
-    """Of a row for which the data has fewer than ``count`` pictures beside its own, which a negative takes from there."""
+    """Of a row for which the data has fewer than ``count`` pictures beside its own, which a negative takes
+    from there.
+    """
     if count == 1:
         problem = f"{negative} needs a second row, with an image that this row does not have"
     else:

@@ -87,8 +87,8 @@ class Prompts:
         return result
 
     def answer(self, text: str, asked: Asked) -> str:
-        """An answer's text with its quoted tokens marked. Data with rendered prompts often has rendered answers: what the
-        template writes around them is removed here, and written once later."""
+        """An answer's text with its quoted tokens marked. Data with rendered prompts often has rendered answers: what
+        the template writes around them is removed here, and written once later."""
         if asked.between is not None and not isinstance(self.turns, RowError):
             text = self._without_end(text, self.turns.after).removeprefix(asked.between)
         return self.tokens.quote(text, answer=True)

@@ -58,7 +58,8 @@ def read_rows(
     allow_outside: bool = False,
     ignore_columns: Sequence[str] = (),
 ) -> Rows:
-    """The rows of a data file, a list of files, a folder or a hub dataset (see ``open_source``), of any format in ``FORMATS``.
+    """The rows of a data file, a list of files, a folder or a hub dataset (see ``open_source``), of any format in
+    ``FORMATS``.
 
     path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
 

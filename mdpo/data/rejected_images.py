@@ -22,9 +22,9 @@ class RejectedImages:
 
     rows, facts: as ``check_images`` takes and returns them. count: negatives of every image.
 
-    Raises RowError where a row lacks what the negative needs: ``count`` ``rejected_images`` per image for "own", another
-    row's image for "random_image"; InputError where several negatives would be the same picture. How many rows bring more
-    ``rejected_images`` than are read is logged.
+    Raises RowError where a row lacks what the negative needs: ``count`` ``rejected_images`` per image for "own",
+    another row's image for "random_image"; InputError where several negatives would be the same picture. How many rows
+    bring more ``rejected_images`` than are read is logged.
     """
 
     def __init__(
@@ -43,9 +43,12 @@ class RejectedImages:
             more = sum(_brings_more(row, count) for row in rows)
             if more:
                 logger.warning(
-                    "%d of %d rows bring more rejected_images than the objective reads: the first %d of each image are used",
-                    more, len(rows), count,
-                )  # fmt: skip
+                    "%d of %d rows bring more rejected_images than the objective reads: the first %d of each image "
+                    "are used",
+                    more,
+                    len(rows),
+                    count,
+                )
         if NEEDS_MODEL not in negative.names:
             self._check_donors()
 
@@ -60,8 +63,8 @@ class RejectedImages:
 
     @functools.cached_property
     def _donors(self) -> "_Donors":
-        """Asks every row, which few negatives need. Pictures have the neighbours' numbers, where there are some: a mixture
-        takes from both."""
+        """Asks every row, which few negatives need. Pictures have the neighbours' numbers, where there are some: a
+        mixture takes from both."""
         if self.neighbours is not None:
             return _Donors(self.rows, [self.neighbours.pictures(index) for index in range(len(self.rows))])
         numbers: dict[object, int] = {}
@@ -109,8 +112,8 @@ class _Sources:
         neighbours = self.made.neighbours
         if neighbours is None:
             raise InputError(
-                f"negative: {NEEDS_MODEL} needs the model, which says what pictures look alike, and none was asked; choose "
-                "another negative here, or train with it"
+                f"negative: {NEEDS_MODEL} needs the model, which says what pictures look alike, and none was "
+                "asked; choose another negative here, or train with it"
             )
         picture = neighbours.choose(self.index, self.position, self._taken)
         self._taken.add(picture)
@@ -144,7 +147,10 @@ class _Donors:
         return self._images[donor][0]
 
     def choose(self, index: int, number: int, taken: Set[int]) -> int:
-        """The row that ``number`` chooses, or the next one after it with another image. taken: pictures to pass over."""
+        """The row that ``number`` chooses, or the next one after it with another image.
+
+        taken: pictures to pass over.
+        """
         for step in range(len(self._donors)):
             donor = self._donors[(number + step) % len(self._donors)]
             if self._images[donor][0] not in self._images[index] and self._images[donor][0] not in taken:
@@ -153,7 +159,10 @@ class _Donors:
 
 
 def _brings_more(row: PreferenceRow, count: int) -> bool:
-    """Whether the row brings more than ``count`` rejected images of each image. Raises RowError where it brings fewer."""
+    """Whether the row brings more than ``count`` rejected images of each image.
+
+    Raises RowError where it brings fewer.
+    """
     if not row.images:
         return False
     if not row.rejected_images:

@@ -43,8 +43,8 @@ class Known:
 class Form:
     """The marks of a template, stripped.
 
-    user: precedes a user's turn. assistant: ends a rendered prompt. heads: what rendered prompts start with, if not with
-    ``user``.
+    user: precedes a user's turn. assistant: ends a rendered prompt. heads: what rendered prompts start with, if not
+    with ``user``.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Form:
     def fits(self, text: str, known: Known) -> bool | None:
         """Whether a text consists of turns with these marks and ends with the assistant's; None if it may be.
 
-        Special tokens are proof. Words such as "USER:" also occur in ordinary questions: they count only where a turn can
-        begin, and are proof only if the text starts as rendered prompts do, or has an image inside such a turn.
+        Special tokens are proof. Words such as "USER:" also occur in ordinary questions: they count only where a turn
+        can begin, and are proof only if the text starts as rendered prompts do, or has an image inside such a turn.
         """
         text = known.bare(text)
         body = text.removesuffix(self.assistant)

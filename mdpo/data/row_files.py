@@ -27,16 +27,23 @@ def load_rows(folder: Path) -> Rows:
     ends, ids, images, image_ends, rejected, rejected_ends = (
         np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS
     )
-    table = [entry if isinstance(entry, str) else tuple(entry) for entry in json.loads((folder / "table.json").read_bytes())]
+    table = [
+        entry if isinstance(entry, str) else tuple(entry) for entry in json.loads((folder / "table.json").read_bytes())
+    ]
     if not len(ends) == len(ids) == len(image_ends) == len(rejected_ends):
         raise ValueError("arrays of several lengths")
     for flat, last in ((images, image_ends), (rejected, rejected_ends)):
         if len(flat) != (last[-1] if len(last) else 0) or len(flat) and not 0 <= flat.min() <= flat.max() < len(table):
             raise ValueError("images that are not in the table")
     return Rows(
-        Blob(folder / "rows.jsonl"), Blob(folder / "pictures"), ends, Images(images, image_ends),
-        Images(rejected, rejected_ends), table, ids,
-    )  # fmt: skip
+        Blob(folder / "rows.jsonl"),
+        Blob(folder / "pictures"),
+        ends,
+        Images(images, image_ends),
+        Images(rejected, rejected_ends),
+        table,
+        ids,
+    )
 
 
 def merge_rows(parts: Sequence[Path], folder: Path) -> None:
@@ -56,7 +63,12 @@ def merge_rows(parts: Sequence[Path], folder: Path) -> None:
             renamed[number] = numbers[key]
         ends, ids, images, image_ends, rejected, rejected_ends = rows.arrays()
         moved = (
-            ends + sizes[0], ids, renamed[images], image_ends + sizes[2], renamed[rejected], rejected_ends + sizes[3]
+            ends + sizes[0],
+            ids,
+            renamed[images],
+            image_ends + sizes[2],
+            renamed[rejected],
+            rejected_ends + sizes[3],
         )
         for column, values in zip(columns, moved, strict=True):
             column.append(values)

@@ -1,7 +1,7 @@
 """Checked rows outside of Python's objects: a line of JSON each, parsed again when a row is asked for.
 
-A million rows as nested objects take gigabytes; here they take some 40 bytes of memory each, and their text stays on the
-disk where it is long. An image is a number in a table, in which every file stands once.
+A million rows as nested objects take gigabytes; here they take some 40 bytes of memory each, and their text stays on
+the disk where it is long. An image is a number in a table, in which every file stands once.
 """
 
 import hashlib
@@ -30,7 +30,10 @@ Entry = Any
 
 
 class Images:
-    """Which images rows have: numbers in the table. ends: (N,) int64, of each row's stretch of ``numbers`` (M,) int32."""
+    """Which images rows have: numbers in the table.
+
+    ends: (N,) int64, of each row's stretch of ``numbers`` (M,) int32.
+    """
 
     def __init__(self, numbers: np.ndarray, ends: np.ndarray) -> None:
         self.numbers, self.ends = numbers, ends
@@ -117,9 +120,15 @@ class Rows(Sequence):
         """The rows at these positions, in this order, without reading them."""
         chosen = order if self._order is None else self._order[order]
         view = Rows(
-            *self._blobs, self._ends, self.images.taken(order), self.rejected.taken(order), self.table,
-            self._ids[order], self._objects, self.cache,
-        )  # fmt: skip
+            *self._blobs,
+            self._ends,
+            self.images.taken(order),
+            self.rejected.taken(order),
+            self.table,
+            self._ids[order],
+            self._objects,
+            self.cache,
+        )
         view._order, view._blind = np.asarray(chosen, dtype=np.int64), self._blind
         return view
 
@@ -193,7 +202,9 @@ class Rows(Sequence):
     def _row(self, index: int, line: bytes) -> Any:
         if line == _HELD:
             row = self._objects[index if self._order is None else int(self._order[index])]
-            return replace(row, images=(), rejected_images=(), prompt=without_images(row.prompt)) if self._blind else row
+            return (
+                replace(row, images=(), rejected_images=(), prompt=without_images(row.prompt)) if self._blind else row
+            )
         id, where, plain, prompt, tools, kwargs, *answers = json.loads(line.decode("utf-8", "surrogatepass"))
         if isinstance(prompt, int):  # how many images stand before the question
             prompt = [{"role": "user", "content": [{"type": "image"}] * prompt + [{"type": "text", "text": plain}]}]

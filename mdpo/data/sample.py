@@ -73,9 +73,12 @@ def sample_files(output: Path) -> list[Output]:
 
 def _write(output: Path, text: str, rows: int, drawn: dict[str, Any]) -> dict[str, Any]:
     record = {
-        "source": drawn["source"], "seed": drawn["seed"], "rows": rows, "dropped": drawn["dropped"],
+        "source": drawn["source"],
+        "seed": drawn["seed"],
+        "rows": rows,
+        "dropped": drawn["dropped"],
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }  # fmt: skip
+    }
     with whole_files(*(file.path for file in sample_files(output))) as (rows_part, record_part):
         write_part(rows_part, text)
         write_part(record_part, json.dumps(record, indent=2) + "\n")

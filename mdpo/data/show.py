@@ -9,7 +9,10 @@ from .problem import spelled_out
 
 
 class Shown(NamedTuple):
-    """A row's decoded text. prompts: by name, with images as ``<image>×N``. answers: by name, text and what follows it."""
+    """A row's decoded text. prompts: by name, with images as ``<image>×N``.
+
+    answers: by name, text and what follows it.
+    """
 
     where: str
     prompts: list[tuple[str, str]]

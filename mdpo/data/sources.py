@@ -32,10 +32,10 @@ _SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")  # what save_t
 def open_source(path: Where) -> Iterator[Record]:
     """Yields ``(where, record)`` for every row of ``path``.
 
-    path: a ``.json`` (one list), ``.jsonl`` or ``.parquet`` file; a pattern of such files (``data/*.parquet``); a folder
-    that holds ``.parquet`` or ``.jsonl`` files, or that ``Dataset.save_to_disk`` wrote; ``owner/name`` of a dataset on
-    the hub, ``owner/name@revision`` at a branch, tag or commit; or a list of these, one after the other. Of what has
-    splits the train split is read, or the one behind a colon: ``folder:test``, ``owner/name@revision:test``.
+    path: a ``.json`` (one list), ``.jsonl`` or ``.parquet`` file; a pattern of such files (``data/*.parquet``); a
+    folder that holds ``.parquet`` or ``.jsonl`` files, or that ``Dataset.save_to_disk`` wrote; ``owner/name`` of a
+    dataset on the hub, ``owner/name@revision`` at a branch, tag or commit; or a list of these, one after the other. Of
+    what has splits the train split is read, or the one behind a colon: ``folder:test``, ``owner/name@revision:test``.
 
     Raises InputError at once where there is nothing to read, and while reading where a whole file is broken.
     """
@@ -144,8 +144,8 @@ def default_image_dir(path: Where) -> Path:
         folders = list(dict.fromkeys(default_image_dir(one) for one in path))
         if len(folders) > 1:
             raise InputError(
-                f"{said(path)}: files in several folders, {folders[0]} and {folders[1]}; say with image_dir where image paths "
-                "start"
+                f"{said(path)}: files in several folders, {folders[0]} and {folders[1]}; say with image_dir where "
+                "image paths start"
             )
         return folders[0]
     path, _ = _parse(path)

@@ -59,9 +59,9 @@ def changed_spans(chosen: str, rejected: str, weight: float) -> tuple[tuple[Span
     """What differs between two answers, as spans of each that count ``weight`` times.
 
     As RLHF-V's dense DPO (arXiv 2312.00849, eq. 3 with γ = ``weight``) and its authors' code: what both answers have in
-    common are runs of at least three; between two of them stands a change, where both answers have something there. Their
-    code compares tokens, this one words, whatever the tokenizer. They divide the log-prob by the sum of the weights; here
-    it is their sum, as every other log-prob of this project is.
+    common are runs of at least three; between two of them stands a change, where both answers have something there.
+    Their code compares tokens, this one words, whatever the tokenizer. They divide the log-prob by the sum of the
+    weights; here it is their sum, as every other log-prob of this project is.
     """
     words = [[match.span() for match in _WORD.finditer(text)] for text in (chosen, rejected)]
     first, second = (

@@ -18,8 +18,8 @@ _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 class SpecialTokens:
     """A tokenizer's special tokens, and tokenisation that tells quoted ones from real ones.
 
-    ``quote`` marks the special tokens in a row's text. The template then writes its own around it, and ``ids`` tokenises
-    the result: marked tokens become letters, the template's own become tokens.
+    ``quote`` marks the special tokens in a row's text. The template then writes its own around it, and ``ids``
+    tokenises the result: marked tokens become letters, the template's own become tokens.
 
     control: the tokens that mark turns. They count as special even if the tokenizer does not call them so.
     """
@@ -72,7 +72,10 @@ class SpecialTokens:
         return pattern.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", text)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenises whole sequences. Each starts with the BOS that the tokenizer would add, unless the text brings it."""
+        """Tokenises whole sequences.
+
+        Each starts with the BOS that the tokenizer would add, unless the text brings it.
+        """
         marked = [at for at, text in enumerate(texts) if _OPEN in text or _CLOSE in text]
         slow = {at: self._spelled(texts[at]) for at in marked}
         plain = [text for at, text in enumerate(texts) if at not in slow]

@@ -115,7 +115,10 @@ def _stored_image(cell: Any, table: Any, index: int, column: str, position: int 
 
 
 def _by_path(cell: Mapping[str, Any]) -> Any:
-    """An image that is stored as an absolute path, as ``datasets`` itself would read it. URLs are left to be refused."""
+    """An image that is stored as an absolute path, as ``datasets`` itself would read it.
+
+    URLs are left to be refused.
+    """
     path = cell["path"]
     if path is None or "://" in path or not Path(path).is_absolute():
         return cell
@@ -140,7 +143,9 @@ def _datasets() -> Any:
             "Parquet files, saved datasets and datasets of the hub need the datasets library; "
             'pip install -e ".[data]" in the clone of mDPO'
         ) from error
-    if logging.getLogger().handlers:  # its lines reach them too: with a handler of its own it would say everything twice
+    if (
+        logging.getLogger().handlers
+    ):  # its lines reach them too: with a handler of its own it would say everything twice
         logging.getLogger("datasets").handlers.clear()
     return datasets
 
@@ -167,8 +172,8 @@ def saved_dataset(path: Path, split: str | None) -> Any:
 def hub_dataset(name: Name, split: str | None) -> Any:
     """A data set of the hub, of which ``split``. Without a network it is what the cache of ``datasets`` has.
 
-    Raises InputError where the hub does not hand it out, and where it cannot be reached while the cache has it not, or at
-    another commit.
+    Raises InputError where the hub does not hand it out, and where it cannot be reached while the cache has it not, or
+    at another commit.
     """
     datasets = _datasets()
     commit, online = look_at_dataset(name)
@@ -177,7 +182,9 @@ def hub_dataset(name: Name, split: str | None) -> Any:
     try:
         table = datasets.load_dataset(name.repo, revision=commit if online else None)
     except Exception as error:  # no network, a dataset that is code, several subsets: each of another kind
-        raise InputError(f"{name} is not a file here, and the hub's dataset does not load: {_remedied(name, error)}") from error
+        raise InputError(
+            f"{name} is not a file here, and the hub's dataset does not load: {_remedied(name, error)}"
+        ) from error
     if not online:
         _check_commit(name, commit, _prepared(table))
     return _split(table, split, f"dataset {name}", datasets)
@@ -197,18 +204,23 @@ def _check_commit(name: Name, wanted: str | None, found: str) -> None:
     wanted = wanted or name.revision
     if wanted is not None and not found.startswith(wanted):
         raise InputError(
-            f"{name}: the hub cannot be reached, and the cache of datasets has commit {found[:12]}, not {wanted[:12]}; read it once "
-            f"where there is a network, or take what is there: {name.repo}@{found[:12]}"
+            f"{name}: the hub cannot be reached, and the cache of datasets has commit {found[:12]}, not "
+            f"{wanted[:12]}; read it once where there is a network, or take what is there: {name.repo}@{found[:12]}"
         )
     if is_main_process():
-        _log.warning("%s: the hub cannot be reached, so it is taken as the cache of datasets has it, commit %s", name, found[:12])
+        _log.warning(
+            "%s: the hub cannot be reached, so it is taken as the cache of datasets has it, commit %s", name, found[:12]
+        )
 
 
 def _remedied(name: Name, error: Exception) -> str:
     if "Config name is missing" in str(error):
         fetch = f"hf download {name.repo} --repo-type dataset --local-dir FOLDER"
         return f"it has several subsets; fetch it ({fetch}) and give the files of one: FOLDER/SUBSET/*.parquet"
-    return f"{_one_line(error)}; check the name, or fetch it where there is a network: hf download {name.repo} --repo-type dataset"
+    return (
+        f"{_one_line(error)}; check the name, or fetch it where there is a network: hf download {name.repo} "
+        "--repo-type dataset"
+    )
 
 
 def _split(table: Any, split: str | None, name: str, datasets: Any) -> Any:

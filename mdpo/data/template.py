@@ -104,7 +104,9 @@ class ChatTemplate:
     @functools.cached_property
     def _finder(self) -> Frames:
         variables = {**self.processor.tokenizer.special_tokens_map, **self.kwargs}
-        return Frames(self.text, variables, lambda messages, prompt: self._apply([messages], prompt, None, {})[0], (_FAILURES,))
+        return Frames(
+            self.text, variables, lambda messages, prompt: self._apply([messages], prompt, None, {})[0], (_FAILURES,)
+        )
 
     def text_of(self, conversation: Conversation, *, prompt: bool) -> str:
         """``render`` for one conversation; raises its RowError."""

@@ -1,7 +1,8 @@
 """What a chat template writes around the texts of a conversation, for templates that only copy the texts.
 
-Rendering a million conversations through Jinja takes minutes, and most templates copy what was said without looking at it.
-Whether one does is found out by giving it texts that notice when they are looked at, and that no change leaves as they
+Rendering a million conversations through Jinja takes minutes, and most templates copy what was said without looking at
+it. Whether one does is found out by giving it texts that notice when they are looked at, and that no change leaves as
+they
 are: then what it writes for any other texts in the same turns is known.
 """
 
@@ -99,8 +100,8 @@ def texts_of(messages: Sequence[Message]) -> list[str]:
 class Frames:
     """Finds the frames of a template.
 
-    template: Jinja. variables: what it may read beside the conversation. render: (messages, prompt) → what the processor
-    makes of them, which a frame agrees with. failures: what either may raise.
+    template: Jinja. variables: what it may read beside the conversation. render: (messages, prompt) → what the
+    processor makes of them, which a frame agrees with. failures: what either may raise.
     """
 
     def __init__(
@@ -152,7 +153,9 @@ def _with_texts(messages: Sequence[Message], texts: Sequence[str]) -> list[Messa
     return [
         {
             "role": message["role"],
-            "content": [part if part["type"] != "text" else {"type": "text", "text": next(left)} for part in message["content"]],
+            "content": [
+                part if part["type"] != "text" else {"type": "text", "text": next(left)} for part in message["content"]
+            ],
         }
         for message in messages
     ]

@@ -88,7 +88,8 @@ def text_options(options: argparse.Namespace) -> TextOptions:
     rendered = {"true": True, "false": False, None: None}[options.prompt_is_rendered]
     # As in a training configuration, none is no text.
     system, template = (
-        None if str(text).lower() in ("none", "null") else text for text in (options.system_prompt, options.chat_template)
+        None if str(text).lower() in ("none", "null") else text
+        for text in (options.system_prompt, options.chat_template)
     )
     return TextOptions(system, template, kwargs, rendered)
 
@@ -123,12 +124,14 @@ def resolve_template(processor: ProcessorMixin, setting: str | None) -> str:
             found = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
         if not found:
             raise InputError(
-                "the processor has no chat template; save it with the one that the model was tuned with, or set chat_template"
+                "the processor has no chat template; save it with the one that the model was tuned with, or set "
+                "chat_template"
             )
         if isinstance(found, Mapping):
             if "default" not in found and len(found) > 1:
                 raise InputError(
-                    f"chat_template: the processor has {', '.join(sorted(found))} and none named default; set one of them"
+                    f"chat_template: the processor has {', '.join(sorted(found))} and none named default; set one "
+                    "of them"
                 )
             found = found["default"] if "default" in found else next(iter(found.values()))
         template = found

@@ -92,6 +92,9 @@ class TokenWriter:
     def finish(self) -> Tokens:
         """Everything that was added."""
         return Tokens(
-            self._ids.finish(), np.frombuffer(self._ends, np.int64), np.dtype(self._kind),
-            self._weights.finish(), np.frombuffer(self._weight_ends, np.int64),
-        )  # fmt: skip
+            self._ids.finish(),
+            np.frombuffer(self._ends, np.int64),
+            np.dtype(self._kind),
+            self._weights.finish(),
+            np.frombuffer(self._weight_ends, np.int64),
+        )

@@ -11,8 +11,9 @@ from .special_tokens import SpecialTokens, unquoted
 class Answer(NamedTuple):
     """An answer that was tokenised, and its text, in which special tokens that it quotes are marked.
 
-    given: as the row has it. prompt: the text before it. before: what separates the two. middle: the answer as the template
-    writes it, ``given`` or a part of it. end: of its turn. ids: the tokens of all behind the prompt, and maybe EOS.
+    given: as the row has it. prompt: the text before it. before: what separates the two. middle: the answer as the
+    template writes it, ``given`` or a part of it. end: of its turn. ids: the tokens of all behind the prompt, and maybe
+    EOS.
     """
 
     given: str

@@ -29,13 +29,14 @@ MANY = 20_000  # rows, below which another process is not worth starting
 def tokenise(rows: Rows, encoder: Encoder, options: TextOptions) -> Tokens:
     """Every row's prompt and answers, the prompt's images not expanded and the answers whole.
 
-    Raises the RowError of the first row that the template refuses, and InputError for a tokenizer with an id past int32.
+    Raises the RowError of the first row that the template refuses, and InputError for a tokenizer with an id past
+    int32.
     """
     largest = max(encoder.tokenizer.get_vocab().values(), default=0)
     if largest > np.iinfo(np.int32).max:
         raise InputError(
-            f"the tokenizer has a token with id {largest}, for which no model has an embedding; use the tokenizer that was "
-            "saved with the model"
+            f"the tokenizer has a token with id {largest}, for which no model has an embedding; use the tokenizer "
+            "that was saved with the model"
         )
     if len(rows) < MANY:
         writer = TokenWriter(largest)

@@ -1,8 +1,8 @@
 """Tokenising by words that came before, for tokenizers that split text into words first.
 
-Such a tokenizer cuts a text into words by a pattern and makes tokens of every word by itself, so a word that came before
-has the tokens it had then. Between a letter and a single blank before another letter every pattern below cuts, whatever
-stands around them: there, and only there, texts are cut here. The tokens are the tokenizer's own.
+Such a tokenizer cuts a text into words by a pattern and makes tokens of every word by itself, so a word that came
+before has the tokens it had then. Between a letter and a single blank before another letter every pattern below cuts,
+whatever stands around them: there, and only there, texts are cut here. The tokens are the tokenizer's own.
 """
 
 import json
@@ -19,7 +19,8 @@ _LONGEST = 64  # characters of a word that is remembered
 # blank, and a blank before a letter begins a word.
 _PATTERNS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
 

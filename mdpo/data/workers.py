@@ -35,7 +35,11 @@ def share(work: Callable[[int], object], count: int) -> None:
             children.remove(child)
             code = os.waitstatus_to_exitcode(status)
             if code:
-                how = f"was killed by signal {-code}, most often for want of memory" if code < 0 else "failed, as said above"
+                how = (
+                    f"was killed by signal {-code}, most often for want of memory"
+                    if code < 0
+                    else "failed, as said above"
+                )
                 raise TrainingError(f"a process that prepared a part of the data {how}; run the same command again")
     finally:
         gc.unfreeze()

@@ -17,8 +17,7 @@ from mdpo.data.row_store import Rows
 from mdpo.data.text_options import add_text_options, text_options
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
-from mdpo.models import load, load_processor
-from mdpo.models.adapters import load_adapter
+from mdpo.models import load, load_processor, load_with_adapter
 
 from .answering import data_fingerprint, fingerprint
 from .trained_text import say_other_prompt
@@ -70,8 +69,8 @@ def source_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def reader_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The model, and how it reads questions: the fields of ``Source`` that say so. Raises InputError where model or adapter are
-    not there."""
+    """The model, and how it reads questions: the fields of ``Source`` that say so. Raises InputError where model or
+    adapter are not there."""
     return {
         "model": fingerprint(folder_of(options.model)),
         "adapter": None if options.adapter is None else fingerprint(folder_of(options.adapter, called="adapter")),
@@ -89,14 +88,15 @@ def open_processor(options: argparse.Namespace) -> ProcessorMixin:
 def open_model(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
     """The model, with its adapter and on the GPU where there is one, and its processor.
 
-    Raises InputError as ``load`` and ``load_adapter``.
+    Raises InputError as ``load_with_adapter``.
     """
     processor = open_processor(options)
-    model: Any = load(options.model, dtype=options.dtype)
-    if options.adapter is not None:
-        adapter = folder_of(options.adapter, called="adapter")
-        model = load_adapter(model, adapter, base=options.model)
-        say_other_prompt(adapter, text_options(options), size_options(options))
+    model: Any
+    if options.adapter is None:
+        model = load(options.model, dtype=options.dtype)
+    else:
+        model = load_with_adapter(options.model, options.adapter, dtype=options.dtype)
+        say_other_prompt(folder_of(options.adapter, called="adapter"), text_options(options), size_options(options))
     try:
         return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
     except torch.OutOfMemoryError as error:
@@ -112,6 +112,6 @@ def memory_advice(options: argparse.Namespace) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"the GPU's memory is too small for {options.batch_size} answers of up to {options.max_new_tokens} tokens at a "
-            "time: lower --batch-size, then --max-new-tokens or --max-pixels; the answers so far are kept"
+            f"the GPU's memory is too small for {options.batch_size} answers of up to {options.max_new_tokens} "
+            "tokens at a time: lower --batch-size, then --max-new-tokens or --max-pixels; the answers so far are kept"
         ) from error

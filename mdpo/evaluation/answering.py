@@ -151,8 +151,8 @@ def _same_settings(sidecar: Path, journal: Path, begun: bool, settings: Source) 
     ]
     if differences:
         raise InputError(
-            f"{journal} was begun with other settings ({'; '.join(differences)}); go on with the old ones, or give another "
-            "--output"
+            f"{journal} was begun with other settings ({'; '.join(differences)}); go on with the old ones, or "
+            "give another --output"
         )
 
 

@@ -10,7 +10,7 @@ from mdpo.errors import InputError
 
 from . import amber, chair, mmhal, objects
 from .files import read_text
-from .judge import Judge, Plan, Reply, Request, describe
+from .judge import Estimate, Judge, Reply, Request, describe
 from .responses import read_amber, read_amber_rules, read_coco, read_mmhal, some
 from .results import Metric, Response, Result
 
@@ -33,9 +33,15 @@ def run_amber(
     safe_words = read_text(data / AMBER_FILES[2]).split("\n")
     given, missing = read_amber(responses, annotations)
     score = amber.score(
-        given, annotations, relation, safe_words,
-        nouns=nouns, similarity=similarity, threshold=threshold, compat=compat,
-    )  # fmt: skip
+        given,
+        annotations,
+        relation,
+        safe_words,
+        nouns=nouns,
+        similarity=similarity,
+        threshold=threshold,
+        compat=compat,
+    )
     texts = {response["id"]: response["response"] for response in given}
     percent = Metric.of
     return Result(
@@ -115,8 +121,8 @@ def run_object_halbench_judged(
     return dataclasses.replace(result, judge=_described(judge, replies, result))
 
 
-def plan_object_halbench(captions: Sequence[Mapping[str, Any]], judge: Judge, template: str) -> Plan:
-    return judge.plan(list(objects.requests(captions, template).values()))
+def estimate_object_halbench(captions: Sequence[Mapping[str, Any]], judge: Judge, template: str) -> Estimate:
+    return judge.estimate(list(objects.requests(captions, template).values()))
 
 
 def _chair_result(score: chair.ChairScore, rows: Sequence[Mapping[str, Any]], counts: dict[str, int]) -> Result:
@@ -226,9 +232,13 @@ def _mmhal_response(index: int, record: Mapping[str, Any], reply: Reply, rating:
         "most": 3,
     }
     return Response(
-        str(index), record["model_answer"], _floats(numbers), record["question"],
-        group=mmhal.TYPES[index % len(mmhal.TYPES)], note=reply.text,
-    )  # fmt: skip
+        str(index),
+        record["model_answer"],
+        _floats(numbers),
+        record["question"],
+        group=mmhal.TYPES[index % len(mmhal.TYPES)],
+        note=reply.text,
+    )
 
 
 def _described(judge: Judge, replies: Sequence[Reply], result: Result) -> dict[str, Any]:

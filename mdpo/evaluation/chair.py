@@ -12,7 +12,8 @@ line wins. Ground truth: the classes of an image's instances, and those that its
 
 Where they differ: Rohrbach's file is split at ", " after stripping the line only, so that " motor bike" and
 " cheesecake" keep their blank and never match; RLHF-V strips every synonym, and its double words are all the synonyms
-with a blank in them. By string, both count every mention; with a judge, RLHF-V counts each distinct name once a response.
+with a blank in them. By string, both count every mention; with a judge, RLHF-V counts each distinct name once a
+response.
 """
 
 import math

@@ -27,8 +27,8 @@ from .answer_options import (
 from .answering import Settings, answer_all, read_settings, settings_path
 from .benchmarks import (
     Coco,
+    estimate_object_halbench,
     mmhal_requests,
-    plan_object_halbench,
     run_amber,
     run_mmhal,
     run_object_halbench,
@@ -49,9 +49,7 @@ PRESETS = {"greedy": 1, "rlhfv": 3}
 def add_commands(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Registers ``generate`` and ``evaluate``; each parser's ``run`` takes the parsed options."""
     _add_generate(subparsers)
-    evaluate = subparsers.add_parser(
-        "evaluate", help=COMMANDS["evaluate"]
-    )
+    evaluate = subparsers.add_parser("evaluate", help=COMMANDS["evaluate"])
     benchmarks = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
     _add_amber(benchmarks)
     _add_object_halbench(benchmarks)
@@ -186,7 +184,7 @@ def run_evaluate_object_halbench(options: argparse.Namespace) -> None:
             raise InputError("--judge is part of RLHF-V's variant, and needs its prompt: --variant rlhfv --script FILE")
         judge, template = open_judge(options), objects.read_template(options.script)
         if options.dry_run:
-            print(plan_object_halbench(captions, judge, template))
+            print(estimate_object_halbench(captions, judge, template))
             return
     elif options.dry_run:
         raise InputError("--dry-run says what a judge would be sent; give --judge too")
@@ -216,14 +214,16 @@ def run_evaluate_mmhal(options: argparse.Namespace) -> None:
     template = mmhal.read_template(options.script)
     judge = open_judge(options)
     if options.dry_run:
-        print(judge.plan(mmhal_requests(read_mmhal(options.responses, options.template), template)))
+        print(judge.estimate(mmhal_requests(read_mmhal(options.responses, options.template), template)))
         return
     _finish(run_mmhal(options.responses, judge=judge, template=template, answers_for=options.template), options)
 
 
 def _responses(command: argparse.ArgumentParser, layout: str) -> None:
     command.add_argument("responses", type=Path, help=layout)
-    command.add_argument("--output", type=Path, help="JSON for mdpo report, replaced if there; put it in the run's folder")
+    command.add_argument(
+        "--output", type=Path, help="JSON for mdpo report, replaced if there; put it in the run's folder"
+    )
 
 
 def _judge(command: argparse.ArgumentParser, *, required: bool, script: str) -> None:

@@ -23,8 +23,8 @@ class Written(NamedTuple):
 class Endings:
     """An answer ends with what ends a turn in training, or with what the model's generation config stops at.
 
-    stops: ids of the tokens that end it. end: the text that ends a turn, usually none. by_text: whether that text is all
-    that ends it, because no special token follows.
+    stops: ids of the tokens that end it. end: the text that ends a turn, usually none. by_text: whether that text is
+    all that ends it, because no special token follows.
 
     Raises InputError if the generation config's ``eos_token_id`` is not what it should be.
     """

@@ -35,8 +35,8 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, *, unique_keys: bool = False) -> Any:
-    """The parsed file. Raises InputError where it is missing or not JSON, and with ``unique_keys`` where an object has a key
-    twice; without it the last one counts."""
+    """The parsed file. Raises InputError where it is missing or not JSON, and with ``unique_keys`` where an object has
+    a key twice; without it the last one counts."""
     text = read_text(path)  # an InputError is a ValueError
     try:
         return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
@@ -137,8 +137,9 @@ class Journal:
     """An append-only JSONL file: what was written stays written, whatever happens to the run.
 
     Opening it reads what is there. A last line that an interruption tore is dropped; any other line that is not an
-    object is an InputError, and a file that another run holds open an InUse. lenient: such lines are passed over too, and said.
-    Where the disk is full or refuses, opening and appending raise OutputError, and the file ends with the last whole line.
+    object is an InputError, and a file that another run holds open an InUse. lenient: such lines are passed over too,
+    and said. Where the disk is full or refuses, opening and appending raise OutputError, and the file ends with the
+    last whole line.
     """
 
     def __init__(self, path: str | Path, *, lenient: bool = False) -> None:
@@ -197,7 +198,10 @@ class Journal:
             ) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one line, on the disk before this returns. Raises OutputError, with the file as it was, where it cannot."""
+        """Adds one line, on the disk before this returns.
+
+        Raises OutputError, with the file as it was, where it cannot.
+        """
         # backslashreplace: half a surrogate pair becomes the escape that JSON has for it
         self._write(json.dumps(dict(record), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self.records.append(dict(record))

@@ -1,4 +1,6 @@
-"""Answers to questions about images, in batches: greedy by default, by beams where asked, or as a caller chooses tokens."""
+"""Answers to questions about images, in batches: greedy by default, by beams where asked, or as a caller chooses
+tokens.
+"""
 
 import copy
 import inspect
@@ -48,9 +50,10 @@ def generate(
     """Yields the model's answer to each row, in order. model: bare or PEFT, on its device.
 
     The model reads the very prompt ids that training has, and an answer ends with what ends a turn there, or with what
-    the model's generation config stops at. Deterministic: what that config says of sampling, penalties and other ways of
-    generating is overruled.
-    Rows of a batch are padded to one length, which changes an answer only where two tokens are equal to within rounding.
+    the model's generation config stops at. Deterministic: what that config says of sampling, penalties and other ways
+    of generating is overruled.
+    Rows of a batch are padded to one length, which changes an answer only where two tokens are equal to within
+    rounding.
 
     text: how rows become text, as in training.
 
@@ -93,10 +96,15 @@ class Writer:
         inputs = self.inputs(rows)
         with _named("the model does not generate", rows), self._own_settings():
             tokens = self._model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, repetition_penalty=1.0,
-                num_return_sequences=1, logits_processor=LogitsProcessorList([] if choice is None else [choice]),
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=num_beams,
+                repetition_penalty=1.0,
+                num_return_sequences=1,
+                logits_processor=LogitsProcessorList([] if choice is None else [choice]),
                 **self._prompts.endings.arguments(),
-            )  # fmt: skip
+            )
         return list(map(self._prompts.endings.written, tokens[:, inputs["input_ids"].shape[1] :].tolist()))
 
     def inputs(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:

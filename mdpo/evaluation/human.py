@@ -63,9 +63,14 @@ def make_sheet(
     sheet_id = hashlib.blake2b(content, digest_size=8).hexdigest()
     data = json.dumps({"schema": ANSWER_SCHEMA, "sheet": sheet_id, "items": items}, ensure_ascii=False)
     key = {
-        "schema": KEY_SCHEMA, "sheet": sheet_id, "seed": seed, "first": names[0], "second": names[1], "swapped": swapped,
+        "schema": KEY_SCHEMA,
+        "sheet": sheet_id,
+        "seed": seed,
+        "first": names[0],
+        "second": names[1],
+        "swapped": swapped,
         "questions": {row.id: _question(row) for row in rows},
-    }  # fmt: skip
+    }
     # "<" is spelled out: an answer that holds "</script>" must not end the data.
     return Sheet(PAGE.replace("{{data}}", data.replace("<", "\\u003c")), key)
 

@@ -26,7 +26,7 @@ from mdpo.shown import redacted
 
 from .files import Journal
 from .judge_failures import HOPELESS, TRANSIENT, Failure, seconds
-from .judge_requests import Picture, Plan, Reply, Request, content_parts
+from .judge_requests import Estimate, Picture, Reply, Request, content_parts
 
 LOGGER = logging.getLogger(__name__)
 
@@ -76,13 +76,13 @@ class Judge:
         self._lock = threading.Lock()
         self._untaken: set[str] = set()  # parameters that the model refuses
 
-    def plan(self, requests: Sequence[Request]) -> Plan:
+    def estimate(self, requests: Sequence[Request]) -> Estimate:
         """What ``ask`` would send. Reads the cache, sends nothing and needs no key."""
         with Journal(self.options.cache, lenient=True) as journal:
             known = _replies(journal)
         keys = {self.key(request): request for request in requests}
         missing = [request for key, request in keys.items() if key not in known]
-        return Plan.of(missing, cached=len(keys) - len(missing))
+        return Estimate.of(missing, cached=len(keys) - len(missing))
 
     def ask(self, requests: Sequence[Request], *, refusals: bool = False) -> list[Reply]:
         """A reply to each request, from the cache or the endpoint. Equal requests are sent once.
@@ -205,7 +205,9 @@ class Judge:
         return Reply(_unicode(text), _unicode(raw.get("model")), raw)
 
     def _sent(self, body: Mapping[str, Any]) -> bytes:
-        """What the endpoint replies; without what its model refuses of the parameters that OpenAI's later models lack."""
+        """What the endpoint replies; without what its model refuses of the parameters that OpenAI's later
+        models lack.
+        """
         import openai
 
         assert self._client is not None
@@ -242,7 +244,9 @@ class Judge:
         try:
             import openai
         except ImportError as error:
-            raise InputError('a judge needs the openai client: pip install -e ".[eval]" in the clone of mDPO') from error
+            raise InputError(
+                'a judge needs the openai client: pip install -e ".[eval]" in the clone of mDPO'
+            ) from error
         if not self._key and self.options.base_url is None:
             raise InputError(f"set {self.options.key_variable} to the judge's key, or give an endpoint with --base-url")
         # The client wants some key even where the endpoint wants none. Retries are ours: its own are not cached.
@@ -274,7 +278,8 @@ def _replies(journal: Journal) -> dict[str, Reply]:
         missing = {"key", "text", "model", "raw"} - record.keys()
         if missing or not isinstance(record["key"], str):
             raise InputError(
-                f"{journal.path} is not a judge's cache: a line has no {repr(min(missing, default='key'))}; give another file"
+                f"{journal.path} is not a judge's cache: a line has no {repr(min(missing, default='key'))}; give "
+                "another file"
             )
         raw = record["raw"] if isinstance(record["raw"], Mapping) else {}
         replies[record["key"]] = Reply(_unicode(record["text"]), _unicode(record["model"]), raw)

@@ -26,8 +26,8 @@ class Request:
     """One question to the judge.
 
     messages: chat messages, whose content is a text, or a list of texts and pictures.
-    temperature, max_tokens: None is the endpoint's default. attempt: 0, or more where the same question is asked anew on
-    purpose.
+    temperature, max_tokens: None is the endpoint's default. attempt: 0, or more where the same question is asked anew
+    on purpose.
     """
 
     messages: Sequence[Mapping[str, str | Sequence[str | Picture]]]
@@ -51,7 +51,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Estimate:
     """What a run would send: requests that the cache lacks.
 
     prompt_tokens: theirs, estimated at 4 characters each, and the pictures'. picture_tokens: the pictures' alone.
@@ -65,7 +65,7 @@ class Plan:
     reply_tokens: int | None = None
 
     @classmethod
-    def of(cls, missing: Sequence[Request], *, cached: int) -> "Plan":
+    def of(cls, missing: Sequence[Request], *, cached: int) -> "Estimate":
         """missing: the requests to send."""
         pieces = [piece for request in missing for piece in request.pieces()]
         pictures = sum(piece.tokens for piece in pieces if isinstance(piece, Picture))

@@ -29,7 +29,9 @@ def load_nouns() -> Callable[[str], list[str]]:
 
 
 def load_similarity() -> Callable[[str, str], float]:
-    """AMBER's word similarity, by spaCy's ``en_core_web_lg``: 1 for equal words, 0 where one has no vector, else cosine."""
+    """AMBER's word similarity, by spaCy's ``en_core_web_lg``: 1 for equal words, 0 where one has no vector, else
+    cosine.
+    """
     parse = functools.cache(_spacy("en_core_web_lg"))
 
     @functools.cache

@@ -1,10 +1,10 @@
 """The objects of a response as a judge names them: RLHF-V's way to Object HalBench.
 
 Facts of the official program (github.com/RLHF-V/RLHF-V, ``eval/eval_gpt_obj_halbench.py``): one system message, the
-literal ``prompt_template`` with {question} and {answer} replaced; temperature 0.2, 512 tokens. A response of three words
-or fewer has no objects and is not sent. The reply is a JSON list, whole or in its last line; RLAIF-V's version of the
-program takes it from a fenced block. Each name is parsed as "a <name>": double words in its lemmas, if there are any, or
-else its runs of nouns, are the objects; each is kept once a response. Malformed replies are asked for anew.
+literal ``prompt_template`` with {question} and {answer} replaced; temperature 0.2, 512 tokens. A response of three
+words or fewer has no objects and is not sent. The reply is a JSON list, whole or in its last line; RLAIF-V's version of
+the program takes it from a fenced block. Each name is parsed as "a <name>": double words in its lemmas, if there are
+any, or else its runs of nouns, are the objects; each is kept once a response. Malformed replies are asked for anew.
 """
 
 import re
@@ -60,7 +60,10 @@ def parse(text: str) -> list[str] | None:
 
 
 def refine(names: Sequence[str], lexicon: Lexicon, tagger: Tagger) -> list[str]:
-    """A judge's names as the official program reads them: lemmas, double words, each once. tagger: text → (lemma, tag)."""
+    """A judge's names as the official program reads them: lemmas, double words, each once.
+
+    tagger: text → (lemma, tag).
+    """
     objects: list[str] = []
     for name in names:
         tagged = tagger(f"a {name}")

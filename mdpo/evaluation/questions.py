@@ -32,7 +32,8 @@ def read_questions(
     """The rows of an official question file; a row's id is AMBER's ``id``, or the position, which is what MMHal-Bench
     and Object HalBench go by.
 
-    image_dir: folder of the images; the file's by default. allow_outside: links may lead out of it. Raises InputError naming the record and the field.
+    image_dir: folder of the images; the file's by default. allow_outside: links may lead out of it. Raises InputError
+    naming the record and the field.
     """
     folder = Path(image_dir or Path(path).parent).expanduser()
     records = [

@@ -19,8 +19,12 @@ def some(values: Sequence[Any]) -> str:
     return f"{len(values)} ({shown}{', …' if len(values) > _SHOWN else ''})"
 
 
-def read_amber_rules(annotations: str | Path, relation: str | Path) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """AMBER's ``annotations.json`` and ``relation.json``. Raises InputError naming the file, and what of it is not read."""
+def read_amber_rules(
+    annotations: str | Path, relation: str | Path
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """AMBER's ``annotations.json`` and ``relation.json``. Raises InputError naming the file, and what of it is not
+    read.
+    """
     entries, words = read_json(annotations), read_json(relation)
     for at, entry in enumerate(entries if isinstance(entries, list) else [None]):
         if not _is_annotation(entry):
@@ -64,9 +68,9 @@ def read_amber(path: str | Path, annotations: Sequence[Mapping[str, Any]]) -> tu
 def read_captions(path: str | Path, questions: str | Path | None = None) -> list[dict[str, Any]]:
     """Object HalBench's rows as ``{"image_id": int, "question": str, "caption": str}``.
 
-    As the official loader reads them: the answer is ``text``, else ``answer`` (or ``caption``, as pycocoevalcap has it),
-    without "Assistant:" and outer blanks; the question ``prompt``, else ``question``. A row without ``image_id`` has the
-    one of ``questions`` at its position.
+    As the official loader reads them: the answer is ``text``, else ``answer`` (or ``caption``, as pycocoevalcap has
+    it), without "Assistant:" and outer blanks; the question ``prompt``, else ``question``. A row without ``image_id``
+    has the one of ``questions`` at its position.
 
     Raises InputError that names the row, also where an image's question is answered twice.
     """
@@ -109,8 +113,10 @@ def _image_id(value: Any, where: str) -> int:
 
 def read_coco(paths: Sequence[str | Path], *keys: str) -> list[Mapping[str, Any]]:
     """Parsed COCO files. Raises InputError where one lacks one of the keys, or an entry what is read of it."""
-    read = {"annotations": {"image_id": int, **({"category_id": int} if "categories" in keys else {"caption": str})},
-            "categories": {"id": int, "name": str}}  # fmt: skip
+    read = {
+        "annotations": {"image_id": int, **({"category_id": int} if "categories" in keys else {"caption": str})},
+        "categories": {"id": int, "name": str},
+    }
     files = []
     for path in paths:
         content = read_json(path)
@@ -120,8 +126,12 @@ def read_coco(paths: Sequence[str | Path], *keys: str) -> list[Mapping[str, Any]
         for key in keys:
             entries = content[key] if isinstance(content[key], list) else [None]
             for at, entry in enumerate(entries):
-                if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in read[key].items()):
-                    raise InputError(f"{path} is not a COCO file of this kind: {key} {at} has no usable {', '.join(read[key])}")
+                if not isinstance(entry, dict) or not all(
+                    isinstance(entry.get(name), kind) for name, kind in read[key].items()
+                ):
+                    raise InputError(
+                        f"{path} is not a COCO file of this kind: {key} {at} has no usable {', '.join(read[key])}"
+                    )
         files.append(content)
     return files
 
@@ -144,7 +154,9 @@ def read_mmhal(path: str | Path, template: str | Path | None = None) -> list[dic
             )
         texts = [name for name in mmhal.FIELDS[1:] if not isinstance(record[name], str)]
         if texts:
-            raise InputError(f"{path}, record {index}: {texts[0]} is {shown(repr(record[texts[0]])[:60])}; expected text")
+            raise InputError(
+                f"{path}, record {index}: {texts[0]} is {shown(repr(record[texts[0]])[:60])}; expected text"
+            )
     # The official type of a question is its index: a record that went missing would shift all behind it.
     shifted = [
         index

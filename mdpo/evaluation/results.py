@@ -22,11 +22,12 @@ _SAID = {"lower": "lower is better; ", "higher": "higher is better; ", "neither"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure. value: None where it is undefined. unit: "%", or "" for a plain number. better: lower, higher or neither.
+    """One figure. value: None where it is undefined. unit: "%", or "" for a plain number. better: lower, higher or
+    neither.
 
     top, bottom: names of ``Response.numbers``: value ≈ scale · Σ top / Σ bottom; official programs add a grain of salt.
-    definition: a sentence for the reader. interval: 95%, in the value's unit, where the benchmark knows a better one than
-    drawing responses anew.
+    definition: a sentence for the reader. interval: 95%, in the value's unit, where the benchmark knows a better one
+    than drawing responses anew.
     """
 
     name: str
@@ -151,6 +152,10 @@ def _check_metrics(result: Result) -> None:
     for metric in result.metrics:
         if metric.better not in _SAID or metric.interval is not None and len(metric.interval) != 2:
             raise ValueError(f"the metric {metric.name!r} is not whole")
-        lacking = [r.id for r in result.responses if metric.interval is None and not {metric.top, metric.bottom} <= r.numbers.keys()]
+        lacking = [
+            r.id
+            for r in result.responses
+            if metric.interval is None and not {metric.top, metric.bottom} <= r.numbers.keys()
+        ]
         if lacking:
             raise ValueError(f"the response {lacking[0]!r} has no {metric.top} or no {metric.bottom}")

@@ -48,8 +48,9 @@ def _check_finite(batch: Batch, logps: Tensor) -> None:
     if broken.any():
         branch, example = broken.nonzero()[0].tolist()
         raise InputError(
-            f"row {batch.ids[example]!r}, {batch.branches[branch]}: the log-prob is {float(logps[branch, example])}; a weight of "
-            "the model is not a number, or values overflow in its dtype (float32 has room)"
+            f"row {batch.ids[example]!r}, {batch.branches[branch]}: the log-prob is "
+            f"{float(logps[branch, example])}; a weight of the model is not a number, or values overflow in its "
+            "dtype (float32 has room)"
         )
 
 
@@ -90,7 +91,9 @@ def score(
     Raises InputError for a PEFT model without a reference.
     """
     if reference is None and isinstance(model, PeftModel):
-        raise InputError("reference is missing: give row_logps of the base model, from before the adapter was put on it")
+        raise InputError(
+            "reference is missing: give row_logps of the base model, from before the adapter was put on it"
+        )
     policy = row_logps(model, dataset, branches=branches, token_budget=token_budget, cache=cache)
     reference = policy if reference is None else reference
     for row in dataset.rows:
@@ -99,9 +102,7 @@ def score(
         yield {"id": row.id} | {name: _by_branch(branches, numbers) for name, numbers in values.items()}
 
 
-def check_first_rows(
-    model: nn.Module, dataset: PreferenceDataset, branches: Sequence[str] = MDPO_BRANCHES
-) -> str:
+def check_first_rows(model: nn.Module, dataset: PreferenceDataset, branches: Sequence[str] = MDPO_BRANCHES) -> str:
     """The start check of training on the first rows. Returns its line; raises InputError beyond rounding."""
     model.eval()
     examples = first_examples(dataset.lengths.tolist(), dataset.__getitem__)
@@ -115,9 +116,7 @@ def _micro_batches(
     device = next(model.parameters()).device
     dataset.check_budget(token_budget, family)
     micro_batches = itertools.chain.from_iterable(
-        plan(
-            dataset.lengths_for(family), token_budget, examples_per_step=256, padded=isinstance(family, Separate)
-        )
+        plan(dataset.lengths_for(family), token_budget, examples_per_step=256, padded=isinstance(family, Separate))
     )
     for micro_batch in tqdm(list(micro_batches), "scoring", leave=False, disable=None):
         yield pack([dataset[index] for index in micro_batch], family, branches=branches).to(device)

@@ -12,8 +12,8 @@ _log = logging.getLogger(__name__)
 
 
 def say_other_prompt(adapter: Path, text: TextOptions, size: PictureSize) -> None:
-    """Says once which settings of text and pictures differ from those of the run that trained the adapter, where it left
-    a record.
+    """Says once which settings of text and pictures differ from those of the run that trained the adapter, where it
+    left a record.
 
     text, size: of the command that is about to score or to generate.
     """

@@ -35,8 +35,8 @@ class Name(NamedTuple):
 def hub_name(path: str | Path) -> Name | None:
     """``path`` as a name on the hub, or None if it is a path on this machine or no repository can have that name.
 
-    A mistyped path must not become a request to the hub: if its parent folder exists, it is a path, unless the cache already
-    has that repository.
+    A mistyped path must not become a request to the hub: if its parent folder exists, it is a path, unless the cache
+    already has that repository.
     """
     match = _NAME.fullmatch(str(path))
     if match is None or Path(path).exists():
@@ -58,7 +58,8 @@ def _is_cached(repo: str) -> bool:
 def with_revision(path: str | Path, revision: str | None) -> str:
     """``path`` at a revision.
 
-    Raises InputError for a folder, for a name that has another revision already, and for text that cannot be a revision.
+    Raises InputError for a folder, for a name that has another revision already, and for text that cannot be a
+    revision.
     """
     if revision is None:
         return str(path)
@@ -67,7 +68,8 @@ def with_revision(path: str | Path, revision: str | None) -> str:
         raise InputError(f"revision {shown(revision)[:80]!r}: not a branch, tag or commit; correct it")
     if name is None:
         raise InputError(
-            f"revision {shown(revision)[:80]!r}: {path} is not a name on the hub, and only there are revisions; leave it out"
+            f"revision {shown(revision)[:80]!r}: {path} is not a name on the hub, and only there are revisions; "
+            "leave it out"
         )
     if name.revision not in (None, revision):
         raise InputError(f"revision {shown(revision)[:80]!r}: {path} has a revision already; keep one of them")
@@ -84,6 +86,6 @@ def no_folder(folder: Path, called: str) -> str:
         return f"{called} folder {folder} does not exist{looked}; give a folder, or owner/name on the hub"
     repo, owner = match["repo"], PurePosixPath(match["repo"]).parent
     return (
-        f"{called} folder {folder} does not exist{looked}; the hub is not asked, because {owner} is a folder here: check the "
-        f"path, or put the hub's there: hf download {repo} --local-dir {repo}"
+        f"{called} folder {folder} does not exist{looked}; the hub is not asked, because {owner} is a folder "
+        f"here: check the path, or put the hub's there: hf download {repo} --local-dir {repo}"
     )

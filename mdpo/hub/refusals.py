@@ -17,12 +17,14 @@ def refusal(name: Name, kind: Literal["model", "dataset"], error: HfHubHTTPError
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
         return InputError(
-            f"{name} is gated: accept its terms at {page}, then log in as who accepted them: hf auth login, or set HF_TOKEN"
+            f"{name} is gated: accept its terms at {page}, then log in as who accepted them: hf auth login, or "
+            "set HF_TOKEN"
         )
     if isinstance(error, RepositoryNotFoundError):
         return InputError(
-            f"{name} is not a {'file or ' if kind == 'dataset' else ''}folder here, and the hub has no such {kind}, or a private "
-            f"one: check the spelling at {page}, or log in as who may read it: hf auth login, or set HF_TOKEN"
+            f"{name} is not a {'file or ' if kind == 'dataset' else ''}folder here, and the hub has no such "
+            f"{kind}, or a private one: check the spelling at {page}, or log in as who may read it: hf auth "
+            "login, or set HF_TOKEN"
         )
     if isinstance(error, RevisionNotFoundError):
         return InputError(

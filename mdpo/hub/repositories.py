@@ -36,7 +36,9 @@ _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _INDEX = "model.safetensors.index.json"
 _ANY = ".gitattributes"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SNAPSHOT = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")  # no repository has -- in its name
+_SNAPSHOT = re.compile(
+    r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$"
+)  # no repository has -- in its name
 _NO_NETWORK = (HTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
@@ -77,8 +79,8 @@ def folder_of(path: str | Path, part: Part = "weights", *, called: str = "model"
 
 
 def check_weights_there(path: str | Path) -> None:
-    """Raises InputError if ``path`` is a name on the hub whose repository has no safetensors weights; without a network, if
-    the cache does not have them."""
+    """Raises InputError if ``path`` is a name on the hub whose repository has no safetensors weights; without a
+    network, if the cache does not have them."""
     name = None if Path(path).expanduser().is_dir() else hub_name(path)
     if name is None:
         return
@@ -100,14 +102,16 @@ def cached_config(path: str | Path) -> Path | None:
 
 
 def base_of(folder: str | Path) -> Name | None:
-    """The name on the hub, with its commit, of a model's folder in huggingface_hub's cache; None for any other folder."""
+    """The name on the hub, with its commit, of a model's folder in huggingface_hub's cache; None for any other
+    folder.
+    """
     match = _SNAPSHOT.search(Path(folder).as_posix())
     return None if match is None else Name(match["repo"].replace("--", "/"), match["commit"])
 
 
 def look_at_dataset(name: Name) -> tuple[str | None, bool]:
-    """The commit of a data set on the hub, and whether the hub was asked. If it cannot be reached, the commit is the one that
-    the name stood for when it was last asked, or None.
+    """The commit of a data set on the hub, and whether the hub was asked. If it cannot be reached, the commit is the
+    one that the name stood for when it was last asked, or None.
 
     Raises InputError if the hub has no such data set, or does not hand it out.
     """
@@ -150,8 +154,8 @@ def _cached(name: Name, error: Exception) -> _Seen:
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({reason(error)})"
     if not paths:
         raise InputError(
-            f"{name} is not a folder here and not in the cache {constants.HF_HUB_CACHE}, and {why}; fetch it where there is a "
-            f"network: {name.download}"
+            f"{name} is not a folder here and not in the cache {constants.HF_HUB_CACHE}, and {why}; fetch it "
+            f"where there is a network: {name.download}"
         )
     folder = paths[0].parent
     if is_main_process():
@@ -166,7 +170,8 @@ def _fetch(name: Name, seen: _Seen, files: tuple[str, ...]) -> Path:
         return seen.folder
     if not files:
         raise InputError(
-            f"{name} on the hub has neither {' nor '.join(_CONFIGS)}: not a model in transformers' layout, nor a PEFT adapter"
+            f"{name} on the hub has neither {' nor '.join(_CONFIGS)}: not a model in transformers' layout, nor a "
+            "PEFT adapter"
         )
     try:
         folder = snapshot_download(
@@ -212,8 +217,8 @@ def _weight_files(name: Name, seen: _Seen, folder: Path) -> tuple[str, ...]:
     missing = [file for file in files if file not in seen.files]
     if missing and seen.folder is not None:
         raise InputError(
-            f"{name}: the cache lacks {missing[0]}, so it was not fetched to its end; fetch the rest where there is a network: "
-            f"{name.download}"
+            f"{name}: the cache lacks {missing[0]}, so it was not fetched to its end; fetch the rest where there "
+            f"is a network: {name.download}"
         )
     return tuple(file for file in files if file in seen.files)
 
@@ -233,8 +238,8 @@ def _check_safetensors(name: Name, seen: _Seen) -> None:
     pickles = [file for file in seen.files if file.endswith(_PICKLES)]
     if pickles:
         raise InputError(
-            f"{name} has its weights as {pickles[0]} alone, a pickle, which is not read; look among its pull requests for one that "
-            f"adds safetensors, and give it as {name.repo}@refs/pr/NUMBER, or ask for one: "
+            f"{name} has its weights as {pickles[0]} alone, a pickle, which is not read; look among its pull "
+            f"requests for one that adds safetensors, and give it as {name.repo}@refs/pr/NUMBER, or ask for one: "
             "https://huggingface.co/spaces/safetensors/convert"
         )
     if seen.folder is None:

@@ -119,7 +119,9 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
         if not isinstance(inner["prompts"], str) or not inner["prompts"]:
             raise InputError(f"{where}: evaluate: prompts: expected a path, found {_kind(inner['prompts'])}")
         if inner["prompts"] == values["prompts"] or is_same(inner["prompts"], values["prompts"]):
-            raise InputError(f"{where}: evaluate: prompts: these are the questions that are trained on; hold others out")
+            raise InputError(
+                f"{where}: evaluate: prompts: these are the questions that are trained on; hold others out"
+            )
         for name in ("sample", "rank"):
             inner[name] = _options(inner.get(name), f"{where}: evaluate: {name}", name)
         _refuse(inner["sample"], _GREEDY, f"{where}: evaluate: sample")

@@ -30,8 +30,8 @@ def write_rounds(config: LoopConfig, last: int, output: Path) -> list[Path]:
         result = result_of(answers, before, how)
         if config.evaluate is None and config.rank.get("by") == "self" and "model" not in config.rank:
             result.warnings.append(
-                "each round's answers were scored by that round's own model, so that scores and win rates of two rounds do not "
-                "compare; give held-out questions (evaluate), or one model to rank by"
+                "each round's answers were scored by that round's own model, so that scores and win rates of two "
+                "rounds do not compare; give held-out questions (evaluate), or one model to rank by"
             )
         history = load_history(folder_of_round(config, number) / "model") if number else []
         runs.append(
@@ -41,7 +41,9 @@ def write_rounds(config: LoopConfig, last: int, output: Path) -> list[Path]:
 
 
 def result_of(scored: Sequence[Scored], before: Mapping[tuple[str, int], float], variant: str) -> Result:
-    """What a report shows of a model's answers. before: scores of the answers that they are compared with, for the win rate."""
+    """What a report shows of a model's answers. before: scores of the answers that they are compared with, for the win
+    rate.
+    """
     by = scored[0].by
     told = [each for each in scored if each.score is not None]
     objects = all("named" in each.details for each in told)

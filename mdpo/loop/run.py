@@ -66,7 +66,10 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
             read = _unchanged(stage, journal)
             code = run_stage(_prepared(stage), journal)
             if code:
-                say(f"the loop ended in {_title(stage, config)}; what is done is kept: mend what is said above, and the same command goes on")
+                say(
+                    f"the loop ended in {_title(stage, config)}; what is done is kept: mend what is said above, "
+                    "and the same command goes on"
+                )
                 return code
             trained = {"settings": _training(config)} if stage.name == "train" else {}
             words = list(stage.words)
@@ -78,7 +81,9 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
 
 
 def planned(config: LoopConfig, check: Callable[[Sequence[str]], None]) -> list[Stage]:
-    """The loop's stages, their words checked. Raises InputError that names the stage, or an output_dir that cannot be one."""
+    """The loop's stages, their words checked. Raises InputError that names the stage, or an output_dir that cannot be
+    one.
+    """
     check_output_folder(config.output_dir, "output_dir")
     run, args = training_settings(config)
     found = list(stages(config, run, args))
@@ -124,7 +129,10 @@ def _journal(path: Path) -> Journal:
                     f"output_dir: {path.parent} is in use by another loop; wait for its end, or give another output_dir"
                 ) from error
             if not waiting:
-                say(f"{path.parent} is in use: waiting up to {_PATIENCE_S:g} seconds for a stage that an earlier loop has left")
+                say(
+                    f"{path.parent} is in use: waiting up to {_PATIENCE_S:g} seconds for a stage that an earlier "
+                    "loop has left"
+                )
             waiting = True
             time.sleep(_POLL_S)
 
@@ -143,8 +151,8 @@ def _done(journal: Journal, todo: Sequence[Stage]) -> int:
         if old != new:
             changed = [word for word in [*old, *new] if (word in old) != (word in new)]
             raise InputError(
-                f"{journal.path}: round {stage.round}'s {stage.name} ran with other options ({', '.join(changed[:4])}); go on "
-                "with the old ones, or give another output_dir"
+                f"{journal.path}: round {stage.round}'s {stage.name} ran with other options "
+                f"({', '.join(changed[:4])}); go on with the old ones, or give another output_dir"
             )
     return len(journal.records)
 
@@ -161,8 +169,8 @@ def _unchanged(stage: Stage, journal: Journal) -> dict[str, str]:
         changed = [path for path in now if isinstance(then, dict) and then.get(path, now[path]) != now[path]]
         if changed:
             raise InputError(
-                f"{changed[0]} has changed since round {record.get('round')}'s {record.get('stage')}, so that the rounds would "
-                "not compare; put back what it was, or give another output_dir"
+                f"{changed[0]} has changed since round {record.get('round')}'s {record.get('stage')}, so that the "
+                "rounds would not compare; put back what it was, or give another output_dir"
             )
     return now
 

@@ -98,8 +98,8 @@ def folder_of_round(config: LoopConfig, number: int) -> Path:
 def _measured(config: LoopConfig, number: int, model: _Model, labeler: _Model, text: list[str]) -> Iterator[Stage]:
     """A greedy answer of the model to every held-out question, and its score.
 
-    labeler: whom ``rank --by self`` asks. It is the same in every round: models that each doubt by a measure of their own
-    would not compare.
+    labeler: whom ``rank --by self`` asks. It is the same in every round: models that each doubt by a measure of their
+    own would not compare.
     """
     if config.evaluate is None:
         return

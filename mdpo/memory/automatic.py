@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from mdpo.config import MDPOConfig, RunConfig
 
-from .choose import Plan, Wishes, choose, smallest
+from .choose import Constraints, Plan, choose, smallest
+from .constraints import constraints_of, is_sharded, layers_by, precision_of, shape_of, unplanned
 from .counted import Unplanned
 from .layer import layer_bytes
 from .lengths import Examples
 from .shapes import ModelShape
 from .size import Memory, gibibytes
-from .wishes import is_sharded, layers_by, precision_of, shape_of, unplanned, wishes_of
 
 _OTHERWISE = "to choose otherwise: --checkpoint_layers N --token_budget N --compile_layers false, or --memory 24GiB"
 
@@ -64,9 +64,9 @@ def automatic(
     shape, examples = examples_for(shape)
     if processes > 1:  # DDP keeps the gradients once more, in its buckets
         memory = memory._replace(bytes=memory.bytes - 4 * shape.trained)
-    wishes = wishes_of(run, args, shape, cuda=True, exact=True, driver_bytes=memory.driver_bytes)
-    wishes = replace(wishes, compiled=layers == "layers compiled")
-    plan, remark = _plan(args, shape, examples, wishes, memory, recorded)
+    constraints = constraints_of(run, args, shape, cuda=True, exact=True, driver_bytes=memory.driver_bytes)
+    constraints = replace(constraints, compiled=layers == "layers compiled")
+    plan, remark = _plan(args, shape, examples, constraints, memory, recorded)
     settings |= _of_plan(args, plan)
     free = f"{gibibytes(memory.bytes)} GiB free" + (f" on each of {processes} cards" if processes > 1 else "")
     line = (
@@ -119,39 +119,41 @@ def _plan(
     args: MDPOConfig,
     shape: ModelShape,
     examples: Examples,
-    wishes: Wishes,
+    constraints: Constraints,
     memory: Memory,
     recorded: Mapping[str, Any] | None,
 ) -> tuple[Plan, str]:
     """The plan, and what is to be said of it."""
     if recorded:
-        plan = choose(shape, examples, _as_recorded(args, wishes, shape, recorded), memory.bytes)
+        plan = choose(shape, examples, _as_recorded(args, constraints, shape, recorded), memory.bytes)
         if plan is not None:
             return plan, ", as in the checkpoint's run"
     written = "token_budget" in args.given and args.token_budget >= examples.longest
     if written:
-        plan = choose(shape, examples, replace(wishes, fixed_budget=True), memory.bytes)
+        plan = choose(shape, examples, replace(constraints, fixed_budget=True), memory.bytes)
         if plan is not None:
             return plan, ""
-    plan = choose(shape, examples, wishes, memory.bytes)
+    plan = choose(shape, examples, constraints, memory.bytes)
     if plan is not None:
         return plan, f", since token_budget {args.token_budget} would not fit" if written else ""
-    return smallest(shape, examples, wishes), (
-        ", the least that trains the model as asked for, and by the arithmetic too much for the card (--memory auto plans "
-        "with weights in 4 bits and smaller optimizers)"
+    return smallest(shape, examples, constraints), (
+        ", the least that trains the model as asked for, and by the arithmetic too much for the card (--memory auto "
+        "plans with weights in 4 bits and smaller optimizers)"
     )
 
 
-def _as_recorded(args: MDPOConfig, wishes: Wishes, shape: ModelShape, recorded: Mapping[str, Any]) -> Wishes:
+def _as_recorded(
+    args: MDPOConfig, constraints: Constraints, shape: ModelShape, recorded: Mapping[str, Any]
+) -> Constraints:
     """What the user has left open, as the run that is gone on with had it."""
     if "token_budget" not in args.given:
-        wishes = replace(wishes, token_budget=recorded["token_budget"])
-    if wishes.checkpointed is None:
+        constraints = replace(constraints, token_budget=recorded["token_budget"])
+    if constraints.checkpointed is None:
         count = recorded["checkpoint_layers"]
-        wishes = replace(
-            wishes, checkpointed=shape.layers * recorded["gradient_checkpointing"] if count is None else count
+        constraints = replace(
+            constraints, checkpointed=shape.layers * recorded["gradient_checkpointing"] if count is None else count
         )
-    return replace(wishes, fixed_budget=True)
+    return replace(constraints, fixed_budget=True)
 
 
 def _of_plan(args: MDPOConfig, plan: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from mdpo.packing import plan as plan_steps
 
@@ -25,9 +26,9 @@ OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
 # operations a weight. In 4 bits they are also written and read as bf16. Estimated from the device's floors.
 OVERHEAD_TOKENS = {False: 184, True: 414}
 # Seconds in which a host launches one layer's forward, by whether the layers are compiled; its backward takes about as
-# long. Eager: half of the 2.5 ms that a Llama layer with LoRA took on a slow core. Estimated, as are the operations a second
-# that a layer's products amount to with everything around them: 700 TFLOP/s in the products and about as long again in the
-# rest, which compiling shortens by half.
+# long. Eager: half of the 2.5 ms that a Llama layer with LoRA took on a slow core. Estimated, as are the operations a
+# second that a layer's products amount to with everything around them: 700 TFLOP/s in the products and about as long
+# again in the rest, which compiling shortens by half.
 HOST_SECONDS = {False: 1.3e-3, True: 0.5e-3}
 LAYER_RATE = {False: 390e12, True: 500e12}
 # Token budgets to try, as multiples of the longest example.
@@ -35,10 +36,10 @@ _MULTIPLES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class Constraints:
     """What the configuration leaves open. quantized: the answers allowed, in order of preference; optimizers likewise.
-    token_budget: the most, or the only one where it is fixed. checkpointed: the only number of layers, None where that is
-    open. compiled: whether the layers are. driver_bytes: what the device keeps for itself."""
+    token_budget: the most, or the only one where it is fixed. checkpointed: the only number of layers, None where that
+    is open. compiled: whether the layers are. driver_bytes: what the device keeps for itself."""
 
     precision: Precision
     quantized: tuple[bool, ...]
@@ -89,37 +90,35 @@ def wished_optimizers(configured: str) -> tuple[str, ...]:
     return (configured, *lighter)
 
 
-def choose(shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int) -> Plan | None:
+def choose(shape: ModelShape, examples: Examples, constraints: Constraints, memory_bytes: int) -> Plan | None:
     """The plan for ``memory_bytes``, or None where nothing fits."""
-    for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers):
-        fitting = [
-            plan
-            for budget, micro_batches, tokens in _budgets(examples, wishes)
-            if (plan := _fewest_checkpointed(shape, examples, wishes, quantized, optimizer, budget, micro_batches, tokens,
-                                             memory_bytes))
-        ]  # fmt: skip
+    search = _Search(shape, examples, constraints)
+    for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers):
+        fewest = (search.fewest_checkpointed(quantized, optimizer, step, memory_bytes) for step in search.steps())
+        fitting = [plan for plan in fewest if plan is not None]
         if fitting:
             return min(fitting, key=lambda plan: plan.work)
     return None
 
 
-def smallest(shape: ModelShape, examples: Examples, wishes: Wishes) -> Plan:
+def smallest(shape: ModelShape, examples: Examples, constraints: Constraints) -> Plan:
     """The plan that takes the least, whatever it costs in time."""
-    budget, micro_batches, tokens = next(_budgets(examples, wishes))
+    search = _Search(shape, examples, constraints)
+    step = next(search.steps())
     plans = (
-        _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
-        for quantized, optimizer in itertools.product(wishes.quantized, wishes.optimizers)
-        for checkpointed in wishes.counts(shape.layers)
+        search.plan(_Candidate(quantized, optimizer, checkpointed, step))
+        for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers)
+        for checkpointed in constraints.counts(shape.layers)
     )
     return min(plans, key=lambda plan: plan.footprint.total)
 
 
 def setup_of(
-    examples: Examples, wishes: Wishes, *, quantized: bool, optimizer: str, checkpointed: int, tokens: int
+    examples: Examples, constraints: Constraints, *, quantized: bool, optimizer: str, checkpointed: int, tokens: int
 ) -> Setup:
     """A micro-batch of ``tokens`` at its worst: as many images and scored rows as the examples can bring."""
     return Setup(
-        precision=wishes.precision,
+        precision=constraints.precision,
         quantized=quantized,
         optimizer=optimizer,
         checkpointed=checkpointed,
@@ -127,67 +126,94 @@ def setup_of(
         scored=int(tokens * examples.scored_share),
         images=examples.images * max(1, tokens // min(examples.packed)),
         longest=examples.longest_sequence,
-        driver_bytes=wishes.driver_bytes,
+        driver_bytes=constraints.driver_bytes,
     )
 
 
-def _budgets(examples: Examples, wishes: Wishes) -> Iterator[tuple[int, float, float]]:
-    """Token budgets with the micro-batches and tokens of a step under each. The first is the longest example."""
-    highest = max(examples.longest, wishes.token_budget)
-    budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
-    if wishes.fixed_budget:
-        budgets = {highest}
-    lengths: Sequence[int] = examples.packed[: 16 * wishes.examples_per_step]  # enough steps for a mean
-    tokens = fmean(lengths) * wishes.examples_per_step
-    for budget in sorted(budgets):
-        steps = plan_steps(lengths, budget, examples_per_step=wishes.examples_per_step, padded=examples.separate)
-        whole = [step for step in steps if sum(map(len, step)) == wishes.examples_per_step]
-        yield budget, fmean(map(len, whole or steps)), tokens
+class _Step(NamedTuple):
+    """An optimizer step under a token budget: its micro-batches and its packed tokens, both on average."""
+
+    budget: int
+    micro_batches: float
+    tokens: float
 
 
-def _fewest_checkpointed(
-    shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, budget: int,
-    micro_batches: float, tokens: float, memory_bytes: int,
-) -> Plan | None:  # fmt: skip
-    for checkpointed in wishes.counts(shape.layers):
-        plan = _plan(shape, examples, wishes, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
-        if plan.footprint.total <= memory_bytes:
-            return plan
-    return None
+class _Candidate(NamedTuple):
+    """What a plan is made of. checkpointed: the number of layers."""
+
+    quantized: bool
+    optimizer: str
+    checkpointed: int
+    step: _Step
 
 
-def _plan(
-    shape: ModelShape, examples: Examples, wishes: Wishes, quantized: bool, optimizer: str, checkpointed: int, budget: int,
-    micro_batches: float, tokens: float,
-) -> Plan:  # fmt: skip
-    setup = setup_of(
-        examples, wishes, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
-    )
-    cost = tokens / micro_batches + OVERHEAD_TOKENS[quantized]
-    floor = _floor_tokens(shape, wishes)
-    passes = 3 if shape.trained_base else 2  # the weights' own gradient is a third
-    launches = 2  # a forward and a backward, whatever the backward computes
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The plans of a model for these examples, as far as the configuration leaves them open."""
 
-    def work(recomputed: float) -> float:
-        return micro_batches * max(cost * (passes + recomputed), floor * (launches + recomputed))
+    shape: ModelShape
+    examples: Examples
+    constraints: Constraints
 
-    return Plan(
-        quantized,
-        optimizer,
-        checkpointed,
-        budget,
-        wishes.compiled,
-        footprint(shape, setup),
-        tokens,
-        micro_batches,
-        work=work(checkpointed / shape.layers),
-        work_checkpointed=work(1.0),
-    )
+    def steps(self) -> Iterator[_Step]:
+        """A step for each token budget to try. The first has that of the longest example."""
+        examples, constraints = self.examples, self.constraints
+        highest = max(examples.longest, constraints.token_budget)
+        budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
+        if constraints.fixed_budget:
+            budgets = {highest}
+        count = constraints.examples_per_step
+        lengths: Sequence[int] = examples.packed[: 16 * count]  # enough steps for a mean
+        tokens = fmean(lengths) * count
+        for budget in sorted(budgets):
+            steps = plan_steps(lengths, budget, examples_per_step=count, padded=examples.separate)
+            whole = [step for step in steps if sum(map(len, step)) == count]
+            yield _Step(budget, fmean(map(len, whole or steps)), tokens)
 
+    def fewest_checkpointed(self, quantized: bool, optimizer: str, step: _Step, memory_bytes: int) -> Plan | None:
+        """The first plan that fits, of more and more checkpointed layers."""
+        for checkpointed in self.constraints.counts(self.shape.layers):
+            plan = self.plan(_Candidate(quantized, optimizer, checkpointed, step))
+            if plan.footprint.total <= memory_bytes:
+                return plan
+        return None
 
-def _floor_tokens(shape: ModelShape, wishes: Wishes) -> float:
-    """Packed tokens whose forward through a layer takes a GPU as long as the host takes to launch it."""
-    if not wishes.precision.cuda:
-        return 0.0
-    operations = 2 * shape.language_linear / shape.layers  # of a token
-    return HOST_SECONDS[wishes.compiled] * LAYER_RATE[wishes.compiled] / operations
+    def plan(self, candidate: _Candidate) -> Plan:
+        quantized, optimizer, checkpointed, step = candidate
+        setup = setup_of(
+            self.examples,
+            self.constraints,
+            quantized=quantized,
+            optimizer=optimizer,
+            checkpointed=checkpointed,
+            tokens=step.budget,
+        )
+        return Plan(
+            quantized,
+            optimizer,
+            checkpointed,
+            step.budget,
+            self.constraints.compiled,
+            footprint(self.shape, setup),
+            step.tokens,
+            step.micro_batches,
+            work=self._work(candidate, checkpointed / self.shape.layers),
+            work_checkpointed=self._work(candidate, 1.0),
+        )
+
+    def _work(self, candidate: _Candidate, recomputed: float) -> float:
+        """Of a step, in tokens' forwards. recomputed: the share of the layers that are computed once more."""
+        step = candidate.step
+        cost = step.tokens / step.micro_batches + OVERHEAD_TOKENS[candidate.quantized]
+        passes = 3 if self.shape.trained_base else 2  # the weights' own gradient is a third
+        launches = 2  # a forward and a backward, whatever the backward computes
+        floor = self._floor_tokens() * (launches + recomputed)
+        return step.micro_batches * max(cost * (passes + recomputed), floor)
+
+    def _floor_tokens(self) -> float:
+        """Packed tokens whose forward through a layer takes a GPU as long as the host takes to launch it."""
+        compiled = self.constraints.compiled
+        if not self.constraints.precision.cuda:
+            return 0.0
+        operations = 2 * self.shape.language_linear / self.shape.layers  # of a token
+        return HOST_SECONDS[compiled] * LAYER_RATE[compiled] / operations

@@ -7,25 +7,25 @@ from typing import Any
 
 import torch
 
-from mdpo.config import MDPOConfig, RunConfig, load_config, parse_overrides
+from mdpo.config import MDPOConfig, RunConfig
 from mdpo.errors import InputError
 from mdpo.models.compiler import compiler_fault
+from mdpo.run_source import RunSource
 
 from .automatic import automatic
-from .choose import Plan, Wishes, choose, smallest
+from .choose import Constraints, Plan, choose, smallest
+from .constraints import constraints_of, examples_of, shape_of, unplanned
 from .lengths import Examples
 from .shapes import ModelShape
 from .size import AUTO, Memory, free_memory, gibibytes, memory_of
 from .table import table
-from .wishes import examples_of, shape_of, unplanned, wishes_of
 
 
 def run_plan(options: argparse.Namespace) -> None:
     """Prints the table and the plan. Raises InputError where nothing fits."""
-    overrides = parse_overrides(options.overrides)
     # A plan is made where there is no GPU yet; a configuration with bf16 would be refused there.
     here = {} if torch.cuda.is_available() else {"use_cpu": True}
-    run, args = load_config(options.config, {**overrides, **here})
+    run, args = RunSource.of(options).load(here)
     memory = memory_of(AUTO if options.memory is None else options.memory, lambda: free_memory(args.device))
     if options.memory is None:
         _print_automatic(run, args, memory, options.lora_pattern)
@@ -46,8 +46,8 @@ def _print_automatic(run: RunConfig, args: MDPOConfig, memory: Memory, lora_patt
 def planned_settings(
     run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str, *, cuda: bool
 ) -> dict[str, Any]:
-    """The keys that ``mdpo train --memory`` sets: those of the plan that the user has not written. token_budget is the most
-    there is, so the plan may go below it. Raises InputError as ``plan_run``."""
+    """The keys that ``mdpo train --memory`` sets: those of the plan that the user has not written. token_budget is the
+    most there is, so the plan may go below it. Raises InputError as ``plan_run``."""
     settings = plan_run(run, args, memory, lora_pattern, cuda=cuda).settings
     written = {*run.given, *args.given} - {"token_budget"}
     if args.has_checkpointing:
@@ -66,13 +66,13 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
         raise InputError(reason)
     shape = shape_of(run, args, lora_pattern)
     shape, examples = examples_of(run, args, shape)
-    wishes = wishes_of(run, args, shape, cuda=cuda, driver_bytes=memory.driver_bytes)
-    chosen = choose(shape, examples, wishes, memory.bytes)
+    constraints = constraints_of(run, args, shape, cuda=cuda, driver_bytes=memory.driver_bytes)
+    chosen = choose(shape, examples, constraints, memory.bytes)
     if chosen is None:
-        raise InputError(_nothing_fits(run, args, shape, examples, wishes, memory.bytes))
+        raise InputError(_nothing_fits(run, args, shape, examples, constraints, memory.bytes))
     columns = []
-    for quantized in wishes.quantized:
-        only = replace(wishes, quantized=(quantized,))
+    for quantized in constraints.quantized:
+        only = replace(constraints, quantized=(quantized,))
         plan = choose(shape, examples, only, memory.bytes)
         columns.append((plan or smallest(shape, examples, only), plan is not None))
     print(table(columns, chosen, examples, memory.bytes))
@@ -80,10 +80,10 @@ def plan_run(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str
 
 
 def _nothing_fits(
-    run: RunConfig, args: MDPOConfig, shape: ModelShape, examples: Examples, wishes: Wishes, memory_bytes: int
+    run: RunConfig, args: MDPOConfig, shape: ModelShape, examples: Examples, constraints: Constraints, memory_bytes: int
 ) -> str:
     """The smallest that would fit, and what each remedy would bring."""
-    least = smallest(shape, examples, wishes)
+    least = smallest(shape, examples, constraints)
     parts = least.footprint.parts
     tokens = sum(
         parts[name] for name in ("boundaries", "kept layers", "recomputed layer", "in flight", "head", "inputs")
@@ -91,7 +91,8 @@ def _nothing_fits(
     weights = "in 4 bits" if least.quantized else "not quantised"
     pictures = "" if args.drop_images else " (as does max_pixels, where the processor's pictures can be sized)"
     remedies = [
-        f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take {gibibytes(tokens)} GiB"
+        f"max_length{pictures} shortens the longest example, whose {examples.longest} packed tokens take "
+        f"{gibibytes(tokens)} GiB"
     ]
     if run.use_lora:
         adapter = sum(parts[name] for name in ("adapter", "gradients", "optimizer", "casts"))

@@ -4,8 +4,8 @@ Layers that ``layer`` has an equation for need none of this. Here a layer's own 
 ``FakeTensorMode``: shapes, dtypes and what autograd saves are the real ones, and no number is computed. Four runs give
 bytes as a function of the tokens, with a part that grows with the square of a sequence, as a mask does.
 
-Attention saves what a fused kernel does on a GPU: query, key, value, output, the logarithms of its sums and, where the model
-needs a mask, the mask as the kernel adds it. A model without such a kernel is counted with its own.
+Attention saves what a fused kernel does on a GPU: query, key, value, output, the logarithms of its sums and, where the
+model needs a mask, the mask as the kernel adds it. A model without such a kernel is counted with its own.
 """
 
 import copy
@@ -35,8 +35,8 @@ from .precision import Precision
 
 # The attention's name with transformers, by whether it needs a mask.
 _NAMES = {False: "mdpo_counted", True: "mdpo_counted_masked"}
-# Tokens of the shorter sequences in the four runs: enough for what does not grow with them to be small; fewer where PyTorch's
-# linear attention walks through a sequence, 64 at a time.
+# Tokens of the shorter sequences in the four runs: enough for what does not grow with them to be small; fewer where
+# PyTorch's linear attention walks through a sequence, 64 at a time.
 _SHORT, _SHORT_LINEAR = 1024, 128
 _GROUPED = torch.ops.aten._grouped_mm.default
 _CAST = torch.ops.aten._to_copy.default
@@ -56,7 +56,10 @@ class Bytes(NamedTuple):
 
 
 class LayerBytes(NamedTuple):
-    """kept: from a layer's forward to its backward. in_flight: at the fullest of its backward, on top of what was kept."""
+    """kept: from a layer's forward to its backward.
+
+    in_flight: at the fullest of its backward, on top of what was kept.
+    """
 
     kept: Bytes
     in_flight: Bytes
@@ -76,8 +79,8 @@ class Unplanned(InputError):
 class CountedLayers:
     """The layers of the language model that ``config`` describes.
 
-    rank: of a LoRA on what ``pattern`` matches; 0 where the layers themselves train. masked: whether sequences of different
-    lengths stand beside each other, so that the attention needs a mask.
+    rank: of a LoRA on what ``pattern`` matches; 0 where the layers themselves train. masked: whether sequences of
+    different lengths stand beside each other, so that the attention needs a mask.
     """
 
     def __init__(self, config: PreTrainedConfig, *, rank: int, pattern: str, masked: bool) -> None:
@@ -115,8 +118,8 @@ def _counted(model: nn.Module, kind: str, precision: Precision, masked: bool) ->
             runs = [_run(decoder, model, sequences, tokens, precision, masked) for sequences, tokens in sizes]
         except Exception as error:  # of whatever a model's own code raises where it finds no numbers
             raise Unplanned(
-                f"model_name_or_path: the memory of a {kind!r} model cannot be planned, since its layers do not run without numbers "
-                f"({type(error).__name__}); set token_budget and gradient_checkpointing by hand"
+                f"model_name_or_path: the memory of a {kind!r} model cannot be planned, since its layers do not "
+                f"run without numbers ({type(error).__name__}); set token_budget and gradient_checkpointing by hand"
             ) from error
     layers = tuple(
         LayerBytes(*(_fitted(sizes, [run.layers[at][part] for run in runs]) for part in range(2)))
@@ -202,7 +205,8 @@ def _count(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], read
         with torch.autograd.graph.saved_tensors_hooks(keep, attrgetter("tensor")):
             out = layer.forward(*args, **kwargs)
         out = next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        # Those that are still there: what a branch kept that leads nowhere has gone with it, and its storage's name to another.
+        # Those that are still there: what a branch kept that leads nowhere has gone with it, and its storage's name to
+        # another.
         saved = {_storage(each.tensor): each.tensor.untyped_storage().nbytes() for each in kept}
         saved = {name: count for name, count in saved.items() if name not in outside | memory.casts}
         before = memory.peak = memory.live
@@ -253,8 +257,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         sequences, heads, tokens, _ = query.shape
-        # Without a mask a packed row's kernel writes the heads beside each other. With one they lie as the query's do, and are
-        # copied once more where those do not lie so.
+        # Without a mask a packed row's kernel writes the heads beside each other. With one they lie as the query's do,
+        # and are copied once more where those do not lie so.
         out = query.new_empty(sequences, tokens, heads, value.shape[-1]).transpose(1, 2)
         if bias is not None and out.shape == query.shape:
             out = torch.empty_like(query)

@@ -1,7 +1,8 @@
 """What a training step takes at its fullest, part by part, in bytes.
 
 The step has five moments that can be the fullest: the tower reading the images, the head at the end of the forward,
-the backward in the norm behind the layers and reaching the layers, and the optimizer. Each part is counted at each; the largest sum is the peak.
+the backward in the norm behind the layers and reaching the layers, and the optimizer. Each part is counted at each; the
+largest sum is the peak.
 
     weights         bf16, or NF4 with double quantisation
     adapter, gradients, optimizer      fp32; AdamW's states in 32 or 8 bits, or paged, where they are on the host
@@ -25,9 +26,12 @@ from .shapes import LayerShape, ModelShape
 # A weight in NF4: half a byte, a byte of scale for 64 of them, and four bytes for 256 of those scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAM_BYTES = {
-    "adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2 + 8 / 256, "adamw_bnb_8bit": 2 + 8 / 256,
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+    "adamw_8bit": 2 + 8 / 256,
+    "adamw_bnb_8bit": 2 + 8 / 256,
     "paged_adamw_8bit": 0,
-}  # fmt: skip
+}
 # What linear_token_logps holds of tiles of the logits at the most: its default.
 WORKSPACE_BYTES = 256 * 2**20
 # Of a tile of logits in fp32, that plain PyTorch holds at once on a CPU.
@@ -44,8 +48,8 @@ SLACK = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """How the model is run. tokens: of a micro-batch, the most, what fills sequences up included. longest: of them, in one
-    sequence; 0 where nothing depends on it. scored: rows that reach the head. images: in the micro-batch.
+    """How the model is run. tokens: of a micro-batch, the most, what fills sequences up included. longest: of them, in
+    one sequence; 0 where nothing depends on it. scored: rows that reach the head. images: in the micro-batch.
     checkpointed: layers. driver_bytes: what the device keeps for itself."""
 
     precision: Precision

@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 from mdpo.packing.branches import MDPO_BRANCHES, pictures_of
 
-# Spread of the logarithm of a response's length. What bench/plan.py takes for realistic: the middle half of the
-# responses lies between 2/3 and 3/2 of the median.
+# Spread of the logarithm of a response's length. What bench/inputs/lengths.py takes for realistic: the middle half
+# of the responses lies between 2/3 and 3/2 of the median.
 SIGMA = 0.6
 _DRAWN = 1024
-# Steps from one pair's quantile to the next: coprime to the count, and near its golden section, so that every quantile of
-# one response meets every one of another.
+# Steps from one pair's quantile to the next: coprime to the count, and near its golden section, so that every quantile
+# of one response meets every one of another.
 _STRIDES = {"chosen": 1, "rejected": 617, "contrast": 391}
 
 
 class Picture(NamedTuple):
-    """A picture as the processor hands it to the model. tokens: its placeholders. patches: what the tower makes of it at first;
-    0 where unknown. pixels: numbers in it."""
+    """A picture as the processor hands it to the model. tokens: its placeholders. patches: what the tower makes of it
+    at first; 0 where unknown. pixels: numbers in it."""
 
     tokens: int
     patches: int
@@ -27,8 +27,8 @@ class Picture(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What was counted of the rows. lengths: tokens of each example as it is laid out. scored: of these, in answers; None where
-    unknown. picture: the largest; None where there is none, or unknown."""
+    """What was counted of the rows. lengths: tokens of each example as it is laid out. scored: of these, in answers;
+    None where unknown. picture: the largest; None where there is none, or unknown."""
 
     lengths: Sequence[int]
     scored: Sequence[int] | None = None
@@ -37,9 +37,12 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """packed: tokens of each example as it is laid out, a packed row or its branches, all filled up to the longest of them.
-    images: of one example, the rejected ones included, and where branches are read separately as often as they are read.
-    branches: as many sequences an example has beside each other; 1 in a packed row. separate: whether they are filled up.
+    """packed: tokens of each example as it is laid out, a packed row or its branches, all filled up to the longest of
+    them.
+    images: of one example, the rejected ones included, and where branches are read separately as often as they are
+    read.
+    branches: as many sequences an example has beside each other; 1 in a packed row. separate: whether they are filled
+    up.
 
     scored_share: at most this share of a row's tokens is scored by the head. Image tokens never are; the rest of the
     prompt counts as if it were, which makes the head's few bytes a little too many.
@@ -70,8 +73,8 @@ def from_lengths(
     separate: bool = False,
     scored: Sequence[int] | None = None,
 ) -> Examples:
-    """packed: of each example. image_tokens: of one image, 0 where unknown. scored: of each example, where that is known. All
-    in tokens."""
+    """packed: of each example. image_tokens: of one image, 0 where unknown. scored: of each example, where that is
+    known. All in tokens."""
     if scored is None:
         scored = [max(length - images * image_tokens, 1) for length in packed]
     share = max(part / length for part, length in zip(scored, packed, strict=True))
@@ -90,11 +93,11 @@ def log_normal(
 ) -> Examples:
     """Examples with a prompt of ``prompt_tokens`` (its image included) and log-normal responses, cut at their maximum.
 
-    branches: the responses and pictures that are read. with_images: false where the prompts have none. separate: whether each
-    branch is a sequence of its own, all of them filled up to an example's longest.
+    branches: the responses and pictures that are read. with_images: false where the prompts have none. separate:
+    whether each branch is a sequence of its own, all of them filled up to an example's longest.
 
-    Quantiles instead of a random draw. Responses are paired without correlation. The longest of all of them at once is among
-    the examples, because the plan has to hold for it.
+    Quantiles instead of a random draw. Responses are paired without correlation. The longest of all of them at once is
+    among the examples, because the plan has to hold for it.
     """
     normal = NormalDist(math.log(response_tokens_median), SIGMA)
     responses = [
@@ -114,6 +117,9 @@ def log_normal(
         packed = [sum(prompts.values()) + sum(pair[name] for _, name in read) for pair in answers]
     images = sum(len(readers) if separate else 1 for picture, readers in pictures.items() if picture != "none")
     return from_lengths(
-        packed, images=images if with_images else 0, image_tokens=image_tokens, branches=len(read) if separate else 1,
+        packed,
+        images=images if with_images else 0,
+        image_tokens=image_tokens,
+        branches=len(read) if separate else 1,
         separate=separate,
-    )  # fmt: skip
+    )

@@ -1,4 +1,6 @@
-"""How large a picture is when the model sees it: asked of the processor, which may have been told so in the configuration."""
+"""How large a picture is when the model sees it: asked of the processor, which may have been told so in the
+configuration.
+"""
 
 import math
 from typing import Any
@@ -11,7 +13,8 @@ from mdpo.data.image_tokens import ImageTokens, image_settings
 
 from .lengths import Picture
 
-# Height and width of pictures large enough to take as many tokens as any: processors that cut tiles have favourite proportions.
+# Height and width of pictures large enough to take as many tokens as any: processors that cut tiles have favourite
+# proportions.
 _LARGE = [(3072, 3072), (3072, 1536), (1536, 3072), (4096, 1024), (1024, 4096)]
 
 

@@ -77,8 +77,8 @@ class ModelShape:
     trained: what has a gradient; its share that no adapter but the model itself holds is trained_base.
     kept: of those, the ones whose starting values the reference keeps.
     eager: why its layers are not compiled; None where they can be.
-    image_tokens: placeholders of one image, 0 where that depends on its size. image_patches: what the tower makes of it at
-    first. tower_width: channels of a tower layer, its MLP's included. pixels: values of one processed image.
+    image_tokens: placeholders of one image, 0 where that depends on its size. image_patches: what the tower makes of it
+    at first. tower_width: channels of a tower layer, its MLP's included. pixels: values of one processed image.
     """
 
     layers: int
@@ -124,8 +124,9 @@ def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
     separate = isinstance(family, Separate)
     if not separate and family.carries_state:
         raise Unplanned(
-            f"model_name_or_path: the memory of a {config.model_type!r} model cannot be planned, since its layers with linear "
-            "attention fill prompts and responses up, by what no length says; set token_budget and gradient_checkpointing by hand"
+            f"model_name_or_path: the memory of a {config.model_type!r} model cannot be planned, since its layers "
+            "with linear attention fill prompts and responses up, by what no length says; set token_budget and "
+            "gradient_checkpointing by hand"
         )
     image_tokens, pixels = _image_tokens(config), _pixels(config)
     first = {
@@ -246,29 +247,45 @@ def _llava_7b() -> PreTrainedConfig:
     return transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(vocab_size=32064, max_position_embeddings=4096),
         vision_config=transformers.CLIPVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
             patch_size=14,
         ),
         dtype="bfloat16",
-    )  # fmt: skip
+    )
 
 
 def _bunny_3b() -> PreTrainedConfig:
-    """https://huggingface.co/BAAI/Bunny-v1_0-3B, as ``mdpo convert bunny`` writes it: its tower without the last layer."""
+    """https://huggingface.co/BAAI/Bunny-v1_0-3B, as ``mdpo convert bunny`` writes it: its tower without the
+    last layer.
+    """
     phi: Any = transformers.PhiConfig  # whose signature leaves its rotary settings out
     return transformers.LlavaConfig(
         text_config=phi(
-            vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32,
-            partial_rotary_factor=0.4, hidden_act="gelu_pytorch_tanh",
+            vocab_size=51200,
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            partial_rotary_factor=0.4,
+            hidden_act="gelu_pytorch_tanh",
         ),
         vision_config=transformers.SiglipVisionConfig(
-            hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16, image_size=384,
-            patch_size=14, vision_use_head=False,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=26,
+            num_attention_heads=16,
+            image_size=384,
+            patch_size=14,
+            vision_use_head=False,
         ),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         dtype="bfloat16",
-    )  # fmt: skip
+    )
 
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {"llava-1.5-7b": _llava_7b, "bunny-v1.0-3b": _bunny_3b}

@@ -36,13 +36,17 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on ``device``, with this process's context on it. Raises InputError where it is not a GPU."""
     if device.type != "cuda":
         raise InputError(
-            "there is no GPU here whose free memory could be read; say how much the GPU has that is meant, as in --memory 24GiB"
+            "there is no GPU here whose free memory could be read; say how much the GPU has that is meant, as in "
+            "--memory 24GiB"
         )
     return torch.cuda.mem_get_info(device)[0]
 
 
 def memory_of(text: str, free: Callable[[], int]) -> Memory:
-    """text: a size, or ``AUTO``. free: bytes that are free on the card, which then has the process's context already."""
+    """text: a size, or ``AUTO``.
+
+    free: bytes that are free on the card, which then has the process's context already.
+    """
     if text.strip().lower() == AUTO:
         return Memory(free(), DRIVER_BYTES - CONTEXT_BYTES)
     return Memory(parse_size(text))

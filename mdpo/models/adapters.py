@@ -21,6 +21,7 @@ from mdpo.shown import shown
 from .base_digest import weights_digest
 from .folder import read_object, short, tensor_shapes
 from .fused_lora import can_fuse, fuse_lora
+from .load import load
 from .model_card import BASE_NAME, RECORD_NAME
 from .patterns import check_patterns, texts_of
 
@@ -33,11 +34,13 @@ _SMALL = 128
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """What the config says of the adapter in ``folder``, or of that name on the hub. Raises InputError where there is none,
-    or a damaged one."""
+    """What the config says of the adapter in ``folder``, or of that name on the hub. Raises InputError where there is
+    none, or a damaged one."""
     path = folder_of(folder, "config", called="adapter") / CONFIG_NAME
     if not path.exists():
-        raise InputError(f"adapter {folder} has no {CONFIG_NAME}: not a PEFT adapter; give the folder that save_pretrained wrote")
+        raise InputError(
+            f"adapter {folder} has no {CONFIG_NAME}: not a PEFT adapter; give the folder that save_pretrained wrote"
+        )
     return read_object(path)
 
 
@@ -58,8 +61,8 @@ def load_adapter(
         fused: whether LoRA layers are ``fuse_lora``'s.
         revision: branch, tag or commit of the adapter on the hub.
 
-    Raises InputError where the folder holds no adapter or a damaged one, it was trained on another base, or not every one
-    of its weights finds its place.
+    Raises InputError where the folder holds no adapter or a damaged one, it was trained on another base, or not every
+    one of its weights finds its place.
     """
     folder = folder_of(with_revision(folder, revision), called="adapter")
     base = None if base is None else folder_of(base)
@@ -94,12 +97,27 @@ def load_adapter(
     return adapted
 
 
-def name_base(folder: str | Path, base: str | Path) -> None:
-    """Has the adapter saved in ``folder`` name its base as the hub does, with the commit that it was trained on, so that
-    whoever gets it finds the base. In memory the base's folder stays: peft asks for its config at every saving.
+def load_with_adapter(
+    path: str | Path,
+    adapter: str | Path,
+    *,
+    dtype: str = "auto",
+    load_in_4bit: bool = False,
+    trainable: bool = False,
+    fused: bool = False,
+) -> PeftModel:
+    """The model at ``path`` with the adapter at ``adapter`` on it: ``load``, then ``load_adapter``, which have the
+    arguments and raise InputError. Names on the hub bring their revision: ``owner/name@revision``."""
+    model = load(path, dtype=dtype, load_in_4bit=load_in_4bit)
+    return load_adapter(model, adapter, base=path, trainable=trainable, fused=fused)
 
-    base: the folder that it was loaded from; of one outside the hub's cache nothing is changed. Raises OutputError where the
-    file cannot be written.
+
+def name_base(folder: str | Path, base: str | Path) -> None:
+    """Has the adapter saved in ``folder`` name its base as the hub does, with the commit that it was trained on, so
+    that whoever gets it finds the base. In memory the base's folder stays: peft asks for its config at every saving.
+
+    base: the folder that it was loaded from; of one outside the hub's cache nothing is changed. Raises OutputError
+    where the file cannot be written.
     """
     name = base_of(base)
     if name is None:
@@ -120,29 +138,42 @@ def _check_config(folder: Path, names: list[str]) -> None:
     config, path = adapter_config(folder), folder / CONFIG_NAME
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise InputError(f"{path}: peft_type is {short(ValueError(repr(kind)), 60)}, which peft does not know; is it another adapter's?")
+        raise InputError(
+            f"{path}: peft_type is {short(ValueError(repr(kind)), 60)}, which peft does not know; is it another "
+            "adapter's?"
+        )
     leads = [key for key in ("tokenizer_kwargs", "prompt_tuning_init_state_dict_path") if config.get(key)]
     leads += ["prompt_tuning_init"] if config.get("prompt_tuning_init") == "TEXT" else []
     if kind == "XLORA" or leads:
         raise InputError(
-            f"{path}: {leads[0] if leads else 'peft_type XLORA'} leads to files that are not in the folder; use another adapter"
+            f"{path}: {leads[0] if leads else 'peft_type XLORA'} leads to files that are not in the folder; use "
+            "another adapter"
         )
     tokens = config.get("alora_invocation_tokens")
     if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
         raise InputError(f"{path}: alora_invocation_tokens is no list of token ids; correct it, or use another adapter")
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.exists() and (folder / WEIGHTS_NAME).exists():
-        raise InputError(f"{folder / WEIGHTS_NAME} is a pickle, which is not read: save the adapter again as safetensors")
+        raise InputError(
+            f"{folder / WEIGHTS_NAME} is a pickle, which is not read: save the adapter again as safetensors"
+        )
     largest = max([_SMALL, *(size for shape in tensor_shapes(weights).values() for size in shape)])
     for key, value in _numbers(config):
         if not _NO_SIZE.search(key) and (value > largest or value < -1):
             raise InputError(
-                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, which is no size of the adapter's weights; give the "
-                f"{CONFIG_NAME} that belongs to them"
+                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, which is no size of the adapter's "
+                f"weights; give the {CONFIG_NAME} that belongs to them"
             )
     patterns = {
         f"{path}: {key}": text
-        for key in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+        for key in (
+            "target_modules",
+            "exclude_modules",
+            "layers_pattern",
+            "modules_to_save",
+            "rank_pattern",
+            "alpha_pattern",
+        )
         for text in texts_of(config.get(key))
     }
     check_patterns(patterns, names, "correct it, or use another adapter")
@@ -161,8 +192,8 @@ def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 def check_base(adapter: Path, base: str | Path) -> None:
-    """Raises InputError where the run's record beside the adapter, or what was published of it, names another base than the one
-    in ``base``."""
+    """Raises InputError where the run's record beside the adapter, or what was published of it, names another base than
+    the one in ``base``."""
     published = adapter / BASE_NAME
     trained_on = (read_object(published) if published.is_file() else run_record(adapter)).get("base_weights")
     if trained_on is None:
@@ -170,7 +201,8 @@ def check_base(adapter: Path, base: str | Path) -> None:
     here = weights_digest(base)
     if here is not None and here != trained_on:
         raise InputError(
-            f"adapter {adapter} was trained on another base model than {base}: their weights differ; give it its own base"
+            f"adapter {adapter} was trained on another base model than {base}: their weights differ; give it its "
+            "own base"
         )
 
 

@@ -33,12 +33,22 @@ def packed_attention(
     """What a transformers attention layer calls; ``segments`` reaches it as a keyword of the model's forward.
 
     query (1, Hq, T, D), key and value (1, Hkv, T, D) → (1, T, Hq, D). sliding_window: of the layer, None for all; it
-    is counted in each branch by itself, prompt included. Without segments (generation, say) the layer gets transformers' own
-    SDPA, so a model can be left set to this attention.
+    is counted in each branch by itself, prompt included. Without segments (generation, say) the layer gets
+    transformers' own SDPA, so a model can be left set to this attention.
     """
     if segments is None:
         sdpa: Callable[..., tuple[Tensor, None]] = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window, **kwargs)
+        return sdpa(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
     if dropout:
         raise ValueError(f"packed attention has no dropout, got {dropout}; set attention_dropout to 0 in the config")
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

@@ -1,5 +1,5 @@
-"""Whether a model's layers can be compiled, and whether torch.compile works on this machine: that is tried, for what it needs
-(Triton, a C compiler, headers) shows in use alone."""
+"""Whether a model's layers can be compiled, and whether torch.compile works on this machine: that is tried, for what it
+needs (Triton, a C compiler, headers) shows in use alone."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from .lora_targets import stacked_experts
 
 
 def not_compiled(model: nn.Module) -> str | None:
-    """Why the layers of ``model`` run eagerly: compiled ones are for packed rows, and for the same work in each. None where they
-    can be compiled."""
+    """Why the layers of ``model`` run eagerly: compiled ones are for packed rows, and for the same work in each. None
+    where they can be compiled."""
     family = family_of(model)
     if isinstance(family, Separate):
         return "the model reads its branches separately"
@@ -30,7 +30,9 @@ def not_compiled(model: nn.Module) -> str | None:
 
 
 def compiler_fault(device: torch.device | str) -> str | None:
-    """Why nothing can be compiled for ``device``, in a few words; None where forward and backward of two operations were."""
+    """Why nothing can be compiled for ``device``, in a few words; None where forward and backward of two operations
+    were.
+    """
     try:
         values = torch.ones(8, device=device, requires_grad=True)
         torch.compile(_two_operations, dynamic=True)(values).sum().backward()

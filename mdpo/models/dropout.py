@@ -38,8 +38,8 @@ def attention_dropout(model: nn.Module) -> str | None:
 
 
 def _probabilities(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(name for messages, holder, key) of every dropout probability above 0: a module's attribute, or an entry of a dict
-    by adapter, as LoHa and LoKr have it."""
+    """(name for messages, holder, key) of every dropout probability above 0: a module's attribute, or an entry of a
+    dict by adapter, as LoHa and LoKr have it."""
     for path, module in model.named_modules():
         if isinstance(module, _DROPOUTS) or "Dropout" in type(module).__name__:  # peft's BOFT has a class of its own
             if getattr(module, "p", 0.0) > 0:

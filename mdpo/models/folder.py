@@ -14,10 +14,19 @@ from mdpo.shown import shown
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What from_pretrained reads of a folder, as far as it is JSON.
 _JSON = (
-    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
-    "video_preprocessor_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "chat_template.json", "adapter_config.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+    "adapter_config.json",
+)
 
 
 # Where a config sends transformers for something that is not in the folder, or for code: names of keys, anywhere in it.
@@ -67,13 +76,15 @@ def _check_inside(path: Path, content: dict[str, Any]) -> None:
         kernel = key.endswith("_implementation") and "/" in str(value)
         if elsewhere or kernel or (isinstance(value, str) and value.startswith(("hf-hub:", "hf_hub:"))):
             raise InputError(
-                f"{path}: {shown(key)} leads outside the folder, to {short(ValueError(repr(value)), 80)}; nothing is fetched "
-                "and nobody's code is run: take the key out, or use another model"
+                f"{path}: {shown(key)} leads outside the folder, to {short(ValueError(repr(value)), 80)}; nothing "
+                "is fetched and nobody's code is run: take the key out, or use another model"
             )
 
 
 def _check_sizes(path: Path, content: dict[str, Any]) -> None:
-    """Raises InputError where a processor's config has pictures blown up, or cut into numbers of pieces, without measure."""
+    """Raises InputError where a processor's config has pictures blown up, or cut into numbers of pieces, without
+    measure.
+    """
     for key, value, _ in _entries(content):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
@@ -84,8 +95,8 @@ def _check_sizes(path: Path, content: dict[str, Any]) -> None:
             most = _LONGEST_SIDE  # where pictures are cut into patches of any number, it is a number of pixels
         if not -most <= value <= most:
             raise InputError(
-                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, above {most:,}, the most that is taken for a picture; "
-                "copy the file again from where it came"
+                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, above {most:,}, the most that is taken "
+                "for a picture; copy the file again from where it came"
             )
 
 
@@ -97,8 +108,8 @@ def check_layers(path: Path, tensors: int) -> None:
     for key, value, _ in _entries(read_object(path)):
         if isinstance(value, int) and _LAYERS.search(key) and value > max(_MOST_LAYERS, tensors):
             raise InputError(
-                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, but the weights are {tensors} tensors; give the "
-                "config.json that belongs to these weights"
+                f"{path}: {shown(key)} is {short(ValueError(value), 40)}, but the weights are {tensors} tensors; "
+                "give the config.json that belongs to these weights"
             )
 
 
@@ -116,7 +127,8 @@ def check_beside(folder: Path) -> None:
     """Raises InputError where a model's folder holds an adapter too, which transformers would put into the model."""
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"{folder / 'adapter_config.json'} stands beside a model's config.json; keep adapters in a folder of their own"
+            f"{folder / 'adapter_config.json'} stands beside a model's config.json; keep adapters in a folder of "
+            "their own"
         )
 
 
@@ -162,7 +174,9 @@ def check_weight_files(folder: Path) -> dict[str, tuple[int, ...]]:
     names = weight_names(folder)
     if names == [WEIGHTS] and not (folder / WEIGHTS).is_file():
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        remedy = f"{pickles[0]} is a pickle, which is not read: save the model again as safetensors" if pickles else None
+        remedy = (
+            f"{pickles[0]} is a pickle, which is not read: save the model again as safetensors" if pickles else None
+        )
         raise InputError(f"{folder} has no {WEIGHTS} (or {INDEX}); {remedy or 'copy the weights there'}")
     return {tensor: shape for name in names for tensor, shape in tensor_shapes(folder / name).items()}
 
@@ -176,8 +190,8 @@ def check_not_quantized(folder: Path, config: dict[str, Any]) -> None:
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
     if method not in ("bitsandbytes", None) or not isinstance(settings, dict):
         raise InputError(
-            f"{folder}: the weights are quantised with {short(ValueError(method), 40)}, which is not trained on here; give the folder of the "
-            "unquantised model, with load_in_4bit where memory is short"
+            f"{folder}: the weights are quantised with {short(ValueError(method), 40)}, which is not trained on "
+            "here; give the folder of the unquantised model, with load_in_4bit where memory is short"
         )
 
 

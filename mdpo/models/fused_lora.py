@@ -1,7 +1,7 @@
 """LoRA layers that add to their base's product where it lies: peft's own, with another forward.
 
-peft makes them by its dispatch for custom modules, so that everything else stays peft's: what is saved and loaded, merging,
-``disable_adapter``, several adapters, ``print_trainable_parameters``.
+peft makes them by its dispatch for custom modules, so that everything else stays peft's: what is saved and loaded,
+merging, ``disable_adapter``, several adapters, ``print_trainable_parameters``.
 """
 
 import copy
@@ -24,8 +24,8 @@ _TENSORS = (nn.Parameter, Tensor, FakeTensor)
 
 
 class FusedLora:
-    """The forward of a peft layer that is mixed in: its own way for one plain active adapter without dropout on a frozen
-    base, and peft's for everything else, and for whatever somebody watches or has replaced."""
+    """The forward of a peft layer that is mixed in: its own way for one plain active adapter without dropout on a
+    frozen base, and peft's for everything else, and for whatever somebody watches or has replaced."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         given = args or any(value is not None for value in kwargs.values())
@@ -43,7 +43,9 @@ class FusedLora:
         (name,) = active
         base, down, up = self.base_layer, self.lora_A[name], self.lora_B[name]
         dropout: Any = self.lora_dropout[name]
-        if type(dropout) is not nn.Identity and not (type(dropout) is nn.Dropout and not (dropout.training and dropout.p)):
+        if type(dropout) is not nn.Identity and not (
+            type(dropout) is nn.Dropout and not (dropout.training and dropout.p)
+        ):
             return "it has dropout"
         if any(map(_is_watched, (base, dropout, down, up))):
             return "somebody watches it, or has put another forward in it"
@@ -78,7 +80,9 @@ def obstacle_of_dtypes(
 ) -> str | None:
     """None where peft's layer would run the adapter's products in the dtype of the base's, ``products``, too."""
     if autocast_is_on(device):
-        same = products == torch.get_autocast_dtype(device.type) and all(each in (products, torch.float32) for each in adapter)
+        same = products == torch.get_autocast_dtype(device.type) and all(
+            each in (products, torch.float32) for each in adapter
+        )
     else:
         same = {dtype, *adapter} == {products}
     return None if same else "peft computes the adapter in another dtype than the base"
@@ -109,7 +113,11 @@ def _obstacles(model: nn.Module, autocast: torch.dtype | None) -> Iterator[tuple
             continue
         base: Any = layer.base_layer
         dtype = getattr(base, "compute_dtype", None) or base.weight.dtype  # of a weight in 4 bits, its products'
-        with without_autocast(base.weight.device) if autocast is None else torch.autocast(base.weight.device.type, autocast):
+        with (
+            without_autocast(base.weight.device)
+            if autocast is None
+            else torch.autocast(base.weight.device.type, autocast)
+        ):
             yield name, layer.obstacle(dtype)
 
 
@@ -152,21 +160,23 @@ def can_fuse(config: PeftConfig) -> TypeGuard[LoraConfig]:
 
 
 def fuse_lora(config: LoraConfig) -> LoraConfig:
-    """The config, with ``FusedLoraLinear`` for plain linear layers, and ``FusedLoraLinear4bit`` for bitsandbytes' in 4 bits:
-    ``get_peft_model(model, fuse_lora(LoraConfig(...)))``, or
+    """The config, with ``FusedLoraLinear`` for plain linear layers, and ``FusedLoraLinear4bit`` for bitsandbytes' in 4
+    bits: ``get_peft_model(model, fuse_lora(LoraConfig(...)))``, or
     ``PeftModel.from_pretrained(model, folder, config=fuse_lora(LoraConfig.from_pretrained(folder)))``.
 
-    Trains the same adapter to rounding, and the same bits while B is zero; a row of a layer's output is written twice, not
-    four times, and what is kept for the backward is no more. In the backward A and B get their gradients summed in float32.
-    A fused layer is differentiated once: a second derivative and forward mode raise NotImplementedError.
+    Trains the same adapter to rounding, and the same bits while B is zero; a row of a layer's output is written twice,
+    not four times, and what is kept for the backward is no more. In the backward A and B get their gradients summed in
+    float32. A fused layer is differentiated once: a second derivative and forward mode raise NotImplementedError.
 
-    Raises ValueError for another kind of config, and for one with custom modules of its own: peft asks one for each layer, the
-    first that fits.
+    Raises ValueError for another kind of config, and for one with custom modules of its own: peft asks one for each
+    layer, the first that fits.
     """
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
         raise ValueError(f"config is a {type(config).__name__}; expected a peft.LoraConfig")
     if not can_fuse(config):
-        raise ValueError("the config has custom modules of its own, which fuse_lora would hide; register one or the other")
+        raise ValueError(
+            "the config has custom modules of its own, which fuse_lora would hide; register one or the other"
+        )
     config = copy.deepcopy(config)
     config._register_custom_module({nn.Linear: _layer})  # pyright: ignore[reportArgumentType]  # called, like a class
     return config

@@ -15,8 +15,8 @@ from .fused_lora import FusedLora, obstacle_of_dtypes
 
 
 class FusedLoraLinear4bit(FusedLora, Linear4bit):
-    """peft's LoRA on a linear layer in 4 bits: bitsandbytes' product, whose backward stays its own, and the adapter's added
-    where that lies, where peft copies it first."""
+    """peft's LoRA on a linear layer in 4 bits: bitsandbytes' product, whose backward stays its own, and the adapter's
+    added where that lies, where peft copies it first."""
 
     def fused(self, x: Tensor, base: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

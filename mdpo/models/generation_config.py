@@ -14,12 +14,18 @@ from .logps import unwrap
 
 _log = logging.getLogger(__name__)
 
-# What is read only when sampling, only when searching with beams, and only when a dict is returned, with the values that
-# say nothing.
+# What is read only when sampling, only when searching with beams, and only when a dict is returned, with the values
+# that say nothing.
 _SAMPLING = {
-    "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
-}  # fmt: skip
+}
 _BEAMS = {"early_stopping": False, "length_penalty": 1.0, "diversity_penalty": 0.0, "num_beam_groups": 1}
 _EXTRA = dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "output_logits"), False)
 

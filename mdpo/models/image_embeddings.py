@@ -50,14 +50,14 @@ def image_embeddings(
         picture: What the image processor returns for the picture at this position; asked for what the file lacks.
         folder: Where the vectors are kept for the next run; None keeps nothing.
 
-    Raises InputError for a family that is read separately, or not at all, and for features that are no numbers. A folder
-    that cannot be written to is logged.
+    Raises InputError for a family that is read separately, or not at all, and for features that are no numbers. A
+    folder that cannot be written to is logged.
     """
     base, family = unwrap(model), family_of(model)
     if isinstance(family, Separate):
         raise InputError(
-            f"negative: which pictures look alike is known of families with a packed row alone ({family.reason}); choose another "
-            "negative"
+            f"negative: which pictures look alike is known of families with a packed row alone ({family.reason}); "
+            "choose another negative"
         )
     path = None if folder is None else Path(folder, f"image_embeddings-{_key(base)}.safetensors")
     known = {} if path is None else _read(path)
@@ -91,8 +91,8 @@ def image_embeddings(
 def _check_finite(embedding: Tensor) -> None:
     if not embedding.isfinite().all():
         raise InputError(
-            "the vision tower and projector make features that are not finite, so that no picture is like another; a weight is "
-            "not a number, or values overflow in this dtype (dtype: float32)"
+            "the vision tower and projector make features that are not finite, so that no picture is like another; a "
+            "weight is not a number, or values overflow in this dtype (dtype: float32)"
         )
 
 

@@ -32,8 +32,8 @@ def model_inputs(
     unread = [name for name, tensor in images.items() if tensor.is_floating_point() and name not in parameters]
     if unread:
         raise InputError(
-            f"the image processor returns {', '.join(unread)}, which the forward of a {base.config.model_type!r} model does not "
-            "take; use the processor that was saved with the model"
+            f"the image processor returns {', '.join(unread)}, which the forward of a {base.config.model_type!r} "
+            "model does not take; use the processor that was saved with the model"
         )
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= {"use_cache": False, "return_dict": True}

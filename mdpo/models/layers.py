@@ -51,9 +51,9 @@ def compile_layers(model: nn.Module) -> None:
     """torch.compile of each repeated layer, in place and lazily: the first step compiles.
 
     Dynamic shapes, because no two packed rows have the same length. Compiled kernels fuse and reorder sums: results
-    move by rounding. Where processes train together, PyTorch's setting ``torch._dynamo.config.optimize_ddp`` is switched off
-    for all that this process compiles: it would cut each layer's graph once more, by the buckets of DDP's gradients, which
-    layer by layer are sent early enough.
+    move by rounding. Where processes train together, PyTorch's setting ``torch._dynamo.config.optimize_ddp`` is
+    switched off for all that this process compiles: it would cut each layer's graph once more, by the buckets of DDP's
+    gradients, which layer by layer are sent early enough.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch._dynamo.config.optimize_ddp = False

@@ -1,12 +1,13 @@
 """Layers with linear attention in a packed row: a prompt's state is handed to every response that reads it.
 
 Such a layer (Qwen3.5's gated delta net) reads a sequence from left to right and keeps two states, the last inputs of a
-convolution and a matrix. A packed row is no such sequence. So the layer reads the row's prompts as a batch of sequences, and then
-its responses as another, each from the states of its prompt; gradients flow back through the states, and those of a prompt's
-responses are summed. Everything else of the layer stays the row's: P tokens once for all that read them.
+convolution and a matrix. A packed row is no such sequence. So the layer reads the row's prompts as a batch of
+sequences, and then its responses as another, each from the states of its prompt; gradients flow back through the
+states, and those of a prompt's responses are summed. Everything else of the layer stays the row's: P tokens once for
+all that read them.
 
-What a layer is given is exchanged by hooks in front of it and behind it. transformers' own cache hands the states over, with a
-layer in it that keeps them as they are: its own copies them into place, which has no gradient.
+What a layer is given is exchanged by hooks in front of it and behind it. transformers' own cache hands the states over,
+with a layer in it that keeps them as they are: its own copies them into place, which has no gradient.
 """
 
 from typing import Any
@@ -20,7 +21,8 @@ from transformers.cache_utils import LinearAttentionLayer
 from mdpo.errors import InputError
 from mdpo.packing import Forks
 
-# Shapes: T packed tokens, H hidden size; of Forks: B prompts of P tokens, S responses of R; C channels, K of the convolution
+# Shapes: T packed tokens, H hidden size; of Forks: B prompts of P tokens, S responses of R; C channels, K of the
+# convolution
 
 
 class _States(LinearAttentionLayer):
@@ -66,7 +68,8 @@ class _Prompts(Cache):
 
 
 def fork_states(text: Any) -> None:
-    """Has the linear attention of each layer fork its states where a row has ``forks``, a keyword of the text model's forward.
+    """Has the linear attention of each layer fork its states where a row has ``forks``, a keyword of the text model's
+    forward.
 
     text: the model of repeated layers, bare or with adapters in them.
     The hooks stay, for gradient checkpointing runs the layers again in the backward; without forks they change nothing.
@@ -84,16 +87,20 @@ def fork_states(text: Any) -> None:
 
 
 def _check_has_no_bias(module: nn.Module) -> None:
-    """The zeros that fill a prompt up in front of its tokens leave the states at zero only where no bias makes tokens of them."""
+    """The zeros that fill a prompt up in front of its tokens leave the states at zero only where no bias makes tokens
+    of them.
+    """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear) and part.bias is not None:
             raise InputError(
-                f"the adapter gives a bias to {name} of a layer with linear attention, which a packed row fills up with zeros; leave "
-                "lora_bias out of its config"
+                f"the adapter gives a bias to {name} of a layer with linear attention, which a packed row fills "
+                "up with zeros; leave lora_bias out of its config"
             )
 
 
-def _read_prompts(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _read_prompts(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """In front of the layer: the row's prompts in place of the row."""
     forks: Forks | None = kwargs.get("forks")
     if forks is None:

@@ -148,7 +148,10 @@ def _make_room(weights: dict[str, Tensor], image_id: int) -> None:
     if image_id < have:
         return
     if image_id >= have + _MOST_ROWS:
-        raise InputError(f"the tokenizer's image token has id {image_id}, far beyond the {have} embeddings; give the tokenizer of this checkpoint")
+        raise InputError(
+            f"the tokenizer's image token has id {image_id}, far beyond the {have} embeddings; give the tokenizer "
+            "of this checkpoint"
+        )
     more = -(-(image_id + 1) // _ROWS) * _ROWS - have
     for name in (EMBEDDINGS, HEAD):
         if name in weights:

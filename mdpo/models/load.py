@@ -39,8 +39,8 @@ def load(
     revision: branch, tag or commit on the hub.
 
     Raises InputError where the folder is missing, holds an adapter alone or is not an image-text model, where its
-    weights are damaged, incomplete, quantised by another tool, or do not fit its config, and where the hub does not hand
-    the model out.
+    weights are damaged, incomplete, quantised by another tool, or do not fit its config, and where the hub does not
+    hand the model out.
     """
     path = with_revision(path, revision)
     check_model(path)  # before gigabytes are fetched
@@ -72,15 +72,17 @@ def check_model(path: str | Path) -> Path:
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise InputError(
-                f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter, or to train "
-                "it further as adapter_name_or_path"
+                f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter, "
+                "or to train it further as adapter_name_or_path"
             )
         raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
     check_json_files(folder)
     check_not_quantized(folder, read_object(folder / "config.json"))
     if type(model_config(folder)) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         kind = short(ValueError(repr(model_config(folder).model_type)), 60)
-        raise InputError(f"{folder} does not load as an image-text model: its model_type is {kind}; give a vision-language model")
+        raise InputError(
+            f"{folder} does not load as an image-text model: its model_type is {kind}; give a vision-language model"
+        )
     return folder
 
 
@@ -129,8 +131,8 @@ def _refuse_unfit(folder: Path, model: PreTrainedModel, found: dict[str, Any], u
     unknown = sorted(key for key in found["unexpected_keys"] if not (_UNREAD.search(key) or unread.search(key)))
     if unknown:
         raise InputError(
-            f"{folder} has {len(unknown)} weights that {name} does not read: {some(unknown)}; it would be another model "
-            "without them: give the config.json that belongs to these weights"
+            f"{folder} has {len(unknown)} weights that {name} does not read: {some(unknown)}; it would be another "
+            "model without them: give the config.json that belongs to these weights"
         )
 
 
@@ -196,8 +198,8 @@ def _try(folder: Path, processor: Any) -> None:
         raise
     except Exception as error:  # as above
         raise InputError(
-            f"{folder}: its processor fails on a picture: {short(error)}; copy processor_config.json, preprocessor_config.json "
-            "and the tokenizer's files again"
+            f"{folder}: its processor fails on a picture: {short(error)}; copy processor_config.json, "
+            "preprocessor_config.json and the tokenizer's files again"
         ) from error
 
 
@@ -223,7 +225,6 @@ def check_processor(config: Any, processor: Any, where: str) -> None:
     # Gemma 3 has one token in the text and another in its place: the processor says which become image features.
     if None not in (theirs, own) and own not in (theirs, *getattr(processor, "image_token_ids", ())):
         raise InputError(
-            f"{where}: the processor's image token {getattr(processor, 'image_token', None)!r} has id {theirs}, but the "
-            f"model's config says image_token_id {own}; use the processor that was saved with the model"
+            f"{where}: the processor's image token {getattr(processor, 'image_token', None)!r} has id {theirs}, "
+            f"but the model's config says image_token_id {own}; use the processor that was saved with the model"
         )
-

@@ -1,4 +1,6 @@
-"""One forward of a micro-batch, and the log-prob of every response in it: of a packed row here, of sequences in ``separate``."""
+"""One forward of a micro-batch, and the log-prob of every response in it: of a packed row here, of sequences in
+``separate``.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,28 +50,29 @@ def sequence_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatu
     Raises InputError as ``branch_logps``, and for a batch of other branches.
     """
     if batch.branches != MDPO_BRANCHES:
-        raise InputError(f"the batch has the branches {', '.join(batch.branches)}; take branch_logps, which gives (K, B)")
+        raise InputError(
+            f"the batch has the branches {', '.join(batch.branches)}; take branch_logps, which gives (K, B)"
+        )
     return branch_logps(model, batch, image_features=image_features)
 
 
 def branch_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
-    """Log-probs of the responses, summed over their tokens by ``batch.weights``: (K, B) float32, rows as ``batch.branches``.
+    """Log-probs of the responses, summed over their tokens by ``batch.weights``: (K, B) float32, rows as
+    ``batch.branches``.
 
     model: a Hugging Face model, bare or PEFT. Nothing has to be set on it before.
     batch: from ``pack`` for this model, on its device.
     image_features: from ``encode_images``, to share them between policy and reference; of a packed row alone.
 
-    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs cannot
-    be had.
+    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs
+    cannot be had.
     """
     token_logps = response_token_logps(model, batch, image_features=image_features)
     logps = sum_logps(token_logps, batch.cu_seqlens, batch.weights).view(len(batch.branches), -1)
     return logps.masked_fill(~batch.present, torch.nan)
 
 
-def response_token_logps(
-    model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None
-) -> Tensor:
+def response_token_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
     """The log-prob of every scored token: (N,) float32, in the order of ``batch.targets``. As ``branch_logps``."""
     check_adapter_kinds(model)
     if isinstance(batch, SeparateBatch):
@@ -87,7 +90,7 @@ def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: I
     if packed.images:
         features = encode_images(model, packed) if image_features is None else image_features
         # The rows are known since packing: index_copy needs no mask, and its backward no synchronisation.
-        embeddings = embeddings[0].index_copy(0, packed.image_rows, features.embeddings.to(embeddings.dtype))[None]
+        embeddings = embeddings[0].index_copy(0, packed.image_positions, features.embeddings.to(embeddings.dtype))[None]
         deepstack = _deepstack(packed, features)
     # The text model itself: what stands around it has put the image features in place, and counts positions of its own.
     hidden = base.get_decoder()(
@@ -103,7 +106,7 @@ def _packed_token_logps(model: nn.Module, packed: PackedBatch, image_features: I
         **_forks(base, packed),
     ).last_hidden_state[0]
     # A prefix's last row is scored twice. Its gradient has two addends, whose sum does not depend on their order.
-    scored = hidden.index_select(0, packed.scored_rows)
+    scored = hidden.index_select(0, packed.scored_positions)
     head = cast(nn.Module, base.get_output_embeddings())
     return head_logps(head, scored, packed.targets, logits_of(base.config))
 
@@ -112,7 +115,9 @@ def _check_is_packed(model: nn.Module) -> None:
     """A row that was laid out for another model may be one that this one mixes up."""
     family = family_of(model)
     if isinstance(family, Separate):
-        raise InputError(f"the batch is a packed row, which this model does not take ({family.reason}); pack it for this model")
+        raise InputError(
+            f"the batch is a packed row, which this model does not take ({family.reason}); pack it for this model"
+        )
 
 
 def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None = None) -> ImageFeatures:
@@ -131,10 +136,10 @@ def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None 
         outputs = base.model.get_image_features(**tower_inputs(base, packed.images), return_dict=True)
     distinct = outputs.pooler_output  # one (m, H) per image, in a sequence or a tensor
     features = _of_the_row(distinct, packed)
-    if len(features) != len(packed.image_rows):
+    if len(features) != len(packed.image_positions):
         raise InputError(
             f"examples {', '.join(packed.ids)}: the vision tower makes {len(features)} image features for "
-            f"{len(packed.image_rows)} placeholders; the prompts were expanded for another image size"
+            f"{len(packed.image_positions)} placeholders; the prompts were expanded for another image size"
         )
     lengths = [len(image) for image in distinct]
     # transformers 5.17 leaves these whole, later versions split them by image.
@@ -154,7 +159,7 @@ def _deepstack(packed: PackedBatch, features: ImageFeatures) -> dict[str, Tensor
     if not features.deepstack:
         return {}
     mask = torch.zeros_like(packed.input_ids, dtype=torch.bool)
-    mask[0].index_fill_(0, packed.image_rows, True)
+    mask[0].index_fill_(0, packed.image_positions, True)
     return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
 
 
@@ -166,7 +171,7 @@ def _layer_embeddings(base: PreTrainedModel, packed: PackedBatch) -> dict[str, T
     text: Any = base.get_decoder()
     if not getattr(text, "hidden_size_per_layer_input", 0):
         return {}
-    ids = packed.input_ids[0].index_fill(0, packed.image_rows, text.config.pad_token_id)
+    ids = packed.input_ids[0].index_fill(0, packed.image_positions, text.config.pad_token_id)
     return {"per_layer_inputs": text.get_per_layer_inputs(ids[None], None)}
 
 
@@ -189,18 +194,20 @@ def check_adapter_kinds(model: nn.Module) -> None:
         if kind == "POLY":
             raise InputError(f"the adapter {name!r} is of kind POLY, whose forward wants task ids; use LoRA")
         if config.is_prompt_learning or config.is_adaption_prompt:
-            way = "peft does so in a forward of its own, which branches with images do not go through" if separate else (
-                "a packed row has no place for them"
+            way = (
+                "peft does so in a forward of its own, which branches with images do not go through"
+                if separate
+                else ("a packed row has no place for them")
             )
             raise InputError(
-                f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or into its "
-                f"attention; {way}: use LoRA, or another adapter of the layers"
+                f"the adapter {name!r} is of kind {kind}, which puts tokens of its own in front of a sequence or "
+                f"into its attention; {way}: use LoRA, or another adapter of the layers"
             )
         if getattr(config, "alora_invocation_tokens", None):
             where = "outside of peft's own forward" if separate else "in a packed row"
             raise InputError(
-                f"the adapter {name!r} is an aLoRA, which acts behind tokens that it looks for in each sequence: it would do "
-                f"nothing {where}, and cannot be merged; use LoRA, without alora_invocation_tokens"
+                f"the adapter {name!r} is an aLoRA, which acts behind tokens that it looks for in each sequence: "
+                f"it would do nothing {where}, and cannot be merged; use LoRA, without alora_invocation_tokens"
             )
 
 

@@ -62,7 +62,14 @@ def adapted(model: PreTrainedModel, config: PeftConfig, *, fused: bool) -> PeftM
         _log.warning("peft_config: target_modules is not set; every linear layer of the language model is adapted")
     patterns = {
         f"peft_config: {name}": text
-        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "rank_pattern", "alpha_pattern")
+        for name in (
+            "target_modules",
+            "exclude_modules",
+            "layers_pattern",
+            "modules_to_save",
+            "rank_pattern",
+            "alpha_pattern",
+        )
         for text in texts_of(getattr(config, name, None))
     }
     check_patterns(patterns, [name for name, _ in model.named_modules() if name], "correct it")
@@ -77,9 +84,10 @@ def adapted(model: PreTrainedModel, config: PeftConfig, *, fused: bool) -> PeftM
     adapts = any(".experts." in name and parameter.requires_grad for name, parameter in wrapped.named_parameters())
     if isinstance(config, LoraConfig) and experts is not None and not adapts:
         _log.warning(
-            "LoRA leaves out the weights of the experts (%s): they are stacked, and no linear layers; a peft_config with "
-            "target_parameters adapts them", experts,
-        )  # fmt: skip
+            "LoRA leaves out the weights of the experts (%s): they are stacked, and no linear layers; a peft_config "
+            "with target_parameters adapts them",
+            experts,
+        )
     return wrapped
 
 
@@ -107,12 +115,13 @@ def check_lora_targets(model: nn.Module, targets: str | Sequence[str] | None) ->
         odd = [name for name in found if not isinstance(modules[name], _ADAPTABLE)]
         if odd:
             raise InputError(
-                f"lora_target_modules: {_shown(target)} is a {type(modules[odd[0]]).__name__} ({odd[0]}); name linear layers, "
-                f"such as {_linear_names(modules)}"
+                f"lora_target_modules: {_shown(target)} is a {type(modules[odd[0]]).__name__} ({odd[0]}); name "
+                f"linear layers, such as {_linear_names(modules)}"
             )
         if not found:
             raise InputError(
-                f"lora_target_modules: {_shown(target)} matches no layer; the language model has {_linear_names(modules)}"
+                f"lora_target_modules: {_shown(target)} matches no layer; the language model has "
+                f"{_linear_names(modules)}"
             )
 
 
@@ -128,7 +137,8 @@ def _names(targets: str | Sequence[str] | None) -> list[str] | None:
     if not isinstance(targets, str):
         odd = next(word for word in words if not _NAME.fullmatch(word))
         raise InputError(
-            f"lora_target_modules: {_shown(odd)} is not the name of a layer; a regular expression stands alone, not in a list"
+            f"lora_target_modules: {_shown(odd)} is not the name of a layer; a regular expression stands alone, "
+            "not in a list"
         )
     return None
 

@@ -1,6 +1,5 @@
 """An adapter into the weights: a model folder that needs neither this package nor peft."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mdpo.errors import InputError
 from mdpo.hub import folder_of, hub_name, with_revision
 from mdpo.outputs import whole_folder, write_part
 from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
-from mdpo.shown import say, shown
+from mdpo.shown import shown
 
 from .adapters import adapter_config, load_adapter, run_record
 from .folder import mapping, short
@@ -26,16 +25,16 @@ from .start_check import rounding_of
 
 
 def merge(adapter: str | Path, destination: str | Path, base: str | Path | None = None) -> Path:
-    """Writes base plus adapter to ``destination``: safetensors weights, processor, generation config, model card; all of
-    it or nothing.
+    """Writes base plus adapter to ``destination``: safetensors weights, processor, generation config, model card; all
+    of it or nothing.
 
-    adapter, base: folders, or names on the hub. base: where it is no longer the one that the adapter names. Merged in the base weights' own
-    dtype, on the CPU: with fp32 weights the log-probs stay what they were up to rounding; with bf16 weights the sum is
-    rounded to bf16. An adapter trained on 4-bit weights is merged into the whole ones.
+    adapter, base: folders, or names on the hub. base: where it is no longer the one that the adapter names. Merged in
+    the base weights' own dtype, on the CPU: with fp32 weights the log-probs stay what they were up to rounding; with
+    bf16 weights the sum is rounded to bf16. An adapter trained on 4-bit weights is merged into the whole ones.
 
     Raises InputError where a folder is missing or is not what it should be, the destination is not empty, the adapter
-    was trained on another base, or merging would change what the adapter says: an adapter on embeddings that are tied to
-    the head, a kind of adapter that cannot be merged. Raises OutputError where the disk is full or refuses.
+    was trained on another base, or merging would change what the adapter says: an adapter on embeddings that are tied
+    to the head, a kind of adapter that cannot be merged. Raises OutputError where the disk is full or refuses.
     """
     destination = Path(destination).expanduser()
     config = adapter_config(adapter)
@@ -69,8 +68,8 @@ def _named_base(adapter: Path, config: Mapping[str, Any]) -> str:
             revision = config.get("revision") if name == names[0] else None
             return with_revision(name, revision if isinstance(revision, str) and revision else None)
     raise InputError(
-        f"the base model {shown(names[0] or '')[:200]!r} that the adapter names is not here; give its folder with --base, or "
-        "its name on the hub"
+        f"the base model {shown(names[0] or '')[:200]!r} that the adapter names is not here; give its folder with "
+        "--base, or its name on the hub"
     )
 
 
@@ -85,14 +84,16 @@ def _merged(model: PeftModel, adapter: Path) -> Any:
         merged = tuner.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
         kind = model.peft_config[model.active_adapters[0]].peft_type
-        raise InputError(f"{adapter}: this adapter ({kind}) cannot be merged: {short(error)}; use it as an adapter") from error
+        raise InputError(
+            f"{adapter}: this adapter ({kind}) cannot be merged: {short(error)}; use it as an adapter"
+        ) from error
     got = [plain_token_logps(merged, branch) for branch in text]
     off = float((torch.cat(got) - torch.cat(expected)).abs().mean())
     if not off <= rounding or _comes_apart(merged):
         tied = ": the adapter is on embeddings that are tied to lm_head" if merged.config.tie_word_embeddings else ""
         raise InputError(
-            f"{adapter}: merged, the model would be another one ({off:.2g} nats a token off){tied}; it can't be merged, use "
-            "it as an adapter"
+            f"{adapter}: merged, the model would be another one ({off:.2g} nats a token off){tied}; it can't be "
+            "merged, use it as an adapter"
         )
     return merged
 
@@ -112,8 +113,3 @@ def _text(model: PeftModel) -> PreferenceTokens:
     ids = [token for token in range(0, vocabulary, -(-vocabulary // 512)) if token != config.image_token_id]
     middle = len(ids) // 2
     return PreferenceTokens("text", ids[:middle], ids[middle:], ids[:middle], None)
-
-
-def run_merge(options: argparse.Namespace) -> None:
-    """``mdpo merge``."""
-    say(f"wrote {merge(options.adapter, options.destination, options.base)}")

@@ -31,7 +31,8 @@ _MARK, _TEMPLATE_MARK = (
 _CITATION = """```bibtex
 @inproceedings{wang2024mdpo,
   title = {{mDPO}: Conditional Preference Optimization for Multimodal Large Language Models},
-  author = {Wang, Fei and Zhou, Wenxuan and Huang, James Y. and Xu, Nan and Zhang, Sheng and Poon, Hoifung and Chen, Muhao},
+  author = {Wang, Fei and Zhou, Wenxuan and Huang, James Y. and Xu, Nan and Zhang, Sheng and Poon, Hoifung
+            and Chen, Muhao},
   booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
   year = {2024},
   url = {https://arxiv.org/abs/2406.11839},
@@ -78,8 +79,9 @@ def write_run_record(
     folder: str | Path, run: Mapping[str, Any], *, base_weights: str | None, text: Mapping[str, Any]
 ) -> None:
     """Beside an adapter: the run's settings that the trainer does not know, the digest of the base model's weights, the
-    settings of the text that it read, and the versions it ran with. The digest of an adapter's base is also in a file of its
-    own, which tells nothing of this machine and may be published. Raises OutputError where it cannot be written."""
+    settings of the text that it read, and the versions it ran with. The digest of an adapter's base is also in a file
+    of its own, which tells nothing of this machine and may be published. Raises OutputError where it cannot be written.
+    """
     record = {"run": dict(run), "base_weights": base_weights, "text": dict(text), "versions": versions()}
     write_text(Path(folder, RECORD_NAME), json.dumps(redacted(record), indent=1))
     if base_weights is not None and run.get("use_lora"):
@@ -99,8 +101,8 @@ def _adapter(kind: str) -> str:
 
 
 def write_run_card(folder: str | Path, run: FinishedRun, *, title: str | None = None) -> bool:
-    """Writes ``run_card`` into the folder of a run, unless a card lies there that somebody else wrote. Returns whether it
-    was written. Raises OutputError where it cannot be written."""
+    """Writes ``run_card`` into the folder of a run, unless a card lies there that somebody else wrote. Returns whether
+    it was written. Raises OutputError where it cannot be written."""
     path = Path(folder, CARD_NAME)
     if path.exists() and not any(
         mark in path.read_text(encoding="utf-8", errors="replace") for mark in (_MARK, _TEMPLATE_MARK)
@@ -146,8 +148,8 @@ def run_card(folder: Path, run: FinishedRun, *, title: str | None = None) -> str
 
 
 def model_card(adapter: Path, base: Path) -> str:
-    """Of an adapter that is merged into its base, from the files that training left in ``adapter``, or in the run's folder
-    around a checkpoint; what is not there is left out."""
+    """Of an adapter that is merged into its base, from the files that training left in ``adapter``, or in the run's
+    folder around a checkpoint; what is not there is left out."""
     record = _read(adapter, RECORD_NAME)
     run, trained_with = mapping(record.get("run")), mapping(record.get("versions"))
     settings = _read(adapter, "mdpo_settings.json")
@@ -165,13 +167,18 @@ def model_card(adapter: Path, base: Path) -> str:
         },
         "Training": {"steps": state.get("global_step"), "epochs": state.get("epoch")}
         | {name: value for name, value in settings.items() if name not in ("rows", "negative")}
-        | {f"{kind.lower()} {name}": config.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
+        | {
+            f"{kind.lower()} {name}": config.get(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")
+        },
         "Metrics": logged | evaluated,
         "Versions": {f"{name} (training)": version for name, version in trained_with.items()}
         | {f"{name} (merging)": version for name, version in versions().items()},
     }
     text = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mdpo, dpo]\n---\n\n"
-    text += f"# {markdown(adapter.resolve().name)}\n\n{_adapter(kind)} trained on preference pairs, merged into its base model.\n"
+    text += (
+        f"# {markdown(adapter.resolve().name)}\n\n{_adapter(kind)} trained on preference pairs, merged into its base "
+        "model.\n"
+    )
     return text + _tables(sections)
 
 

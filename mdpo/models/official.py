@@ -31,8 +31,8 @@ _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space. A system turn
-# takes the place of the default text; what Vicuna has no form for is refused.
+# Vicuna's turns, in LLaVA's and in Bunny's tuning data alike: the answer follows "ASSISTANT:" after a space. A system
+# turn takes the place of the default text; what Vicuna has no form for is refused.
 _CHAT_TEMPLATE = (
     "{% if tools %}{{ raise_exception('Vicuna has no form for tools') }}{% endif %}"
     "{% if not messages or messages[0]['role'] != 'system' %}{{ '" + _SYSTEM.replace("'", "\\'") + " ' }}{% endif %}"
@@ -54,7 +54,9 @@ _CHAT_TEMPLATE = (
 
 
 def check_destination(destination: Path) -> None:
-    """Raises InputError where the folder cannot be made, or holds something already: asked before gigabytes are read."""
+    """Raises InputError where the folder cannot be made, or holds something already: asked before gigabytes
+    are read.
+    """
     check_output_folder(destination, "destination")
     if destination.exists() and any(destination.iterdir()):
         raise InputError(f"{destination} is not empty; give a new folder")
@@ -88,7 +90,9 @@ def converting(source: Path) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{source / 'config.json'} does not convert: {short(error)}; is the checkpoint whole?") from error
+        raise InputError(
+            f"{source / 'config.json'} does not convert: {short(error)}; is the checkpoint whole?"
+        ) from error
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
@@ -97,9 +101,10 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     for path in (source / name for name in weight_names(source)):
         if not path.is_file():
             raise InputError(
-                f"{path} does not exist; only safetensors are read, for other formats hold pickles. Where there are .bin "
-                "files: torch.load(FILE, weights_only=True) and safetensors.torch.save_file bring them over, a shard at "
-                "a time; LLaVA-1.5 is on the hub in transformers' own layout as llava-hf/llava-1.5-7b-hf"
+                f"{path} does not exist; only safetensors are read, for other formats hold pickles. Where there "
+                "are .bin files: torch.load(FILE, weights_only=True) and safetensors.torch.save_file bring them "
+                "over, a shard at a time; LLaVA-1.5 is on the hub in transformers' own layout as "
+                "llava-hf/llava-1.5-7b-hf"
             )
         check_safetensors(path)
         with safe_open(path, "pt") as shard:

@@ -76,8 +76,8 @@ def check_patterns(patterns: Mapping[str, str], names: Sequence[str], remedy: st
         return
     where, text = list(odd.items())[int(told[-1]) if told else 0]
     raise InputError(
-        f"{where}: the regular expression {text[:80]!r} does not come to an end over the model's layers within {SECONDS} s; "
-        f"{remedy}"
+        f"{where}: the regular expression {text[:80]!r} does not come to an end over the model's layers within "
+        f"{SECONDS} s; {remedy}"
     )
 
 

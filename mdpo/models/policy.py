@@ -69,8 +69,8 @@ class PackedPolicy(nn.Module):
     ) -> PolicyOutput:
         """num_examples: of the optimizer step.
 
-        reference: (K, B) cached log-probs, or None to compute them here. missing: the sequences of the batch that are not in
-        it, which are computed here.
+        reference: (K, B) cached log-probs, or None to compute them here. missing: the sequences of the batch that are
+        not in it, which are computed here.
         """
         features = self._features(batch, trains=False) if self._vision_is_shared else None
         if reference is None:

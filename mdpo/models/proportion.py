@@ -12,8 +12,8 @@ from mdpo.errors import InputError
 
 from .folder import check_layers, read_object, short
 
-# Spelled out in every call: without the first, transformers asks on a terminal whether to run the folder's code; without
-# the second it asks the hub for what the folder lacks.
+# Spelled out in every call: without the first, transformers asks on a terminal whether to run the folder's code;
+# without the second it asks the hub for what the folder lacks.
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
 _PACKED = 8  # weights in 4 bits, two a byte, beside their scales
@@ -29,7 +29,8 @@ def check_proportion(kind: Any, folder: Path, shapes: Mapping[str, tuple[int, ..
         folder: of config.json.
         shapes: of the folder's weights, by name.
 
-    Raises InputError where the config is none of ``kind``'s, or asks for several times the numbers that the weights have.
+    Raises InputError where the config is none of ``kind``'s, or asks for several times the numbers that the weights
+    have.
     """
     path = folder / "config.json"
     check_layers(path, len(shapes))
@@ -48,13 +49,16 @@ def check_proportion(kind: Any, folder: Path, shapes: Mapping[str, tuple[int, ..
     times = _PACKED if getattr(config, "quantization_config", None) else _TIMES
     if asked > times * stored + _SLACK:
         raise InputError(
-            f"{path} asks for {asked:,} numbers, but the weights hold {stored:,}; give the config.json that belongs to these "
-            "weights"
+            f"{path} asks for {asked:,} numbers, but the weights hold {stored:,}; give the config.json that "
+            "belongs to these weights"
         )
 
 
 def model_config(folder: Path) -> Any:
-    """The config of the model at ``folder``. Raises InputError where it is torn, or of no model that transformers has."""
+    """The config of the model at ``folder``.
+
+    Raises InputError where it is torn, or of no model that transformers has.
+    """
     read_object(folder / "config.json")
     try:
         return AutoConfig.from_pretrained(folder, **LOCAL)

@@ -45,7 +45,9 @@ def keep_training_layout(model: PreTrainedModel) -> None:
 def quantized_modules(model: PreTrainedModel) -> list[str]:
     """The names of the modules whose weights are in 4 bits."""
     return [
-        name.removesuffix(".weight") for name, parameter in model.named_parameters() if hasattr(parameter, "quant_state")
+        name.removesuffix(".weight")
+        for name, parameter in model.named_parameters()
+        if hasattr(parameter, "quant_state")
     ]
 
 
@@ -60,8 +62,8 @@ def check_quantized(model: PreTrainedModel) -> None:
     outside = [name for name in names if model.get_submodule(name) not in decoder]
     if outside:
         raise InputError(
-            f"load_in_4bit: the checkpoint holds {outside[0]} in 4 bits; only the language model's linear layers may be: "
-            "start from the unquantised weights"
+            f"load_in_4bit: the checkpoint holds {outside[0]} in 4 bits; only the language model's linear layers "
+            "may be: start from the unquantised weights"
         )
     if not names:
         raise InputError("load_in_4bit: the model has no linear layer that could be quantised")
@@ -70,6 +72,6 @@ def check_quantized(model: PreTrainedModel) -> None:
         # Measured on bitsandbytes 0.50.2: with 32 inputs the restored weight is off by 37% instead of 9%.
         if module.weight.device.type == "cpu" and module.in_features % _BLOCK:
             raise InputError(
-                f"load_in_4bit: {name} has {module.in_features} inputs, and bitsandbytes restores weights wrongly on a CPU "
-                f"unless that is a multiple of {_BLOCK}; use a GPU, or leave load_in_4bit out"
+                f"load_in_4bit: {name} has {module.in_features} inputs, and bitsandbytes restores weights wrongly "
+                f"on a CPU unless that is a multiple of {_BLOCK}; use a GPU, or leave load_in_4bit out"
             )

@@ -121,7 +121,9 @@ def establish_reference(
         if choice == "start" and not fresh:
             description += "; reference: base measures against the model without it"
     elif values:
-        description = f"the model with its adapter off, and the starting values of {_some(left_on)} ({_size(values)} kept)"
+        description = (
+            f"the model with its adapter off, and the starting values of {_some(left_on)} ({_size(values)} kept)"
+        )
     else:
         description = "the model with its adapter off"
     return Reference(adapter=adapter, values=values, description=description)
@@ -141,16 +143,16 @@ def _measured_with_adapter(
             )
         if not fresh and any(getattr(config, "bias", "none") != "none" for config in configs):
             raise InputError(
-                "reference: base is gone, because the adapter brought biases of its own into it (bias in its config); take "
-                "reference: start"
+                "reference: base is gone, because the adapter brought biases of its own into it (bias in its config); "
+                "take reference: start"
             )
         return False
     if fresh and all(_adds_nothing(config) for config in configs):
         return False
     if not whole:
         raise InputError(
-            "FSDP: whether the adapter changes the model already cannot be tried on sharded weights; set reference: base "
-            "to measure against the model without it, or train under DDP"
+            "FSDP: whether the adapter changes the model already cannot be tried on sharded weights; set reference: "
+            "base to measure against the model without it, or train under DDP"
         )
     batch = pack(examples() or [_text(model)], model).to(next(model.parameters()).device)
     with torch.no_grad(), in_mode(model, training=False):

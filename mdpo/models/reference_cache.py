@@ -1,10 +1,10 @@
 """Reference log-probs on disk: a frozen model says the same of the same example in every epoch and every run.
 
 A file's name is a digest of the reference: its weights, the whole config, the adapter that is part of it, the dtype it
-runs in, and how (which attention, compiled or not, Liger's layers). A record's name is a digest of all that the log-prob of
-one branch depends on (token ids, their weights and processed images, so row, image bytes, negative, template, length limit
-and image processor are all in it). A cache can therefore be incomplete, never wrong: what has changed is not found. And what
-one objective computed, every other one that has the branch finds.
+runs in, and how (which attention, compiled or not, Liger's layers). A record's name is a digest of all that the
+log-prob of one branch depends on (token ids, their weights and processed images, so row, image bytes, negative,
+template, length limit and image processor are all in it). A cache can therefore be incomplete, never wrong: what has
+changed is not found. And what one objective computed, every other one that has the branch finds.
 
 One folder holds a file per model, a JSON line per branch, appended by one process as they are computed. A line torn by
 a crash is dropped; the records before it stand. A full disk costs time alone: the run goes on without keeping more.
@@ -40,8 +40,10 @@ _log = logging.getLogger(__name__)
 _RECORDS = "a number per branch"  # an earlier version kept one per example, under digests that say nothing here
 # What a config says of files and of generating, and settings that trainers change without changing the numbers.
 _NOT_THE_FORWARD = (
-    "_name_or_path", "architectures", "transformers_version", "use_cache", "dtype", "torch_dtype", "_attn_implementation",
-    "attn_implementation", "pad_token_id", "bos_token_id", "eos_token_id", "gradient_checkpointing", "quantization_config",
+    "_name_or_path", "architectures", "transformers_version", "use_cache", "dtype", "torch_dtype",
+    "_attn_implementation",
+    "attn_implementation", "pad_token_id", "bos_token_id", "eos_token_id", "gradient_checkpointing",
+    "quantization_config",
 )  # fmt: skip
 
 
@@ -60,7 +62,8 @@ def fingerprint(
         model: the reference's model, bare or PEFT.
         autocast: the dtype of the autocast that the reference runs under, if any.
         reference: how the reference is made of ``model``; without it, the model with its adapter off.
-        compiled, liger: whether its layers are compiled, or Liger's; like the attention's backend, that moves the numbers
+        compiled, liger: whether its layers are compiled, or Liger's; like the attention's backend, that moves the
+        numbers
             by rounding.
         weights: ``reference_weights`` of the same, where it is known already.
     """
@@ -117,7 +120,9 @@ def _modules(base: nn.Module) -> list[tuple[str, str, str, list]]:
 
 def _numbers(module: nn.Module) -> list[tuple[str, float]]:
     """A module's own numbers. Dropout is none of the reference's, which runs in evaluation mode."""
-    return sorted((name, value) for name, value in vars(module).items() if isinstance(value, float) and "drop" not in name)
+    return sorted(
+        (name, value) for name, value in vars(module).items() if isinstance(value, float) and "drop" not in name
+    )
 
 
 def _forward_config(config: Any) -> Any:
@@ -239,8 +244,9 @@ class ReferenceCache:
         self.writes = False
         _log.warning(
             "reference cache %s cannot be written: %s; the run goes on and keeps no more of it",
-            self.folder, unwritten(error),
-        )  # fmt: skip
+            self.folder,
+            unwritten(error),
+        )
 
     def _read(self) -> None:
         content = self._path.read_bytes()

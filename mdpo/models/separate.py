@@ -1,8 +1,10 @@
-"""Log-probs of branches that are sequences of their own: the model's own forward, and the head on the rows that are scored.
+"""Log-probs of branches that are sequences of their own: the model's own forward, and the head on the rows that are
+scored.
 
-The forward runs whole, but for its head: that gets one row, and the hidden states it would have had are taken from there, just
-as the model hands them over. What becomes of logits behind the head (a scale, a cap, a shorter vocabulary) is not read from
-a config, whose keys mean different things in different models: a ramp goes out of the head's place, and what comes back says.
+The forward runs whole, but for its head: that gets one row, and the hidden states it would have had are taken from
+there, just as the model hands them over. What becomes of logits behind the head (a scale, a cap, a shorter vocabulary)
+is not read from a config, whose keys mean different things in different models: a ramp goes out of the head's place,
+and what comes back says.
 """
 
 from collections.abc import Iterator
@@ -42,10 +44,10 @@ def separate_token_logps(base: PreTrainedModel, batch: SeparateBatch) -> Tensor:
         logits = base(**inputs).logits
     if seen.hidden is None or seen.hidden.shape[:-1] != batch.input_ids.shape:
         raise InputError(
-            f"a {base.config.model_type!r} model cannot be trained: its head does not get one hidden state for each token that "
-            "it was given"
+            f"a {base.config.model_type!r} model cannot be trained: its head does not get one hidden state for "
+            "each token that it was given"
         )
-    rows = seen.hidden.flatten(0, 1).index_select(0, batch.scored_rows)
+    rows = seen.hidden.flatten(0, 1).index_select(0, batch.scored_positions)
     return head_logps(head, rows, batch.targets, behind_head(seen.ramp, logits, base.config.model_type))
 
 
@@ -79,7 +81,9 @@ def _at_the_head(head: nn.Module) -> Iterator[_Seen]:
 
 
 def _ramp(columns: int, device: torch.device) -> Tensor:
-    """(V,) float32: numbers of both signs and all magnitudes, again and again, so that the first columns have all of them."""
+    """(V,) float32: numbers of both signs and all magnitudes, again and again, so that the first columns have all of
+    them.
+    """
     magnitudes = torch.logspace(0, 1, _STEPS, base=_LARGEST / _SMALLEST) * _SMALLEST
     once = torch.stack([magnitudes, -magnitudes], dim=1).flatten()
     return once.repeat(-(-columns // len(once)))[:columns].to(device)
@@ -102,5 +106,6 @@ def behind_head(ramp: Tensor | None, logits: Tensor, kind: str) -> Logits:
         if scale > 0 and torch.allclose(came_back, expected, rtol=_TOLERANCE, atol=_TOLERANCE * _SMALLEST * scale):
             return Logits(scale, most if capped else None, len(came))
     raise InputError(
-        f"a {kind!r} model cannot be trained: between its head and its logits it does something else than scale, cap or cut them"
+        f"a {kind!r} model cannot be trained: between its head and its logits it does something else than scale, "
+        "cap or cut them"
     )

@@ -1,7 +1,8 @@
-"""Fused LoRA layers that read one input, query, key and value or gate and up: computed together by the first that is asked.
+"""Fused LoRA layers that read one input, query, key and value or gate and up: computed together by the first that is
+asked.
 
-transformers calls such layers one after the other. What the first one computes for the others waits for their calls, and for
-nothing else: another input, or one that has been written to in between, is computed anew.
+transformers calls such layers one after the other. What the first one computes for the others waits for their calls,
+and for nothing else: another input, or one that has been written to in between, is computed anew.
 """
 
 from typing import Any
@@ -19,8 +20,8 @@ _GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def share_inputs(model: nn.Module) -> None:
-    """Has the fused layers of each group in the language model's repeated layers, where there are at least two, read their
-    input together.
+    """Has the fused layers of each group in the language model's repeated layers, where there are at least two, read
+    their input together.
 
     model: bare or PEFT. Nothing is done twice.
     """
@@ -31,7 +32,9 @@ def share_inputs(model: nn.Module) -> None:
 def share_among_children(module: nn.Module) -> None:
     """As ``share_inputs``, for the layers of an attention or of an MLP."""
     for names in _GROUPS:
-        layers = [layer for layer in (getattr(module, name, None) for name in names) if isinstance(layer, FusedLoraLinear)]
+        layers = [
+            layer for layer in (getattr(module, name, None) for name in names) if isinstance(layer, FusedLoraLinear)
+        ]
         widths = {layer.in_features for layer in layers}
         if len(layers) > 1 and len(widths) == 1 and all(layer.shared_input is None for layer in layers):
             shared = SharedInput(tuple(layers))
@@ -42,8 +45,8 @@ def share_among_children(module: nn.Module) -> None:
 class SharedInput:
     """Of the layers that read one input.
 
-    It learns nothing from one forward for the next: what is recomputed in a backward has to be what was computed. Layers that
-    do not read one input after all are computed more often than needed, and right.
+    It learns nothing from one forward for the next: what is recomputed in a backward has to be what was computed.
+    Layers that do not read one input after all are computed more often than needed, and right.
     """
 
     def __init__(self, layers: tuple[FusedLoraLinear, ...]) -> None:

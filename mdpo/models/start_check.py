@@ -60,8 +60,8 @@ class Check(NamedTuple):
         """How close they are, in one line."""
         examples = len({each.example for each in self.differences})
         return (
-            f"start check: {examples} examples, {len(self.differences)} branches: {self.way} and the model's own forward "
-            f"differ by at most {self.furthest.mean:.1e} nats a token (rounding explains {self.rounding:.0e})"
+            f"start check: {examples} examples, {len(self.differences)} branches: {self.way} and the model's own "
+            f"forward differ by at most {self.furthest.mean:.1e} nats a token (rounding explains {self.rounding:.0e})"
         )
 
     @property
@@ -83,7 +83,9 @@ def rounding_of(model: nn.Module, autocast: torch.dtype | None = None) -> float:
     return max(lowest, _TF32) if tf32 else lowest
 
 
-def first_examples(lengths: Sequence[int] | np.ndarray, get: Callable[[int], PreferenceTokens]) -> list[PreferenceTokens]:
+def first_examples(
+    lengths: Sequence[int] | np.ndarray, get: Callable[[int], PreferenceTokens]
+) -> list[PreferenceTokens]:
     """Up to three examples for ``check_packed``: the two shortest with an image among the first rows, one without.
 
     lengths: packed tokens of the rows. get: reads the example of a row.
@@ -137,8 +139,8 @@ def _check_are_numbers(read: Sequence[PlainBranch], theirs: Sequence[Tensor]) ->
     for branch, logps in zip(read, theirs, strict=True):
         if logps.isnan().any():
             raise InputError(
-                f"check_start: example {branch.example!r}, {branch.name}: the model's own forward gives NaN; a weight is not a "
-                "number, or values overflow in this dtype (dtype: float32)"
+                f"check_start: example {branch.example!r}, {branch.name}: the model's own forward gives NaN; a "
+                "weight is not a number, or values overflow in this dtype (dtype: float32)"
             )
 
 
@@ -157,17 +159,16 @@ def check_equal_start(batch: Batch, policy: Tensor, reference: Tensor, rounding:
     if largest > rounding:
         raise InputError(
             f"check_start: policy and reference differ before the first step: example {batch.ids[example]!r}, "
-            f"{batch.branches[branch]}: {float(policy[branch, example]):.4f} and {float(reference[branch, example]):.4f} nats, "
-            f"{largest:.2g} a token where rounding explains {rounding:.2g}. Likely: reference log-probs from a cache of another "
-            "model (delete reference_cache_dir), or an adapter that is not its own reference (reference: base)"
+            f"{batch.branches[branch]}: {float(policy[branch, example]):.4f} and "
+            f"{float(reference[branch, example]):.4f} nats, {largest:.2g} a token where rounding explains "
+            f"{rounding:.2g}. Likely: reference log-probs from a cache of another model (delete "
+            "reference_cache_dir), or an adapter that is not its own reference (reference: base)"
         )
     return largest
 
 
 @torch.no_grad()
-def _token_logps(
-    model: nn.Module, batch: Batch, training: bool, values: dict[str, Tensor] | None = None
-) -> Tensor:
+def _token_logps(model: nn.Module, batch: Batch, training: bool, values: dict[str, Tensor] | None = None) -> Tensor:
     with in_mode(model, training):
         if not values:
             return response_token_logps(model, batch)
@@ -200,7 +201,9 @@ def _compare(
         # Where both say −inf they agree, though their difference is NaN.
         off = off.masked_fill(mine == other, 0.0)
         differences.append(
-            Difference(branch.example, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max()))
+            Difference(
+                branch.example, branch.name, float(mine.sum()), float(other.sum()), float(off.mean()), float(off.max())
+            )
         )
     return Check(differences, rounding, "each branch by itself" if isinstance(batch, SeparateBatch) else "a packed row")
 
@@ -232,7 +235,9 @@ def _check_adapter_is_seen(
     unseen = torch.equal(moved_ours, ours) and not all(map(torch.equal, moved_theirs, theirs))
     check = _compare(read, batch, moved_ours, moved_theirs, rounding)
     if not torch.allclose(moved_ours, again, atol=rounding, rtol=0, equal_nan=True):
-        raise InputError(_refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config"))
+        raise InputError(
+            _refusal(check, "the adapter is random, as with dropout of its own; set that to 0 in its config")
+        )
     if unseen or not check.agrees:
         kinds = ", ".join(sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in model.peft_config.values()}))
         raise InputError(_refusal(check, f"the adapter ({kinds}) acts in a way that {_does_not_see(batch)}; use LoRA"))
@@ -263,7 +268,10 @@ def _cause(
             return f"the adapter acts in a way that {_does_not_see(batch)}; use LoRA, or another adapter of the layers"
     kind = getattr(model.config, "model_type", type(model).__name__)
     if isinstance(batch, SeparateBatch):
-        return f"what this {kind} makes of a branch changes with the padding behind it; it cannot be trained, take another model"
+        return (
+            f"what this {kind} makes of a branch changes with the padding behind it; it cannot be trained, take "
+            "another model"
+        )
     return (
         f"the config of this {kind} asks for something that packing does not do (positions, masks, scales of logits or "
         "embeddings); compare config.json with the published one of its family"
@@ -279,6 +287,7 @@ def _does_not_see(batch: Batch) -> str:
 def _refusal(check: Check, cause: str) -> str:
     worst = check.furthest
     return (
-        f"check_start: example {worst.example!r}, {worst.branch}: {check.way} gives {worst.ours:.4f} nats, the model's own "
-        f"forward {worst.theirs:.4f}: {worst.mean:.2g} a token where rounding explains {check.rounding:.2g}. Likely: {cause}"
+        f"check_start: example {worst.example!r}, {worst.branch}: {check.way} gives {worst.ours:.4f} nats, the "
+        f"model's own forward {worst.theirs:.4f}: {worst.mean:.2g} a token where rounding explains "
+        f"{check.rounding:.2g}. Likely: {cause}"
     )

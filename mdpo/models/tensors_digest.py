@@ -14,8 +14,8 @@ _PIECE = 2**23  # bytes: milliseconds of a thread, and little to hold of each; a
 def tensors_digest(named: Iterable[tuple[str, Tensor]], *, threads: int | None = None) -> str:
     """A digest of (name, tensor) pairs in their order: names, shapes, dtypes and every byte.
 
-    Tensors are cut into pieces of a fixed size, which are hashed each by itself; the digest is that of their digests, and so
-    the same for any number of threads, on any device.
+    Tensors are cut into pieces of a fixed size, which are hashed each by itself; the digest is that of their digests,
+    and so the same for any number of threads, on any device.
 
     threads: how many; None for one a core, up to 16.
     """

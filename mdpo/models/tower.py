@@ -1,8 +1,9 @@
-"""What the vision tower is called with: sizes of pictures are read on the host, and the numbers made of them sent along.
+"""What the vision tower is called with: sizes of pictures are read on the host, and the numbers made of them sent
+along.
 
-A tower that is handed its grids on the GPU reads them back to lay out its work, and waits for all that is queued there. So
-``PackedBatch`` keeps them on the host, and where a tower makes tensors of them (the Qwen-VL family), they are made here by
-transformers' own functions and handed over under the names that ``get_image_features`` has for them.
+A tower that is handed its grids on the GPU reads them back to lay out its work, and waits for all that is queued there.
+So ``PackedBatch`` keeps them on the host, and where a tower makes tensors of them (the Qwen-VL family), they are made
+here by transformers' own functions and handed over under the names that ``get_image_features`` has for them.
 """
 
 from collections.abc import Mapping
@@ -47,9 +48,12 @@ def layout_of(base: PreTrainedModel, grids: Tensor, device: torch.device) -> dic
         )
     if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
         placed["interp_indices"], placed["interp_weights"] = get_vision_interpolation_indices_and_weights(
-            grids, tower.num_grid_per_side, mode=tower.interpolation_mode,
-            align_corners=tower.interpolation_align_corners, spatial_merge_size=tower.spatial_merge_size,
-        )  # fmt: skip
+            grids,
+            tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=tower.spatial_merge_size,
+        )
     counts = {}
     if is_flash_attention_requested(tower.config):  # which reads lengths on the GPU; other attentions cut by them
         longest = {"cu_seqlens": "max_seqlen", "cu_window_seqlens": "max_window_seqlen"}

@@ -11,7 +11,10 @@ from mdpo_kernels import Term
 
 @dataclass(frozen=True)
 class Objective:
-    """branches: what a row has to be read as, by name. terms: over their rewards. source: the paper and its equation."""
+    """branches: what a row has to be read as, by name. terms: over their rewards.
+
+    source: the paper and its equation.
+    """
 
     branches: tuple[str, ...]
     terms: tuple[Term, ...]
@@ -31,7 +34,9 @@ class Objective:
 
     @property
     def read(self) -> tuple[str, ...]:
-        """The branches that a term reads, in the order of `branches`; mDPO's third has no reader without its two terms."""
+        """The branches that a term reads, in the order of `branches`; mDPO's third has no reader without its
+        two terms.
+        """
         used = _used(self.terms)
         return tuple(branch for branch in self.branches if branch in used)
 
@@ -67,8 +72,8 @@ def _check_negatives(branches: tuple[str, ...]) -> None:
         if number not in read:
             missing = "negative" if number == 1 else f"negative_{number}"
             raise InputError(
-                f"branch {last!r} is read, and none with {missing}; number the rejected pictures without a gap: negative, "
-                "negative_2, …"
+                f"branch {last!r} is read, and none with {missing}; number the rejected pictures without a gap: "
+                "negative, negative_2, …"
             )
 
 

@@ -1,8 +1,8 @@
 """The published objectives by name.
 
 Δ(m, y) = β(log π(y|m, x) − log ρ(y|m, x)) is the reward of an answer y read with a picture m. In the equations m is the
-row's picture, m′ its rejected one (m′_k its k-th), ∅ none; y_w and y_l are the chosen and the rejected answer, y_w′ is the
-one that is right for m′. ℓ(u) = −log σ(u).
+row's picture, m′ its rejected one (m′_k its k-th), ∅ none; y_w and y_l are the chosen and the rejected answer, y_w′ is
+the one that is right for m′. ℓ(u) = −log σ(u).
 
 β is the setting of that name, not part of an objective: 0.1, which each of the papers uses but MISP-DPO, which has 0.5.
 """
@@ -37,8 +37,8 @@ RDPO = Objective.of(
 )
 
 # ℓ(Δ(m, y_w) − Δ(m, y_l)) + λ[ℓ(M) + ℓ(M′)] + γ(M − M′)² + η[ℓ(Δ(m, y_w)) + ℓ(Δ(m′, y_w′))] with
-# M = Δ(m, y_w) − Δ(m, y_w′), M′ = Δ(m′, y_w′) − Δ(m′, y_w), λ = 0.5, η = 1. The authors' code has γ = 1e-4 on margins of
-# log-ratios, before β: at their β of 0.1 that is γ/β² = 0.01 on margins of rewards.
+# M = Δ(m, y_w) − Δ(m, y_w′), M′ = Δ(m′, y_w′) − Δ(m′, y_w), λ = 0.5, η = 1. The authors' code has γ = 1e-4 on margins
+# of log-ratios, before β: at their β of 0.1 that is γ/β² = 0.01 on margins of rewards.
 SYMMPO = Objective.of(
     _RESPONSE,
     Term("pair_preference", {"chosen": 1, "contrast@image": -1}, weight=0.5),
@@ -51,11 +51,13 @@ SYMMPO = Objective.of(
     ),
     Term("anchor_chosen", {"chosen": 1}),
     Term("anchor_contrast", {"contrast@negative": 1}),
-    source="SymMPO, Liu et al. 2025 (arXiv 2506.11712), as the authors' dpo_loss in muffin/train/trainers.py computes it",
+    source=(
+        "SymMPO, Liu et al. 2025 (arXiv 2506.11712), as the authors' dpo_loss in muffin/train/trainers.py computes it"
+    ),
 )
 
-# ℓ(Δ(m, y_w) − Δ(∅, y_w)) + ℓ(Δ(∅, y_w) − Δ(m′, y_w)), attend and reject, and the same for (m′, y_w′) with m in the place
-# of m′. y_l has no part in it.
+# ℓ(Δ(m, y_w) − Δ(∅, y_w)) + ℓ(Δ(∅, y_w) − Δ(m′, y_w)), attend and reject, and the same for (m′, y_w′) with m in the
+# place of m′. y_l has no part in it.
 SVCO = Objective.of(
     Term("attend_chosen", {"chosen": 1, "chosen@none": -1}),
     Term("reject_chosen", {"chosen@none": 1, "chosen@negative": -1}),
@@ -65,11 +67,15 @@ SVCO = Objective.of(
 )
 
 # log(1 + Σ_k exp(Δ(m′_k, y_w) − Δ(m, y_w))) over three rejected pictures (Plackett and Luce: m before all of them), and
-# ℓ(Δ(m, y_w) − Δ(m, y_l)). The paper weighs a sampled picture's gradient by 1/q of its sampler; here all weigh the same.
+# ℓ(Δ(m, y_w) − Δ(m, y_l)). The paper weighs a sampled picture's gradient by 1/q of its sampler; here all weigh the
+# same.
 MISP = Objective.of(
     _RESPONSE,
     Term("image_ranking", [{"chosen": 1, f"chosen@{m}": -1} for m in ("negative", "negative_2", "negative_3")]),
-    source="MISP-DPO, Li et al. 2026 (arXiv 2509.25717), L_img + λ L_text with λ = 1; after summaries of the paper, not its text",
+    source=(
+        "MISP-DPO, Li et al. 2026 (arXiv 2509.25717), L_img + λ L_text with λ = 1; after summaries of the paper, "
+        "not its text"
+    ),
 )
 
 # D(m) = Δ(m, y_w) − Δ(m, y_l): ℓ(D(m)) + λ_c ℓ(D(m) − D(m′)) + λ_u ℓ(D(m′)), λ_c = 0.3 and λ_u = 0.5, the paper's for
@@ -94,5 +100,12 @@ MPO = Objective.of(
 )
 
 PRESETS = {
-    "dpo": DPO, "mdpo": mdpo(), "rdpo": RDPO, "symmpo": SYMMPO, "svco": SVCO, "misp": MISP, "c2dpo": C2DPO, "mpo": MPO,
-}  # fmt: skip
+    "dpo": DPO,
+    "mdpo": mdpo(),
+    "rdpo": RDPO,
+    "symmpo": SYMMPO,
+    "svco": SVCO,
+    "misp": MISP,
+    "c2dpo": C2DPO,
+    "mpo": MPO,
+}

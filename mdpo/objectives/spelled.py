@@ -33,8 +33,8 @@ def read_objective(value: Any) -> str | list[dict[str, Any]]:
     value: a preset's name; terms, each a mapping (name, rows; link, weight, offset) or a ``Term``; or an ``Objective``,
         of which the branches count that its terms read.
 
-    Raises InputError, "objective: what is wrong; what to do", for an unknown preset, key, link or branch with the nearest
-    name, and for values that make no objective.
+    Raises InputError, "objective: what is wrong; what to do", for an unknown preset, key, link or branch with the
+    nearest name, and for values that make no objective.
     """
     if isinstance(value, Objective):
         value = next((name for name, preset in PRESETS.items() if preset == value), value.terms)
@@ -48,8 +48,8 @@ def read_objective(value: Any) -> str | list[dict[str, Any]]:
         return name
     if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)) or not value:
         raise InputError(
-            f"objective: expected {', '.join(PRESETS)} or a list of terms such as {{name: a, rows: {{chosen: 1, rejected: -1}}}}, "
-            f"got {_shown(value)}"
+            f"objective: expected {', '.join(PRESETS)} or a list of terms such as "
+            f"{{name: a, rows: {{chosen: 1, rejected: -1}}}}, got {_shown(value)}"
         )
     try:
         objective = Objective.of(*(_term(term, number) for number, term in enumerate(value, 1)), source="")
@@ -81,7 +81,8 @@ def _term(value: Any, number: int) -> Term:
     link = value.get("link", LINKS[0])
     if link not in LINKS:
         raise InputError(
-            f"{called}: link {_shown(link)} is unknown; did you mean {_nearest(str(link), LINKS)}? Choose from {', '.join(LINKS)}"
+            f"{called}: link {_shown(link)} is unknown; did you mean {_nearest(str(link), LINKS)}? Choose from "
+            f"{', '.join(LINKS)}"
         )
     return Term(**value)
 

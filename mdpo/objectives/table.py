@@ -10,7 +10,10 @@ PROMPT, TEXT, RESPONSE = 650, 50, 100
 
 
 class Row(NamedTuple):
-    """packed: tokens of a pair whose branches share their pictures' prompts. unshared: with a prompt for every branch."""
+    """packed: tokens of a pair whose branches share their pictures' prompts.
+
+    unshared: with a prompt for every branch.
+    """
 
     name: str
     branches: tuple[str, ...]
@@ -40,9 +43,10 @@ def help_table() -> str:
         for line in lines
     )
     return (
-        f"objectives, as objective: NAME; tokens of a pair with a prompt of {PROMPT} tokens ({TEXT} without its picture) and "
-        f"answers of {RESPONSE},\npacked as here and with a prompt for every branch:\n{text}\n"
-        "or a list of terms, each with name and rows, and link, weight and offset where they are not log_sigmoid, 1 and 0"
+        f"objectives, as objective: NAME; tokens of a pair with a prompt of {PROMPT} tokens ({TEXT} without its "
+        f"picture) and answers of {RESPONSE},\npacked as here and with a prompt for every branch:\n{text}\n"
+        "or a list of terms, each with name and rows, and link, weight and offset where they are not log_sigmoid, 1 "
+        "and 0"
     )
 
 

@@ -20,13 +20,16 @@ class Batch:
     """A micro-batch: the branches of some examples, and which rows of hidden states are scored against which tokens.
 
     ids: the B examples, in order.
-    digests: of all that the log-prob of each sequence depends on: token ids, their weights and processed images; "" for a
+    digests: of all that the log-prob of each sequence depends on: token ids, their weights and processed images; "" for
+    a
         branch that the example does not have.
     input_ids: int64.
     images: what the model reads of the pictures; empty without images.
-    scored_rows: (N,) int64, the row whose hidden state predicts each scored token, counted through all of ``input_ids``.
+    scored_positions: (N,) int64, the row whose hidden state predicts each scored token, counted through all of
+    ``input_ids``.
     targets: (N,) int64, those tokens.
-    cu_seqlens: (K·B+1,) int32, where each sequence of scored tokens begins: the first branch of examples 1…B, the second
+    cu_seqlens: (K·B+1,) int32, where each sequence of scored tokens begins: the first branch of examples 1…B, the
+    second
         of examples 1…B, … An empty sequence is a branch that the example does not have.
     branches: the K branches by name.
     weights: (N,) float32, how much each scored token counts; None: 1 each.
@@ -37,7 +40,7 @@ class Batch:
     digests: tuple[str, ...]
     input_ids: Tensor
     images: dict[str, Tensor]
-    scored_rows: Tensor
+    scored_positions: Tensor
     targets: Tensor
     cu_seqlens: Tensor
     branches: tuple[str, ...] = MDPO_BRANCHES

@@ -14,15 +14,15 @@ from mdpo_kernels import Segments
 class Block(NamedTuple):
     """One prompt and its responses.
 
-    start: its first row. prompt: how many rows the prompt takes. responses: of each its sequence, a number among those of
-    the row, and its rows. images, image_rows: how many of the row's images and of their placeholders it holds.
+    start: its first row. prompt: how many rows the prompt takes. responses: of each its sequence, a number among those
+    of the row, and its rows. images, image_positions: how many of the row's images and of their placeholders it holds.
     """
 
     start: int
     prompt: int
     responses: tuple[tuple[int, int], ...]
     images: int
-    image_rows: int
+    image_positions: int
 
     @property
     def stop(self) -> int:
@@ -50,10 +50,11 @@ def segments_of(blocks: Sequence[Block]) -> Segments:
 
 
 def scored(blocks: Sequence[Block], sequences: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all sequences, one behind the other: (N,) int64 the row that predicts each token, (N,) int64 the row of that token,
-    and (S + 1,) int32 where each begins.
+    """Of all sequences, one behind the other: (N,) int64 the row that predicts each token, (N,) int64 the row of that
+    token, and (S + 1,) int32 where each begins.
 
-    The prompt's last row predicts the first token of every response behind it; a response's last token predicts nothing.
+    The prompt's last row predicts the first token of every response behind it; a response's last token predicts
+    nothing.
     """
     places = {
         sequence: (block.start + block.prompt - 1, start, length)

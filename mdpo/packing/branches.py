@@ -56,8 +56,8 @@ def branch_of(name: str) -> Branch:
     known = [*_LONG, *(f"{response}@{picture}" for response in RESPONSES for picture in (*PICTURES, "negative_2"))]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise InputError(
-        f"branch {name!r} is unknown; did you mean {near}? A branch is response@picture: {', '.join(RESPONSES)} with image, "
-        f"negative, negative_2 … negative_{_MOST_NEGATIVES} or none"
+        f"branch {name!r} is unknown; did you mean {near}? A branch is response@picture: {', '.join(RESPONSES)} "
+        f"with image, negative, negative_2 … negative_{_MOST_NEGATIVES} or none"
     )
 
 
@@ -70,8 +70,8 @@ def pictures_of(branches: Iterable[str]) -> dict[str, list[Branch]]:
 
 
 def cost_of(branches: Iterable[str], *, packed: bool) -> str:
-    """Tokens of an example with these branches, for a prompt of P and answers of R: each picture's prompt once where they are
-    packed, else one for each branch."""
+    """Tokens of an example with these branches, for a prompt of P and answers of R: each picture's prompt once where
+    they are packed, else one for each branch."""
     pictures = pictures_of(branches)
     answers = sum(map(len, pictures.values()))
     prompts = len(pictures) if packed else answers

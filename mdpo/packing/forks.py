@@ -1,4 +1,6 @@
-"""Where a packed row forks: for layers that carry a state from token to token, and hand a prompt's to every response behind it."""
+"""Where a packed row forks: for layers that carry a state from token to token, and hand a prompt's to every response
+behind it.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple

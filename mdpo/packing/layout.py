@@ -2,8 +2,8 @@
 
 Each example becomes a block for every picture that its branches read, ``[prompt][response][response]…``: mDPO's are
 ``[prefix][y_w][y_l]`` and, where it has a rejected image, ``[prefix'][y_w]``. A block's first response is one attention
-segment with the prompt, every other one reads the prompt and itself. The branches say what is shared: token ids are never
-compared, so the prompt of the cropped image can't be taken for the other one.
+segment with the prompt, every other one reads the prompt and itself. The branches say what is shared: token ids are
+never compared, so the prompt of the cropped image can't be taken for the other one.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,11 @@ class PackedBatch(Batch):
     input_ids: (1, T) int64.
     position_ids: (1, T) int64, or (3, 1, T) for families with multimodal positions. They restart in every branch.
     segments: the attention of the row, see ``mdpo_kernels.varlen_attention``.
-    images: what the vision tower reads, each distinct image once. Where a family cuts pictures into tiles, an image is a
+    images: what the vision tower reads, each distinct image once. Where a family cuts pictures into tiles, an image is
+    a
         tile.
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
-    image_rows: (M,) int64, the rows of the placeholders those images fill, in order.
+    image_positions: (M,) int64, the rows of the placeholders those images fill, in order.
     blocks: what stands where.
     forks: where states that are carried from token to token go; None for a family whose layers carry none.
     """
@@ -47,7 +48,7 @@ class PackedBatch(Batch):
     position_ids: Tensor
     segments: Segments
     image_index: tuple[int, ...]
-    image_rows: Tensor
+    image_positions: Tensor
     blocks: tuple[Block, ...] = ()
     forks: Forks | None = None
 
@@ -58,7 +59,8 @@ def pack(
     """Lays examples out on one row, or branch by branch where that is the model's way.
 
     model: a Hugging Face model, bare or wrapped by PEFT, or its family from ``family_of``.
-    branches: what each example is read as, by the names of ``mdpo.packing.branches``. One that an example lacks the picture
+    branches: what each example is read as, by the names of ``mdpo.packing.branches``. One that an example lacks the
+    picture
         or the answer for is an empty sequence.
 
     Raises InputError with the example's id where a response is empty, the number of placeholders is not the number of
@@ -144,7 +146,7 @@ class _Row:
         self.positions.append(torch.arange(position, position + len(ids)).expand(axes, -1))
 
     def finish(self, ids: tuple[str, ...]) -> PackedBatch:
-        scored_rows, targets, cu_seqlens = scored(self.blocks, len(self.digests))
+        scored_positions, targets, cu_seqlens = scored(self.blocks, len(self.digests))
         input_ids = torch.tensor(self.input_ids)
         positions = torch.cat(self.positions, dim=1)
         images = {name: torch.cat([image[name] for image in self.images]) for name in (self.images or [{}])[0]}
@@ -156,8 +158,8 @@ class _Row:
             segments=segments_of(self.blocks),
             images=images,
             image_index=tuple(self.image_index),
-            image_rows=(input_ids == self.family.image_token_id).nonzero()[:, 0],
-            scored_rows=scored_rows,
+            image_positions=(input_ids == self.family.image_token_id).nonzero()[:, 0],
+            scored_positions=scored_positions,
             targets=input_ids[targets],
             cu_seqlens=cu_seqlens,
             blocks=tuple(self.blocks),
@@ -174,8 +176,9 @@ def _check(example: PreferenceTokens, reading: Reading, family: Family) -> None:
     longest = len(reading.prompt_ids) + max(len(response.ids) for response in reading.responses)
     if family.max_branch_tokens is not None and longest > family.max_branch_tokens:
         raise InputError(
-            f"example {example.id!r}: a branch of {longest} tokens outgrows the {family.max_branch_tokens} from which on the "
-            "model's rotary positions change with the length, which the branches of a packed row share; shorten it with max_length"
+            f"example {example.id!r}: a branch of {longest} tokens outgrows the {family.max_branch_tokens} from "
+            "which on the model's rotary positions change with the length, which the branches of a packed row "
+            "share; shorten it with max_length"
         )
 
 

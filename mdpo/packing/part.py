@@ -25,8 +25,8 @@ class Part(NamedTuple):
 
 
 def part(packed: Batch, sequences: Collection[int]) -> Part:
-    """Of a packed row the blocks that hold any of these sequences, with all the sequences that they hold; of sequences of
-    their own these alone.
+    """Of a packed row the blocks that hold any of these sequences, with all the sequences that they hold; of sequences
+    of their own these alone.
 
     sequences: out of 0 … K·B − 1, in the order of ``cu_seqlens``.
     """
@@ -44,15 +44,15 @@ def part(packed: Batch, sequences: Collection[int]) -> Part:
             blocks.append(block._replace(start=len(rows)))
             rows += range(block.start, block.stop)
             image_index += packed.image_index[images : images + block.images]
-            image_tokens += range(placeholders, placeholders + block.image_rows)
+            image_tokens += range(placeholders, placeholders + block.image_positions)
         images += block.images
-        placeholders += block.image_rows
+        placeholders += block.image_positions
     if len(blocks) == len(packed.blocks):
         return Part(packed, None)
     device = packed.input_ids.device
     index, tokens = (torch.tensor(numbers, dtype=torch.int64, device=device) for numbers in (rows, image_tokens))
     input_ids = packed.input_ids.index_select(1, index)
-    scored_rows, targets, cu_seqlens = scored(blocks, len(packed.digests))
+    scored_positions, targets, cu_seqlens = scored(blocks, len(packed.digests))
     held = {sequence for block in blocks for sequence, _ in block.responses}
     found = replace(
         packed,
@@ -62,13 +62,15 @@ def part(packed: Batch, sequences: Collection[int]) -> Part:
         segments=segments_of(blocks),
         images=packed.images if image_index else {},
         image_index=tuple(image_index),
-        image_rows=torch.searchsorted(index, packed.image_rows.index_select(0, tokens)),
-        scored_rows=scored_rows,
+        image_positions=torch.searchsorted(index, packed.image_positions.index_select(0, tokens)),
+        scored_positions=scored_positions,
         targets=input_ids[0].index_select(0, targets.to(device)),
         cu_seqlens=cu_seqlens,
         blocks=tuple(blocks),
         forks=None if packed.forks is None else forks_of(blocks),
-        weights=None if packed.weights is None else packed.weights.index_select(0, _scored_tokens(packed, held).to(device)),
+        weights=None
+        if packed.weights is None
+        else packed.weights.index_select(0, _scored_tokens(packed, held).to(device)),
     )
     return Part(found.to(device), tokens)
 

@@ -52,22 +52,30 @@ def plan(
     has fewer examples than there are ranks). Micro-batches come fullest first: what runs out of memory does so at once.
 
     Args:
-        lengths: packed tokens of each example (of mDPO's three branches 2P + 3R, with a prompt of P and responses of R), all positive.
+        lengths: packed tokens of each example (of mDPO's three branches 2P + 3R, with a prompt of P and responses of
+        R), all positive.
         token_budget: packed tokens a micro-batch may hold.
         examples_per_step: examples of an optimizer step, over all ranks.
         seed, epoch: what the order is derived from (by blake2b: stable across processes, machines and versions).
         rank, world_size: the process this plan is for, counted from 0, and the number of processes.
-        padded: whether each example of a micro-batch takes as many tokens as its longest, as sequences that are filled up do.
+        padded: whether each example of a micro-batch takes as many tokens as its longest, as sequences that are filled
+        up do.
 
     Raises:
         InputError: an example is longer than `token_budget`, or an argument is not in its range; the message names it.
     """
     return list(
         plan_steps(
-            lengths, token_budget, examples_per_step=examples_per_step, seed=seed, epoch=epoch, rank=rank,
-            world_size=world_size, padded=padded,
+            lengths,
+            token_budget,
+            examples_per_step=examples_per_step,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            padded=padded,
         )
-    )  # fmt: skip
+    )
 
 
 def plan_steps(
@@ -174,8 +182,8 @@ def _load(sizes: list[int], padded: bool) -> int:
 
 
 def _pack_padded(sizes: list[int], token_budget: int, world_size: int) -> Bins:
-    """Runs of the sorted examples, as long as the budget allows: no fewer bins hold them, since every bin has a longest. Then
-    the fullest bins are halved until every rank has equally many, where the examples suffice for that."""
+    """Runs of the sorted examples, as long as the budget allows: no fewer bins hold them, since every bin has a
+    longest. Then the fullest bins are halved until every rank has equally many, where the examples suffice for that."""
     bins: Bins = []
     for item in _decreasing(sizes):
         if bins and (len(bins[-1]) + 1) * sizes[bins[-1][0]] <= token_budget:

@@ -20,7 +20,9 @@ class Response(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """images: what the processor returned for the picture, None without one. source: the example's field that holds them."""
+    """images: what the processor returned for the picture, None without one. source: the example's field that holds
+    them.
+    """
 
     prompt_ids: Sequence[int]
     images: Images
@@ -28,9 +30,7 @@ class Reading(NamedTuple):
     responses: list[Response]
 
 
-def readings(
-    example: PreferenceTokens, pictures: Mapping[str, Sequence[Branch]], image_token_id: int
-) -> list[Reading]:
+def readings(example: PreferenceTokens, pictures: Mapping[str, Sequence[Branch]], image_token_id: int) -> list[Reading]:
     """The example's readings, in the order of ``pictures``; without those that it lacks the picture or the answers for.
 
     pictures: from ``pictures_of``.
@@ -44,16 +44,18 @@ def readings(
     return found
 
 
-def _prompt(
-    example: PreferenceTokens, branch: Branch, image_token_id: int
-) -> tuple[Sequence[int], Images, str] | None:
+def _prompt(example: PreferenceTokens, branch: Branch, image_token_id: int) -> tuple[Sequence[int], Images, str] | None:
     if branch.picture == "image":
         return example.prompt_ids, example.images, "images"
     if branch.picture == "none":
         if example.images is None:  # no picture to leave out
             return None
         ids = example.imageless_prompt_ids
-        return [token for token in example.prompt_ids if token != image_token_id] if ids is None else ids, None, "images"
+        return (
+            [token for token in example.prompt_ids if token != image_token_id] if ids is None else ids,
+            None,
+            "images",
+        )
     if branch.negative > len(example.negatives):
         return None
     several = len(example.negatives) > 1

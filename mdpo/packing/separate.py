@@ -1,8 +1,9 @@
 """Each branch a sequence of its own, padded on the right: for models that no packed row is known to compute exactly.
 
-Such a model reads what its processor made of a branch through its own forward, and does with it what it does: mixes image
-tokens in both directions, carries states from token to token, counts positions its own way. That takes 3P + 3R tokens where a
-packed row takes 2P + 3R. How an image becomes tokens has not to be known here: the model counts its placeholders itself.
+Such a model reads what its processor made of a branch through its own forward, and does with it what it does: mixes
+image tokens in both directions, carries states from token to token, counts positions its own way. That takes 3P + 3R
+tokens where a packed row takes 2P + 3R. How an image becomes tokens has not to be known here: the model counts its
+placeholders itself.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -31,8 +32,8 @@ _SAYS_SIZES = ("mask", "size", "shape")
 
 
 class Row(NamedTuple):
-    """A sequence as it is laid out. sequence: a number among the K·B of ``cu_seqlens``. entries: how many it has of each
-    tensor of images, along the first dimension."""
+    """A sequence as it is laid out. sequence: a number among the K·B of ``cu_seqlens``. entries: how many it has of
+    each tensor of images, along the first dimension."""
 
     sequence: int
     prompt: int
@@ -77,8 +78,8 @@ class _Branch(NamedTuple):
 def lay_out_separately(
     examples: Sequence[PreferenceTokens], family: Separate, branches: Sequence[str]
 ) -> SeparateBatch:
-    """Raises InputError as ``pack``, where a rejected image is not processed to the size of its image, and where images of
-    different sizes cannot stand in one batch."""
+    """Raises InputError as ``pack``, where a rejected image is not processed to the size of its image, and where images
+    of different sizes cannot stand in one batch."""
     names = tuple(branch_of(name).name for name in branches)
     digests = [""] * (len(names) * len(examples))
     found: list[_Branch] = []
@@ -103,7 +104,7 @@ def lay_out_separately(
         for each in found
     )
     input_ids, attention_mask = _padded([[*each.prompt_ids, *each.response.ids] for each in found])
-    scored_rows, cu_seqlens = _scored(rows, input_ids.shape[1], len(digests))
+    scored_positions, cu_seqlens = _scored(rows, input_ids.shape[1], len(digests))
     weights = {each.sequence: each.response.weights for each in found if each.response.weights is not None}
     return SeparateBatch(
         ids=tuple(example.id for example in examples),
@@ -112,8 +113,8 @@ def lay_out_separately(
         attention_mask=attention_mask,
         prompt_lengths=torch.tensor([row.prompt for row in rows]),
         images=_joined(found),
-        scored_rows=scored_rows,
-        targets=input_ids.flatten()[scored_rows + 1],
+        scored_positions=scored_positions,
+        targets=input_ids.flatten()[scored_positions + 1],
         cu_seqlens=cu_seqlens,
         branches=names,
         weights=weights_of(weights, cu_seqlens),
@@ -131,7 +132,7 @@ def part_of_sequences(batch: SeparateBatch, sequences: Collection[int]) -> Separ
     index = torch.tensor(kept, device=device)
     longest = max((row.length for row in rows), default=0)
     input_ids = batch.input_ids.index_select(0, index)[:, :longest]
-    scored_rows, cu_seqlens = (tensor.to(device) for tensor in _scored(rows, longest, len(batch.digests)))
+    scored_positions, cu_seqlens = (tensor.to(device) for tensor in _scored(rows, longest, len(batch.digests)))
     held = {row.sequence for row in rows}
     return replace(
         batch,
@@ -140,8 +141,8 @@ def part_of_sequences(batch: SeparateBatch, sequences: Collection[int]) -> Separ
         attention_mask=batch.attention_mask.index_select(0, index)[:, :longest],
         prompt_lengths=batch.prompt_lengths.index_select(0, index),
         images=_kept_images(batch, kept),
-        scored_rows=scored_rows,
-        targets=input_ids.flatten().index_select(0, scored_rows + 1),
+        scored_positions=scored_positions,
+        targets=input_ids.flatten().index_select(0, scored_positions + 1),
         cu_seqlens=cu_seqlens,
         weights=_kept_weights(batch, kept),
         rows=rows,
@@ -174,8 +175,8 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _scored(rows: Sequence[Row], longest: int, sequences: int) -> tuple[Tensor, Tensor]:
-    """(N,) int64 the place in the flattened batch that predicts each token of the responses, right before the token itself;
-    (K·B + 1,) int32 where each sequence begins."""
+    """(N,) int64 the place in the flattened batch that predicts each token of the responses, right before the token
+    itself; (K·B + 1,) int32 where each sequence begins."""
     places = [at * longest + row.prompt - 1 + token for at, row in enumerate(rows) for token in range(row.response)]
     lengths = {row.sequence: row.response for row in rows}
     bounds = accumulate((lengths.get(sequence, 0) for sequence in range(sequences)), initial=0)
@@ -191,16 +192,16 @@ def _joined(branches: Sequence[_Branch]) -> dict[str, Tensor]:
         for branch in with_images:
             if name not in (branch.images or {}):
                 raise InputError(
-                    f"example {branch.example!r}: its images lack {name}, which those of other examples have; pass on all that "
-                    "the image processor returns"
+                    f"example {branch.example!r}: its images lack {name}, which those of other examples have; "
+                    "pass on all that the image processor returns"
                 )
         tensors = [(branch.images or {})[name] for branch in with_images]
         shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
         odd = next((b for b, tensor in zip(with_images, tensors, strict=True) if list(tensor.shape[1:]) != shape), None)
         if odd is not None and not any(word in other for other in names for word in _SAYS_SIZES):
             raise InputError(
-                f"example {odd.example!r}: {name} of shape {tuple((odd.images or {})[name].shape)} beside images of up to "
-                f"{tuple(shape)}, and nothing says which of them is how large; process all images to one size"
+                f"example {odd.example!r}: {name} of shape {tuple((odd.images or {})[name].shape)} beside images "
+                f"of up to {tuple(shape)}, and nothing says which of them is how large; process all images to one size"
             )
         joined[name] = torch.cat([_filled(tensor, shape) for tensor in tensors])
     return joined
@@ -213,7 +214,9 @@ def _filled(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _check_images(example: PreferenceTokens, reading: Reading, family: Separate) -> None:
-    """The model counts features and placeholders, but over a whole batch: one image too many could fill another's places."""
+    """The model counts features and placeholders, but over a whole batch: one image too many could fill another's
+    places.
+    """
     placeholders = sum(token == family.image_token_id for token in reading.prompt_ids)
     if (reading.images is None) != (placeholders == 0):
         raise InputError(
@@ -223,14 +226,15 @@ def _check_images(example: PreferenceTokens, reading: Reading, family: Separate)
     for name, tensor in (reading.images or {}).items():
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"example {example.id!r}: {name} of {reading.source} is a {type(tensor).__name__}, not a tensor; call the image "
+                f"example {example.id!r}: {name} of {reading.source} is a {type(tensor).__name__}, not a tensor; "
+                "call the image "
                 'processor with return_tensors="pt"'
             )
         own = (example.images or {}).get(name)
         if own is None or own.shape != tensor.shape or (_says_sizes(tensor) and not torch.equal(own, tensor)):
             raise InputError(
-                f"example {example.id!r}: {name} of {reading.source} differs in shape or size from that of images; give a "
-                "rejected image the size of its image"
+                f"example {example.id!r}: {name} of {reading.source} differs in shape or size from that of "
+                "images; give a rejected image the size of its image"
             )
 
 

@@ -17,8 +17,9 @@ class PreferenceTokens:
     rejected_images: the same for what stands in their place (negative), or several of them (negative, negative_2, …);
         None where the example has none. Each has to expand to the same ``prompt_ids``.
     contrast_ids: the answer that is right for the first negative, as ``chosen_ids``; None where the example has none.
-    imageless_prompt_ids: the prompt as the model reads it without images; None: ``prompt_ids`` without its placeholders.
-    chosen_weights, rejected_weights: how much each token of these responses counts in their log-probs; None: 1 each.
+    imageless_prompt_ids: the prompt as the model reads it without images; None: ``prompt_ids`` without its
+    placeholders. chosen_weights, rejected_weights: how much each token of these responses counts in their log-probs;
+    None: 1 each.
     """
 
     id: str

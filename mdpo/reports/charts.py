@@ -46,7 +46,9 @@ def curves(runs: Sequence[Run]) -> list[tuple[str, Draw]]:
 
 
 def _terms(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """(metric, title) of the margin of every other term that a run logged: what other objectives than mDPO prefer by."""
+    """(metric, title) of the margin of every other term that a run logged: what other objectives than mDPO
+    prefer by.
+    """
     logged = (name for run in runs for entry in run.history for name in entry)
     names = dict.fromkeys(match[1] for name in logged if (match := _TERM_MARGINS.fullmatch(str(name))))
     return [(f"terms/{name}/margins", f"Margin of {name}") for name in names if name not in _ABOVE]
@@ -97,9 +99,13 @@ def group_bars(comparison: Comparison) -> Draw | None:
             above = [max(0.0, interval.high - value) if interval else 0.0 for value, interval in stats]
             rows = [row + (place - (len(present) - 1) / 2) * thickness for row in range(len(groups))]
             axes.barh(
-                rows, values, thickness * 0.92, xerr=[below, above], color=COLOURS[index % len(COLOURS)],
+                rows,
+                values,
+                thickness * 0.92,
+                xerr=[below, above],
+                color=COLOURS[index % len(COLOURS)],
                 error_kw={"lw": 0.9, "ecolor": "#333", "capsize": 2},
-            )  # fmt: skip
+            )
         axes.set_yticks(range(len(groups)), [_label(group) for group in groups])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
@@ -193,4 +199,4 @@ def _matplotlib(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError("a report's charts need matplotlib: pip install -e \".[eval]\" in the clone of mDPO") from error
+        raise InputError('a report\'s charts need matplotlib: pip install -e ".[eval]" in the clone of mDPO') from error

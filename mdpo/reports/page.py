@@ -45,8 +45,8 @@ def page(runs: Sequence[Run], comparisons: Sequence[Comparison], title: str) -> 
 
 def _legend(names: Sequence[str]) -> str:
     items = "".join(
-        f'<li><span class="sign" style="color:{COLOURS[index % len(COLOURS)]}">{SIGNS[index % len(SIGNS)]}</span>{html_text(name)}'
-        f"{' <small>(compared against)</small>' if index == 0 and len(names) > 1 else ''}</li>"
+        f'<li><span class="sign" style="color:{COLOURS[index % len(COLOURS)]}">{SIGNS[index % len(SIGNS)]}</span>'
+        f"{html_text(name)}{' <small>(compared against)</small>' if index == 0 and len(names) > 1 else ''}</li>"
         for index, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'
@@ -80,8 +80,8 @@ def _table(comparison: Comparison) -> str:
 <thead><tr><th scope="col">Metric</th>{heads}</tr></thead>
 <tbody>{rows}</tbody>
 </table></div>
-<p class="quiet">In small type: 95% intervals, from drawing the responses anew 2,000 times. A change is called better or worse
-where its interval, over the same responses of both runs, leaves out 0.</p>
+<p class="quiet">In small type: 95% intervals, from drawing the responses anew 2,000 times. A change is called better or
+worse where its interval, over the same responses of both runs, leaves out 0.</p>
 """
 
 
@@ -116,7 +116,9 @@ def _cell(cell: Cell, row: Row, name: str) -> str:
 
 
 def _figure(caption: str, source: str) -> str:
-    return f'<figure><img src="{source}" alt="{html_text(caption)}"><figcaption>{html_text(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img src="{source}" alt="{html_text(caption)}"><figcaption>{html_text(caption)}</figcaption></figure>'
+    )
 
 
 def _examples(examples: Sequence[Example]) -> str:
@@ -165,8 +167,8 @@ def _training(runs: Sequence[Run]) -> str:
     if not figures:
         return ""
     return f"""<section><h2>Training</h2>
-<p class="quiet">Lines: training, smoothed where there are many points. Marks: held-out rows. A chosen reward that stays above 0
-is the anchor's work; an image margin that stays at 0 means that the image is not looked at.</p>
+<p class="quiet">Lines: training, smoothed where there are many points. Marks: held-out rows. A chosen reward that stays
+above 0 is the anchor's work; an image margin that stays at 0 means that the image is not looked at.</p>
 <div class="charts">{figures}</div></section>
 """
 
@@ -178,7 +180,9 @@ def _origin(comparisons: Sequence[Comparison]) -> str:
             if result is None:
                 continue
             content = {"counts": result.counts, "generation": result.settings, "judge": result.judge}
-            text = json.dumps(redacted({key: value for key, value in content.items() if value}), indent=2, ensure_ascii=False)
+            text = json.dumps(
+                redacted({key: value for key, value in content.items() if value}), indent=2, ensure_ascii=False
+            )
             entries.append(
                 f"<details><summary>{html_text(comparison.title)}: {html_text(name)}</summary>"
                 f"<pre>{html_text(text)}</pre></details>"

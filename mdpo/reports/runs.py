@@ -71,8 +71,8 @@ def _is_result(path: Path) -> bool:
 
 
 def load_history(folder: Path) -> list[dict[str, Any]]:
-    """The Trainer's log, of a run's folder or of its newest checkpoint; empty where there is none. Raises InputError where it is
-    damaged."""
+    """The Trainer's log, of a run's folder or of its newest checkpoint; empty where there is none. Raises InputError
+    where it is damaged."""
     state = folder / STATE
     if not state.is_file():
         checkpoints = [(_step(path.parent), path) for path in folder.glob(f"checkpoint-*/{STATE}")]

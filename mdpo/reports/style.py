@@ -28,7 +28,8 @@ td b { font-size: 1.1rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .same { color: var(--quiet); font-weight: 400; }
 td small { white-space: nowrap; }
 .overview { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem 2.5rem; align-items: start; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; align-items: start; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem;
+  align-items: start; }
 figure { margin: 1rem 0 0; max-width: 30rem; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .88rem; color: var(--quiet); }
@@ -39,9 +40,11 @@ figcaption { font-size: .88rem; color: var(--quiet); }
 .pair > div { min-width: 0; }
 .answer { margin: 0 0 .3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 mark { background: #ffd9d2; color: inherit; border-bottom: 2px solid var(--bad); padding: 0 .1em; }
-details { margin: .4rem 0; } summary { cursor: pointer; color: var(--quiet); font-size: .88rem; overflow-wrap: anywhere; }
+details { margin: .4rem 0; }
+summary { cursor: pointer; color: var(--quiet); font-size: .88rem; overflow-wrap: anywhere; }
 details p { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .88rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; background: #f5f6f8; padding: .8rem; border-radius: .4rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; background: #f5f6f8; padding: .8rem;
+  border-radius: .4rem; }
 @media (max-width: 40rem) {
   .pair { grid-template-columns: 1fr; gap: .9rem; }
   td small { font-size: .74rem; }

@@ -1,4 +1,5 @@
-"""How settings are read and checked: YAML as written, values held to types, every field of TrainingArguments accounted for.
+"""How settings are read and checked: YAML as written, values held to types, every field of TrainingArguments accounted
+for.
 
 yaml_text.py   YAML that keeps the text of every scalar, refuses duplicate keys and alias bombs
 types.py       a value to the type of its field, in one line or not at all

@@ -25,13 +25,22 @@ REFUSED = {
         "preferences, is not implemented); leave it out"
     ),
     "neftune_noise_alpha": (
-        "the noise would be in the policy's embeddings and not in the reference's, so that rewards measure noise; leave it out"
+        "the noise would be in the policy's embeddings and not in the reference's, so that rewards measure noise; "
+        "leave it out"
     ),
     "train_sampling_strategy": "the planner draws a step's rows from data_seed and packs them by length; leave it out",
-    "dataloader_drop_last": "an epoch's last step is a mean over the rows that are left, not a padded one; leave it out",
-    "dataloader_in_order": "steps are taken in the order in which they were planned, or a run could not resume; leave it out",
-    "bf16_full_eval": "rows are evaluated as they are trained on, or rewards of the two could not be compared; set bf16",
-    "fp16_full_eval": "rows are evaluated as they are trained on, or rewards of the two could not be compared; set fp16",
+    "dataloader_drop_last": (
+        "an epoch's last step is a mean over the rows that are left, not a padded one; leave it out"
+    ),
+    "dataloader_in_order": (
+        "steps are taken in the order in which they were planned, or a run could not resume; leave it out"
+    ),
+    "bf16_full_eval": (
+        "rows are evaluated as they are trained on, or rewards of the two could not be compared; set bf16"
+    ),
+    "fp16_full_eval": (
+        "rows are evaluated as they are trained on, or rewards of the two could not be compared; set fp16"
+    ),
     "include_for_metrics": "there is no compute_metrics here; MDPOTrainer.predict(rows) returns every row's numbers",
     "batch_eval_metrics": "there is no compute_metrics here; MDPOTrainer.predict(rows) returns every row's numbers",
     "enable_jit_checkpoint": "SIGTERM writes a checkpoint without it; leave it out",
@@ -94,7 +103,8 @@ IDLE: dict[str, tuple[Condition, str]] = {
     "gradient_checkpointing_kwargs": (_is("gradient_checkpointing", False), "gradient_checkpointing is off"),
     "fsdp_config": (_is("fsdp", None, "", False), "fsdp is off"),
     "optim_target_modules": (
-        lambda args: not {"galore", "apollo"} & set(_word(args.optim).split("_")), "only GaLore and APOLLO optimizers read it",
+        lambda args: not {"galore", "apollo"} & set(_word(args.optim).split("_")),
+        "only GaLore and APOLLO optimizers read it",
     ),
     "adam_beta1": (_is("optim", "sgd", "adagrad", "rmsprop", "adafactor"), "optim is not an Adam"),
     "adam_beta2": (_is("optim", "sgd", "adagrad", "rmsprop", "adafactor"), "optim is not an Adam"),
@@ -110,7 +120,7 @@ IDLE: dict[str, tuple[Condition, str]] = {
     "save_only_model": (_is("save_strategy", "no"), "save_strategy is no"),
     "eval_steps": (_is_not("eval_strategy", "steps"), "eval_strategy is not steps"),
     "eval_delay": (_is("eval_strategy", "no"), "nothing is evaluated while training"),
-}  # fmt: skip
+}
 
 
 def _word(value: Any) -> Any:

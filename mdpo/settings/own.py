@@ -78,8 +78,8 @@ def check_parameters(args: Any) -> None:
     for name in MDPO_PARAMETERS:
         if name in args.given:
             raise InputError(
-                f"{name}: a parameter of objective mdpo, and objective is {called}; leave {name} out, or write what it should "
-                "do as a term of the objective"
+                f"{name}: a parameter of objective mdpo, and objective is {called}; leave {name} out, or write "
+                "what it should do as a term of the objective"
             )
 
 
@@ -93,14 +93,14 @@ def _check_one_picture(args: Any) -> None:
             )
         if "image_rejected" in args.anchors:
             raise InputError(
-                "drop_images: without images there is no rejected one to anchor; take image_rejected out of anchors, or "
-                "leave drop_images out"
+                "drop_images: without images there is no rejected one to anchor; take image_rejected out of anchors, "
+                "or leave drop_images out"
             )
     other = [name for name in args.branches if name not in ("chosen", "rejected")]
     if other:
         raise InputError(
-            f"drop_images: the objective compares pictures ({', '.join(other)}), and without images there is nothing to compare; "
-            "choose another objective, such as dpo, or leave drop_images out"
+            f"drop_images: the objective compares pictures ({', '.join(other)}), and without images there is "
+            "nothing to compare; choose another objective, such as dpo, or leave drop_images out"
         )
 
 
@@ -111,7 +111,9 @@ def _check_anchors(args: Any) -> None:
     if isinstance(args.anchor, Sequence) and len(args.anchor) != len(args.anchors):
         raise InputError(f"anchor: {len(args.anchor)} values for {len(args.anchors)} anchors; give one per entry")
     if not args.anchors and args.anchor:
-        raise InputError(f"anchor: {shown(args.anchor)}, but anchors is empty; name a branch in anchors, or leave anchor out")
+        raise InputError(
+            f"anchor: {shown(args.anchor)}, but anchors is empty; name a branch in anchors, or leave anchor out"
+        )
 
 
 def check_adapter(run: Any) -> None:

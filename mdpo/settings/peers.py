@@ -74,10 +74,15 @@ _INSTEAD: dict[str, str] = {
     "trust_remote_code": "code of a model's folder never runs; leave it out",
     "streaming": "rows are checked before training, so data is read whole; leave it out",
     "dataset_streaming": "rows are checked before training, so data is read whole; leave it out",
-    "dataset_config": "give the subset's files: hf download NAME --repo-type dataset --local-dir FOLDER, then train_data: FOLDER/SUBSET",
+    "dataset_config": (
+        "give the subset's files: hf download NAME --repo-type dataset --local-dir FOLDER, then "
+        "train_data: FOLDER/SUBSET"
+    ),
     "dataset_train_split": "name it behind the data: train_data: NAME:SPLIT",
     "dataset_num_proc": "many rows are read and tokenised by several processes by themselves; leave it out",
-    "preprocessing_num_workers": "many rows are read and tokenised by several processes by themselves; set dataloader_num_workers for the images",
+    "preprocessing_num_workers": (
+        "many rows are read and tokenised by several processes by themselves; set dataloader_num_workers for the images"
+    ),
     "attn_implementation": "packed attention runs on FlashAttention where it is there; leave it out",
     "attn_impl": "packed attention runs on FlashAttention where it is there; leave it out",
     "flash_attn": "packed attention runs on FlashAttention where it is there; leave it out",
@@ -106,8 +111,18 @@ _INSTEAD: dict[str, str] = {
     "push_to_hub_organization": "name it in hub_model_id: OWNER/NAME",
     "plot_loss": "draw it afterwards: mdpo report OUTPUT_DIR",
 }
-_COLUMNS = ("image_column", "images_column", "text_column", "prompt_column", "chosen_column", "rejected_column", "columns",
-            "column_mapping", "dataset_text_field", "dataset_image_field")  # fmt: skip
+_COLUMNS = (
+    "image_column",
+    "images_column",
+    "text_column",
+    "prompt_column",
+    "chosen_column",
+    "rejected_column",
+    "columns",
+    "column_mapping",
+    "dataset_text_field",
+    "dataset_image_field",
+)
 # What chooses or shapes the loss.
 _LOSSES = (
     "loss_type", "pref_loss", "loss_weights", "label_smoothing", "dpo_label_smoothing", "ld_alpha", "use_weighting",
@@ -116,11 +131,14 @@ _LOSSES = (
 )  # fmt: skip
 _SFT_TERMS = ("rpo_alpha", "pref_ftx", "sft_alpha")
 _LORA = ("use_rslora", "use_dora", "lora_bias", "lora_modules_to_save", "modules_to_save", "additional_target",
-         "lora_target_parameters", "lora_task_type", "loraplus_lr_ratio", "pissa_init", "init_lora_weights")  # fmt: skip
+         "lora_target_parameters", "lora_task_type", "loraplus_lr_ratio", "pissa_init",
+         "init_lora_weights")  # fmt: skip
 
 
 def unknown_key(key: object, known: Collection[str]) -> str:
-    """What to say of a key that is none of ``known``: what it is called here, what does not exist, or the nearest key."""
+    """What to say of a key that is none of ``known``: what it is called here, what does not exist, or the
+    nearest key.
+    """
     name = str(key)
     return f"unknown key {_shortened(name)!r}; {_advice(name.lower(), known)}"
 
@@ -132,13 +150,19 @@ def _advice(name: str, known: Collection[str]) -> str:
     if name in _INSTEAD:
         return _INSTEAD[name]
     if name in _COLUMNS:
-        return "columns are found by their names in the data (images, prompt, chosen, rejected and others); rename them there"
+        return (
+            "columns are found by their names in the data (images, prompt, chosen, rejected and others); rename them "
+            "there"
+        )
     if name in _LOSSES:
-        return "the loss is the setting objective's: set it to one of its presets, such as symmpo, or to a list of terms"
+        return (
+            "the loss is the setting objective's: set it to one of its presets, such as symmpo, or to a list of terms"
+        )
     if name in _SFT_TERMS:
         return (
-            "set objective: mpo, whose generation term keeps the chosen response likely, or a list of terms of which one is "
-            "{name: sft, rows: {chosen: 1}, link: linear, weight: 0.03}; mdpo's anchor (anchors: [chosen]) does so too"
+            "set objective: mpo, whose generation term keeps the chosen response likely, or a list of terms of which "
+            "one is {name: sft, rows: {chosen: 1}, link: linear, weight: 0.03}; mdpo's anchor (anchors: [chosen]) "
+            "does so too"
         )
     if name in _LORA:
         return "adapters other than plain LoRA are given from Python: MDPOTrainer(peft_config=LoraConfig(...))"

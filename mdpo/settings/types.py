@@ -17,9 +17,17 @@ from .yaml_text import Written, plain, read_yaml
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 DTYPES = {
-    "auto": "auto", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16",
-    "half": "float16", "float32": "float32", "fp32": "float32", "float": "float32", "float64": "float64",
-}  # fmt: skip
+    "auto": "auto",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "float32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+    "float64": "float64",
+}
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
@@ -31,7 +39,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     options = alternatives(hint)
     read = value.value if isinstance(value, Written) else value
     # A true that may be text or a boolean is a boolean: the type that YAML reads goes first.
-    for option in sorted(options, key=lambda option: not (type(read) is option or any(read is o for o in _literals(option)))):
+    for option in sorted(
+        options, key=lambda option: not (type(read) is option or any(read is o for o in _literals(option)))
+    ):
         try:
             return _convert(value, option)
         except (TypeError, ValueError, OverflowError):
@@ -63,7 +73,8 @@ def read_argument(text: str, hint: Any, where: str) -> Any:
     trim and fold it. There, YAML is read only for what is not text: an empty argument or null, true where it may be a
     boolean, [a, b] where it may be a list, and {a: 1} where it may be a mapping.
 
-    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML, or empty.
+    where: the option, for messages. Raises InputError where the setting takes no text and ``text`` is not YAML, or
+    empty.
     """
     options = alternatives(hint)
     kinds = {typing.get_origin(option) or option for option in options}
@@ -193,13 +204,15 @@ def shortened(error: object) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a file, a path and a log can all hold it: no NUL, and no half of a character (bytes that are no UTF-8)."""
+    """Whether a file, a path and a log can all hold it: no NUL, and no half of a character
+    (bytes that are no UTF-8).
+    """
     return re.search(r"[\x00\ud800-\udfff]", text) is None
 
 
 def path_problem(text: str) -> str | None:
-    """What is wrong with a path before anybody looks for it, and what to do; None where nothing is. An empty one, such as
-    an unset variable of a shell leaves, would be the working directory."""
+    """What is wrong with a path before anybody looks for it, and what to do; None where nothing is. An empty one, such
+    as an unset variable of a shell leaves, would be the working directory."""
     if not text.strip():
         return "the path is empty; give one"
     try:

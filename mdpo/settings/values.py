@@ -31,9 +31,16 @@ _RANGES = {
 }  # fmt: skip
 # Settings that name a file or a folder.
 PATHS = (
-    "model_name_or_path", "train_data", "adapter_name_or_path", "image_dir", "eval_data", "output_dir",
-    "reference_cache_dir", "resume_from_checkpoint", "chat_template",
-)  # fmt: skip
+    "model_name_or_path",
+    "train_data",
+    "adapter_name_or_path",
+    "image_dir",
+    "eval_data",
+    "output_dir",
+    "reference_cache_dir",
+    "resume_from_checkpoint",
+    "chat_template",
+)
 _LARGEST = 2**63 - 1
 # What the loss computes with, in float32.
 BETA, ANCHOR = "[1e-30, 1e30]", "[-1e30, 1e30]"
@@ -77,8 +84,8 @@ def check_numbers(config: Any) -> None:
                 raise InputError(f"{field.name}: expected a number of at most {_LARGEST}, got {shown(entry)}")
             if isinstance(entry, str) and not is_text(entry):
                 raise InputError(
-                    f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not UTF-8); "
-                    "take it out"
+                    f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not "
+                    "UTF-8); take it out"
                 )
 
 
@@ -95,7 +102,9 @@ def check_paths(config: Any) -> None:
 
 
 def check_shares(name: str, value: Any) -> None:
-    """Raises InputError for a mapping of data sets to shares that is empty, or has a share that is not a number above 0."""
+    """Raises InputError for a mapping of data sets to shares that is empty, or has a share that is not a number above
+    0.
+    """
     if not isinstance(value, dict):
         return
     if not value:
@@ -104,7 +113,10 @@ def check_shares(name: str, value: Any) -> None:
         if not isinstance(path, str):
             raise InputError(f"{name}: expected the name of a data set, got {shown(path)}; put it in quotes")
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
-            raise InputError(f"{name}: expected a share above 0 for {shown(path)}, got {shown(share)}; leave it out to read none of it")
+            raise InputError(
+                f"{name}: expected a share above 0 for {shown(path)}, got {shown(share)}; leave it out to read "
+                "none of it"
+            )
 
 
 def check_range(name: str, value: Any, interval: str) -> None:
@@ -115,7 +127,13 @@ def check_range(name: str, value: Any, interval: str) -> None:
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):
-        wanted = f"in {interval}" if math.isfinite(high) else f"above {low:g}" if interval[0] == "(" else f"of at least {low:g}"
+        wanted = (
+            f"in {interval}"
+            if math.isfinite(high)
+            else f"above {low:g}"
+            if interval[0] == "("
+            else f"of at least {low:g}"
+        )
         raise InputError(f"{name}: expected a number {wanted}, got {shown(value)}")
 
 
@@ -191,14 +209,18 @@ def _check_optimizer(args: Any) -> None:
 
 
 def _check_schedule(args: Any) -> None:
-    """Builds the schedule on a toy optimizer, so that its keywords, and those that it lacks, are tried before the model is
-    loaded."""
+    """Builds the schedule on a toy optimizer, so that its keywords, and those that it lacks, are tried before the model
+    is loaded."""
     keywords = args.lr_scheduler_kwargs or {}
     keywords = json.loads(keywords) if isinstance(keywords, str) else dict(keywords)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
         schedule = get_scheduler(
-            args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=8, scheduler_specific_kwargs=keywords
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=8,
+            scheduler_specific_kwargs=keywords,
         )
         for _ in range(8):
             optimizer.step()
@@ -208,7 +230,9 @@ def _check_schedule(args: Any) -> None:
     except Exception as error:  # whatever a schedule does with a keyword that it cannot use
         name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         if not keywords:
-            raise InputError(f"lr_scheduler_type: {shown(name)} does not work without lr_scheduler_kwargs: {shortened(error)}") from error
+            raise InputError(
+                f"lr_scheduler_type: {shown(name)} does not work without lr_scheduler_kwargs: {shortened(error)}"
+            ) from error
         raise InputError(f"lr_scheduler_kwargs: {name} does not take {shown(keywords)}: {shortened(error)}") from error
 
 
@@ -231,7 +255,9 @@ def _check_checkpointing(args: Any) -> None:
             elif key not in ("context_fn", "determinism_check") and not isinstance(entry, bool):
                 raise InputError(f"{name}.{key}: expected true or false, got {shown(entry)}")
             if key == "offload" and entry and (args.use_cpu or not torch.cuda.is_available()):
-                raise InputError(f"{name}.{key}: it moves what a GPU keeps to the CPU, and there is no GPU; leave it out")
+                raise InputError(
+                    f"{name}.{key}: it moves what a GPU keeps to the CPU, and there is no GPU; leave it out"
+                )
             if key == "determinism_check":
                 _check_word(f"{name}.{key}", entry, ["default", "none"])
 

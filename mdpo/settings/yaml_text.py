@@ -36,7 +36,9 @@ def read_yaml(text: str, where: str) -> Any:
     ``MAX_DEPTH`` levels.
     """
     if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{where} has {len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read: is it a settings file?")
+        raise InputError(
+            f"{where} has {len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read: is it a settings file?"
+        )
     try:
         loader = yaml.SafeLoader(text)
         _check_bounds(text, where)
@@ -59,7 +61,9 @@ def _check_bounds(text: str, where: str) -> None:
         if depth > MAX_DEPTH:
             raise InputError(f"{where} is not YAML: it is nested too deeply (more than {MAX_DEPTH} levels)")
     if aliases > MAX_ALIASES:
-        raise InputError(f"{where}: {aliases} YAML aliases (*name); at most {MAX_ALIASES} are read: write the values out")
+        raise InputError(
+            f"{where}: {aliases} YAML aliases (*name); at most {MAX_ALIASES} are read: write the values out"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -34,7 +34,9 @@ def check_run(args: MDPOConfig, names: tuple[str, ...]) -> None:
     if args.fp16 and args.device.type == "cpu":
         raise InputError("fp16: a CPU has no float16 training; set bf16, or neither")
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise InputError("fsdp: there is a single process; start the run with accelerate launch or torchrun, or leave it out")
+        raise InputError(
+            "fsdp: there is a single process; start the run with accelerate launch or torchrun, or leave it out"
+        )
     _check_optimizer_arguments(args)
     if names:
         _check_metric(args, names)
@@ -43,7 +45,10 @@ def check_run(args: MDPOConfig, names: tuple[str, ...]) -> None:
 
 
 def settle_evaluation(args: MDPOConfig, rows: int) -> None:
-    """Rows that are held out are evaluated: once an epoch, unless the user has said otherwise. rows: how many they are."""
+    """Rows that are held out are evaluated: once an epoch, unless the user has said otherwise.
+
+    rows: how many they are.
+    """
     if args.eval_strategy != IntervalStrategy.NO or not rows:
         return
     if args.eval_strategy_given:
@@ -61,19 +66,23 @@ def say_what_has_no_effect(args: MDPOConfig) -> None:
 
 
 def check_warmup(args: MDPOConfig, steps: int) -> None:
-    """steps: of the run. Raises InputError where the schedule divides by the steps after the warm-up, and there are none."""
+    """steps: of the run. Raises InputError where the schedule divides by the steps after the warm-up, and there are
+    none.
+    """
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule == "polynomial" and args.get_warmup_steps(steps) == steps:
         raise InputError(
-            f"lr_scheduler_type: polynomial has nothing to fall over, since the warm-up takes all of the {steps} steps; lower "
-            "warmup_steps, or train for more"
+            f"lr_scheduler_type: polynomial has nothing to fall over, since the warm-up takes all of the {steps} "
+            "steps; lower warmup_steps, or train for more"
         )
 
 
 def check_fsdp(plugin: Any) -> None:
     """plugin: accelerate's. Raises InputError for FSDP's first version."""
     if plugin.fsdp_version != 2:
-        raise InputError("fsdp: version 1 flattens the weights that the log-probs read one by one; set version 2 (FSDP2)")
+        raise InputError(
+            "fsdp: version 1 flattens the weights that the log-probs read one by one; set version 2 (FSDP2)"
+        )
 
 
 def check_weights(args: MDPOConfig, model: nn.Module) -> None:
@@ -81,7 +90,9 @@ def check_weights(args: MDPOConfig, model: nn.Module) -> None:
     if not args.fp16:
         return
     if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
-        raise InputError("fp16: the weights are bfloat16, whose range float16 does not have; set bf16, or dtype: float32")
+        raise InputError(
+            "fp16: the weights are bfloat16, whose range float16 does not have; set bf16, or dtype: float32"
+        )
     if any(parameter.dtype == torch.float16 and parameter.requires_grad for parameter in model.parameters()):
         raise InputError("fp16: gradients of float16 weights cannot be unscaled; set dtype: float32")
 
@@ -100,8 +111,8 @@ def _check_nothing_is_evaluated(args: MDPOConfig) -> None:
     for name, wished in wishes.items():
         if wished:
             raise InputError(
-                f"{name}: there are no rows to evaluate on; give eval_data or eval_fraction (eval_dataset in Python), or "
-                f"leave {name} out"
+                f"{name}: there are no rows to evaluate on; give eval_data or eval_fraction (eval_dataset in "
+                f"Python), or leave {name} out"
             )
 
 

@@ -19,9 +19,17 @@ from mdpo.outputs import sync_folder
 from .manifest import SETTINGS_NAME, Unfit, check_signed
 
 __all__ = [
-    "SETTINGS_NAME", "STAGING", "checkpoint_folder", "checkpoint_step", "checkpoints_newest_first", "last_whole_checkpoint",
-    "put_in_place", "recover", "remove", "rotate",
-]  # fmt: skip
+    "SETTINGS_NAME",
+    "STAGING",
+    "checkpoint_folder",
+    "checkpoint_step",
+    "checkpoints_newest_first",
+    "last_whole_checkpoint",
+    "put_in_place",
+    "recover",
+    "remove",
+    "rotate",
+]
 
 _log = logging.getLogger(__name__)
 

@@ -35,7 +35,9 @@ def eval_datasets_of(
 def dataset_of(
     rows: Rows | None, processor: ProcessorMixin, args: MDPOConfig, name: str = "eval_dataset"
 ) -> PreferenceDataset | None:
-    """name: of the argument. Raises InputError for rows that cannot be read, and where no term of the objective has a row."""
+    """name: of the argument. Raises InputError for rows that cannot be read, and where no term of the objective has a
+    row.
+    """
     if rows is None:
         return None
     objective = objective_of(args)
@@ -54,14 +56,19 @@ def _check_terms(dataset: PreferenceDataset, terms: Sequence[Term], name: str) -
     read = [set(term.branches) for term in terms]
     if len(dataset) and not any(map(dataset.any_with, read)):
         raise InputError(
-            f"{name}: no row has all that any term of the objective reads (as {terms[0].name}: {', '.join(sorted(read[0]))}), so "
-            "that there is no loss; give rows that have it, or choose another objective"
+            f"{name}: no row has all that any term of the objective reads (as {terms[0].name}: "
+            f"{', '.join(sorted(read[0]))}), so that there is no loss; give rows that have it, or choose another "
+            "objective"
         )
 
 
 def cache_folder(args: MDPOConfig) -> Path | None:
     """Where what a frozen model computes is kept for the next run; None where it is not."""
-    return Path(args.reference_cache_dir or Path(str(args.output_dir), "reference_cache")) if args.cache_reference else None
+    return (
+        Path(args.reference_cache_dir or Path(str(args.output_dir), "reference_cache"))
+        if args.cache_reference
+        else None
+    )
 
 
 def find_neighbours(dataset: PreferenceDataset | None, model: nn.Module, args: MDPOConfig) -> None:

@@ -37,7 +37,9 @@ class Evaluation:
         self._broken.append((batch.ids, broken))
         self._metrics.add(_without(output, broken))
         if self._keep_rows:
-            numbers = torch.stack([output.policy.detach().float(), output.reference.float(), output.loss.rewards.float()])
+            numbers = torch.stack(
+                [output.policy.detach().float(), output.reference.float(), output.loss.rewards.float()]
+            )
             self._rows.append((examples, numbers.permute(2, 0, 1).cpu()))
 
     def not_finite(self) -> list[str]:
@@ -51,7 +53,8 @@ class Evaluation:
     ) -> tuple[dict[str, float], tuple[str, ...]]:
         """The metrics, and the rows that they are NaN for, over all ranks.
 
-        reduce: as in ``Metrics.means``. bad: ``not_finite`` of all ranks. rows: how many there are in all. skip: whether
+        reduce: as in ``Metrics.means``. bad: ``not_finite`` of all ranks. rows: how many there are in all. skip:
+        whether
             the means are over the other rows, as long as there are any. says: whether this process warns of them.
         """
         means = self._metrics.means(reduce)
@@ -91,6 +94,8 @@ def _without(output: PolicyOutput, broken: Tensor) -> PolicyOutput:
 
 
 def predictions(rows: Sequence[tuple[int, list]], branches: int) -> dict[str, np.ndarray]:
-    """By NAMES an (N, K) float64 array: the rows in their own order, by the K branches of the objective; NaN if absent."""
+    """By NAMES an (N, K) float64 array: the rows in their own order, by the K branches of the objective; NaN
+    if absent.
+    """
     numbers = np.array([values for _, values in sorted(rows, key=lambda row: row[0])]).reshape(-1, len(NAMES), branches)
     return {name: numbers[:, column] for column, name in enumerate(NAMES)}

@@ -25,7 +25,9 @@ def weights_not_finite(model: nn.Module) -> list[str]:
         local: Any = getattr(parameter, "_local_tensor", parameter) if parameter.requires_grad else None
         if local is not None and local.numel():
             names.append(name)
-            wide = torch.promote_types(local.dtype, torch.float32)  # a norm can be infinite in float16 where no weight is
+            wide = torch.promote_types(
+                local.dtype, torch.float32
+            )  # a norm can be infinite in float16 where no weight is
             largest.append(torch.linalg.vector_norm(local.detach(), math.inf, dtype=wide).isfinite())
     finite = torch.stack([value.to(largest[0].device) for value in largest]).tolist() if largest else []
     return [name for name, good in zip(names, finite, strict=True) if not good]
@@ -45,8 +47,8 @@ def check_weights_finite(model: nn.Module, args: MDPOConfig, what: str, *, shard
     kept = "there is no earlier checkpoint" if last is None else f"the last good state is {last}"
     raise raised_by_all(  # also where they are not sharded, and so the same on all
         args,
-        f"{what} is not written: {len(bad)} of the trained weights are not finite ({some(bad)}); {kept}. Lower the learning "
-        "rate, or look at the rows of the steps since then",
+        f"{what} is not written: {len(bad)} of the trained weights are not finite ({some(bad)}); {kept}. Lower "
+        "the learning rate, or look at the rows of the steps since then",
     )
 
 

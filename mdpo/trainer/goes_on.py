@@ -49,8 +49,8 @@ class GoesOn(KeepsCheckpoints):
             best = read_state(folder, self.state.global_step)["best_model_checkpoint"]
             best = None if best is None else best_folder(folder, best, self.args)
             self.state.best_model_checkpoint = None if best is None else str(best)
-            # The base class writes the states of this run's callbacks over those of the checkpoint's, by name, and fails
-            # for a callback that is new.
+            # The base class writes the states of this run's callbacks over those of the checkpoint's, by name, and
+            # fails for a callback that is new.
             callbacks = [*self.callback_handler.callbacks, self.control]
             mine = [callback for callback in callbacks if isinstance(callback, ExportableState)]
             self.state.stateful_callbacks = TrainerState(stateful_callbacks=mine).stateful_callbacks
@@ -68,8 +68,8 @@ class GoesOn(KeepsCheckpoints):
         bad = weights_not_finite(self.model)
         if bad:
             raise InputError(
-                f"cannot resume from {resume_from_checkpoint}: {len(bad)} of its weights are not finite ({some(bad)}); take "
-                "another checkpoint"
+                f"cannot resume from {resume_from_checkpoint}: {len(bad)} of its weights are not finite "
+                f"({some(bad)}); take another checkpoint"
             )
 
     def _load_best_model(self) -> None:
@@ -122,7 +122,9 @@ def _refusing(folder: str, what: str) -> Iterator[None]:
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InputError(f"cannot resume from {folder}: {what} does not fit ({reason(error)}); take another checkpoint") from error
+        raise InputError(
+            f"cannot resume from {folder}: {what} does not fit ({reason(error)}); take another checkpoint"
+        ) from error
 
 
 def _check_same_kind(saved: Any, fresh: dict[str, Any]) -> None:
@@ -130,7 +132,9 @@ def _check_same_kind(saved: Any, fresh: dict[str, Any]) -> None:
     if not isinstance(saved, dict):
         raise Unfit(f"it is a {type(saved).__name__}, not a dict")
     known = fresh.keys() | _OTHER_VERSIONS
-    differing = [str(name)[:40] for name in saved if name not in known] + sorted(fresh.keys() - _OTHER_VERSIONS - saved.keys())
+    differing = [str(name)[:40] for name in saved if name not in known] + sorted(
+        fresh.keys() - _OTHER_VERSIONS - saved.keys()
+    )
     if differing:
         raise Unfit(f"{differing[0]!r} is not a value of this run's, or is missing")
     for name, value in fresh.items():

@@ -25,6 +25,9 @@ class HostCopy:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host, on ``device``. Out of memory that is not pinned a copy waits for all that is queued."""
+    """A small tensor of the host, on ``device``.
+
+    Out of memory that is not pinned a copy waits for all that is queued.
+    """
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)

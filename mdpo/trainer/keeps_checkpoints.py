@@ -87,7 +87,9 @@ class KeepsCheckpoints(KeepsWeights):
             self._push_from_checkpoint(str(folder))
 
     def _name_the_best(self, folder: Path) -> None:
-        """The best checkpoint by the name that it has, or is about to have: the base class looks for it below STAGING."""
+        """The best checkpoint by the name that it has, or is about to have: the base class looks for it below
+        STAGING.
+        """
         best = checkpoint_folder(folder.parent, self.state.best_global_step)
         if best == folder or best.is_dir():
             self.state.best_model_checkpoint = str(best)

@@ -59,7 +59,9 @@ class KeepsWeights(Trainer):
                 load_weights(self.model, folder)
         except InputError as error:  # at the end of a training that is not to be lost for it
             last = last_whole_checkpoint(self.args.output_dir)
-            raise TrainingError(f"the best checkpoint cannot be loaded: {error}; the last weights are in {last}") from error
+            raise TrainingError(
+                f"the best checkpoint cannot be loaded: {error}; the last weights are in {last}"
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -67,7 +69,8 @@ class KeepsWeights(Trainer):
             name_base(adapter_folder(output_dir or self.args.output_dir, adapter), unwrap(self.model).name_or_path)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the base class, but whole or not at all; where a file beside the weights cannot be written, the weights are.
+        """As the base class, but whole or not at all; where a file beside the weights cannot be written, the weights
+        are.
 
         On a full disk checkpoints older than the newest make room, oldest first, if ``save_total_limit`` says that they
         may go. Where that is not enough, the weights are kept as a checkpoint.
@@ -93,8 +96,8 @@ class KeepsWeights(Trainer):
             except Exception:
                 raise self._unsaved(folder, error) from error
             raise TrainingError(
-                f"not everything could be saved ({short(error)}); the weights are in {path}, without the files that belong "
-                "to them"
+                f"not everything could be saved ({short(error)}); the weights are in {path}, without the files "
+                "that belong to them"
             ) from error
 
     def _save_whole(self, folder: Path) -> None:
@@ -139,7 +142,10 @@ class KeepsWeights(Trainer):
         step, best = self.state.global_step, self.state.best_model_checkpoint
         way = ""
         if resumes(self.args):
-            way = f"; {remedy(reason)}run again with --resume_from_checkpoint true: it trains nothing again, and saves them"
+            way = (
+                f"; {remedy(reason)}run again with --resume_from_checkpoint true: it trains nothing again, and saves "
+                "them"
+            )
         if self.args.load_best_model_at_end and best is not None:
             return f"its weights are those of the best checkpoint, {best}{way}"
         if not self._is_kept(step) and step and self.args.world_size == 1 and not self.is_deepspeed_enabled:
@@ -170,6 +176,6 @@ class KeepsWeights(Trainer):
         except OutputError as error:
             reason = unwritten(error.__cause__ or error) or short(error)
             raise OutputError(
-                f"{path} could not be written: {reason}; it holds the steps' numbers. What has been saved is whole, and needs no "
-                "other run"
+                f"{path} could not be written: {reason}; it holds the steps' numbers. What has been saved is "
+                "whole, and needs no other run"
             ) from error

@@ -47,7 +47,9 @@ def prepare_layers(model: nn.Module, frozen: nn.Module | None, args: MDPOConfig)
 
 
 def _can_be_compiled(model: Any, args: MDPOConfig) -> bool:
-    """Whether the layers see packed rows, which are what they are compiled for, and the same work in each; says so if not."""
+    """Whether the layers see packed rows, which are what they are compiled for, and the same work in each; says so if
+    not.
+    """
     reason = not_compiled(model)
     if reason is not None and args.process_index == 0:
         _log.info("compile_layers: layers run eagerly, since %s", reason)
@@ -63,14 +65,18 @@ def _compiles(args: MDPOConfig) -> bool:
 
 
 def _check_checkpointing(model: nn.Module, args: MDPOConfig) -> None:
-    """Reentrant checkpointing gives gradients to what a layer is passed by position, and to nothing else that it reads."""
-    if not args.gradient_checkpointing or not any(getattr(part, "is_kv_shared_layer", False) for part in model.modules()):
+    """Reentrant checkpointing gives gradients to what a layer is passed by position, and to nothing else that
+    it reads.
+    """
+    if not args.gradient_checkpointing or not any(
+        getattr(part, "is_kv_shared_layer", False) for part in model.modules()
+    ):
         return
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if (getattr(args, name, None) or {}).get("use_reentrant"):
             raise InputError(
-                f"{name}: use_reentrant: true loses gradients of this model, some of whose layers read the keys and values of "
-                "earlier ones; leave it out"
+                f"{name}: use_reentrant: true loses gradients of this model, some of whose layers read the keys "
+                "and values of earlier ones; leave it out"
             )
 
 

@@ -63,7 +63,8 @@ def _check_sizes(folder: Path, files: dict[str, Any]) -> None:
             raise Unfit(f"was not written to its end ({name} is missing)")
         if path.stat().st_size < expected["bytes"]:
             raise Unfit(
-                f"was not written to its end ({name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,})"
+                f"was not written to its end ({name} has {path.stat().st_size:,} bytes instead of "
+                f"{expected['bytes']:,})"
             )
         if path.stat().st_size > expected["bytes"]:
             raise Unfit(f"was changed after it was written ({name} is longer than it was)")

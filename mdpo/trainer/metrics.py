@@ -1,11 +1,11 @@
 """What a step logs: TRL's names, the mDPO authors' for the chosen answer on the rejected image, and each term's own.
 
-    loss
-    rewards/x, logps/x                              of each branch x: chosen, rejected, imageless_chosen, or its name
-    rewards/margins, rewards/accuracies             chosen over rejected
-    rewards/imageless_margins, …_accuracies         chosen on its image over chosen on the rejected one
-    terms/t                                         of each term t its value, weighted
-    terms/t/margins, terms/t/accuracies             of a term that prefers: how far, and how often
+loss
+rewards/x, logps/x                              of each branch x: chosen, rejected, imageless_chosen, or its name
+rewards/margins, rewards/accuracies             chosen over rejected
+rewards/imageless_margins, …_accuracies         chosen on its image over chosen on the rejected one
+terms/t                                         of each term t its value, weighted
+terms/t/margins, terms/t/accuracies             of a term that prefers: how far, and how often
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -115,5 +115,7 @@ class Metrics:
         totals = torch.zeros(2, len(self._metrics)) if self._totals is None else self._totals
         sums, counts = reduce(totals).tolist()
         return {
-            metric.name: total / count for metric, total, count in zip(self._metrics, sums, counts, strict=True) if count > 0
+            metric.name: total / count
+            for metric, total, count in zip(self._metrics, sums, counts, strict=True)
+            if count > 0
         }

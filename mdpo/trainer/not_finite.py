@@ -47,8 +47,8 @@ class StopsWhereNotFinite(Stoppable):
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the base class. Rows whose loss is not finite: outside of training, the metrics are NaN, with a warning that
-        names them; while training, TrainingError is raised, after a checkpoint has been written; with
+        """As the base class. Rows whose loss is not finite: outside of training, the metrics are NaN, with a warning
+        that names them; while training, TrainingError is raised, after a checkpoint has been written; with
         eval_skip_not_finite, the means are over the other rows."""
         self._bad_rows = ()
         metrics = super().evaluate(*args, **kwargs)
@@ -57,7 +57,8 @@ class StopsWhereNotFinite(Stoppable):
             raise raised_by_all(
                 self.args,
                 f"evaluation after step {step}: the loss is not finite, with examples {rows}; "
-                f"{self.keep_state(self.model_wrapped)}. Look at those rows, or set eval_skip_not_finite: true to leave them out",
+                f"{self.keep_state(self.model_wrapped)}. Look at those rows, or set eval_skip_not_finite: true to "
+                "leave them out",
             )
         return metrics
 

@@ -53,7 +53,9 @@ class Publishes(Trainer):
             return
         run = FinishedRun(
             base=unwrap(self.model).config.name_or_path or type(unwrap(self.model)).__name__,
-            adapter=adapter_kind(self.model.active_peft_config.to_dict()) if isinstance(self.model, PeftModel) else None,
+            adapter=adapter_kind(self.model.active_peft_config.to_dict())
+            if isinstance(self.model, PeftModel)
+            else None,
             settings=self.settings_of_checkpoints(),
             source=self.objective.source,
             history=self.state.log_history,
@@ -82,7 +84,8 @@ class Publishes(Trainer):
             revision: Branch; None: ``hub_revision``, or main.
             card: For ``create_model_card``.
 
-        Returns the commit's address, on the main process. Raises OutputError where the hub does not take it, with the way on.
+        Returns the commit's address, on the main process. Raises OutputError where the hub does not take it, with the
+        way on.
         """
         self.save_model(_internal_call=True)
         self.create_model_card(**card)
@@ -98,12 +101,20 @@ class Publishes(Trainer):
             return None
         folder = Path(str(self.args.output_dir))
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        repository, files, revision = str(self.hub_model_id), published_files(folder), revision or self.args.hub_revision
+        repository, files, revision = (
+            str(self.hub_model_id),
+            published_files(folder),
+            revision or self.args.hub_revision,
+        )
         try:
             return upload(
-                repository, folder, files,
-                message=commit_message or "End of training", token=token or self.args.hub_token, revision=revision,
-            )  # fmt: skip
+                repository,
+                folder,
+                files,
+                message=commit_message or "End of training",
+                token=token or self.args.hub_token,
+                revision=revision,
+            )
         except OutputError as error:
             later = upload_command(repository, folder, files, revision=revision)
             raise OutputError(f"{error}; what was trained is whole in {folder}. Upload it later: {later}") from error

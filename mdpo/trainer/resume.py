@@ -1,4 +1,6 @@
-"""Which checkpoint a run goes on from, chosen before the model is loaded, and what of it is checked when there is one."""
+"""Which checkpoint a run goes on from, chosen before the model is loaded, and what of it is checked when there
+is one.
+"""
 
 import logging
 from pathlib import Path
@@ -27,8 +29,8 @@ def checkpoint_to_resume(args: MDPOConfig, requested: str | bool | None) -> str 
     requested: a checkpoint's folder, or True for the newest below ``output_dir`` that is whole and as it was written;
         others are passed over, by name and reason.
 
-    One process reads the files, since all of them see the same. Raises InputError, on every process, for a folder that is
-    no such checkpoint, and where there is none.
+    One process reads the files, since all of them see the same. Raises InputError, on every process, for a folder that
+    is no such checkpoint, and where there is none.
     """
     if not requested:
         return None
@@ -64,7 +66,8 @@ def _newest(args: MDPOConfig) -> Path:
             return folder
     reasons = f" ({'; '.join(passed_over[:3])})" if passed_over else ""
     raise InputError(
-        f"resume_from_checkpoint: {args.output_dir} holds no whole checkpoint{reasons}; {way_anew(args.output_dir or '.')}"
+        f"resume_from_checkpoint: {args.output_dir} holds no whole checkpoint{reasons}; "
+        f"{way_anew(args.output_dir or '.')}"
     )
 
 
@@ -109,16 +112,20 @@ def check_best(folder: Path, state: dict[str, Any], args: MDPOConfig) -> None:
             check_signed(best)
     except Unfit as problem:
         raise Unfit(
-            f"needs the best checkpoint so far, {Path(state['best_model_checkpoint']).name}, which {problem}; put it back, "
-            "set load_best_model_at_end: false, or take another checkpoint"
+            f"needs the best checkpoint so far, {Path(state['best_model_checkpoint']).name}, which {problem}; put "
+            "it back, set load_best_model_at_end: false, or take another checkpoint"
         ) from problem
 
 
 def best_folder(folder: Path, saved: str, args: MDPOConfig) -> Path | None:
-    """Where the checkpoint is that a state names as the best: by its step, in this run's folder or beside ``folder``, since
-    a run may have been moved."""
+    """Where the checkpoint is that a state names as the best: by its step, in this run's folder or beside ``folder``,
+    since a run may have been moved."""
     step = checkpoint_step(saved)
-    places = [] if step is None else [checkpoint_folder(args.output_dir or ".", step), checkpoint_folder(folder.parent, step)]
+    places = (
+        []
+        if step is None
+        else [checkpoint_folder(args.output_dir or ".", step), checkpoint_folder(folder.parent, step)]
+    )
     return next((place for place in places if place.is_dir()), None)
 
 
@@ -151,10 +158,14 @@ def check_for_model(folder: Path, model: nn.Module, *, sharded: bool, max_steps:
 
 
 def _check_adapters_alone(model: PeftModel, folder: Path) -> None:
-    """transformers would load a whole model's weights in place of the adapter, and adapters that the model does not have."""
+    """transformers would load a whole model's weights in place of the adapter, and adapters that the model does not
+    have.
+    """
     strange = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
     strange += [
-        path.parent.name for path in sorted(folder.glob("*/adapter_model.*")) if path.parent.name not in model.peft_config
+        path.parent.name
+        for path in sorted(folder.glob("*/adapter_model.*"))
+        if path.parent.name not in model.peft_config
     ]
     if strange:
         raise InputError(f"it holds {strange[0]}, which is not of this run's adapter; take another checkpoint")

@@ -19,23 +19,33 @@ from mdpo.errors import InputError
 # The token budget is not among them: a step's gradient does not depend on how it is cut.
 _SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16", "examples_per_step",
-    "beta", "objective", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images", "max_length", "reference",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "bf16", "fp16",
+    "examples_per_step",
+    "beta", "objective", "conditional", "anchors", "anchor", "negative", "negative_per_epoch", "drop_images",
+    "max_length", "reference",
     "disable_dropout", "changed_weight",
 )  # fmt: skip
 _ADAPTER = (
-    "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "bias", "use_rslora", "use_dora", "rank_pattern",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "modules_to_save",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
     "alpha_pattern",
-)  # fmt: skip
-# What a run has chosen on its machine, and a run that goes on with it takes over where it fits. Not compared: how a step is
-# cut, what is recomputed and who computes the layers leaves the numbers as they are, but for rounding.
+)
+# What a run has chosen on its machine, and a run that goes on with it takes over where it fits. Not compared: how a
+# step is cut, what is recomputed and who computes the layers leaves the numbers as they are, but for rounding.
 _CHOICES = {"token_budget": int, "checkpoint_layers": int | None, "gradient_checkpointing": bool, "layers": str}
 _CHOSEN = "chosen"
 _PICTURES = "max_pixels, min_pixels, image_processor_kwargs"
 # Of a checkpoint that was written before there was the setting.
 _BEFORE = {"objective": "mdpo"}
-# Of an image's file its size and its end are compared: a PNG ends with a checksum of its pixels, a JPEG with the last of
-# them. Of more images than this, as many are looked at, spread over the rows.
+# Of an image's file its size and its end are compared: a PNG ends with a checksum of its pixels, a JPEG with the last
+# of them. Of more images than this, as many are looked at, spread over the rows.
 _TAIL, _IMAGES = 4096, 20_000
 
 
@@ -53,12 +63,16 @@ def run_settings(
     by = "use_lora, lora_target_modules, freeze_vision_tower, freeze_multi_modal_projector"
     settings[f"trained parameters ({by})"] = f"{len(trained)} ({_digest(trained)})"
     settings["weights of the reference (base model, adapter to go on from)"] = reference
-    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = TextOptions.of(args).digest()  # a template by its content, not its path
+    settings["system_prompt, chat_template, chat_template_kwargs, prompt_is_rendered"] = TextOptions.of(
+        args
+    ).digest()  # a template by its content, not its path
     if dataset is not None:
         settings[_PICTURES] = dataset.size_settings()
         settings["rows"] = f"{len(dataset)} ({dataset.digest()})"
         settings["images of the rows"] = _images(dataset)
-    return json.loads(json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+    return json.loads(
+        json.dumps(settings, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    )
 
 
 def recorded(args: MDPOConfig, layers: str) -> dict[str, Any]:
@@ -84,8 +98,8 @@ def check_same_run(folder: Path, theirs: dict[str, Any], settings: dict[str, Any
     for name, value in settings.items():
         if name != _CHOSEN and theirs.get(name) != value:
             raise InputError(
-                f"cannot resume from {folder}: {name} was {theirs.get(name)!r} and is {value!r} now; set it back, or give "
-                "another output_dir for a run of its own"
+                f"cannot resume from {folder}: {name} was {theirs.get(name)!r} and is {value!r} now; set it back, "
+                "or give another output_dir for a run of its own"
             )
 
 

@@ -1,5 +1,5 @@
-"""Answers of the model that is being trained, to the same few prompts at every evaluation: on a page, in a file of lines and
-in the run's tracker."""
+"""Answers of the model that is being trained, to the same few prompts at every evaluation: on a page, in a file of
+lines and in the run's tracker."""
 
 # transformers types a Trainer's attributes as all they could be.
 # pyright: reportArgumentType=false, reportOptionalIterable=false
@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 
 
 class SampleAnswers(TrainerCallback):
-    """Greedy answers to the first ``sample_prompts`` rows of the evaluation's first data set, or of the training data where
-    nothing is evaluated: then at the end of each epoch.
+    """Greedy answers to the first ``sample_prompts`` rows of the evaluation's first data set, or of the training data
+    where nothing is evaluated: then at the end of each epoch.
 
     Nothing that fails here ends the run: it is one line in the log.
     """
@@ -50,7 +50,9 @@ class SampleAnswers(TrainerCallback):
         self._step, self._samples = None, []
         if state.global_step and args.should_save:  # resumed: what was sampled up to here stands
             with self._never_failing("read"):
-                self._samples = [sample for sample in _read(self._folder / LINES_NAME) if sample.step <= state.global_step]
+                self._samples = [
+                    sample for sample in _read(self._folder / LINES_NAME) if sample.step <= state.global_step
+                ]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.is_in_train:
@@ -70,7 +72,9 @@ class SampleAnswers(TrainerCallback):
         self._step = step
         with self._never_failing("made"):
             if self.trainer.is_fsdp_enabled:
-                raise RuntimeError("FSDP shards the weights, and one process writes the answers; mdpo generate does, afterwards")
+                raise RuntimeError(
+                    "FSDP shards the weights, and one process writes the answers; mdpo generate does, afterwards"
+                )
             rows = self._rows()
             new = [
                 Sample(step, row.id, _question(row), row.chosen, answer)
@@ -96,10 +100,14 @@ class SampleAnswers(TrainerCallback):
         with in_mode(trainer.model, training=False), trainer.step_autocast(), torch.compiler.set_stance("force_eager"):
             return list(
                 generate(
-                    trainer.model, trainer.processing_class, rows, max_new_tokens=_MAX_NEW_TOKENS, batch_size=_BATCH_SIZE,
+                    trainer.model,
+                    trainer.processing_class,
+                    rows,
+                    max_new_tokens=_MAX_NEW_TOKENS,
+                    batch_size=_BATCH_SIZE,
                     text=TextOptions.of(trainer.args),
                 )
-            )  # fmt: skip
+            )
 
     @contextmanager
     def _never_failing(self, what: str) -> Iterator[None]:
@@ -122,7 +130,8 @@ def _question(row: PreferenceRow) -> str:
     if row.plain is not None:
         return row.plain
     turns = [
-        (message["role"], "".join(part.get("text", "") for part in message["content"]).strip()) for message in row.prompt
+        (message["role"], "".join(part.get("text", "") for part in message["content"]).strip())
+        for message in row.prompt
     ]
     return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
 
@@ -132,7 +141,9 @@ def _track(trainer: "MDPOTrainer", step: int, samples: Sequence[Sample], rows: S
     columns = ["step", "picture", "prompt", "answer", "chosen"]
     for name in trainer.args.report_to:
         if name == "tensorboard":
-            writer = next((c.tb_writer for c in trainer.callback_handler.callbacks if getattr(c, "tb_writer", None)), None)
+            writer = next(
+                (c.tb_writer for c in trainer.callback_handler.callbacks if getattr(c, "tb_writer", None)), None
+            )
             if writer is not None:
                 text = "\n\n".join(f"**{s.prompt}**\n\n{s.answer}" for s in samples)
                 writer.add_text("sample_answers", text, step)

@@ -48,11 +48,13 @@ def page(samples: Sequence[Sample], pictures: Mapping[str, Image.Image | None]) 
         last = next(sample for sample in reversed(of_row) if sample is not None)
         answers = "".join(_cell("" if sample is None else sample.answer) for sample in of_row)
         rows.append(f"<tr><td>{_image(image)}</td>{_cell(last.prompt)}{_cell(last.chosen)}{answers}</tr>\n")
-    heads = "".join(f"<th>{html_text(head)}</th>" for head in ("picture", "prompt", "chosen", *(f"step {n}" for n in steps)))
+    heads = "".join(
+        f"<th>{html_text(head)}</th>" for head in ("picture", "prompt", "chosen", *(f"step {n}" for n in steps))
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>sample answers</title><style>{_STYLE}</style></head>\n"
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
+        f"'unsafe-inline'\">\n<title>sample answers</title><style>{_STYLE}</style></head>\n"
         f"<body><table>\n<tr>{heads}</tr>\n{''.join(rows)}</table></body></html>\n"
     )
 

@@ -1,4 +1,5 @@
-"""A checkpoint's small files, read before anything is built on them: the trainer's state, the schedule, the random states.
+"""A checkpoint's small files, read before anything is built on them: the trainer's state, the schedule, the random
+states.
 
 Pickles are read with ``weights_only``, which runs nothing.
 """
@@ -37,7 +38,9 @@ def read_state(folder: Path, step: int) -> dict[str, Any]:
     state = read_json(folder / TRAINER_STATE_NAME)
     unknown = sorted(state.keys() - {f.name for f in fields(TrainerState)})
     if unknown:
-        raise Unfit(f"is damaged ({TRAINER_STATE_NAME} has {unknown[0][:40]!r}, which transformers' trainer does not know)")
+        raise Unfit(
+            f"is damaged ({TRAINER_STATE_NAME} has {unknown[0][:40]!r}, which transformers' trainer does not know)"
+        )
     for name, (fits, expected) in _FIELDS.items():
         if name not in state:
             raise Unfit(f"is damaged ({TRAINER_STATE_NAME} has no {name})")
@@ -65,7 +68,9 @@ def check_progress(state: dict[str, Any], *, max_steps: int, steps_per_epoch: in
     if step > max_steps:
         raise _wrong("global_step", step, f"a step up to {max_steps}, which is this run's last")
     if not math.isclose(state["epoch"], step / steps_per_epoch, rel_tol=1e-6):
-        raise _wrong("epoch", state["epoch"], f"{step / steps_per_epoch:g}, for step {step} of {steps_per_epoch} an epoch")
+        raise _wrong(
+            "epoch", state["epoch"], f"{step / steps_per_epoch:g}, for step {step} of {steps_per_epoch} an epoch"
+        )
 
 
 def check_parts(folder: Path, *, scaler: bool) -> None:
@@ -81,15 +86,17 @@ def check_parts(folder: Path, *, scaler: bool) -> None:
     random_states = [found for found in map(_STATES.fullmatch, sorted(names)) if found]
     if not optimizer and "scheduler.pt" not in names and not random_states:
         raise Unfit(
-            "was saved with save_only_model, without the optimizer, the schedule and the random state that a run goes on "
-            "with; take another checkpoint, or start a new run from its weights"
+            "was saved with save_only_model, without the optimizer, the schedule and the random state that a run goes "
+            "on with; take another checkpoint, or start a new run from its weights"
         )
     needed = {"optimizer.pt": optimizer, "scheduler.pt": "scheduler.pt" in names, "rng_state.pth": random_states}
     if scaler:
         needed["scaler.pt"] = "scaler.pt" in names
     # A run may go on with more or fewer processes; of those that there were, each has left its state.
     ranks = [int(found[1]) for found in random_states if found[1]]
-    needed |= {f"rng_state_{rank}.pth": rank in ranks for rank in range(min(max(ranks, default=-1) + 1, len(ranks) + 1))}
+    needed |= {
+        f"rng_state_{rank}.pth": rank in ranks for rank in range(min(max(ranks, default=-1) + 1, len(ranks) + 1))
+    }
     missing = [name for name, there in needed.items() if not there]
     if missing:
         raise Unfit(f"was not written to its end ({', '.join(missing)} is missing)")
@@ -173,10 +180,11 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_input_tokens_seen": (_is_count, "a number of tokens"),
     "total_flos": (lambda value: _is_finite(value) and value >= 0, "a finite number from 0 on"),
     "log_history": (
-        lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value), "a list of log lines"
+        lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value),
+        "a list of log lines",
     ),
     "best_metric": (_or_none(_is_number), "a number"),
     "best_global_step": (_or_none(_is_count), "a step"),
     "best_model_checkpoint": (_or_none(lambda value: isinstance(value, str)), "a folder"),
     "stateful_callbacks": (lambda value: isinstance(value, dict), "the callbacks' states by name"),
-}  # fmt: skip
+}

@@ -1,15 +1,15 @@
 """SIGINT, SIGTERM and SIGHUP: what has begun is finished first; a second one ends the process at once.
 
-The same one again within a tenth of a second is no second one: nobody changes their mind that fast, but ``timeout`` sends
-its signal to its child and then to the whole group, and others do the same.
+The same one again within a tenth of a second is no second one: nobody changes their mind that fast, but ``timeout``
+sends its signal to its child and then to the whole group, and others do the same.
 
 Three things can be interrupted. A command that has nothing to finish is left by an exception (``Stopped``). A training
 ``holds``: the signal is only remembered until the step and its checkpoint are done. And where a training waits for its
 data, it waits for ten more seconds.
 
-The handlers that Python runs come only between two of the main thread's bytecodes, so a second thread reads the signals as
-they arrive: it ends the process at the second one and interrupts waits that take too long, whatever the main thread does.
-It also tells the other processes of the run, which may wait for data that never comes and for nothing else.
+The handlers that Python runs come only between two of the main thread's bytecodes, so a second thread reads the signals
+as they arrive: it ends the process at the second one and interrupts waits that take too long, whatever the main thread
+does. It also tells the other processes of the run, which may wait for data that never comes and for nothing else.
 """
 
 import multiprocessing
@@ -29,7 +29,9 @@ from typing import Any
 from torch.utils.data._utils import signal_handling
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-PATIENCE = 10.0  # seconds after a signal: for data that a training waits for, or for a start-up blocked outside of Python
+PATIENCE = (
+    10.0  # seconds after a signal: for data that a training waits for, or for a start-up blocked outside of Python
+)
 _SAME = 2.0  # seconds in which one Ctrl-C may reach a process twice, from the terminal and from its launcher
 _ECHO = 0.1  # seconds in which the same signal again is the first one's echo
 _POLL = 0.5
@@ -141,8 +143,9 @@ class Signals:
             self._waiting = None
 
     def _keep_workers_deaths_out(self) -> None:
-        # torch's handler raises wherever the main thread is when a worker dies, in the middle of an optimizer's step too.
-        # Without it torch finds out where it waits for the worker. It is set once in a process: now, to be taken away.
+        # torch's handler raises wherever the main thread is when a worker dies, in the middle of an optimizer's step
+        # too. Without it torch finds out where it waits for the worker. It is set once in a process: now, to be taken
+        # away.
         signal_handling._set_SIGCHLD_handler()
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", "") == signal_handling.__name__:
@@ -257,7 +260,9 @@ def active() -> Signals | None:
 
 @contextmanager
 def signals() -> Iterator[Signals | None]:
-    """The handlers that are set now, or new ones for the block; None outside of the main thread, which alone has them."""
+    """The handlers that are set now, or new ones for the block; None outside of the main thread, which alone
+    has them.
+    """
     if _active is not None or threading.current_thread() is not threading.main_thread():
         yield _active
     else:
@@ -270,7 +275,9 @@ def _let_go_of_a_dead_terminal() -> None:
     for handle in (1, 2):
         poll = select.poll()
         poll.register(handle, 0)
-        if poll.poll(_POLL * 1000 if os.isatty(handle) else 0):  # the shell may say so a moment before the terminal goes
+        if poll.poll(
+            _POLL * 1000 if os.isatty(handle) else 0
+        ):  # the shell may say so a moment before the terminal goes
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, handle)
             os.close(nowhere)

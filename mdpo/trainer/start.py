@@ -37,8 +37,8 @@ def switch_dropout_off(model: nn.Module, args: MDPOConfig) -> None:
     found = None if isinstance(family_of(model), Separate) else attention_dropout(model)
     if found is not None:
         raise InputError(
-            f"disable_dropout: false needs a model without attention dropout, of which a packed row has none, found {found}; set it "
-            "to true"
+            "disable_dropout: false needs a model without attention dropout, of which a packed row has none, "
+            f"found {found}; set it to true"
         )
 
 
@@ -48,7 +48,9 @@ def describe_trained(model: nn.Module) -> str:
     sizes = Counter[str]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "lm_head" if "lm_head" in name else "language model" if id(parameter) in text else "tower and projector"
+            part = (
+                "lm_head" if "lm_head" in name else "language model" if id(parameter) in text else "tower and projector"
+            )
             sizes[part] += parameter.numel()
     parts = ", ".join(f"{size:,} in the {part}" for part, size in sizes.most_common())
     # Two 4-bit weights share a number, which both libraries know.

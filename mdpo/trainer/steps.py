@@ -72,8 +72,12 @@ class StepSampler(BatchSampler):
         self.lengths = lengths
         self.token_budget = token_budget
         self.settings = {
-            "examples_per_step": examples_per_step, "seed": seed, "rank": rank, "world_size": world_size, "padded": padded,
-        }  # fmt: skip
+            "examples_per_step": examples_per_step,
+            "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
+            "padded": padded,
+        }
         self.negative_per_epoch = negative_per_epoch
         self.epoch = 0
         self._plan()  # an example longer than the budget is an error now, not in the first epoch

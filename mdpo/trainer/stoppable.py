@@ -1,4 +1,6 @@
-"""A Trainer that can be stopped between two steps, by a signal or by rows that cannot be read, and goes on from there."""
+"""A Trainer that can be stopped between two steps, by a signal or by rows that cannot be read, and goes on
+from there.
+"""
 
 # transformers types a Trainer's attributes as all they could be, and a batch as a dict.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
@@ -95,8 +97,8 @@ class StopOnSignal(TrainerCallback):
 class Stoppable(GoesOn):
     """``transformers.Trainer`` whose steps and evaluations can be left, with a checkpoint of the last finished step.
 
-    ``evaluation_loop`` is the subclass's: it takes its steps from ``_evaluated_steps`` and calls ``_leave_if_told`` before
-    every micro-batch.
+    ``evaluation_loop`` is the subclass's: it takes its steps from ``_evaluated_steps`` and calls ``_leave_if_told``
+    before every micro-batch.
     """
 
     stop_on_signal: StopOnSignal
@@ -113,8 +115,8 @@ class Stoppable(GoesOn):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """As ``Trainer.train``, with handlers of SIGINT, SIGTERM and SIGHUP: see ``stop_on_signal``.
 
-        Raises TrainingError, after a checkpoint where a step was made, if rows cannot be read; and if another process of the
-        run is gone.
+        Raises TrainingError, after a checkpoint where a step was made, if rows cannot be read; and if another process
+        of the run is gone.
         """
         self.stop_on_signal.received, self.stop_on_signal.stopped, self.stop_on_signal.agreed = None, False, 0
         self._saved_step = None

@@ -13,16 +13,25 @@ from transformers import PrinterCallback, ProgressCallback
 _TERM = re.compile(r"terms/([^/]+)/margins")
 # Terms of the presets by short names; those of an objective of the user's have their own.
 _SHORT = {
-    "response_preference": "margin", "image_preference": "image", "pair_preference": "pair", "context_gain": "context",
-    "pair_preference_negative": "negative pair", "response_preference_negative": "negative", "attend_chosen": "attend",
-    "reject_chosen": "reject", "attend_contrast": "attend contrast", "reject_contrast": "reject contrast",
-}  # fmt: skip
+    "response_preference": "margin",
+    "image_preference": "image",
+    "pair_preference": "pair",
+    "context_gain": "context",
+    "pair_preference_negative": "negative pair",
+    "response_preference_negative": "negative",
+    "attend_chosen": "attend",
+    "reject_chosen": "reject",
+    "attend_contrast": "attend contrast",
+    "reject_contrast": "reject contrast",
+}
 
 
 def line_of(logs: Mapping[str, Any], step: int, steps: int, tokens_a_second: float | None = None) -> str:
-    """The line of one log: step, loss, each preference's margin and accuracy, the chosen answer's reward, learning rate.
+    """The line of one log: step, loss, each preference's margin and accuracy, the chosen answer's reward, learning
+    rate.
 
-    logs: as a callback gets them, of training or of an evaluation, or the summary at the end. tokens_a_second: of training.
+    logs: as a callback gets them, of training or of an evaluation, or the summary at the end. tokens_a_second: of
+    training.
     """
     if "train_runtime" in logs:
         speed = f"{logs.get('train_samples_per_second', 0):.2f} pairs a second"
@@ -44,8 +53,8 @@ def line_of(logs: Mapping[str, Any], step: int, steps: int, tokens_a_second: flo
 
 
 def _preferences(logs: Mapping[str, Any]) -> list[str]:
-    """Of each term the margin and the share of pairs where it is above 0; of more than two terms the share alone, for the line
-    to fit."""
+    """Of each term the margin and the share of pairs where it is above 0; of more than two terms the share alone, for
+    the line to fit."""
     margins = {term[1]: logs[key] for key in logs if (term := _TERM.fullmatch(key)) and _is_number(logs[key])}
     found = []
     for name, margin in margins.items():
@@ -116,7 +125,9 @@ class Lines(PrinterCallback):
 
 
 def use_lines(trainer: Any) -> None:
-    """Has a trainer show lines where transformers prints all that is logged. A subclass of its callbacks is the user's own."""
+    """Has a trainer show lines where transformers prints all that is logged. A subclass of its callbacks is the user's
+    own.
+    """
     for theirs in tuple(trainer.callback_handler.callbacks):
         ours = {ProgressCallback: Progress, PrinterCallback: Lines}.get(type(theirs))
         if ours is not None:

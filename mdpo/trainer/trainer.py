@@ -1,6 +1,7 @@
 """mDPO on transformers.Trainer: what a dataloader yields is a whole optimizer step, planned into micro-batches."""
 
-# transformers types a Trainer's attributes as all they could be, and a batch as a dict; here they are this trainer's own.
+# transformers types a Trainer's attributes as all they could be, and a batch as a dict; here they are this trainer's
+# own.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportIncompatibleMethodOverride=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
@@ -24,6 +25,7 @@ from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
 from mdpo.data.text_options import read_template
 from mdpo.errors import InputError
+from mdpo.evaluation.row_checks import check_rows
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint, reference_weights
 from mdpo.models.fused_lora import describe_lora
 from mdpo.models.load import check_processor
@@ -51,7 +53,7 @@ from .host_copy import HostCopy, to_device
 from .layers import COMPILED, CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .not_finite import StopsWhereNotFinite, losses_not_finite
-from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .preflight import check_arguments, check_saving, check_settings
 from .publishes import Publishes
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
 from .run_settings import check_same_run, recorded, run_settings
@@ -217,7 +219,8 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             collate_fn=collate,
             num_workers=workers,
             worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # so that neither a new epoch nor an evaluation draws from what dropout draws from
+            # so that neither a new epoch nor an evaluation draws from what dropout draws from
+            generator=torch.Generator(),
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
@@ -240,7 +243,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         return ReferenceCache(folder, key, writes=self.is_world_process_zero())
 
     def weights_digest(self, reference: Reference) -> str:
-        """Of the reference's weights, read once, for the cache's key and for checkpoints. Who knows them can say so here."""
+        """Of the reference's weights, read once, for the cache's key and for checkpoints. Who knows them can say so
+        here.
+        """
         return reference_weights(self._reference_model, reference)
 
     @property
@@ -405,7 +410,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             return model(batch.to(self.args.device, non_blocking=True), reference, num_examples, missing)
 
     def _keep_references(self, step: Step, references: list[HostCopy]) -> None:
-        """references: of each micro-batch; read after the step's last one, since reading a number waits for the device."""
+        """references: of each micro-batch; read after the step's last one, since reading a number waits for
+        the device.
+        """
         if self._cache is None:
             return
         pairs = zip(step.micro_batches, references, strict=True)
@@ -453,10 +460,11 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss and the rewards' means over a data set; in ``predict`` also every row's numbers, see ``predictions``.
+        """The loss and the rewards' means over a data set; in ``predict`` also every row's numbers, see
+        ``predictions``.
 
-        Where a row's loss is not finite, so is every metric, see ``evaluate``; with eval_skip_not_finite the metrics are
-        those of the other rows. A warning names the rows.
+        Where a row's loss is not finite, so is every metric, see ``evaluate``; with eval_skip_not_finite the metrics
+        are those of the other rows. A warning names the rows.
         """
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
@@ -479,7 +487,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             self._sum_over_ranks, bad, rows, skip=self.args.eval_skip_not_finite, says=self.is_world_process_zero()
         )
         return EvalLoopOutput(
-            predictions=None if loss_only else predictions(self._from_all_ranks(found.rows()), len(self.objective.branches)),
+            predictions=None
+            if loss_only
+            else predictions(self._from_all_ranks(found.rows()), len(self.objective.branches)),
             label_ids=None,
             metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
             num_samples=rows,

@@ -8,7 +8,8 @@ from .checkpoints import last_whole_checkpoint
 def way_on(args: MDPOConfig, reason: str = "", *, digests: bool = True) -> str:
     """The newest whole checkpoint and how to go on from it; where there is none, that the run begins anew.
 
-    reason: why the run has failed, where something has to be done about it first. digests: as ``last_whole_checkpoint``.
+    reason: why the run has failed, where something has to be done about it first. digests: as
+    ``last_whole_checkpoint``.
     """
     first = remedy(reason) if reason else ""
     last = last_whole_checkpoint(str(args.output_dir), digests=digests)
@@ -20,7 +21,9 @@ def way_on(args: MDPOConfig, reason: str = "", *, digests: bool = True) -> str:
 
 
 def remedy(reason: str) -> str:
-    """The beginning of a way on. reason: why something could not be written, in the words of ``mdpo.outputs.unwritten``."""
+    """The beginning of a way on. reason: why something could not be written, in the words of
+    ``mdpo.outputs.unwritten``.
+    """
     return "make room, and " if reason.startswith("the disk is full") else "see to that, and "
 
 

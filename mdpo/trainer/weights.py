@@ -48,8 +48,8 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     for name in sorted(dict(model.named_parameters()).keys() - trained):
         if not torch.equal(saved[name].to(own[name].dtype), own[name].cpu()):
             raise InputError(
-                f"{folder}: {name}, which does not train, is not what it is in the base model; resume with the base model "
-                "that the run was started from"
+                f"{folder}: {name}, which does not train, is not what it is in the base model; resume with the "
+                "base model that the run was started from"
             )
     model.load_state_dict(saved, strict=True)
 
@@ -65,7 +65,8 @@ def check_adapters(model: PeftModel, folder: str | Path) -> None:
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(tensor.shape):
                     raise InputError(
-                        f"{path}: {name} has the shape {shape} instead of {tuple(tensor.shape)}; it belongs to another run"
+                        f"{path}: {name} has the shape {shape} instead of {tuple(tensor.shape)}; it belongs to "
+                        "another run"
                     )
 
 

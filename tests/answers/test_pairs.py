@@ -44,11 +44,16 @@ def test_more_pairs_of_a_question_share_no_answer():
 @pytest.mark.parametrize(
     ("rules", "pairs"),
     [
-        (Rules(margin=2, per_question=3), [(0, 4), (1, 3)]), (Rules(margin=2.5, per_question=3), [(0, 4)]),
-        (Rules(margin=5), []), (Rules(above=5), [(0, 4)]), (Rules(above=5.5), []), (Rules(below=1), [(0, 4)]),
-        (Rules(below=0.5), []), (Rules(above=4, below=2, per_question=3), [(0, 4), (1, 3)]),
+        (Rules(margin=2, per_question=3), [(0, 4), (1, 3)]),
+        (Rules(margin=2.5, per_question=3), [(0, 4)]),
+        (Rules(margin=5), []),
+        (Rules(above=5), [(0, 4)]),
+        (Rules(above=5.5), []),
+        (Rules(below=1), [(0, 4)]),
+        (Rules(below=0.5), []),
+        (Rules(above=4, below=2, per_question=3), [(0, 4), (1, 3)]),
     ],
-)  # fmt: skip
+)
 def test_rules(rules, pairs):
     assert numbers(make_pairs(scored(5, 4, 3, 2, 1), rules)) == pairs
 
@@ -56,10 +61,12 @@ def test_rules(rules, pairs):
 def test_what_makes_no_pair_is_counted_by_its_reason():
     row = asked("e")
     left_out = [
-        Scored(Answer(row, " \n", 0, "me"), 9.0, "rule"), Scored(Answer(row, "A cat", 1, "me", whole=False), 8.0, "rule"),
-        Scored(Answer(row, "A dog.", 2, "me"), None, "rule"), Scored(Answer(row, "A  DOG", 3, "me"), 1.0, "rule"),
+        Scored(Answer(row, " \n", 0, "me"), 9.0, "rule"),
+        Scored(Answer(row, "A cat", 1, "me", whole=False), 8.0, "rule"),
+        Scored(Answer(row, "A dog.", 2, "me"), None, "rule"),
+        Scored(Answer(row, "A  DOG", 3, "me"), 1.0, "rule"),
         Scored(Answer(row, "a dog", 4, "me"), 2.0, "rule"),
-    ]  # fmt: skip
+    ]
     paired = make_pairs([*scored(1, 1, id="n"), *left_out, *scored(3, 1, id="p")])
     assert paired.answers == {EMPTY: 1, CUT: 1, NULL: 1, SAME: 1}
     assert paired.questions == {NEAR: 1, FEW: 1} and paired.asked == 3 and len(paired.pairs) == 1
@@ -75,10 +82,16 @@ def test_scores_that_do_not_compare_are_refused():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"margin": -1}, {"margin": float("nan")}, {"margin": float("inf")}, {"per_question": 0}, {"above": 1, "below": 2},
-        {"above": float("nan")}, {"below": float("nan")}, {"above": float("-inf")},
+        {"margin": -1},
+        {"margin": float("nan")},
+        {"margin": float("inf")},
+        {"per_question": 0},
+        {"above": 1, "below": 2},
+        {"above": float("nan")},
+        {"below": float("nan")},
+        {"above": float("-inf")},
     ],
-)  # fmt: skip
+)
 def test_rules_that_cannot_be(changes):
     with pytest.raises(InputError, match="--"):
         Rules(**changes)
@@ -94,9 +107,19 @@ def ranked(tmp_path):
         for number, score in enumerate(scores):
             writer = "base" if number < 2 else "sft"
             lines.append(
-                {"id": id, "image": f"{colour}.png", "prompt": "What is it?", "response": f"{id} {number}", "answer": number, "writer": writer,
-                 "tokens": number + 5, "score": score, "by": "rule", "details": {"n": number}}
-            )  # fmt: skip
+                {
+                    "id": id,
+                    "image": f"{colour}.png",
+                    "prompt": "What is it?",
+                    "response": f"{id} {number}",
+                    "answer": number,
+                    "writer": writer,
+                    "tokens": number + 5,
+                    "score": score,
+                    "by": "rule",
+                    "details": {"n": number},
+                }
+            )
     path = tmp_path / "scored.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -113,9 +136,11 @@ def test_the_command_writes_what_training_reads(ranked, folder, capsys):
     ]
     origins = [json.loads(line) for line in output.with_suffix(".origins.jsonl").read_text().splitlines()]
     assert origins[0] == {
-        "id": "a", "by": "rule", "chosen": {"writer": "sft", "answer": 2, "tokens": 7, "score": 4.0, "details": {"n": 2}},
+        "id": "a",
+        "by": "rule",
+        "chosen": {"writer": "sft", "answer": 2, "tokens": 7, "score": 4.0, "details": {"n": 2}},
         "rejected": {"writer": "base", "answer": 0, "tokens": 5, "score": 1.0, "details": {"n": 0}},
-    }  # fmt: skip
+    }
     record = json.loads(output.with_suffix(".record.json").read_text())
     assert (record["pairs"], record["questions"], record["questions_without"]) == (2, 3, {NEAR: 1})
     said = capsys.readouterr().out
@@ -139,10 +164,12 @@ def test_the_second_pair_of_a_question_has_its_own_id(ranked):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--margin", "99"], "no question makes a pair"), (["--margin", "-1"], "--margin"), (["--output", "pairs.json"], ".jsonl"),
+        (["--margin", "99"], "no question makes a pair"),
+        (["--margin", "-1"], "--margin"),
+        (["--output", "pairs.json"], ".jsonl"),
         (["--per-question", "0"], "--per-question"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_said_in_a_line(ranked, words, said, capsys):
     output = ranked.with_name("pairs.jsonl")
     assert cli.main(["pairs", str(ranked), "--output", str(output), *words]) == 2

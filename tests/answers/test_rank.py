@@ -50,11 +50,17 @@ def objects(text, annotated, synonyms=()):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("Two dogs and a cat.", ["dog", "cat"]), ("A DOG, a dog, a Dog", ["dog"]), ("Traffic lights", ["traffic light"]),
-        ("a traffic-light", ["traffic light"]), ("a light", ["light"]), ("Buses, glasses", ["bus", "glass"]),
-        ("dogma, a catalogue, the business", []), ("the dog's bus", ["dog", "bus"]), ("three puppies", ["dog"]),
+        ("Two dogs and a cat.", ["dog", "cat"]),
+        ("A DOG, a dog, a Dog", ["dog"]),
+        ("Traffic lights", ["traffic light"]),
+        ("a traffic-light", ["traffic light"]),
+        ("a light", ["light"]),
+        ("Buses, glasses", ["bus", "glass"]),
+        ("dogma, a catalogue, the business", []),
+        ("the dog's bus", ["dog", "bus"]),
+        ("three puppies", ["dog"]),
     ],
-)  # fmt: skip
+)
 def test_objects_are_whole_words_the_longest_first(text, named):
     assert objects(text, ["dog", "light"], [["dog", "puppy"]]).details["named"] == named
 
@@ -67,10 +73,15 @@ def test_an_annotated_plural_is_its_singular():
 @pytest.mark.parametrize(
     ("text", "annotated", "score"),
     [
-        ("a dog and a cat", ["dog", "cat"], 1.0), ("a dog", ["dog", "cat"], 2 / 3), ("a dog, a bus", ["dog", "cat"], 1 / 2),
-        ("nothing of note", ["dog"], 0.0), ("a bus", ["dog"], 0.0), ("nothing of note", [], 1.0), ("a bus", [], 0.0),
+        ("a dog and a cat", ["dog", "cat"], 1.0),
+        ("a dog", ["dog", "cat"], 2 / 3),
+        ("a dog, a bus", ["dog", "cat"], 1 / 2),
+        ("nothing of note", ["dog"], 0.0),
+        ("a bus", ["dog"], 0.0),
+        ("nothing of note", [], 1.0),
+        ("a bus", [], 0.0),
     ],
-)  # fmt: skip
+)
 def test_neither_silence_nor_naming_everything_is_best(text, annotated, score):
     assert objects(text, annotated).score == pytest.approx(score)
 
@@ -78,8 +89,12 @@ def test_neither_silence_nor_naming_everything_is_best(text, annotated, score):
 def test_chairs_own_figures_follow_from_the_details():
     details = objects("a dog, a bus and a puppy", ["dog", "cat"], [["dog", "puppy"]]).details
     assert details == {
-        "named": ["dog", "bus"], "found": ["dog"], "false": ["bus"], "present": ["dog", "cat"], "missed": ["cat"]
-    }  # fmt: skip
+        "named": ["dog", "bus"],
+        "found": ["dog"],
+        "false": ["bus"],
+        "present": ["dog", "cat"],
+        "missed": ["cat"],
+    }
 
 
 def test_questions_without_annotation_are_named():
@@ -107,11 +122,13 @@ def test_the_forms_of_a_file_of_objects(tmp_path, name, content):
     ("content", "words"),
     [
         ('{"id": "q", "objects": "dog"}', "record 1: objects: expected a list of words"),
-        ('{"id": "q", "objects": ["dog", 3]}', "record 1: objects"), ('{"objects": ["dog"]}', "record 1: id is missing"),
-        ('{"id": "q", "objects": ["?"]}', "record 1: object '?' has no letter"), ('{"id": "q"}', "has no record with objects"),
+        ('{"id": "q", "objects": ["dog", 3]}', "record 1: objects"),
+        ('{"objects": ["dog"]}', "record 1: id is missing"),
+        ('{"id": "q", "objects": ["?"]}', "record 1: object '?' has no letter"),
+        ('{"id": "q"}', "has no record with objects"),
         ('{"id": "q", "objects": ["a"]}\n{"id": "q", "objects": ["b"]}', "record 2: id 'q' comes twice"),
     ],
-)  # fmt: skip
+)
 def test_files_of_objects_that_are_none_are_named(tmp_path, content, words):
     (tmp_path / "o.jsonl").write_text(content)
     with pytest.raises(InputError, match="o.jsonl") as found:
@@ -173,12 +190,17 @@ def test_a_function_sees_question_answer_pictures_and_id(module, tmp_path):
     [
         ("def score(**_): raise KeyError('colour')", "score on answer 0 of 'w' to 'q' failed: KeyError: 'colour'"),
         ("def score(**_): return float('nan')", "to 'q' returned nan; return a finite number"),
-        ("def score(**_): return '3'", "returned '3'"), ("def score(**_): return 1j", "returned 1j"),
-        ("def score(question): return 1", "failed: TypeError"), ("score = 3", "is a int"), ("def other(): pass", "no attribute 'score'"),
-        ("import sys\ndef score(**_): sys.exit(3)", "failed: SystemExit: 3"), ("import sys\nsys.exit(4)", "imported: SystemExit: 4"),
-        ("import nowhere_at_all", "cannot be imported: ModuleNotFoundError"), ("def score(", "cannot be imported: SyntaxError"),
+        ("def score(**_): return '3'", "returned '3'"),
+        ("def score(**_): return 1j", "returned 1j"),
+        ("def score(question): return 1", "failed: TypeError"),
+        ("score = 3", "is a int"),
+        ("def other(): pass", "no attribute 'score'"),
+        ("import sys\ndef score(**_): sys.exit(3)", "failed: SystemExit: 3"),
+        ("import sys\nsys.exit(4)", "imported: SystemExit: 4"),
+        ("import nowhere_at_all", "cannot be imported: ModuleNotFoundError"),
+        ("def score(", "cannot be imported: SyntaxError"),
     ],
-)  # fmt: skip
+)
 def test_what_a_function_does_wrong_is_one_line(module, body, words):
     with pytest.raises(InputError) as found:
         Function.named(module(body))([answer("q", "a car")])
@@ -212,8 +234,9 @@ def test_length_is_compared_within_questions():
 def test_tokens_count_where_all_answers_have_them():
     def two(tokens):
         return [
-            Scored(answer("q", "a b c", 0, tokens=4), 1.0, "me"), Scored(answer("q", "a", 1, tokens=tokens), 0.0, "me")
-        ]  # fmt: skip
+            Scored(answer("q", "a b c", 0, tokens=4), 1.0, "me"),
+            Scored(answer("q", "a", 1, tokens=tokens), 0.0, "me"),
+        ]
 
     assert (length_bias(two(9)).best, length_bias(two(9)).worst, length_bias(two(9)).unit) == (4, 9, "tokens")
     assert (length_bias(two(None)).best, length_bias(two(None)).unit) == (3, "words")
@@ -234,10 +257,13 @@ def test_control_takes_off_what_length_predicts_and_keeps_the_rest():
 @pytest.mark.parametrize(
     "scored",
     [
-        [], rated(("q", 3, 1.0)), rated(("q", 3, 0.1), ("q", 5, 0.1), ("q", 9, 0.1)), rated(("q", 3, 1.0), ("q", 3, 2.0)),
+        [],
+        rated(("q", 3, 1.0)),
+        rated(("q", 3, 0.1), ("q", 5, 0.1), ("q", 9, 0.1)),
+        rated(("q", 3, 1.0), ("q", 3, 2.0)),
         rated(("q", 3, None), ("q", 4, None)),
     ],
-)  # fmt: skip
+)
 def test_where_nothing_varies_there_is_no_correlation(scored):
     assert length_bias(scored).correlation is None and "does not bear on the scores" in str(length_bias(scored))
     assert scores(without_length(scored)) == pytest.approx(scores(scored))
@@ -279,14 +305,15 @@ def test_nothing_is_written_where_nothing_is_scored(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--by", "chair"], "--by chair needs --objects"), (["--by", "function"], "--by function needs --function"),
+        (["--by", "chair"], "--by chair needs --objects"),
+        (["--by", "function"], "--by function needs --function"),
         (["--by", "judge"], "--by judge needs --judge"),
         (["--by", "agreement", "--objects", "o.json"], "--objects belongs to --by chair, not to --by agreement"),
         (["--by", "agreement", "--dry-run"], "--dry-run belongs to --by judge"),
         (["--by", "judge", "--judge", "m", "--price", "-1", "2"], "--price -1.0 2.0: prices are numbers from 0 on"),
         (["--by", "judge", "--judge", "m", "--price", "nan", "2"], "--price nan 2.0"),
     ],
-)  # fmt: skip
+)
 def test_options_that_do_not_go_together_are_named(tmp_path, capsys, more, words):
     path = lines(tmp_path / "answers.jsonl", record("q", "a car"))
     assert run(path, tmp_path / "s.jsonl", *more) == 2

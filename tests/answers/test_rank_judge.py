@@ -1,4 +1,6 @@
-"""The judge that sees the pictures, against a server on loopback: what it is asked, what its replies come to, what it costs."""
+"""The judge that sees the pictures, against a server on loopback: what it is asked, what its replies come to, what it
+costs.
+"""
 
 import base64
 import io
@@ -134,10 +136,14 @@ def test_another_picture_is_another_request(endpoint, pool, tmp_path):
 @pytest.mark.parametrize(
     "reply",
     [
-        '{"truth": 4, "use": 2, "reason": "r"}', '```json\n{"truth": 4, "use": 2}\n```', 'Sure! {"Truth": "4", "USE": 2.0} Bye {x}',
-        '{"truth": 11, "use": 2} no: {"truth": 4, "use": 2}', '{"ratings": {"truth": 4, "use": 2}}', '{' * 99 + '{"truth": 4, "use": 2}',
+        '{"truth": 4, "use": 2, "reason": "r"}',
+        '```json\n{"truth": 4, "use": 2}\n```',
+        'Sure! {"Truth": "4", "USE": 2.0} Bye {x}',
+        '{"truth": 11, "use": 2} no: {"truth": 4, "use": 2}',
+        '{"ratings": {"truth": 4, "use": 2}}',
+        "{" * 99 + '{"truth": 4, "use": 2}',
     ],
-)  # fmt: skip
+)
 def test_replies_that_are_understood(reply):
     rating = RUBRIC.parse(reply)
     assert rating is not None and rating.aspects == {"truth": 4.0, "use": 2.0} and RUBRIC.score(rating) == 3.5
@@ -146,8 +152,10 @@ def test_replies_that_are_understood(reply):
 @pytest.mark.parametrize(
     "reply",
     [
-        "", "4", "truth: 4, use: 2", '{"truth": 4}', '{"truth": 4, "use": 11}', '{"truth": 4, "use": -1}', '{"truth": 4, "use": NaN}',
-        '{"truth": 4, "use": null}', '{"truth": 4, "use": true}', '{"truth": 4, "use": "two"}', '[4, 2]', '{"truth": 4, "use": 2',
+        "", "4", "truth: 4, use: 2", '{"truth": 4}', '{"truth": 4, "use": 11}', '{"truth": 4, "use": -1}',
+        '{"truth": 4, "use": NaN}',
+        '{"truth": 4, "use": null}', '{"truth": 4, "use": true}', '{"truth": 4, "use": "two"}', '[4, 2]',
+        '{"truth": 4, "use": 2',
         "[" * 10000, '{"a":' * 10000, '{"truth": {"rating": 4}, "use": 2}',
     ],
 )  # fmt: skip
@@ -335,18 +343,24 @@ def test_a_rubric_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("aspects: {a: b}", "scale: is missing"), ("scale: [1, 5]", "aspects: is missing"), ("[]", "expected keys"), ("", "expected keys"),
+        ("aspects: {a: b}", "scale: is missing"), ("scale: [1, 5]", "aspects: is missing"), ("[]", "expected keys"),
+        ("", "expected keys"),
         ("aspects: {a: b}\nscale: [1, 5]\nweight: {a: 1}", "'weight' is not a rubric's key"),
-        ("aspects: {a: }\nscale: [1, 5]", "'a' has no description"), ("aspects: {a: ' '}\nscale: [1, 5]", "'a' has no description"),
+        ("aspects: {a: }\nscale: [1, 5]", "'a' has no description"),
+        ("aspects: {a: ' '}\nscale: [1, 5]", "'a' has no description"),
         ("aspects: {}\nscale: [1, 5]", "aspects: there are none"), ("aspects: [a]\nscale: [1, 5]", "aspects: found"),
         ("aspects: {a: b}\nscale: [5, 1]", "scale: 5 to 1"), ("aspects: {a: b}\nscale: [1]", "scale: found"),
         ("aspects: {a: b}\nscale: 5", "scale: found 5"), ("aspects: {a: b}\nscale: [1, .inf]", "scale: 1 to inf"),
-        ("aspects: {a: b}\nscale: [1, x]", "scale:"), ("aspects: {a: b}\nscale: [1, 5]\nweights: {c: 1}", "'c' is no aspect"),
-        ("aspects: {a: b}\nscale: [1, 5]\nweights: {a: 0}", "all are 0"), ("aspects: {a: b}\nscale: [1, 5]\nweights: {a: -1}", "weights: 'a'"),
-        ("aspects: {reason: b}\nscale: [1, 5]", "none of them 'reason'"), ("aspects: {a_b: c, A b: d}\nscale: [1, 5]", "all different"),
+        ("aspects: {a: b}\nscale: [1, x]", "scale:"),
+        ("aspects: {a: b}\nscale: [1, 5]\nweights: {c: 1}", "'c' is no aspect"),
+        ("aspects: {a: b}\nscale: [1, 5]\nweights: {a: 0}", "all are 0"),
+        ("aspects: {a: b}\nscale: [1, 5]\nweights: {a: -1}", "weights: 'a'"),
+        ("aspects: {reason: b}\nscale: [1, 5]", "none of them 'reason'"),
+        ("aspects: {a_b: c, A b: d}\nscale: [1, 5]", "all different"),
         ("aspects: {a: b}\nscale: [1, 5]\ninstructions: ''", "instructions: expected text"),
         ("aspects: {a: b}\naspects: {a: b}", "stands twice"),
-        ('aspects: {a: "b \\ud83d"}\nscale: [1, 5]', "no Unicode text"), ('aspects: {a: b}\nscale: [1, 5]\ninstructions: "\\ud83d"', "no Unicode text"),
+        ('aspects: {a: "b \\ud83d"}\nscale: [1, 5]', "no Unicode text"),
+        ('aspects: {a: b}\nscale: [1, 5]\ninstructions: "\\ud83d"', "no Unicode text"),
     ],
 )  # fmt: skip
 def test_rubrics_that_are_none_are_named(tmp_path, text, words):

@@ -26,12 +26,18 @@ LONG = "The man in the long black coat walks his small dog along the river bank 
 @pytest.mark.parametrize(
     ("answer", "claims"),
     [
-        ("A dog sits. It is red! Is it?", ["A dog sits.", "It is red!", "Is it?"]), ("Red", ["Red"]), ("", []), (" \n", []),
-        ("Yes. There is a dog.", ["Yes. There is a dog."]), ("He is Mr. Smith of 3.5 years", ["He is Mr.", "Smith of 3.5 years"]),
-        ("1. A dog\n2. A cat\n- one bird", ["A dog", "A cat", "one bird"]), ("A dog, and a cat.", ["A dog, and a cat."]),
-        (f"{LONG}, and it rains; a bird sings.", [LONG, "it rains", "a bird sings."]), ("It is red.\n\nOK.", ["It is red.", "OK."]),
+        ("A dog sits. It is red! Is it?", ["A dog sits.", "It is red!", "Is it?"]),
+        ("Red", ["Red"]),
+        ("", []),
+        (" \n", []),
+        ("Yes. There is a dog.", ["Yes. There is a dog."]),
+        ("He is Mr. Smith of 3.5 years", ["He is Mr.", "Smith of 3.5 years"]),
+        ("1. A dog\n2. A cat\n- one bird", ["A dog", "A cat", "one bird"]),
+        ("A dog, and a cat.", ["A dog, and a cat."]),
+        (f"{LONG}, and it rains; a bird sings.", [LONG, "it rains", "a bird sings."]),
+        ("It is red.\n\nOK.", ["It is red.", "OK."]),
     ],
-)  # fmt: skip
+)
 def test_how_answers_are_cut(answer, claims):
     assert claims_of(answer) == claims
 
@@ -46,9 +52,10 @@ def pool(tmp_path):
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image> What is {it}?"}]
     path = lines(
         tmp_path / "answers.jsonl",
-        record("q", "A dog sits. A cat sits. A bird sits.", prompt=prompt), record("q", "A dog sits.", prompt=prompt),
+        record("q", "A dog sits. A cat sits. A bird sits.", prompt=prompt),
+        record("q", "A dog sits.", prompt=prompt),
         record("q", "", prompt=prompt),
-    )  # fmt: skip
+    )
     return read_answers([path])
 
 
@@ -126,7 +133,9 @@ def asking(folder, *texts):
 
 
 def by_hand(model, processor, row, template=None):
-    """P(yes) / (P(yes) + P(no)) by one forward of transformers' own processor's input, behind the words that lead there."""
+    """P(yes) / (P(yes) + P(no)) by one forward of transformers' own processor's input, behind the words that lead
+    there.
+    """
 
     def told(word):
         answer = {"role": "assistant", "content": [{"type": "text", "text": word}]}
@@ -220,11 +229,13 @@ def test_the_command_goes_on_where_it_was_and_says_which_model_it_was(world, tmp
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--by", "self"], "--by self needs --model"), (["--by", "agreement", "--system-prompt", "x"], "belong to --by self"),
+        (["--by", "self"], "--by self needs --model"),
+        (["--by", "agreement", "--system-prompt", "x"], "belong to --by self"),
         (["--by", "self", "--model", "m", "--batch-size", "0"], "--batch-size is at least 1"),
-        (["--by", "self", "--model", "nowhere"], "nowhere"), (["--by", "chair", "--model", "m"], "--model belongs to --by self"),
+        (["--by", "self", "--model", "nowhere"], "nowhere"),
+        (["--by", "chair", "--model", "m"], "--model belongs to --by self"),
     ],
-)  # fmt: skip
+)
 def test_options_that_do_not_go_together_are_named(tmp_path, capsys, more, words):
     picture(tmp_path / "a.png")
     path = lines(tmp_path / "answers.jsonl", record("q", "a car"))

@@ -1,4 +1,6 @@
-"""Files of answers: what is written reads back, what is not right is named, and nobody's answers get another picture's."""
+"""Files of answers: what is written reads back, what is not right is named, and nobody's answers get another
+picture's.
+"""
 
 import json
 
@@ -40,8 +42,10 @@ def test_what_is_written_reads_back(folder, tmp_path):
     )
     rows = list(read_rows(prompts, kind=PromptRow))
     answers = [
-        Answer(rows[0], "A car.", 0, "llava", 3, True), Answer(rows[0], "A tree", 1, "llava", 2, False), Answer(rows[1], "", 0, "qwen")
-    ]  # fmt: skip
+        Answer(rows[0], "A car.", 0, "llava", 3, True),
+        Answer(rows[0], "A tree", 1, "llava", 2, False),
+        Answer(rows[1], "", 0, "qwen"),
+    ]
     scored = [
         Scored(answers[0], 1.5, "me", {"claims": 2}),
         Scored(answers[1], None, "me"),
@@ -70,8 +74,10 @@ def test_answers_from_elsewhere_need_little(folder):
     path = lines(folder / "people.jsonl", question(), question(response="A tree."), question(id="r", response=""))
     found = read_answers([path])
     assert [(a.key, a.tokens, a.whole) for a in found] == [
-        (("q", "people", 0), None, True), (("q", "people", 1), None, True), (("r", "people", 0), None, True)
-    ]  # fmt: skip
+        (("q", "people", 0), None, True),
+        (("q", "people", 1), None, True),
+        (("r", "people", 0), None, True),
+    ]
 
 
 def test_several_files_are_one_pool(folder):
@@ -85,14 +91,24 @@ def test_several_files_are_one_pool(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"id": None}, "id: is missing"), ({"response": None}, "response: expected text"), ({"response": 3}, "response"), ({"response": "a\ud83d"}, "response: half a surrogate pair at character 1"),
-        ({"answer": -1}, "answer: expected a whole number"), ({"answer": True}, "answer"), ({"tokens": "3"}, "tokens"),
+        ({"id": None}, "id: is missing"),
+        ({"response": None}, "response: expected text"),
+        ({"response": 3}, "response"),
+        ({"response": "a\ud83d"}, "response: half a surrogate pair at character 1"),
+        ({"answer": -1}, "answer: expected a whole number"),
+        ({"answer": True}, "answer"),
+        ({"tokens": "3"}, "tokens"),
         ({"tokens": 10**400}, "tokens: expected a whole number"),
-        ({"whole": 1}, "whole"), ({"writer": ""}, "writer"), ({"answer": 0}, "is also that of"),
-        ({"prompt": "What else?"}, "another prompt than at"), ({"image": "b.png"}, "another picture than at"),
-        ({"image": None}, "another prompt"), ({"image": "gone.png"}, "cannot be read"), ({"colour": "red"}, "colour"),
+        ({"whole": 1}, "whole"),
+        ({"writer": ""}, "writer"),
+        ({"answer": 0}, "is also that of"),
+        ({"prompt": "What else?"}, "another prompt than at"),
+        ({"image": "b.png"}, "another picture than at"),
+        ({"image": None}, "another prompt"),
+        ({"image": "gone.png"}, "cannot be read"),
+        ({"colour": "red"}, "colour"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_right_is_named(folder, changes, words):
     path = lines(folder / "answers.jsonl", question(answer=0), {**question(answer=1), **changes})
     with pytest.raises(InputError, match="answers.jsonl, answer 2") as found:
@@ -103,11 +119,15 @@ def test_what_is_not_right_is_named(folder, changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "score: is missing"), ({"score": "5"}, "score: expected a number"), ({"score": True}, "score"),
-        ({"score": 1, "by": 3}, "by"), ({"score": 1, "details": []}, "details"),
-        ({"score": 10**400}, "score: expected a number"), ({"score": float("nan")}, "score: expected a number"),
+        ({}, "score: is missing"),
+        ({"score": "5"}, "score: expected a number"),
+        ({"score": True}, "score"),
+        ({"score": 1, "by": 3}, "by"),
+        ({"score": 1, "details": []}, "details"),
+        ({"score": 10**400}, "score: expected a number"),
+        ({"score": float("nan")}, "score: expected a number"),
     ],
-)  # fmt: skip
+)
 def test_scores_that_are_none_are_named(folder, changes, words):
     path = lines(folder / "scored.jsonl", question(score=1), question(**changes))
     with pytest.raises(InputError, match="scored.jsonl, answer 2") as found:

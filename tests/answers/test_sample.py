@@ -15,7 +15,7 @@ from mdpo.data import PromptRow
 from mdpo.evaluation import generate
 from tests import tiny
 from tests.data import templates
-from tests.evaluation.test_prompts import FAMILIES, Seen, rows, saying
+from tests.evaluation.asked import FAMILIES, Seen, rows, saying
 
 SAMPLING = Sampling(temperature=0.7, top_p=1.0, seed=5, max_new_tokens=3)
 LOGITS = [2.0, -1.0, 0.5, 1.5, 0.0, -3.0, 1.0, 0.9]
@@ -120,9 +120,16 @@ def test_another_seed_draws_other_answers_and_the_models_own_settings_none():
     one = list(sample(model, processor, rows(), n=2, max_new_tokens=6))
     assert list(sample(model, processor, rows(), n=2, max_new_tokens=6, seed=43)) != one
     model.generation_config.update(
-        do_sample=True, temperature=9.0, top_k=1, top_p=0.1, num_beams=2, repetition_penalty=3.0, no_repeat_ngram_size=1,
-        exponential_decay_length_penalty=(1, 9.0), min_new_tokens=6,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=9.0,
+        top_k=1,
+        top_p=0.1,
+        num_beams=2,
+        repetition_penalty=3.0,
+        no_repeat_ngram_size=1,
+        exponential_decay_length_penalty=(1, 9.0),
+        min_new_tokens=6,
+    )
     assert list(sample(model, processor, rows(), n=2, max_new_tokens=6)) == one
 
 

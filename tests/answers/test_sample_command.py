@@ -1,4 +1,6 @@
-"""``mdpo sample``: its file reads as a pool, is gone on with wherever it was interrupted, and is of one writer's making."""
+"""``mdpo sample``: its file reads as a pool, is gone on with wherever it was interrupted, and is of one writer's
+making.
+"""
 
 import json
 import re
@@ -173,7 +175,10 @@ def test_the_same_writer_answers_parts_of_the_questions(world, command, tmp_path
     ("more", "message"),
     [
         (["--n", "0"], "n is 0"),
-        (["--output", "answers.json"], "--output answers.json: answers are written as JSONL; give a name that ends in .jsonl"),
+        (
+            ["--output", "answers.json"],
+            "--output answers.json: answers are written as JSONL; give a name that ends in .jsonl",
+        ),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--temperature", "nan"], "temperature is nan"),
         (["--temperature", "0"], "at temperature 0 all answers are the same"),

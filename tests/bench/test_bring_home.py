@@ -4,16 +4,20 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import bring_home, cards, render
-from bench.record import Record, environment
+from bench import bring_home
+from bench.render import report as render
 from bench.session import archive
 from bench.session.strangers import NotARecord, check_record
+from bench.suite import cards
+from bench.suite.record import Record, environment
+from bench.suite.shelf import Contents, Shelf, text_of
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -21,13 +25,19 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 def good(tmp_path: Path, **changes) -> tuple[Path, Record]:
     """An archive of one stage, and its record."""
     record = Record(
-        part="session", op="stages", shape={"on": "GPU"}, dtype="all", implementation="step", role="ours", status="ok",
+        part="session",
+        op="stages",
+        shape={"on": "GPU"},
+        dtype="all",
+        implementation="step",
+        role="ours",
+        status="ok",
         rates={"seconds": 1.0},
         environment={"device": "NVIDIA H200", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"},
-    )  # fmt: skip
+    )
     record = dataclasses.replace(record, **changes)
     folder = tmp_path / "folder"
-    record.write(folder / "records")
+    Shelf(folder / "records").add(record)
     archive.pack(folder, tmp_path / "step.tgz")
     return tmp_path / "step.tgz", record
 
@@ -47,8 +57,17 @@ def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     """As tarfile would, except that what a header says need not be so."""
     blocks = []
     for info, content in members:
-        blocks += [info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"), content.ljust(-len(content) % 512 + len(content), b"\0")]
+        blocks += [
+            info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"),
+            content.ljust(-len(content) % 512 + len(content), b"\0"),
+        ]
     path.write_bytes(gzip.compress(b"".join(blocks) + bytes(1024), compresslevel=1))
+
+
+def document(records: object, runs: object = ({},)) -> bytes:
+    """A file of records, whatever they are."""
+    found = {"schema": 2, "device": "NVIDIA H200", "part": "session", "runs": runs, "records": records}
+    return json.dumps(found).encode()
 
 
 HOSTILE = {
@@ -62,7 +81,15 @@ HOSTILE = {
     "not JSON": [member("records/a.json", content=b"{")],
     "deep": [member("records/a.json", content=b"[" * 100_000)],
     "another schema": [member("records/a.json", content=b'{"schema": 7}')],
-    "unknown field": [member("records/a.json", content=b'{"schema": 1, "evil": 1}')],
+    "unknown field": [member("records/a.json", content=b'{"schema": 2, "evil": 1}')],
+    "a record that is none": [member("records/a.json", content=document([1]))],
+    "an unknown field of a record": [member("records/a.json", content=document([{"run": 0, "evil": 1}]))],
+    "a field that the file says": [member("records/a.json", content=document([{"run": 0, "part": "kernels"}]))],
+    "a record of no run": [member("records/a.json", content=document([{"op": "stages"}]))],
+    "a record of a run that is not there": [member("records/a.json", content=document([{"run": 1}]))],
+    "a run from behind": [member("records/a.json", content=document([{"run": -1}]))],
+    "a run that is none": [member("records/a.json", content=document([{"run": 0}], runs=[[]]))],
+    "runs that are none": [member("records/a.json", content=document([{"run": "a"}], runs={"a": {}}))],
     "nothing": [],
     "another archive's depth": [member("a/" * 1500 + "b")],
     "a long name": [member("records/" + "a" * 450)],
@@ -101,14 +128,17 @@ NO_RECORDS = [
     {"status": "splendid"},
     {"shape": {"on": "CPU-rehearsal"}},
     *({name: "two\nlines"} for name in ("part", "op", "dtype")),
-    *({"rates": {"seconds": value}} for value in ("long", True, None, [1.0], 10**400, float("nan"), float("inf"), -1.0)),
-    *({name: value} for name in ("median_ms", "p20_ms", "peak_bytes", "floor_ms", "tflops_per_s", "ratio_to_floor", "runs")
+    *({"rates": {"seconds": value}} for value in ("long", True, None, [1.0], 10**400, float("nan"), float("inf"),
+            -1.0)),
+    *({name: value} for name in ("median_ms", "p20_ms", "peak_bytes", "floor_ms", "tflops_per_s", "ratio_to_floor",
+            "runs")
       for value in (10**400, float("nan"), -1, True, "1")),
     {"extra": {"packed tokens": 10**400}},
     {"errors": {"logps": 10**400}},
     *({"shape": {"on": "GPU", "N": value}} for value in (10**400, -1, True, 1.5, None, "$x$", "../..")),
     *({"environment": CONDITIONS | {"device": device}} for device in (
-        "", ".", "..", "/", "x" * 400, "study", "Digits", "HOST", "cpu", "plots", "---", "<script>", "$\\frac$", "a|b", "a\x1bb", 1, None,
+        "", ".", "..", "/", "x" * 400, "study", "Digits", "HOST", "cpu", "plots", "---", "<script>", "$\\frac$", "a|b",
+        "a\x1bb", 1, None,
     )),
     *({"environment": CONDITIONS | {"commit": commit}} for commit in ("", "main", "../..", "c" * 40 + "\n", 7)),
     {"environment": CONDITIONS | {"device_type": "cpu"}},
@@ -125,12 +155,12 @@ def test_a_record_that_no_session_wrote_is_refused(changes, tmp_path, capsys, mo
     monkeypatch.setattr(bring_home, "rendered", lambda *_: pytest.fail("it was taken for a record"))
     path = tmp_path / "step.tgz"
     written = dataclasses.asdict(good(tmp_path)[1]) | changes
-    content = json.dumps(written).encode()
-    place = f"records/session/stages/on=GPU,all/{written['implementation'].replace(' ', '_')}.json"
-    if "shape" in changes:  # where it would lie
-        case = ",".join(f"{name}={str(value)[:20]}" for name, value in changes["shape"].items()).replace("/", "-")
-        place = f"records/session/stages/{case},all/step.json"
-    write_tar(path, [member(place, content=content)])
+    run, part = written.pop("environment"), written.pop("part")
+    device = run.pop("device") if isinstance(run, dict) else "NVIDIA H200"
+    found = {"schema": 2, "device": device, "part": part, "runs": [run], "records": [{"run": 0, **written}]}
+    name = re.sub(r"[^a-z0-9]+", "-", str(device).removeprefix("NVIDIA ").lower()).strip("-")
+    place = f"records/{name or 'cpu'}/{part.splitlines()[0]}.json"  # where it would lie
+    write_tar(path, [member(place, content=json.dumps(found).encode())])
     assert bring_home.main([str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bench.bring_home: {path}: ") and len(line) < 400
@@ -159,8 +189,10 @@ def test_an_archive_that_swells_is_refused(tmp_path, capsys, monkeypatch):
 
 def test_two_devices_do_not_meet(tmp_path, capsys):
     path, record = good(tmp_path)
-    other = dataclasses.replace(record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"})
-    other.write(tmp_path / "folder" / "records")
+    other = dataclasses.replace(
+        record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"}
+    )
+    Shelf(tmp_path / "folder" / "records").add(other)
     archive.pack(tmp_path / "folder", path)
     assert bring_home.main([str(path), "--into", str(tmp_path / "home")]) == 2
     assert "two devices" in capsys.readouterr().err
@@ -192,11 +224,19 @@ def test_what_goes_on_after_its_end_is_not_read_to_that(tmp_path, capsys, monkey
 def test_a_session_on_any_card_writes_what_is_taken():
     """What this process would write, and every name that is committed."""
     record = Record(
-        part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="failed",
-        reason="RuntimeError: CUDA error: <unknown>\n| a | b |", errors={"logps": float("nan")}, environment=environment(torch.device("cpu")),
-    )  # fmt: skip
+        part="kernels",
+        op="o",
+        shape={"N": 1},
+        dtype="float32",
+        implementation="ours",
+        role="ours",
+        status="failed",
+        reason="RuntimeError: CUDA error: <unknown>\n| a | b |",
+        errors={"logps": float("nan")},
+        environment=environment(torch.device("cpu")),
+    )
     check_record(record)
-    for committed in render.committed_records():
+    for committed in render.records_below(RESULTS):
         check_record(committed)
     with pytest.raises(NotARecord, match="model"):
         check_record(dataclasses.replace(record, op="train_step"))
@@ -218,7 +258,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_the_way_of_a_record(home: Path) -> None:
-    (home / "h200/session/stages/on=GPU,all/step.json").mkdir(parents=True)
+    (home / "h200/session.json").mkdir(parents=True)
 
 
 def in_the_way_of_the_report(home: Path) -> None:
@@ -226,10 +266,18 @@ def in_the_way_of_the_report(home: Path) -> None:
 
 
 def another_devices_records(home: Path) -> None:
-    Record(
-        part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="ok",
+    record = Record(
+        part="kernels",
+        op="o",
+        shape={"N": 1},
+        dtype="float32",
+        implementation="ours",
+        role="ours",
+        status="ok",
         environment={"device": "NVIDIA H200 NVL", "device_type": "cuda", "commit": "c" * 40},
-    ).write(home / "h200")  # fmt: skip
+    )
+    (home / "h200").mkdir(parents=True)
+    (home / "h200" / "kernels.json").write_text(text_of([record], Contents([], [])))
 
 
 def something_else(home: Path) -> None:
@@ -252,10 +300,18 @@ def another_report(home: Path) -> None:
     (home / "other.json").write_text('{"schema": 7}')
 
 
-@pytest.mark.parametrize("there", [
-    in_the_way_of_a_record, in_the_way_of_the_report, another_devices_records, something_else, pictures, a_file_for_a_folder,
-    another_report,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "there",
+    [
+        in_the_way_of_a_record,
+        in_the_way_of_the_report,
+        another_devices_records,
+        something_else,
+        pictures,
+        a_file_for_a_folder,
+        another_report,
+    ],
+)
 def test_what_is_there_already_stays(there, tmp_path, capsys):
     path, _ = good(tmp_path)
     home = tmp_path / "home"
@@ -318,7 +374,8 @@ def test_of_the_same_measurement_the_later_archive_stays(tmp_path):
     good(tmp_path, rates={"seconds": 7.0})
     home = tmp_path / "home"
     assert bring_home.main([str(second), str(first), "--into", str(home)]) == 0
-    assert json.loads(record.path(home / "h200").read_text())["rates"] == {"seconds": 7.0}
+    (kept,) = Shelf(home / "h200").records()
+    assert kept.measurement == record.measurement and kept.rates == {"seconds": 7.0}
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
@@ -342,7 +399,7 @@ def test_no_device_gets_the_folder_of_something_else():
     """Everything in bench/results that holds no device's records."""
     devices = {path.relative_to(RESULTS).parts[0] for path in render.record_paths(RESULTS)}
     others = {path.name for path in RESULTS.iterdir() if path.is_dir()} - devices
-    assert {"digits", "host", "scenes", "study"} <= others
-    for name in others | {"cpu"}:
+    assert {"scenes"} <= others
+    for name in others | {"cpu", "digits", "host", "study"}:
         with pytest.raises(ValueError, match="is not the name of a GPU"):
             cards.folder_of(name, "cuda")

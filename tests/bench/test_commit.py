@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import commit
-from bench.record import read_records
 from bench.session import wheels
 from bench.session.archive import unpack
+from bench.suite.shelf import Shelf
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +61,19 @@ def test_a_sent_commit_holds_for_the_code_it_was_sent_with(tmp_path, monkeypatch
         commit.sent(file)
 
 
-NO_COMMITS = ["main", "HEAD", "../..", "a" * 40 + "\n", "a" * 40 + "\nb", "A" * 40, "a" * 6, "a" * 65, "a" * 40 + "+", "a" * 40 + "+dirty", " "]
+NO_COMMITS = [
+    "main",
+    "HEAD",
+    "../..",
+    "a" * 40 + "\n",
+    "a" * 40 + "\nb",
+    "A" * 40,
+    "a" * 6,
+    "a" * 65,
+    "a" * 40 + "+",
+    "a" * 40 + "+dirty",
+    " ",
+]
 
 
 @pytest.mark.parametrize("told", NO_COMMITS, ids=ascii)
@@ -96,12 +108,18 @@ def copy(tmp_path_factory) -> Path:
     return folder
 
 
-def bash(copy: Path, *arguments: str, script: str = "bench/gpu_session.sh", **environment: str) -> subprocess.CompletedProcess[str]:
+def bash(
+    copy: Path, *arguments: str, script: str = "bench/gpu_session.sh", **environment: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("BENCH_COMMIT", "PYTHONPATH", "TRITON_INTERPRET")}
     return subprocess.run(
-        ["bash", script, *arguments], cwd=copy, capture_output=True, text=True, timeout=300,
+        ["bash", script, *arguments],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**inherited, "PYTHON": sys.executable, "GIT_CEILING_DIRECTORIES": str(copy.parent), **environment},
-    )  # fmt: skip
+    )
 
 
 KNOWN = {"BENCH_COMMIT": "a" * 40}
@@ -127,15 +145,21 @@ KNOWN = {"BENCH_COMMIT": "a" * 40}
         (("OUT", "first", "first"), KNOWN, "'first' is given twice; give it once"),
         (("OUT", "first", "--only", "step"), KNOWN, "'first' and --only are two answers to one question"),
         (("OUT", "--reherse"), KNOWN, "unrecognized arguments: --reherse"),
-        *((("OUT", "--minutes", value), KNOWN, f"{value!r} is not a number from 0.5 to 10000")
-          for value in ("nan", "inf", "0", "-3", "0.1", "1e308", "ten", "")),
+        *(
+            (("OUT", "--minutes", value), KNOWN, f"{value!r} is not a number from 0.5 to 10000")
+            for value in ("nan", "inf", "0", "-3", "0.1", "1e308", "ten", "")
+        ),
         (("OUT", "--minutes", "-3", "--rehearse"), KNOWN, "'-3' is not a number from 0.5 to 10000"),
         (("OUT", "--minutes"), KNOWN, "argument --minutes: expected one argument"),
         (("bench/commit.py",), KNOWN, "cannot be written (File exists); give another folder"),
         (("bench/commit.py/OUT",), KNOWN, "cannot be written (Not a directory); give another folder"),
         (("/proc/OUT",), KNOWN, "/proc/OUT: cannot be written"),
         (("TAKEN",), KNOWN, "TAKEN/probe.tgz: is a folder, where an archive goes"),
-        (("--rehearse", "OUT"), {}, "the folder of the archives comes first: bash bench/gpu_session.sh OUT --rehearse OUT"),
+        (
+            ("--rehearse", "OUT"),
+            {},
+            "the folder of the archives comes first: bash bench/gpu_session.sh OUT --rehearse OUT",
+        ),
         (("OUT",), {"PYTHON": "no-such-python"}, "no-such-python is not here; PYTHON=... names another"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
@@ -152,7 +176,9 @@ def test_what_is_wrong_with_a_session_is_one_line(copy, arguments, environment, 
 @pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",), ("OUT", "--help")])
 def test_help_is_the_head_of_the_script(copy, arguments):
     done = bash(copy, *arguments)
-    assert done.returncode == 0 and done.stdout.startswith("The first half hour on a GPU") and "set -" not in done.stdout
+    assert (
+        done.returncode == 0 and done.stdout.startswith("The first half hour on a GPU") and "set -" not in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,13 +209,18 @@ def test_a_real_stage_in_a_copy_without_git(copy, tmp_path):
     sent = tmp_path / "wheels"
     sent.mkdir()
     settings = {**os.environ, "BENCH_COMMIT": "b" * 40, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "bench.commit", "--write", sent / "COMMIT"], check=True, env=settings, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "bench.commit", "--write", sent / "COMMIT"],
+        check=True,
+        env=settings,
+        capture_output=True,
+    )
     done = bash(copy, str(tmp_path / "out"), "--only", "probe", "--rehearse", "--wheels", str(sent))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cannot be installed here" in done.stderr  # there are none: peers are skipped by name
     assert done.stdout.startswith("probe: ok after ") and "7 records ok" in done.stdout
     unpack(tmp_path / "out" / "probe.tgz", tmp_path / "unpacked")
-    records = read_records(tmp_path / "unpacked" / "records")
+    records = Shelf(tmp_path / "unpacked" / "records").records()
     assert {record.environment["commit"] for record in records} == {"b" * 40}
     assert {record.shape["on"] for record in records} == {"CPU-rehearsal"}
     assert str(copy) not in (tmp_path / "unpacked" / "log.txt").read_text()
@@ -204,15 +235,18 @@ def wheel(folder: Path, name: str, version: str, *needs: str) -> Path:
 
 
 def test_wheels_that_lack_something_are_named(tmp_path, capsys):
-    wheel(tmp_path, "peer", "1.0", "torch>=2", "helper<2,>=1", 'colorama; sys_platform == "win32"', "rich; extra == 'all'")
+    wheel(
+        tmp_path, "peer", "1.0", "torch>=2", "helper<2,>=1", 'colorama; sys_platform == "win32"', "rich; extra == 'all'"
+    )
     wheel(tmp_path, "helper", "1.5")
     assert wheels.main([str(tmp_path)]) == 0
     assert "2 wheels, 0.0 MB" in capsys.readouterr().out
     wheel(tmp_path, "other", "1.0", "helper>=2", "absent")
     assert wheels.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        "other-1.0-py3-none-any.whl needs helper>=2", "other-1.0-py3-none-any.whl needs absent",
-    ]  # fmt: skip
+        "other-1.0-py3-none-any.whl needs helper>=2",
+        "other-1.0-py3-none-any.whl needs absent",
+    ]
 
 
 def test_wheels_are_looked_at_with_the_machines_python(tmp_path, capsys):
@@ -236,7 +270,11 @@ def test_wheels_that_cannot_travel_are_named(tmp_path, capsys, monkeypatch):
 
 def test_pins_are_exact_and_those_of_this_repository():
     """The versions that were tested here, where the constraints name them."""
-    pins = dict(line.split("==") for line in (ROOT / "bench/session/wheels.txt").read_text().splitlines() if line[0] != "#")
+    pins = dict(
+        line.split("==") for line in (ROOT / "bench/session/wheels.txt").read_text().splitlines() if line[0] != "#"
+    )
     tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert {"trl", "liger-kernel", "cut-cross-entropy", "bitsandbytes"} <= set(pins)
-    assert {name: tested[name] for name in pins if name in tested} == {name: pins[name] for name in pins if name in tested}
+    assert {name: tested[name] for name in pins if name in tested} == {
+        name: pins[name] for name in pins if name in tested
+    }

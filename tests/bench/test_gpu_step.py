@@ -1,13 +1,15 @@
-"""The packed step compiled, on a GPU in bfloat16: log-probs and gradients against the model's own forward in float32."""
+"""The packed step compiled, on a GPU in bfloat16: log-probs and gradients against the model's own forward in
+float32.
+"""
 
 import copy
 
 import pytest
 import torch
 
-from bench.implementations.step import StepProblem, packed, three_padded
-from bench.models import BUNNY_3B, TINY, Shape, build
-from bench.preference_rows import even_rows
+from bench.inputs.models import BUNNY_3B, TINY, Shape, build
+from bench.inputs.preference_rows import even_rows
+from bench.suite.implementations.step import StepProblem, packed, three_padded
 from tests.numerics import relative_error
 
 CPU = torch.device("cpu")
@@ -23,7 +25,10 @@ def tiny_phi() -> Shape:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [TINY, tiny_phi()], ids=lambda shape: shape.name)
 def test_the_packed_step_is_as_exact_as_three_padded_passes(shape):
-    """Both in bfloat16 under autocast; the truth is three passes in float32 on the CPU. No more than twice their error."""
+    """Both in bfloat16 under autocast; the truth is three passes in float32 on the CPU.
+
+    No more than twice their error.
+    """
     model = build(shape, 64, CPU, lora_r=4)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.lora_cost import LAYERS, OURS, PEFT, RANK, SCALE, TOKENS, Cost, Readers, Traffic, count, layer_cost
-from bench.lora_peers import unsloth
+from bench.scripts.lora_cost import OURS, PEFT, SCALE, TOKENS, Traffic, count, layer_cost
+from bench.scripts.lora_layers import LAYERS, RANK, Cost, Readers
+from bench.scripts.lora_peers import unsloth
 
 NUMBER = 2  # bytes, of bf16
 
@@ -52,7 +53,10 @@ def test_unsloth_s_sum_is_counted_as_its_operators_do(layers):
     """A product, and `torch.addmm` of it and the adapter's, differentiated by PyTorch."""
     wide, out, r = 24, 40, RANK // SCALE
     x = torch.randn(TOKENS, wide, dtype=torch.bfloat16, requires_grad=True).clone()
-    parameters = [[torch.randn(shape, dtype=torch.bfloat16) for shape in ((out, wide), (r, wide), (out, r))] for _ in range(layers)]
+    parameters = [
+        [torch.randn(shape, dtype=torch.bfloat16) for shape in ((out, wide), (r, wide), (out, r))]
+        for _ in range(layers)
+    ]
     weights, adapters = [p[0] for p in parameters], [leaf.requires_grad_() for p in parameters for leaf in p[1:]]
 
     def layer(weight: Tensor, A: Tensor, B: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bench import lora_step
-from bench.models import LLAVA_7B
+from bench.inputs.models import LLAVA_7B
+from bench.scripts import lora_step
 
 
 def test_both_steps_are_taken_in_turn(tmp_path, capsys):
@@ -23,7 +23,9 @@ def test_both_steps_are_taken_in_turn(tmp_path, capsys):
 def test_the_miniature_has_llavas_proportions():
     text, real = lora_step.shape_of(512, 4).text, LLAVA_7B.text
     assert text.intermediate_size * real.hidden_size == real.intermediate_size * text.hidden_size
-    assert text.vocab_size / text.num_hidden_layers == pytest.approx(real.vocab_size / real.num_hidden_layers / 8, rel=0.03)
+    assert text.vocab_size / text.num_hidden_layers == pytest.approx(
+        real.vocab_size / real.num_hidden_layers / 8, rel=0.03
+    )
     assert text.hidden_size // text.num_attention_heads == real.hidden_size // real.num_attention_heads
     problem = lora_step.miniature(512, 4, 32, False)
     assert problem.lora_r / text.hidden_size == 64 / real.hidden_size

@@ -9,12 +9,15 @@ import torch
 from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench import profile_step, render
-from bench.components import COMPONENTS, STEP, milliseconds, scopes
-from bench.implementations.train_step import TrainProblem, ours
-from bench.models import TINY, adapter, build, build_base
-from bench.preference_rows import preference_rows
-from bench.record import environment
+from bench.inputs.models import TINY, adapter, build, build_base
+from bench.inputs.preference_rows import preference_rows
+from bench.render import report as render
+from bench.scripts import profile_step
+from bench.suite.components import COMPONENTS, STEP, milliseconds, scopes
+from bench.suite.implementations.train_problem import TrainProblem
+from bench.suite.implementations.train_step import ours
+from bench.suite.record import environment
+from bench.suite.shelf import Shelf
 from mdpo.models import fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
 
@@ -23,9 +26,14 @@ CPU = torch.device("cpu")
 
 def problem(checkpointing: bool) -> TrainProblem:
     return TrainProblem(
-        shape=TINY, image_tokens=64, examples=preference_rows(TINY, 2, image_tokens=64, shrink=4), batch=2, lora_r=4,
-        checkpointing=checkpointing, device=CPU,
-    )  # fmt: skip
+        shape=TINY,
+        image_tokens=64,
+        examples=preference_rows(TINY, 2, image_tokens=64, shrink=4),
+        batch=2,
+        lora_r=4,
+        checkpointing=checkpointing,
+        device=CPU,
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -40,7 +48,7 @@ def test_every_component_is_seen_forward_and_backward(checkpointing, tmp_path: P
     written = profile_step.records(tiny, found, environment(CPU))
     assert sum(record.rates["share, %"] for record in written) == pytest.approx(100)
     for record in written:
-        record.write(tmp_path)
+        Shelf(tmp_path).add(record)
     pytest.importorskip("matplotlib")
     report, picture = render.render(tmp_path, tmp_path / "report")
     text = report.read_text(encoding="utf-8")
@@ -50,8 +58,8 @@ def test_every_component_is_seen_forward_and_backward(checkpointing, tmp_path: P
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_backward_of_one_component_is_its_own(fused):
-    """Against a loss that only a part of the model feeds: nothing is said of what did not run, and the base's products, a
-    hundred times the adapter's, are not taken for the adapter's."""
+    """Against a loss that only a part of the model feeds: nothing is said of what did not run, and the base's products,
+    a hundred times the adapter's, are not taken for the adapter's."""
     text = copy.deepcopy(TINY.text)
     text.hidden_size, text.intermediate_size = 256, 512
     base, config = build_base(replace(TINY, text=text), 64, CPU), adapter(4)

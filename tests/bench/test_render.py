@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import blocks, readme, render
-from bench.cards import card_of, peak_of
-from bench.record import Record
-from bench.targets import RATIOS
+from bench import blocks
+from bench.render import __main__ as command
+from bench.render import readme
+from bench.render import report as render
+from bench.render.targets import RATIOS
+from bench.suite.cards import card_of, peak_of
+from bench.suite.record import Record
 
 ROOT = Path(__file__).parents[2]
 CACHED = next(r for r in RATIOS if r.op == "train_step" and r.ours == "ours, reference cached")
@@ -16,15 +19,21 @@ CACHED = next(r for r in RATIOS if r.op == "train_step" and r.ours == "ours, ref
 
 def record(implementation: str, milliseconds: float | None, peak: int = 100, **environment) -> Record:
     return Record(
-        part="step", op="train_step", shape={"model": "m", **dict(CACHED.shape)}, dtype="bfloat16",
-        implementation=implementation, role="ours" if implementation.startswith("ours") else "peer",
-        status="ok" if milliseconds else "skipped", median_ms=milliseconds, peak_bytes=peak,
+        part="step",
+        op="train_step",
+        shape={"model": "m", **dict(CACHED.shape)},
+        dtype="bfloat16",
+        implementation=implementation,
+        role="ours" if implementation.startswith("ours") else "peer",
+        status="ok" if milliseconds else "skipped",
+        median_ms=milliseconds,
+        peak_bytes=peak,
         environment={"device": "NVIDIA H200", "device_type": "cuda", "commit": "a", **environment},
-    )  # fmt: skip
+    )
 
 
 def test_the_readme_and_the_results_show_the_committed_records():
-    records = render.committed_records()
+    records = render.records_below(render.COMMITTED)
     assert records
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.updated(text, records) == text, "run python -m bench.render bench/results"
@@ -69,8 +78,9 @@ def test_every_device_has_a_column_of_its_own():
     times = {"NVIDIA H100 80GB HBM3": 75.0, "NVIDIA H100 PCIe": 65.0, "NVIDIA H200": 80.0, "NVIDIA GH200 480GB": 55.0}
     records = [
         record(name, 50.0 if name.startswith("ours") else theirs, device=device)
-        for device, theirs in times.items() for name in ("ours, reference cached", "TRL DPOTrainer")
-    ]  # fmt: skip
+        for device, theirs in times.items()
+        for name in ("ours, reference cached", "TRL DPOTrainer")
+    ]
     lines = render.ratios(records)
     assert lines[4] == "| ours: against | target (H100 and H200) | H100 | H200 | H100 PCIe | NVIDIA GH200 480GB |"
     assert f"| {CACHED.name} | ≥ 1.40 | m 1.50, met | m 1.60, met | m 1.30 | m 1.10 |" in lines
@@ -117,7 +127,7 @@ def test_a_folder_without_records_is_one_line(content, says, tmp_path, capsys):
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     with pytest.raises(SystemExit, match="2"):
-        render.main([str(tmp_path)])
+        command.main([str(tmp_path)])
     assert says in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "RESULTS.md").exists()
 
 
@@ -132,11 +142,17 @@ def test_a_folder_without_records_is_one_line(content, says, tmp_path, capsys):
         ("NVIDIA A100-SXM4-80GB", "A100", 312e12),
         ("NVIDIA GeForce RTX 4090", "RTX 4090", 165e12),
         ("NVIDIA GeForce RTX 5090", "RTX 5090", 210e12),
-        *((name, name, None) for name in (
-            "NVIDIA GH200 480GB", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D",
-            "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA RTX A1000",
-        )),
+        *(
+            (name, name, None)
+            for name in (
+                "NVIDIA GH200 480GB",
+                "NVIDIA GeForce RTX 4090 Laptop GPU",
+                "NVIDIA GeForce RTX 4090 D",
+                "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+                "NVIDIA RTX A1000",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_card_is_known_by_its_drivers_name(device, card, peak):
     assert (card_of(device), peak_of(device)) == (card, peak)

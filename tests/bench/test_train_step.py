@@ -9,18 +9,18 @@ import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import flops
-from bench.implementations.train_step import (
+from bench.inputs.models import BUNNY_3B, LLAVA_7B, TINY, build
+from bench.inputs.preference_rows import preference_rows
+from bench.suite import flops
+from bench.suite.implementations.train_problem import TrainProblem
+from bench.suite.implementations.train_step import (
     PEFT_LORA,
     TRAIN_STEP,
     TRAIN_STEP_COMPILED,
     TRAIN_STEP_LIGER,
-    TrainProblem,
     token_budget,
 )
-from bench.models import BUNNY_3B, LLAVA_7B, TINY, build
-from bench.parts.step import groups
-from bench.preference_rows import preference_rows
+from bench.suite.parts.step import groups
 from mdpo.models.fused_lora import FusedLoraLinear
 from mdpo.packing import plan
 from mdpo.trainer import trainer
@@ -33,9 +33,15 @@ NAMED = {implementation.name: implementation for implementation in TRAIN_STEP}
 def problem() -> TrainProblem:
     examples = preference_rows(TINY, 5, image_tokens=64, shrink=4)
     return TrainProblem(
-        shape=TINY, image_tokens=64, examples=examples, batch=2, checkpointing=False, device=CPU, lora_r=4,
+        shape=TINY,
+        image_tokens=64,
+        examples=examples,
+        batch=2,
+        checkpointing=False,
+        device=CPU,
+        lora_r=4,
         learning_rate=1e-2,
-    )  # fmt: skip
+    )
 
 
 def losses(name: str, problem: TrainProblem, count: int) -> list[float]:
@@ -153,8 +159,9 @@ def test_a_gpu_trains_real_shapes_with_and_without_checkpointing():
     assert plain == {(g.shape["model"], g.shape["checkpointing"]) for g in listed if g.shape["layers"] == "compiled"}
     # What the first minutes of a session are for.
     assert [(g.shape["model"], g.shape["layers"]) for g in listed[:4]] == [
-        *[(LLAVA_7B.name, "transformers")] * 2, *[(LLAVA_7B.name, "compiled")] * 2,
-    ]  # fmt: skip
+        *[(LLAVA_7B.name, "transformers")] * 2,
+        *[(LLAVA_7B.name, "compiled")] * 2,
+    ]
     assert all(group.own_process == (group.shape["layers"] == "liger") for group in listed)
 
 

@@ -31,8 +31,8 @@ TEMPLATES = {
     ),
     "idefics": (
         "{% for m in messages %}{{ m['role'].capitalize() }}:"
-        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %} {{ c['text'] }}{% endif %}{% endfor %}"
-        "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %} {{ c['text'] }}{% endif %}{% "
+        "endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
     ),
     "llama-2": (
         "{% for m in messages %}{% if m['role'] == 'user' %}<s>[INST] " + _CONTENT + " [/INST]"
@@ -62,15 +62,23 @@ ENDS = {
     "hashes": "@@@",
 }
 _MARKS = (
-    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<end_of_utterance>",
-    "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
-)  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<end_of_utterance>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|end|>",
+)
 TOKENIZERS = ("bytes", "bytes, adds bos", "bytes, adds bos and eos", "words first", "words always")
 
 
 def tokenizer(kind: str = "bytes", marks: tuple[str, ...] = _MARKS, *, special: bool = True):
-    """kind: bytes as GPT-2 has them, or words with a blank in front as Llama has them, at a text's start or behind every
-    special token."""
+    """kind: bytes as GPT-2 has them, or words with a blank in front as Llama has them, at a text's start or behind
+    every special token."""
     made = Tokenizer.from_str(_trained(kind))
     made.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in marks])
     if "adds" in kind or kind.startswith("words"):

@@ -28,7 +28,17 @@ ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 text = st.one_of(
     st.text(max_size=12),
     st.sampled_from(
-        ["<image>", "<image>\nwhat?", "a.png", "a cat", "</s>", "", "../a.png", "<video>?", "data:image/png;base64,AA=="]
+        [
+            "<image>",
+            "<image>\nwhat?",
+            "a.png",
+            "a cat",
+            "</s>",
+            "",
+            "../a.png",
+            "<video>?",
+            "data:image/png;base64,AA==",
+        ]
     ),
 )
 value = st.recursive(
@@ -94,7 +104,12 @@ COLUMNS = {
 }
 row = st.fixed_dictionaries({}, optional=COLUMNS) | st.dictionaries(text, value, max_size=3)
 good = st.fixed_dictionaries(
-    {"img_path": st.just("a.png"), "prompt": st.just("what?"), "chosen": st.just("a cat"), "rejected": st.just("a dog")},
+    {
+        "img_path": st.just("a.png"),
+        "prompt": st.just("what?"),
+        "chosen": st.just("a cat"),
+        "rejected": st.just("a dog"),
+    },
     optional={"contrast": text, "chosen_weights": spans, "rejected_images": st.lists(st.just("a.png"), max_size=3)},
 )
 
@@ -109,7 +124,11 @@ def folder(tmp_path_factory) -> Path:
 def lands_softly(path: Path, folder: Path) -> None:
     try:
         rows = read_rows(path, folder)
-        dataset = PreferenceDataset(rows, PROCESSOR, DataOptions(branches=MDPO_BRANCHES if any(row.images for row in rows) else ("chosen", "rejected")))
+        dataset = PreferenceDataset(
+            rows,
+            PROCESSOR,
+            DataOptions(branches=MDPO_BRANCHES if any(row.images for row in rows) else ("chosen", "rejected")),
+        )
         assert dataset[0].packed_length == dataset.lengths[0]
     except InputError as error:
         assert path.name in str(error)
@@ -175,12 +194,20 @@ SOUND = [
         "images": ["a.png"],
     },
     {
-        "question": "what?", "image_1": "a.png", "image_2": "a.png", "resp_1_w": "a cat", "resp_1_l": "a dog",
+        "question": "what?",
+        "image_1": "a.png",
+        "image_2": "a.png",
+        "resp_1_w": "a cat",
+        "resp_1_l": "a dog",
         "resp_2_w": "an owl",
     },
     {
-        "prompt": "what?", "images": ["a.png", "a.png"], "chosen": "a cat", "rejected": "a dog",
-        "chosen_response_spans": [[0, 1]], "rejected_response_spans": [],
+        "prompt": "what?",
+        "images": ["a.png", "a.png"],
+        "chosen": "a cat",
+        "rejected": "a dog",
+        "chosen_response_spans": [[0, 1]],
+        "rejected_response_spans": [],
     },
     {
         "chosen": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a cat"}],

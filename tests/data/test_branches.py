@@ -160,7 +160,9 @@ def test_held_out_rows_may_lack_what_those_that_train_have(caplog, monkeypatch):
     with pytest.raises(InputError, match="has a contrast"):
         dataset_of(records()[1:2], PROCESSOR, args, "train_dataset")
     objective = Objective.of(apart, source="")
-    with pytest.raises(InputError, match=r"^eval_dataset: no row has all that any term .* \(as t: chosen, contrast@negative\)"):
+    with pytest.raises(
+        InputError, match=r"^eval_dataset: no row has all that any term .* \(as t: chosen, contrast@negative\)"
+    ):
         dataset_of(records()[1:2], PROCESSOR, args)
     objective = Objective.of(Term("t", {"contrast@negative": 1}), source="")
     with pytest.raises(

@@ -69,7 +69,8 @@ PUBLISHED = {
     "LLaMA-Factory, OpenAI's form": {"messages": [USER], **ANSWERS, "images": ["a.png"]},
     "HuggingFaceH4/rlaif-v_formatted": {
         "images": ["a.png"],
-        "prompt": [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "is it red?"}]}],
+        "prompt": [{"role": "user",
+                "content": [{"type": "image", "text": None}, {"type": "text", "text": "is it red?"}]}],
         **{name: [{"role": "assistant", "content": [{"type": "text", "text": text}]}] for name, text in PAIR.items()},
     },
     "trl-lib, scores": {**GOOD, "score_chosen": 9.0, "score_rejected": 1.0, "chat_template_kwargs": {"a": 1}},
@@ -94,7 +95,8 @@ PUBLISHED = {
     },
     "OpenAI, image_url": {
         "prompt": [{"role": "user", "content": [
-            {"type": "image_url", "image_url": {"url": "a.png", "detail": "auto"}}, {"type": "text", "text": "is it red?"}]}],
+            {"type": "image_url", "image_url": {"url": "a.png", "detail": "auto"}},
+            {"type": "text", "text": "is it red?"}]}],
         **PAIR,
     },
     "pandas' index": {**GOOD, "__index_level_0__": 7, "Unnamed: 0": 7, "margin": float("nan")},
@@ -260,10 +262,14 @@ def part(**says) -> dict:
 def test_a_parts_image_is_a_path_bytes_or_base64(folder):
     encoded = base64.b64encode((folder / "a.png").read_bytes()).decode()
     for says in (
-        {"image": "a.png"}, {"path": "a.png"}, {"url": "a.png"}, {"base64": encoded},
-        {"image": f"data:image/png;base64,{encoded}"}, {"image": Image.open(folder / "a.png")},
+        {"image": "a.png"},
+        {"path": "a.png"},
+        {"url": "a.png"},
+        {"base64": encoded},
+        {"image": f"data:image/png;base64,{encoded}"},
+        {"image": Image.open(folder / "a.png")},
         {"image": {"bytes": (folder / "a.png").read_bytes(), "path": None}},
-    ):  # fmt: skip
+    ):
         (image,) = one(part(**says), folder).images
         assert open_image(image, "") == picture(folder)
 

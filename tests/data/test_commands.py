@@ -97,7 +97,9 @@ def test_a_shown_row_is_what_training_reads(data, capsys):
     start = next(at for at, line in enumerate(lines) if "as the model" in line)
     prompt, chosen = (line.partition("    ")[2] for line in lines[start + 1 : start + 3])
     decode = processor.tokenizer.decode
-    assert prompt.replace("×16", "") == decode(example.prompt_ids).replace("<image>" * 16, "<image>").replace("\n", "\\n")
+    assert prompt.replace("×16", "") == decode(example.prompt_ids).replace("<image>" * 16, "<image>").replace(
+        "\n", "\\n"
+    )
     assert chosen.replace("«", "").replace("» ", "") == decode(example.chosen_ids)
 
 
@@ -140,16 +142,23 @@ def test_every_broken_row_is_listed_and_the_exit_is_an_error(data, capsys):
     output = capsys.readouterr().out
     table = output.split("\n\n")[0]
     for row, field, problem in [
-        (0, "line", "not JSON"), (2, "chosen", "is missing"), (3, "images", "does not exist"),
-        (4, "prompt", "2 <image>"), (5, "id", "is also that of"), (6, "images", "does not decode"),
-    ]:  # fmt: skip
+        (0, "line", "not JSON"),
+        (2, "chosen", "is missing"),
+        (3, "images", "does not exist"),
+        (4, "prompt", "2 <image>"),
+        (5, "id", "is also that of"),
+        (6, "images", "does not decode"),
+    ]:
         (line,) = [line for line in table.splitlines() if f"row {row} (line {row + 1}) " in line]
         assert field in line and problem in line
     assert "usable 4" in output
 
 
 def test_what_is_wrong_with_every_row_is_said_some_times_and_counted(data, capsys):
-    rows = [json.loads(line) | {"id": index, "videos": ["a.mp4"]} for index, line in enumerate(data.read_text().splitlines())]
+    rows = [
+        json.loads(line) | {"id": index, "videos": ["a.mp4"]}
+        for index, line in enumerate(data.read_text().splitlines())
+    ]
     rows = [{**row, "id": f"{row['id']}.{copy}"} for copy in range(5) for row in rows]
     rows[7]["rejected"] = ""
     with pytest.raises(InputError, match="45 of 45 rows are broken"):
@@ -202,8 +211,14 @@ def test_dropped_rows_and_own_negatives_are_counted(tmp_path, capsys):
         (("sample", "train.jsonl", "--output", "x.json"), "ends in .jsonl"),
         (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "0"), "--count 0"),
         (("sample", "train.jsonl", "--output", "train.jsonl"), "train.jsonl is the file that is read as data"),
-        (("sample", "train.jsonl", "--output", "./train.jsonl", "--count", "2"), "train.jsonl is the file that is read as data; give another"),
-        (("sample", "train.jsonl", "--output", "text.jsonl"), "--output: text.jsonl exists; give another file, or remove it"),
+        (
+            ("sample", "train.jsonl", "--output", "./train.jsonl", "--count", "2"),
+            "train.jsonl is the file that is read as data; give another",
+        ),
+        (
+            ("sample", "train.jsonl", "--output", "text.jsonl"),
+            "--output: text.jsonl exists; give another file, or remove it",
+        ),
         (("sample", "train.jsonl", "--output", "old.jsonl"), "--output: old.record.json exists; give another"),
         (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "99"), "9 usable rows, fewer than --count 99"),
     ],
@@ -219,8 +234,10 @@ def test_bad_arguments_are_named(data, monkeypatch, arguments, message):
 
 
 def test_control_characters_in_data_do_not_reach_the_terminal(tmp_path, capsys):
-    rows = [{"img_path": "\x1b[31m.png", "prompt": "q?", "chosen": "a", "rejected": "b", "id": "\ud800"},
-            {"\x1b[2J": 1, "\ud800": 2}]  # fmt: skip
+    rows = [
+        {"img_path": "\x1b[31m.png", "prompt": "q?", "chosen": "a", "rejected": "b", "id": "\ud800"},
+        {"\x1b[2J": 1, "\ud800": 2},
+    ]
     with pytest.raises(InputError, match="2 of 2"):
         run("check", write(tmp_path / "bad.jsonl", rows))
     output = capsys.readouterr().out
@@ -270,8 +287,15 @@ def test_a_sample_is_seeded_recorded_and_readable(data, tmp_path):
 def test_a_sample_of_a_table_brings_its_images(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = tiny.records(tmp_path, 3)
-    cells = [{"image": {"bytes": (tmp_path / f"{i}.png").read_bytes()}, "question": "q?", "chosen": row["chosen"],
-              "rejected": row["rejected"]} for i, row in enumerate(rows)]  # fmt: skip
+    cells = [
+        {
+            "image": {"bytes": (tmp_path / f"{i}.png").read_bytes()},
+            "question": "q?",
+            "chosen": row["chosen"],
+            "rejected": row["rejected"],
+        }
+        for i, row in enumerate(rows)
+    ]
     features = {name: datasets.Value("string") for name in ("question", "chosen", "rejected")} | {
         "image": datasets.Image()
     }

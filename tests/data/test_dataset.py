@@ -116,7 +116,9 @@ def test_cut_responses_are_counted_once(caplog):
 
 def test_an_image_preference_without_any_image_is_an_error(caplog):
     text = parse_rows([TEXT] * 3, ".")
-    with pytest.raises(InputError, match=r"none of the 3 rows has an image \(the first is dataset, row 0\), and conditional"):
+    with pytest.raises(
+        InputError, match=r"none of the 3 rows has an image \(the first is dataset, row 0\), and conditional"
+    ):
         dataset(text)
     assert len(dataset(text, branches=DPO)) == len(dataset(text, drop_images=True)) == 3
     with caplog.at_level(logging.WARNING):
@@ -193,14 +195,18 @@ def test_image_tokens_are_the_processors(family):
                 crop_size={"height": 32, "width": 32},
                 image_grid_pinpoints=[[32, 64], [64, 64]],
             ),
-            tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            tokenizer,
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
         ),
         "idefics3": lambda: Idefics3Processor(
             Idefics3ImageProcessorPil(size={"longest_edge": 256}, max_image_size={"longest_edge": 64}),
-            tokenizer, image_seq_len=4,
+            tokenizer,
+            image_seq_len=4,
         ),
         "internvl": tiny.internvl_processor,
-    }[family]()  # fmt: skip
+    }[family]()
     tokens = ImageTokens(processor)
     for height, width in SIZES:
         image = noise(0, height, width)

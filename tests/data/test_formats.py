@@ -291,9 +291,13 @@ def test_images_inside_a_table_stay_there_until_they_are_read(folder, tmp_path, 
         for i in range(6)
     ]
     features = datasets.Features(
-        {"images": datasets.List(datasets.Image()), "prompt": datasets.Value("string"),
-         "chosen": datasets.Value("string"), "rejected": datasets.Value("string")}
-    )  # fmt: skip
+        {
+            "images": datasets.List(datasets.Image()),
+            "prompt": datasets.Value("string"),
+            "chosen": datasets.Value("string"),
+            "rejected": datasets.Value("string"),
+        }
+    )
     table = datasets.Dataset.from_list(rows, features=features)
     table.to_parquet(str(tmp_path / kind)) if kind.endswith("t") else table.save_to_disk(str(tmp_path / kind))
     read = read_rows(tmp_path / kind)
@@ -345,11 +349,19 @@ def test_a_row_of_a_shard_names_its_file(folder, tmp_path):
 
 def test_a_list_of_files_is_read_in_its_order(folder, tmp_path):
     rows = records("TRL")
-    parts = [save(rows[:5], tmp_path / "b.jsonl"), save(rows[5:7], tmp_path / "a.json"), save(rows[7:9], folder / "c.jsonl")]
+    parts = [
+        save(rows[:5], tmp_path / "b.jsonl"),
+        save(rows[5:7], tmp_path / "a.json"),
+        save(rows[7:9], folder / "c.jsonl"),
+    ]
     read = read_rows(parts, folder)
     assert [row.chosen for row in read] == [row["chosen"] for row in rows[:9]] and read[8].id == "8"
     assert len(read_rows([str(parts[0]), str(tmp_path / "a.*")], folder)) == 7
-    assert data_files(parts) == parts and line_files([parts[0], parts[2]]) == [parts[0], parts[2]] and line_files(parts) == []
+    assert (
+        data_files(parts) == parts
+        and line_files([parts[0], parts[2]]) == [parts[0], parts[2]]
+        and line_files(parts) == []
+    )
     with pytest.raises(InputError, match="b.jsonl and 2 more: files in several folders.*say with image_dir"):
         read_rows(parts)
     with pytest.raises(InputError, match="none.jsonl does not exist"):

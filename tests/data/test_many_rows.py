@@ -56,8 +56,11 @@ def same(first, second):
     for index in range(len(first)):
         one, other = first[index], second[index]
         assert (one.id, one.prompt_ids, one.chosen_ids, one.rejected_ids) == (
-            other.id, other.prompt_ids, other.chosen_ids, other.rejected_ids
-        )  # fmt: skip
+            other.id,
+            other.prompt_ids,
+            other.chosen_ids,
+            other.rejected_ids,
+        )
 
 
 def test_several_processes_find_what_one_does_and_the_next_start_finds_it_again(tmp_path, many, monkeypatch):
@@ -148,9 +151,11 @@ def test_held_out_rows_are_a_view(tmp_path, many):
 
 @pytest.mark.parametrize("line, message", [
     (lambda: " " * limits.MAX_LINE + '{"prompt": 1}', r"line: has more than [\d,]+ bytes, the limit of a row"),
-    (lambda: "[" + "1," * (limits.MAX_VALUES + 1) + "1]", r"line: holds some [\d,]+ values, above the limit of 500,000"),
+    (lambda: "[" + "1," * (limits.MAX_VALUES + 1) + "1]",
+        r"line: holds some [\d,]+ values, above the limit of 500,000"),
     (lambda: record(1) | {"chosen": "a " * limits.MAX_TEXT}, r"chosen: the row has [\d,]+ characters or more, above"),
-    (lambda: record(1) | {"prompt": [{"role": "user", "content": "a"}] * 1001}, "prompt: 1,001 turns, above the limit of 1,000"),
+    (lambda: record(1) | {"prompt": [{"role": "user", "content": "a"}] * 1001},
+        "prompt: 1,001 turns, above the limit of 1,000"),
     (lambda: record(1) | {"images": ["a.png"] * 65}, "images: 65 images, above the limit of 64"),
     (
         lambda: record(1) | {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 10_001}]},
@@ -180,9 +185,26 @@ def test_a_row_far_longer_than_the_others_is_named(caplog):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_frame_is_what_the_template_writes(name):
-    texts = ["a cat", " a ", "a\n", "  ", "<b>", "</s>", "ünï 中 'x' \"y\"", "7", "{{ a }}", "a </think> b", "A", "USER: a"]
+    texts = [
+        "a cat",
+        " a ",
+        "a\n",
+        "  ",
+        "<b>",
+        "</s>",
+        "ünï 中 'x' \"y\"",
+        "7",
+        "{{ a }}",
+        "a </think> b",
+        "A",
+        "USER: a",
+    ]
     rows = parse_rows(
-        [record(i) | {"prompt": f"{text}?", "chosen": f"{text}!", "rejected": f"{text}x"} for i, text in enumerate(texts)], "."
+        [
+            record(i) | {"prompt": f"{text}?", "chosen": f"{text}!", "rejected": f"{text}x"}
+            for i, text in enumerate(texts)
+        ],
+        ".",
     )
     together = Encoder(PROCESSOR, TextOptions(chat_template=TEMPLATES[name], prompt_is_rendered=False))
     alone = Encoder(PROCESSOR, TextOptions(chat_template=TEMPLATES[name], prompt_is_rendered=False))
@@ -191,11 +213,20 @@ def test_a_frame_is_what_the_template_writes(name):
         assert str(many) == str(one)
 
 
-@pytest.mark.parametrize("touch", [
-    "{{ c['text'] | upper }}", "{% if 'cat' in c['text'] %}!{% endif %}{{ c['text'] }}", "{{ c['text'] | length }}{{ c['text'] }}",
-    "{{ c['text'][:3] }}", "{{ c['text'].split('</think>')[-1] }}", "{{ c['text'] }}{{ c['text'] }}", "{{ c['text'] | tojson }}",
-    "{{ c['text'].replace('a', 'b') }}", "{% if c['text'] == 'a' %}!{% endif %}{{ c['text'] }}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "touch",
+    [
+        "{{ c['text'] | upper }}",
+        "{% if 'cat' in c['text'] %}!{% endif %}{{ c['text'] }}",
+        "{{ c['text'] | length }}{{ c['text'] }}",
+        "{{ c['text'][:3] }}",
+        "{{ c['text'].split('</think>')[-1] }}",
+        "{{ c['text'] }}{{ c['text'] }}",
+        "{{ c['text'] | tojson }}",
+        "{{ c['text'].replace('a', 'b') }}",
+        "{% if c['text'] == 'a' %}!{% endif %}{{ c['text'] }}",
+    ],
+)
 def test_a_template_that_does_more_than_copy_is_asked_every_time(touch):
     template = tiny.TEMPLATE.replace("{{ c['text'] }}", touch)
     encoder = Encoder(PROCESSOR, TextOptions(chat_template=template))
@@ -206,7 +237,15 @@ def test_a_template_that_does_more_than_copy_is_asked_every_time(touch):
 def test_words_that_came_before_have_the_tokens_they_had(monkeypatch):
     tokens = Encoder(PROCESSOR).tokens
     assert tokens._words is not None
-    texts = ["a cat sits", "the cat  sits\n on a dog's mat", "cat</s> a dog <image> b", " a", "", "A cat's b2 c 3d é a", "a\u00a0b c"]
+    texts = [
+        "a cat sits",
+        "the cat  sits\n on a dog's mat",
+        "cat</s> a dog <image> b",
+        " a",
+        "",
+        "A cat's b2 c 3d é a",
+        "a\u00a0b c",
+    ]
     for _ in range(2):
         assert tokens._words.ids(texts) == tokens._plain(texts)
     monkeypatch.setattr("mdpo.data.words._MOST", 3)

@@ -41,10 +41,14 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize(
     ("shares", "counts"),
     [
-        ({"small": 0.5, "large": 0.5}, [6, 6]), ({"large": 0.75, "small": 0.25}, [18, 6]), ({"small": 1, "large": 20}, [2, 40]),
-        ({"small": 3}, [6]), ({"small": 1e-9, "large": 1}, [1, 40]), ({"small": 1, "large": 2, "table": 1}, [6, 12, 6]),
+        ({"small": 0.5, "large": 0.5}, [6, 6]),
+        ({"large": 0.75, "small": 0.25}, [18, 6]),
+        ({"small": 1, "large": 20}, [2, 40]),
+        ({"small": 3}, [6]),
+        ({"small": 1e-9, "large": 1}, [1, 40]),
+        ({"small": 1, "large": 2, "table": 1}, [6, 12, 6]),
     ],
-)  # fmt: skip
+)
 def test_as_many_rows_as_the_shares_allow_and_none_twice(files, caplog, shares, counts):
     names = {str(files[name]): share for name, share in shares.items()}
     with caplog.at_level(logging.INFO):
@@ -72,10 +76,19 @@ def test_a_run_goes_on_with_the_same_mixture_and_no_other(files, tmp_path, capsy
         make().save_pretrained(tmp_path / "model")
     small, large = str(files["small"]), str(files["large"])
     settings = {
-        "model_name_or_path": str(tmp_path / "model"), "train_data": {small: 0.5, large: 0.5}, "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 4, "max_steps": 2, "save_strategy": "steps", "save_steps": 1, "lora_r": 2, "use_cpu": True,
-        "report_to": "none", "disable_tqdm": True, "check_start": False,
-    }  # fmt: skip
+        "model_name_or_path": str(tmp_path / "model"),
+        "train_data": {small: 0.5, large: 0.5},
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 4,
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lora_r": 2,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "check_start": False,
+    }
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(settings))
     assert main(["train", str(config)]) == 0
@@ -90,11 +103,16 @@ def test_a_run_goes_on_with_the_same_mixture_and_no_other(files, tmp_path, capsy
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({}, "the mapping is empty"), ({"a": 0}, "expected a share above 0 for 'a', got 0"), ({"a": -1}, "above 0"),
-        ({"a": "much"}, "above 0"), ({"a": True}, "above 0"), ({"a": float("inf")}, "above 0"), ({"": 1}, "the path is empty"),
+        ({}, "the mapping is empty"),
+        ({"a": 0}, "expected a share above 0 for 'a', got 0"),
+        ({"a": -1}, "above 0"),
+        ({"a": "much"}, "above 0"),
+        ({"a": True}, "above 0"),
+        ({"a": float("inf")}, "above 0"),
+        ({"": 1}, "the path is empty"),
         ({3: 1}, "put it in quotes"),
     ],
-)  # fmt: skip
+)
 def test_shares_that_are_none_are_refused_by_name(given, problem):
     with pytest.raises(InputError, match=f"^run.yaml: train_data: .*{problem}") as error:
         build_config({**REQUIRED, "train_data": given}, source="run.yaml")

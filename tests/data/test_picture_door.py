@@ -14,7 +14,7 @@ from mdpo.data import images, picture_memory
 from mdpo.data.images import StoredImage, check_images, open_image
 from mdpo.data.picture_memory import ROOM, decoding_bytes, webp_size
 from mdpo.errors import InputError
-from tests.data.test_images import encoded, noise, rows
+from tests.data.pictures import encoded, noise, rows
 
 
 def stored(data: bytes) -> StoredImage:
@@ -50,7 +50,9 @@ def test_what_a_picture_claims_to_cost_is_refused_before_anything_is_allocated(d
         monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("it was opened"))
     else:
         monkeypatch.setattr(images, "MAX_MEMORY", 2**28)
-    with pytest.raises(InputError, match=r"row 0: images: image x takes \d+ MiB to decode, above the limit of \d+; shrink it"):
+    with pytest.raises(
+        InputError, match=r"row 0: images: image x takes \d+ MiB to decode, above the limit of \d+; shrink it"
+    ):
         open_image(stored(data), "row 0")
 
 

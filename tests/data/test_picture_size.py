@@ -1,4 +1,6 @@
-"""Pictures to size: what each family's processor makes of max_pixels and min_pixels, and what is proposed for a long row."""
+"""Pictures to size: what each family's processor makes of max_pixels and min_pixels, and what is proposed for a long
+row.
+"""
 
 import argparse
 
@@ -78,7 +80,11 @@ def test_small_pictures_are_made_larger(family, tokens):
     [
         ("qwen2_vl", {"max_pixels": 128}, {"size": {"shortest_edge": 128, "longest_edge": 128}}),
         ("qwen2_vl", {"min_pixels": 8192}, {"size": {"shortest_edge": 8192, "longest_edge": 8192}}),
-        ("qwen2_vl", {"image_processor_kwargs": {"size": {"longest_edge": 999}}}, {"size": {"shortest_edge": 256, "longest_edge": 999}}),
+        (
+            "qwen2_vl",
+            {"image_processor_kwargs": {"size": {"longest_edge": 999}}},
+            {"size": {"shortest_edge": 256, "longest_edge": 999}},
+        ),
         ("idefics3", {"max_pixels": 9999}, {"size": {"longest_edge": 96}, "do_image_splitting": True}),
         (
             "idefics3",
@@ -90,7 +96,7 @@ def test_small_pictures_are_made_larger(family, tokens):
         ("internvl", {}, {"min_patches": 1, "max_patches": 12}),
         ("llava", {}, {}),
     ],
-)  # fmt: skip
+)
 def test_the_size_is_the_image_processors_own_and_is_saved_with_it(tmp_path, family, size, settings):
     processor = size_pictures((SIZED | FIXED)[family](), PictureSize(**size))
     assert size_settings(processor) == settings
@@ -105,22 +111,31 @@ def test_the_size_is_the_image_processors_own_and_is_saved_with_it(tmp_path, fam
     ("family", "size", "message"),
     [
         ("llava", {"max_pixels": 9}, "max_pixels: CLIPImageProcessorPil takes every picture at 32 × 32; leave it out"),
-        ("llava", {"image_processor_kwargs": {"size": {"shortest_edge": 9}}}, "image_processor_kwargs: CLIPImage.* at 32 × 32"),
-        ("llava_next", {"min_pixels": 9}, r"min_pixels: .* built with \(image_grid_pinpoints: 32 × 64, .*; leave it out, and make"),
+        ("llava", {"image_processor_kwargs": {"size": {"shortest_edge": 9}}},
+            "image_processor_kwargs: CLIPImage.* at 32 × 32"),
+        ("llava_next", {"min_pixels": 9},
+            r"min_pixels: .* built with \(image_grid_pinpoints: 32 × 64, .*; leave it out, and make"),
         ("qwen2_vl", {"max_pixels": 63}, "max_pixels: 63 is less than the 64 pixels of one token; give at least 64"),
-        ("idefics3", {"max_pixels": 1023}, "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
-        ("internvl", {"max_pixels": 1023}, "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
+        ("idefics3", {"max_pixels": 1023},
+            "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
+        ("internvl", {"max_pixels": 1023},
+            "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
         ("idefics3", {"min_pixels": 9}, "min_pixels: Idefics3ImageProcessorPil scales every picture, .*; leave it out"),
         (
             "internvl",
             {"image_processor_kwargs": {"image_mean": [0]}},
             "image_processor_kwargs: image_mean is no setting by which .*; it has min_patches, max_patches, and",
         ),
-        ("internvl", {"image_processor_kwargs": {"min_patches": 13}}, "image_processor_kwargs: the least, 13, is more than .*, 12;"),
-        ("internvl", {"image_processor_kwargs": {"max_patches": True}}, "max_patches: expected a whole number above 0, got True"),
-        ("idefics3", {"image_processor_kwargs": {"do_image_splitting": 1}}, "do_image_splitting: expected true or false, got 1"),
-        ("idefics3", {"image_processor_kwargs": {"size": {"height": 9}}}, "size: expected whole .* names longest_edge, got"),
-        ("qwen2_vl", {"image_processor_kwargs": {"size": 9}}, "size: expected whole .* names shortest_edge, longest_edge, got 9"),
+        ("internvl", {"image_processor_kwargs": {"min_patches": 13}},
+            "image_processor_kwargs: the least, 13, is more than .*, 12;"),
+        ("internvl", {"image_processor_kwargs": {"max_patches": True}},
+            "max_patches: expected a whole number above 0, got True"),
+        ("idefics3", {"image_processor_kwargs": {"do_image_splitting": 1}},
+            "do_image_splitting: expected true or false, got 1"),
+        ("idefics3", {"image_processor_kwargs": {"size": {"height": 9}}},
+            "size: expected whole .* names longest_edge, got"),
+        ("qwen2_vl", {"image_processor_kwargs": {"size": 9}},
+            "size: expected whole .* names shortest_edge, longest_edge, got 9"),
         (
             "qwen2_vl",
             {"max_pixels": 999, "image_processor_kwargs": {"size": {"longest_edge": 99}}},
@@ -154,7 +169,10 @@ def test_a_processor_that_cuts_no_tiles_has_pictures_of_one_size(monkeypatch, fa
         ({"max_pixels": 0}, "max_pixels: expected a whole number above 0, got 0"),
         ({"min_pixels": 2.5}, "min_pixels: expected a whole number above 0, got 2.5"),
         ({"min_pixels": 3, "max_pixels": 2}, "min_pixels: 3 is more than max_pixels 2; lower it"),
-        ({"image_processor_kwargs": [1]}, "image_processor_kwargs: a list; give the image processor's settings by name"),
+        (
+            {"image_processor_kwargs": [1]},
+            "image_processor_kwargs: a list; give the image processor's settings by name",
+        ),
     ],
 )
 def test_sizes_that_no_picture_has_are_refused(size, message):
@@ -191,7 +209,9 @@ def test_the_most_pixels_that_fit_the_budget_are_proposed(family, share, cuts):
     with pytest.raises(InputError) as error:
         whole.check_budget(budget, PACKED)
     message, longest = str(error.value), int(whole.lengths.max())
-    assert message.startswith(f"dataset, row {int(whole.lengths.argmax())}: {longest} packed tokens, more than token_budget {budget}")
+    assert message.startswith(
+        f"dataset, row {int(whole.lengths.argmax())}: {longest} packed tokens, more than token_budget {budget}"
+    )
     assert f"raise token_budget to at least {longest}, set max_pixels: " in message
 
     def longest_with(pixels: int) -> int:
@@ -206,7 +226,10 @@ def test_the_most_pixels_that_fit_the_budget_are_proposed(family, share, cuts):
 
 def test_pictures_are_not_blamed_for_text():
     long = {"chosen": "a red cat " * 40}
-    for family, rows in (("qwen2_vl", [long, {"image": picture(9, 9)}]), ("llava", [{**long, "image": picture(200, 90)}])):
+    for family, rows in (
+        ("qwen2_vl", [long, {"image": picture(9, 9)}]),
+        ("llava", [{**long, "image": picture(200, 90)}]),
+    ):
         data = dataset((SIZED | FIXED)[family](), *rows)
         with pytest.raises(InputError) as error:
             data.check_budget(100, PACKED)
@@ -215,7 +238,9 @@ def test_pictures_are_not_blamed_for_text():
 
 def test_rows_that_smaller_pictures_do_not_help_are_left_out_of_the_count():
     data = dataset(tiny.qwen2_vl_processor(), {"chosen": "a red cat " * 40}, {"image": picture(200, 120)})
-    with pytest.raises(InputError, match=r"; 2 of 2 rows have, this is the longest: .* with which 1 of them fit, or shorten"):
+    with pytest.raises(
+        InputError, match=r"; 2 of 2 rows have, this is the longest: .* with which 1 of them fit, or shorten"
+    ):
         data.check_budget(100, PACKED)
     data.check_budget(int(data.lengths.max()), PACKED)
 
@@ -226,7 +251,9 @@ def test_a_branch_that_is_too_long_and_a_prompt_past_max_length_say_so_too():
     pixels = proposed(data.smaller_pictures(limit))
     sized = size_pictures(tiny.qwen2_vl_processor(), PictureSize(max_pixels=pixels))
     assert limit - 10 < dataset(sized, {"image": picture(200, 120)}).longest_branch()[0] <= limit
-    with pytest.raises(InputError, match="within max_length 50; raise max_length, set a smaller max_pixels or drop the row"):
+    with pytest.raises(
+        InputError, match="within max_length 50; raise max_length, set a smaller max_pixels or drop the row"
+    ):
         dataset(tiny.qwen2_vl_processor(), {"image": picture(200, 120)}, max_length=50)
     with pytest.raises(InputError, match="within max_length 20; raise max_length or drop the row"):
         dataset(tiny.processor(), {"image": picture(200, 120)}, max_length=20)

@@ -17,8 +17,8 @@ from tests import tiny
 from tests.data import templates
 
 VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions. USER: <image>\nwhat is this? ASSISTANT:"
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: <image>\nwhat is this? ASSISTANT:"
 )
 SAYS = "prompts that already contain the chat template's turns are taken as they are"
 
@@ -223,7 +223,8 @@ def test_a_rendered_prompt_that_lacks_its_end_is_refused(name, prompt, end):
     processor = templates.processor(name)
     with pytest.raises(
         InputError,
-        match=rf"row 0: prompt: .* does not end as a rendered prompt; end it with {re.escape(end)}.*, or set prompt_is_r",
+        match=r"row 0: prompt: .* does not end as a rendered prompt; "
+        rf"end it with {re.escape(end)}.*, or set prompt_is_r",
     ):
         encode(processor, prompt)
     for setting in (True, False):

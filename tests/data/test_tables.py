@@ -1,4 +1,6 @@
-"""What Python code hands over as rows: ``datasets`` objects are read when needed, everything else is rows or one line."""
+"""What Python code hands over as rows: ``datasets`` objects are read when needed, everything else is rows or
+one line.
+"""
 
 import io
 import os
@@ -125,7 +127,10 @@ def test_a_format_that_hides_columns_hides_them(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (lambda: table().with_transform(lambda rows: rows), r"rows: the datasets.Dataset has a transform .*apply it with"),
+        (
+            lambda: table().with_transform(lambda rows: rows),
+            r"rows: the datasets.Dataset has a transform .*apply it with",
+        ),
         (lambda: datasets.DatasetDict(train=table(), test=table()), r"rows has splits: train, test; give one of them"),
         (lambda: table().cast_column("images", datasets.List(datasets.Image(mode="L"))), "asks for images of mode L"),
         (lambda: table().select([]), "rows holds no rows; give at least one"),

@@ -177,13 +177,17 @@ def test_a_system_turn_takes_the_place_of_the_converted_templates_own():
         ("vicuna", [IMAGE_IN_SYSTEM, USER], 1, "prompt: the chat template refuses it: a system turn holds text alone"),
         ("vicuna", [USER, TOOL, USER], 0, "Vicuna has no turn for the role tool"),
         ("vicuna", [USER, SYSTEM, USER], 0, "a system turn stands first"),
-        ("vicuna", [USER, CALL, USER], 0, "prompt: the chat template ignores tool_calls; set a chat_template that writes"),
-        (OLD_CONVERTED, [SYSTEM, USER], 0, "row 0: prompt: the chat template drops the system turn; set a chat_template"),
+        ("vicuna", [USER, CALL, USER], 0,
+            "prompt: the chat template ignores tool_calls; set a chat_template that writes"),
+        (OLD_CONVERTED, [SYSTEM, USER], 0,
+            "row 0: prompt: the chat template drops the system turn; set a chat_template"),
         (OLD_CONVERTED, [USER, TOOL, USER], 0, "prompt: the chat template drops the tool turn"),
         (OLD_CONVERTED, [{"role": "narrator", "content": "42"}, USER], 0, "drops the narrator turn"),
         ("{% for m in messages %}{{ m['content'][0]['text'] }} {% endfor %}",
-         [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], 0, "drops the user turn"),
-        ("{% for m in messages %}{{ m['role'] ~ m['content'] }} {% endfor %}", "q", 1, "the chat template writes no images"),
+         [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], 0,
+         "drops the user turn"),
+        ("{% for m in messages %}{{ m['role'] ~ m['content'] }} {% endfor %}", "q", 1,
+            "the chat template writes no images"),
     ],
 )  # fmt: skip
 def test_turns_that_a_template_leaves_out_are_named(template, prompt, images, message):
@@ -223,16 +227,24 @@ def test_tools_and_variables_of_a_row_reach_the_template():
     ("template", "columns", "message"),
     [
         ("vicuna", {"tools": [{"name": "zoom"}]}, "the chat template refuses it: Vicuna has no form for tools"),
-        ("llama-3", {"tools": [{"name": "zoom"}]}, "row 0: tools: the chat template ignores the tools; set a chat_template"),
+        (
+            "llama-3",
+            {"tools": [{"name": "zoom"}]},
+            "row 0: tools: the chat template ignores the tools; set a chat_template",
+        ),
         ("chatml", {"tools": "[zoom"}, "row 0: tools: not JSON"),
         ("chatml", {"tools": {"name": "zoom"}}, "row 0: tools: expected a list of objects, found dict"),
-        ("chatml", {"chat_template_kwargs": {"enable": 1}}, "chat_template_kwargs: the chat template does not read 'enable'"),
+        (
+            "chatml",
+            {"chat_template_kwargs": {"enable": 1}},
+            "chat_template_kwargs: the chat template does not read 'enable'",
+        ),
         ("chatml", {"chat_template_kwargs": {"tokenize": 1}}, "chat_template_kwargs: 'tokenize' is not a variable"),
         ("chatml", {"chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object, found list"),
         ("chatml", {"system": "Be nice.", "prompt": [SYSTEM, USER]}, "row 0: system: .*keep one of them"),
         ("chatml", {"system": ["Be nice."]}, "row 0: system: expected text, found list"),
     ],
-)  # fmt: skip
+)
 def test_columns_that_do_not_reach_the_model_are_refused(template, columns, message):
     with pytest.raises(InputError, match=message):
         Encoder(templates.processor(template)).row(row(**columns))
@@ -279,10 +291,18 @@ FRAMED = templates.TEMPLATES["chatml"].replace("<image>\n", "[<image>]")
         ("Here\n<image>and there", "Here\n[<image>]and there", "Here\nand there"),
         ("Here<image>and there", "Here[<image>]and there", "Here and there"),
         ("Is <image>?", "Is [<image>]?", "Is ?"),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}],
-         "a[<image>]b", "a b"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}],
+                }
+            ],
+            "a[<image>]b",
+            "a b",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_text_keeps_its_lines_and_words_around_an_image(prompt, read, without):
     processor = templates.processor(FRAMED)
     for drop, expected in ((False, read), (True, without)):
@@ -345,7 +365,9 @@ def test_templates_and_settings_that_do_not_work_are_named(template, options, me
         Encoder(processor, options)
 
 
-@pytest.mark.parametrize("template", ["{{ 1/0 }}", "{{ range(10**9) }}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ 1/0 }}", "{{ range(10**9) }}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"]
+)
 def test_a_template_that_fails_refuses_the_row(template):
     with pytest.raises(RowError, match="the chat template refuses it: "):
         Encoder(templates.processor("chatml"), TextOptions(chat_template=template)).row(row())

@@ -9,9 +9,15 @@ from mdpo import InputError
 from mdpo.evaluation import amber
 
 RELATION = {
-    "sky": [], "grass": ["ground"], "ground": ["floor"], "forest": ["tree", "bush"], "tree": ["forest"], "dog": ["puppy"],
-    "cat": [], "person": ["man"],
-}  # fmt: skip
+    "sky": [],
+    "grass": ["ground"],
+    "ground": ["floor"],
+    "forest": ["tree", "bush"],
+    "tree": ["forest"],
+    "dog": ["puppy"],
+    "cat": [],
+    "person": ["man"],
+}
 ALIKE = {("puppy", "dog"), ("hound", "dog"), ("bush", "cat"), ("floor", "sky"), ("floor", "grass"), ("cat", "sky")}
 
 
@@ -26,9 +32,15 @@ def annotation(truth, hallu=(), *, id=1, type="generative"):
 def score(text, truth, hallu=(), *, compat=True, safe=(), **options):
     responses = [{"id": 1, "response": text}]
     return amber.score(
-        responses, [annotation(truth, hallu)], RELATION, safe,
-        nouns=str.split, similarity=similarity, compat=compat, **options,
-    )  # fmt: skip
+        responses,
+        [annotation(truth, hallu)],
+        RELATION,
+        safe,
+        nouns=str.split,
+        similarity=similarity,
+        compat=compat,
+        **options,
+    )
 
 
 def values(result):
@@ -104,9 +116,14 @@ def test_repeated_truth_words_count_once_when_corrected():
 def test_the_closest_word_decides_when_corrected():
     likeness = {("hound", "dog"): 0.9, ("hound", "cat"): 0.95}
     result = amber.score(
-        [{"id": 1, "response": "hound"}], [annotation(["dog"], ["cat"])], {**RELATION, "hound": []}, [],
-        nouns=str.split, similarity=lambda noun, word: likeness.get((noun, word), 0), compat=False,
-    )  # fmt: skip
+        [{"id": 1, "response": "hound"}],
+        [annotation(["dog"], ["cat"])],
+        {**RELATION, "hound": []},
+        [],
+        nouns=str.split,
+        similarity=lambda noun, word: likeness.get((noun, word), 0),
+        compat=False,
+    )
     assert (result.chair, result.cover, result.cog) == (100, 0, 100)
 
 

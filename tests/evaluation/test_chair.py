@@ -49,8 +49,10 @@ def test_what_the_files_blanks_do(load):
     rohrbach, refined = load("rohrbach"), load("rlhfv")
     assert words(rohrbach, "motor bike and cheesecake on a settee") == [("settee", "couch")]
     assert words(refined, "motor bike and cheesecake on a settee") == [
-        ("motor bike", "motorcycle"), ("cheesecake", "cake"), ("settee", "couch"),
-    ]  # fmt: skip
+        ("motor bike", "motorcycle"),
+        ("cheesecake", "cake"),
+        ("settee", "couch"),
+    ]
     assert rohrbach.variant == "rohrbach"
     assert rohrbach.source == "synonyms.txt"
 

@@ -1,4 +1,6 @@
-"""`mdpo evaluate` from files to a result file, with recorded stand-ins for the language models and a judge on loopback."""
+"""`mdpo evaluate` from files to a result file, with recorded stand-ins for the language models and a judge on
+loopback.
+"""
 
 import argparse
 import json
@@ -93,7 +95,10 @@ def test_amber(amber, words, capsys):
 
 
 def test_ambers_folder_is_no_data_to_train_on(amber, words, tmp_path_factory):
-    responses, output = write(amber / "r.json", [{"id": 1, "response": "dog cat"}]), tmp_path_factory.mktemp("out") / "a.json"
+    responses, output = (
+        write(amber / "r.json", [{"id": 1, "response": "dog cat"}]),
+        tmp_path_factory.mktemp("out") / "a.json",
+    )
     assert main(["evaluate", "amber", str(responses), "--data", str(amber), "--output", str(output)]) == 0
     assert read_result(output).counts["responses"] == 1
 
@@ -204,7 +209,8 @@ RECORD = {"image_content": ["Cat"], "question": "How many?", "gt_answer": "One."
 
 def mmhal(tmp_path, judge, responses, *more):
     return [
-        "evaluate", "mmhal", responses, "--judge", "gpt-4", "--script", write(tmp_path / "s.py", "template = '{}{}{}{}'"),
+        "evaluate", "mmhal", responses, "--judge", "gpt-4", "--script",
+        write(tmp_path / "s.py", "template = '{}{}{}{}'"),
         "--base-url", judge.url, "--cache", tmp_path / "cache.jsonl", "--output", tmp_path / "out.json", *more,
     ]  # fmt: skip
 
@@ -260,7 +266,9 @@ def test_mmhals_bad_responses_are_named_before_anything_is_paid(tmp_path, judge,
 def test_missing_models_say_what_to_install(amber, chair, monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(InputError, match=r'pip install -e "\.\[eval\]" in the clone of mDPO, then python -m nltk\.downloader'):
+    with pytest.raises(
+        InputError, match=r'pip install -e "\.\[eval\]" in the clone of mDPO, then python -m nltk\.downloader'
+    ):
         run("evaluate", "amber", write(amber / "r.json", [{"id": 1, "response": ""}]), "--data", amber)
     with pytest.raises(InputError, match="python -m spacy download en_core_web_lg"):
         commands.language.load_similarity()

@@ -1,4 +1,6 @@
-"""Generation: the same answers batched, resumed or not; settings that differ are refused; layouts are the official ones."""
+"""Generation: the same answers batched, resumed or not; settings that differ are refused; layouts are the official
+ones.
+"""
 
 import argparse
 import base64

@@ -113,4 +113,6 @@ def test_half_a_surrogate_pair_in_an_answer_is_written_as_an_escape(rows, tmp_pa
     first = {row.id: "half \ud800" for row in rows}
     sheet = make_sheet(rows, first, {row.id: "whole" for row in rows}, names=NAMES)
     key = write_sheet(tmp_path / "sheet.html", sheet)
-    assert "half" in (tmp_path / "sheet.html").read_text(encoding="utf-8") and json.loads(key.read_text(encoding="utf-8"))
+    assert "half" in (tmp_path / "sheet.html").read_text(encoding="utf-8") and json.loads(
+        key.read_text(encoding="utf-8")
+    )

@@ -50,9 +50,12 @@ def test_replies_come_in_order_and_are_paid_for_once(endpoint, judge, tmp_path):
     assert line["model"] == "judge-2024-01-01"
     assert line["raw"]["usage"]["total_tokens"] == 10
     assert describe(judge().options, replies) == {
-        "asked_for": "judge", "base_url": endpoint.url, "returned": {"judge-2024-01-01": 12},
-        "prompt_tokens": 84, "completion_tokens": 36,
-    }  # fmt: skip
+        "asked_for": "judge",
+        "base_url": endpoint.url,
+        "returned": {"judge-2024-01-01": 12},
+        "prompt_tokens": 84,
+        "completion_tokens": 36,
+    }
 
 
 def test_what_makes_another_request(endpoint, judge):
@@ -69,11 +72,17 @@ def test_what_makes_another_request(endpoint, judge):
 @pytest.mark.parametrize(
     "fault",
     [
-        faults.status(500), faults.status(503), faults.status(429), faults.status(408), faults.hang_up,
-        faults.body(b"<html>busy</html>"), faults.body({"error": "overloaded"}), faults.body({"choices": []}),
+        faults.status(500),
+        faults.status(503),
+        faults.status(429),
+        faults.status(408),
+        faults.hang_up,
+        faults.body(b"<html>busy</html>"),
+        faults.body({"error": "overloaded"}),
+        faults.body({"choices": []}),
         faults.body([1]),
     ],
-)  # fmt: skip
+)
 def test_passing_faults_are_tried_again(endpoint, judge, fault):
     endpoint.faults = [fault, fault]
     (reply,) = judge().ask(asking("a"))
@@ -178,15 +187,15 @@ def test_an_interrupted_run_keeps_what_was_on_its_way(endpoint, judge, monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert endpoint.answered == 1, "what had not been sent was not sent"
-    assert judge().plan(asking(*"abcdef")).cached == 1, "and the reply that came after the interrupt is kept"
+    assert judge().estimate(asking(*"abcdef")).cached == 1, "and the reply that came after the interrupt is kept"
 
 
 def test_a_dry_run_sends_nothing_and_needs_no_key(endpoint, judge, monkeypatch):
     judge().ask(asking("cached"))
     monkeypatch.delenv("OPENAI_API_KEY")
-    plan = judge(base_url=endpoint.url).plan(asking("cached", "x" * 4000, "x" * 4000))
-    assert (plan.cached, plan.requests, plan.prompt_tokens) == (1, 1, 1000)
-    assert "1 requests to send, about 1000 prompt tokens; 1 are in the cache" in str(plan)
+    estimate = judge(base_url=endpoint.url).estimate(asking("cached", "x" * 4000, "x" * 4000))
+    assert (estimate.cached, estimate.requests, estimate.prompt_tokens) == (1, 1, 1000)
+    assert "1 requests to send, about 1000 prompt tokens; 1 are in the cache" in str(estimate)
     assert len(endpoint.bodies) == 1
 
 
@@ -205,7 +214,7 @@ def test_bad_settings_are_named(judge, tmp_path, monkeypatch):
         judge(concurrency=0)
     (tmp_path / "cache.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(InputError, match="not a judge's cache"):
-        judge().plan(asking("a"))
+        judge().estimate(asking("a"))
 
 
 ODD_REPLIES = {
@@ -262,7 +271,9 @@ def test_a_torn_line_in_the_cache_is_asked_again_and_the_others_are_not(endpoint
 
 
 def unsupported(name, code="unsupported_parameter"):
-    return faults.status(400, error={"message": f"{name} is not supported with this model", "param": name, "code": code})
+    return faults.status(
+        400, error={"message": f"{name} is not supported with this model", "param": name, "code": code}
+    )
 
 
 def test_parameters_that_a_model_does_not_take_are_left_out_and_said(endpoint, judge, tmp_path, caplog):
@@ -271,8 +282,11 @@ def test_parameters_that_a_model_does_not_take_are_left_out_and_said(endpoint, j
     one = judge(concurrency=1)
     one.ask(asking("a", "b", max_tokens=9))
     assert [sorted(body.keys() - {"model", "messages"}) for body in endpoint.bodies] == [
-        ["max_tokens", "temperature"], ["max_completion_tokens", "temperature"], ["max_completion_tokens"], ["max_completion_tokens"],
-    ]  # fmt: skip
+        ["max_tokens", "temperature"],
+        ["max_completion_tokens", "temperature"],
+        ["max_completion_tokens"],
+        ["max_completion_tokens"],
+    ]
     assert endpoint.bodies[-1]["max_completion_tokens"] == 9
     assert caplog.text.count("judge refuses max_tokens; asked with max_completion_tokens") == 1
     assert caplog.text.count("judge refuses temperature; asked with its own") == 1

@@ -30,14 +30,14 @@ def seen(name, made, content="data:image/png;base64,AAAA"):
 
 def test_a_picture_is_made_when_it_is_sent_and_named_by_its_content(endpoint, judge, tmp_path):
     made = []
-    plan = judge.plan([seen("one", made), seen("two", made), seen("one", made)])
-    assert not made and (plan.requests, plan.prompt_tokens, plan.picture_tokens, plan.reply_tokens) == (
+    estimate = judge.estimate([seen("one", made), seen("two", made), seen("one", made)])
+    assert not made and (estimate.requests, estimate.prompt_tokens, estimate.picture_tokens, estimate.reply_tokens) == (
         2,
         205,
         200,
         100,
     )
-    assert "about 205 prompt tokens, 200 of them for pictures" in str(plan)
+    assert "about 205 prompt tokens, 200 of them for pictures" in str(estimate)
     judge.ask([seen("one", made)])
     assert endpoint.bodies[0]["messages"] == [
         {

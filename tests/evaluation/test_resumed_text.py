@@ -8,7 +8,10 @@ from mdpo.cli import main
 from mdpo.evaluation.answering import fingerprint
 from tests import tiny
 
-TEMPLATE = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] "
+    "}}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 @pytest.mark.filterwarnings("ignore")

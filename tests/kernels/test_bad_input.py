@@ -48,7 +48,10 @@ NO_POSITIVE_NUMBER = (float("inf"), float("-inf"), float("nan"), 10**39, 1e-46, 
         ({"targets": TARGETS[None]}, r"targets is \(1, 3\) .*: targets.flatten\(0, 1\)"),
         ({"targets": torch.tensor([0, 10, 1], dtype=torch.int32)}, "targets holds a value outside 0 to 9"),
         *(({"ignore_index": x}, rf"ignore_index is {x}; expected a whole number") for x in (None, -100.0, 2**63)),
-        *(({"softcap": x}, rf"softcap is {x!r}; expected a finite number above 0 in float32, or None") for x in NO_POSITIVE_NUMBER),
+        *(
+            ({"softcap": x}, rf"softcap is {x!r}; expected a finite number above 0 in float32, or None")
+            for x in NO_POSITIVE_NUMBER
+        ),
         *(({"scale": x}, rf"scale is {x!r}; expected a finite number above 0") for x in (*NO_POSITIVE_NUMBER, None)),
     ],
 )
@@ -104,7 +107,8 @@ OPS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "fused_linear_mdpo_loss": (
         fused_linear_mdpo_loss,
-        {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS, "cu_seqlens": CU_SEQLENS, "reference": torch.zeros(3, B)},
+        {"hidden": HIDDEN, "weight": WEIGHT, "targets": TARGETS, "cu_seqlens": CU_SEQLENS,
+            "reference": torch.zeros(3, B)},
     ),
     "preference_loss": (
         preference_loss,
@@ -121,11 +125,13 @@ OPS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "lora_linear": (
         lora_linear,
-        {"x": HIDDEN, "weight": WEIGHT, "bias": torch.zeros(10), "A": torch.zeros(2, 4), "B": torch.zeros(10, 2), "scale": 2.0},
+        {"x": HIDDEN, "weight": WEIGHT, "bias": torch.zeros(10), "A": torch.zeros(2, 4), "B": torch.zeros(10, 2),
+            "scale": 2.0},
     ),
 }  # fmt: skip
 EACH = pytest.mark.parametrize(
-    "op, argument", [(op, name) for op, (_, given) in OPS.items() for name in given if isinstance(given[name], torch.Tensor)]
+    "op, argument",
+    [(op, name) for op, (_, given) in OPS.items() for name in given if isinstance(given[name], torch.Tensor)],
 )
 
 

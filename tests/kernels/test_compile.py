@@ -93,7 +93,9 @@ def test_opcheck(device: torch.device) -> None:
     matrix = (3, [0, 0], [1, 2], [1.0, -1.0, 0.0, 1.0, 0.0, -1.0, 1.0, -1.0, 0.0], [1.0, 0.5], [0.0, 0.1])
     for given, betas in ((frozen, None), (None, torch.ones(2, device=device))):
         opcheck(OPS.preference_loss, (logps, cu_seqlens, given, betas, 0.1, *matrix))
-    opcheck(OPS.preference_loss_backward, (torch.ones(2, device=device), torch.ones(3, 2, device=device), cu_seqlens, 6))
+    opcheck(
+        OPS.preference_loss_backward, (torch.ones(2, device=device), torch.ones(3, 2, device=device), cu_seqlens, 6)
+    )
 
 
 COMPILE = """

@@ -1,4 +1,6 @@
-"""Second derivatives, forward mode, torch.func: right in plain PyTorch, one error from what has a backward of its own."""
+"""Second derivatives, forward mode, torch.func: right in plain PyTorch, one error from what has a backward of
+its own.
+"""
 
 from typing import Any
 

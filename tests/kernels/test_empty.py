@@ -1,4 +1,6 @@
-"""No rows, no examples, only empty sequences, only ignored targets: empty values and gradients of zeros, on both paths."""
+"""No rows, no examples, only empty sequences, only ignored targets: empty values and gradients of zeros, on
+both paths.
+"""
 
 from typing import Any
 

@@ -10,8 +10,8 @@ import torch
 
 from mdpo_kernels import backend
 from mdpo_kernels.linear_token_logps_epilogue import linear_token_logps_epilogue
-from tests.kernels.test_linear_token_logps import CASES, Case, eager, make, value_and_grads
-from tests.kernels.test_variants import MACHINE_CODE
+from tests.kernels.linear_cases import CASES, Case, eager, make, value_and_grads
+from tests.kernels.machine_code import MACHINE_CODE
 from tests.numerics import assert_as_exact_as_torch, relative_error
 
 FROZEN = [case for case in CASES if not case.train]
@@ -80,7 +80,9 @@ for name, changes in json.loads(sys.argv[3]).items():
              "WITH_POWERS": variant["with_powers"], **({} if variant["has_bias"] else {"bias": None})}
     kernels = [("powers_kernel", first), ("weighted_kernel", {"TILE": launch.columns})]
     for kernel, constants in kernels[:1 + variant["with_powers"]]:
-        code, used = machine_code("linear_token_logps_epilogue", kernel, block | constants, half, aligned, capability, **options)
+        code, used = machine_code(
+            "linear_token_logps_epilogue", kernel, block | constants, half, aligned, capability, **options
+        )
         count = lambda pattern: len(re.findall(pattern, code))
         print(json.dumps({"variant": name, "kernel": kernel, "spills": count(r"\\b(?:LDL|STL)\\b"), "shared": used,
                           "products": count(r"\\w*MMA\\b"), "copies": count(r"LDGSTS\\S*\\.128")}))

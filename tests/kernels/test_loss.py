@@ -128,7 +128,11 @@ def test_sequence_logps_with_a_weight_for_each_token() -> None:
     finite = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.equal(sequence_logps(finite, cu_seqlens, torch.ones(5)), sequence_logps(finite, cu_seqlens))
     assert torch.autograd.gradcheck(lambda x: sequence_logps(x, cu_seqlens, weights), finite)
-    for wrong, message in [(weights[:3], "5 entries"), (weights.long(), "int64"), (weights.to("meta"), "different devices")]:
+    for wrong, message in [
+        (weights[:3], "5 entries"),
+        (weights.long(), "int64"),
+        (weights.to("meta"), "different devices"),
+    ]:
         with pytest.raises(ValueError, match=message):
             sequence_logps(logps, cu_seqlens, wrong)
 
@@ -171,7 +175,10 @@ def test_loss_and_sums_under_compile() -> None:
         ({"anchor": (math.inf,)}, r"anchor is \(inf,\); expected a finite number"),
         ({"anchors": (), "anchor": NAN}, "anchor is nan"),
         ({"anchors": None}, "anchors is None; expected a sequence of names"),
-        *(({"num_examples": x}, rf"num_examples is {x!r}; expected a finite number above 0") for x in (0, -2, math.inf)),
+        *(
+            ({"num_examples": x}, rf"num_examples is {x!r}; expected a finite number above 0")
+            for x in (0, -2, math.inf)
+        ),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

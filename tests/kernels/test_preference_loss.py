@@ -1,5 +1,5 @@
-"""preference_loss and fused_linear_preference_loss: each link against the equation, number by number; mDPO to the last bit;
-absent branches, β an example, no reference; what does not fit."""
+"""preference_loss and fused_linear_preference_loss: each link against the equation, number by number; mDPO to the last
+bit; absent branches, β an example, no reference; what does not fit."""
 
 import math
 from collections.abc import Callable
@@ -31,19 +31,34 @@ OBJECTIVES: dict[str, list[Term]] = {
     "symmetric, with a margin": [
         Term("preference", {"chosen": 1, "rejected": -1}),
         Term("contrast", {"rejected@negative": 1, "image_rejected": -1}, weight=0.5),
-        Term("margin", {"chosen": 1, "rejected": -1, "rejected@negative": -1, "image_rejected": 1}, link="square", weight=0.2),
+        Term(
+            "margin",
+            {"chosen": 1, "rejected": -1, "rejected@negative": -1, "image_rejected": 1},
+            link="square",
+            weight=0.2,
+        ),
     ],
     "better than several": [
         Term("preference", {"chosen": 1, "rejected": -1}, offset=0.05),
-        Term("images", [{"chosen": 1, "image_rejected": -1}, {"chosen": 1, "chosen@negative_2": -1}], weight=0.7, offset=-0.1),
+        Term(
+            "images",
+            [{"chosen": 1, "image_rejected": -1}, {"chosen": 1, "chosen@negative_2": -1}],
+            weight=0.7,
+            offset=-0.1,
+        ),
     ],
-    "linear": [Term("likely", {"chosen": 1.5}, link="linear", weight=0.3), Term("preference", {"chosen": 2, "rejected": -0.5})],
+    "linear": [
+        Term("likely", {"chosen": 1.5}, link="linear", weight=0.3),
+        Term("preference", {"chosen": 2, "rejected": -0.5}),
+    ],
     "of nothing but one": [Term("anchor", {"rejected": -1}, offset=0.2)],
 }
 
 
 def scalar(terms: list[Term], rewards: dict[str, float]) -> dict[str, float]:
-    """The equations of mdpo_kernels/terms.py, with Python's numbers, of one example. Absent branches are not in `rewards`."""
+    """The equations of mdpo_kernels/terms.py, with Python's numbers, of one example. Absent branches are not in
+    `rewards`.
+    """
     found = {}
     for term in terms:
         rows = term.matrix
@@ -52,8 +67,10 @@ def scalar(terms: list[Term], rewards: dict[str, float]) -> dict[str, float]:
             continue
         u = [sum(c * rewards[branch] for branch, c in row.items()) - term.offset for row in rows]
         value = {
-            "log_sigmoid": math.log(1 + sum(math.exp(-each) for each in u)), "square": u[0] ** 2, "linear": -u[0],
-        }[term.link]  # fmt: skip
+            "log_sigmoid": math.log(1 + sum(math.exp(-each) for each in u)),
+            "square": u[0] ** 2,
+            "linear": -u[0],
+        }[term.link]
         found[term.name] = term.weight * value
     return found
 
@@ -92,7 +109,9 @@ def test_gradcheck_once_and_twice(name: str, logps: tuple[Tensor, Tensor]) -> No
     assert torch.autograd.gradcheck(loss, values) and torch.autograd.gradgradcheck(loss, values)
 
 
-def before(policy: Tensor, frozen: Tensor, anchors: tuple[str, ...], offsets: tuple[float, ...], conditional: bool) -> Tensor:
+def before(
+    policy: Tensor, frozen: Tensor, anchors: tuple[str, ...], offsets: tuple[float, ...], conditional: bool
+) -> Tensor:
     """The mDPO loss as it was written before there were terms: differences, one after the other."""
     present = ~(policy.isnan() | frozen.isnan())
     rewards = 0.1 * (policy.where(present, 0) - frozen.where(present, 0))
@@ -133,7 +152,9 @@ def test_beta_an_example(logps: tuple[Tensor, Tensor]) -> None:
 
 
 def make(device: torch.device) -> Any:
-    """Three examples of five branches: the second without the third branch, the third without a reference of the second."""
+    """Three examples of five branches: the second without the third branch, the third without a reference of the
+    second.
+    """
     generator = torch.Generator().manual_seed(0)
     lengths = [3, 2, 1, 2, 4, 3, 1, 0, 2, 2, 2, 1, 5, 1, 2]
     rows = sum(lengths)

@@ -63,7 +63,8 @@ class Commands:
             lines = [
                 {"id": str(n), "prompt": "What?", "response": f"a dog {number}", "writer": "me", "tokens": 3 + number,
                  "score": float(number > n), "by": "chair",
-                 "details": {"named": ["dog", "cat"], "false": [] if number > n else ["cat"], "found": ["dog"], "present": ["dog"]}}
+                 "details": {"named": ["dog", "cat"], "false": [] if number > n else ["cat"], "found": ["dog"],
+                     "present": ["dog"]}}
                 for n in range(3)
             ]  # fmt: skip
             output.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -105,14 +106,21 @@ def test_the_commands_of_two_rounds(tmp_path):
         "--system-prompt=Look.",
     } <= set(second)
     assert found[3] == [
-        "rank", f"{out}/round-1/answers.jsonl", f"--output={out}/round-1/scored.jsonl", "--by=chair", "--objects=objects.jsonl",
+        "rank",
+        f"{out}/round-1/answers.jsonl",
+        f"--output={out}/round-1/scored.jsonl",
+        "--by=chair",
+        "--objects=objects.jsonl",
         "--length-control",
-    ]  # fmt: skip
+    ]
     assert found[4] == ["pairs", f"{out}/round-1/scored.jsonl", f"--output={out}/round-1/pairs.jsonl", "--margin=0.1"]
     assert found[5] == [
-        "train", f"{out}/train.yaml", f"--train_data={out}/round-1/pairs.jsonl", f"--image_dir={out}/round-1",
+        "train",
+        f"{out}/train.yaml",
+        f"--train_data={out}/round-1/pairs.jsonl",
+        f"--image_dir={out}/round-1",
         f"--output_dir={out}/round-1/model",
-    ]  # fmt: skip
+    ]
     assert found[11][-1] == f"--adapter_name_or_path={out}/round-1/model"
 
 
@@ -323,18 +331,26 @@ def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompts": None}, "'prompts' is missing"), ({"train": None}, "'train' is missing"), ({"round": 3}, "unknown key 'round'.*'rounds'"),
-        ({"rounds": 0}, "rounds: expected a whole number from 1"), ({"rounds": "two"}, "rounds"), ({"seed": -1}, "seed"),
-        ({"sample": [1]}, "sample: expected options of mdpo sample, found a list"), ({"train": 3}, "train: expected the path"),
-        ({"sample": {"output": "x"}}, "sample: output is set by the loop"), ({"sample": {"seed": 3}}, "seed is set by the loop"),
+        ({"prompts": None}, "'prompts' is missing"), ({"train": None}, "'train' is missing"),
+        ({"round": 3}, "unknown key 'round'.*'rounds'"),
+        ({"rounds": 0}, "rounds: expected a whole number from 1"), ({"rounds": "two"}, "rounds"),
+        ({"seed": -1}, "seed"),
+        ({"sample": [1]}, "sample: expected options of mdpo sample, found a list"),
+        ({"train": 3}, "train: expected the path"),
+        ({"sample": {"output": "x"}}, "sample: output is set by the loop"),
+        ({"sample": {"seed": 3}}, "seed is set by the loop"),
         ({"train": {"model_name_or_path": "m", "train_data": "x"}}, "train: train_data is set by the loop"),
         ({"train": {"model_name_or_path": "m", "learning_rat": 1}}, "unknown key 'learning_rat'"),
-        ({"train": "nowhere.yaml"}, "nowhere.yaml"), ({"evaluate": {"sample": {}}}, "evaluate: key 'prompts' is missing"),
+        ({"train": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"evaluate": {"sample": {}}}, "evaluate: key 'prompts' is missing"),
         ({"evaluate": {"prompts": "prompts.jsonl"}}, "evaluate: prompts: these are the questions that are trained on"),
-        ({"evaluate": {"prompts": ""}}, "evaluate: prompts: expected a path"), ({"prompts": 3}, "prompts: expected a path"),
-        ({"evaluate": {"prompts": "p", "sample": {"temperature": 0.7}}}, "evaluate: sample: temperature is set by the loop"),
+        ({"evaluate": {"prompts": ""}}, "evaluate: prompts: expected a path"),
+        ({"prompts": 3}, "prompts: expected a path"),
+        ({"evaluate": {"prompts": "p", "sample": {"temperature": 0.7}}},
+            "evaluate: sample: temperature is set by the loop"),
         ({"evaluate": {"prompts": "p", "sample": {"top-p": 0.7}}}, "evaluate: sample: top_p is set by the loop"),
-        ({"evaluate": {"prompts": "p", "pairs": {}}}, "evaluate: unknown key 'pairs'; there are 'prompts', 'sample', 'rank'"),
+        ({"evaluate": {"prompts": "p", "pairs": {}}},
+            "evaluate: unknown key 'pairs'; there are 'prompts', 'sample', 'rank'"),
         ({"rank": {"by": "judge", "judge": "m", "dry_run": True}}, "rank: dry_run is set by the loop"),
         ({"sample": {"max-new-tokens": 3, "max_new_tokens": 4}}, "sample: max_new_tokens stands twice"),
     ],
@@ -373,9 +389,15 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
     assert (root / str(loop.train)).is_file()
     here = str(root / "README.md")  # in place of questions that are not here, and a training that is for a GPU
     assert loop.evaluate is not None
-    loop = replace(loop, prompts=here, evaluate=replace(loop.evaluate, prompts=here), train={"model_name_or_path": "llava"})
+    loop = replace(
+        loop, prompts=here, evaluate=replace(loop.evaluate, prompts=here), train={"model_name_or_path": "llava"}
+    )
     found = planned(loop, cli.check_words)
-    assert [stage.name for stage in found] == ["answer", "measure", *2 * ["sample", "rank", "pairs", "train", "answer", "measure"]]
+    assert [stage.name for stage in found] == [
+        "answer",
+        "measure",
+        *2 * ["sample", "rank", "pairs", "train", "answer", "measure"],
+    ]
     assert "--adapter_name_or_path=runs/own-answers/round-1/model" in found[11].words
 
 
@@ -385,13 +407,16 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
         ({"sample": {"nn": 4}}, "round 1 of 2: sample: mdpo sample: unrecognized arguments: --nn=4"),
         ({"sample": {"temp": 0.3}}, "sample: mdpo sample: unrecognized arguments: --temp=0.3"),
         ({"pairs": {"outp": "x"}}, "pairs: mdpo pairs: unrecognized arguments: --outp=x"),
-        ({"rank": {"by": "luck"}}, "invalid choice: 'luck'"), ({"pairs": {"margin": "wide"}}, "round 1 of 2: pairs.*--margin"),
-        ({"rank": {}}, "--by"), ({"prompts": "gone.jsonl"}, "round 1 of 2: sample: data file gone.jsonl does not exist"),
+        ({"rank": {"by": "luck"}}, "invalid choice: 'luck'"),
+        ({"pairs": {"margin": "wide"}}, "round 1 of 2: pairs.*--margin"),
+        ({"rank": {}}, "--by"),
+        ({"prompts": "gone.jsonl"}, "round 1 of 2: sample: data file gone.jsonl does not exist"),
         ({"rank": {"by": "chair", "objects": "nowhere.json"}}, "rank: nowhere.json does not exist"),
-        ({"rank": {"by": "chair"}}, "rank: --by chair needs --objects"), ({"sample": {"temperature": -1}}, "sample: temperature is -1"),
+        ({"rank": {"by": "chair"}}, "rank: --by chair needs --objects"),
+        ({"sample": {"temperature": -1}}, "sample: temperature is -1"),
         ({"pairs": {"margin": -1}}, "pairs: --margin -1"),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, monkeypatch, changes, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "objects.jsonl").write_text('{"id": "q", "objects": ["dog"]}\n')

@@ -41,7 +41,12 @@ def test_a_stages_exit_code_is_the_loops(tmp_path, monkeypatch, script, code):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch, number):
     name = number.name.removeprefix("SIG")
-    stands_in(tmp_path, monkeypatch, f"trap 'sleep 0.3; echo {name} > {tmp_path}/got; exit 1' {name}; touch {tmp_path}/on; for _ in $(seq 400); do sleep 0.05; done")
+    stands_in(
+        tmp_path,
+        monkeypatch,
+        f"trap 'sleep 0.3; echo {name} > {tmp_path}/got; exit 1' {name}; touch {tmp_path}/on; for _ in $(seq "
+        "400); do sleep 0.05; done",
+    )
 
     def stop(*_):
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -82,7 +87,10 @@ def test_a_loop_waits_for_the_stage_that_another_has_left(tmp_path, monkeypatch,
 
 @LINUX
 def test_a_stage_ends_with_its_loop():
-    code = "import os, subprocess, sys; subprocess.run([sys.executable, '-m', 'mdpo.loop.stage', str(os.getpid()), 'train', '--help'])"
+    code = (
+        "import os, subprocess, sys; subprocess.run([sys.executable, '-m', 'mdpo.loop.stage', str(os.getpid()), "
+        "'train', '--help'])"
+    )
     loop = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, start_new_session=True)
 
     def stage():
@@ -92,13 +100,21 @@ def test_a_stage_ends_with_its_loop():
     until(stage)
     child = stage()
     assert child is not None
-    until(lambda: "libtorch" in Path(f"/proc/{child}/maps").read_text())  # so it has asked to be told of its parent's end
+    until(
+        lambda: "libtorch" in Path(f"/proc/{child}/maps").read_text()
+    )  # so it has asked to be told of its parent's end
     loop.kill()
     loop.wait()
-    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1][:3])
+    until(
+        lambda: (
+            not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1][:3]
+        )
+    )
 
 
 @LINUX
 def test_a_stage_whose_loop_is_gone_does_not_begin():
-    done = subprocess.run([sys.executable, "-m", "mdpo.loop.stage", str(os.getppid()), "train", "--help"], capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mdpo.loop.stage", str(os.getppid()), "train", "--help"], capture_output=True
+    )
     assert done.returncode == 143 and not done.stdout

@@ -16,7 +16,7 @@ from mdpo.models.logps import unwrap
 from mdpo.packing import Batch, PackedBatch, PreferenceTokens, SeparateBatch, pack
 from tests import tiny, wide
 from tests.models import separate_models, test_separate
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 LAYERS = 4
 RANK = 8
@@ -89,8 +89,8 @@ def case(kind: str, dtype: torch.dtype, *, autocast: bool, rank: int = RANK, che
 def counted_case(
     kind: str, dtype: torch.dtype, *, autocast: bool, rank: int = RANK, checkpointed: int = 0
 ) -> Iterator[Case]:
-    """A tiny model whose layers have no equation, with LoRA: one whose branches are read separately, or a packed mixture.
-    The prompts are long enough for tokens to weigh more than weights."""
+    """A tiny model whose layers have no equation, with LoRA: one whose branches are read separately, or a packed
+    mixture. The prompts are long enough for tokens to weigh more than weights."""
     if kind == "qwen3_vl_moe":
         model, batch = tiny.qwen3_vl_moe(), examples("qwen3_vl")
     else:

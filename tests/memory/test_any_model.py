@@ -1,4 +1,6 @@
-"""A plan for models that the equation does not know: read separately, packed mixtures, and those that cannot be counted."""
+"""A plan for models that the equation does not know: read separately, packed mixtures, and those that cannot be
+counted.
+"""
 
 import functools
 
@@ -11,14 +13,14 @@ from mdpo.data import PictureSize, size_pictures
 from mdpo.errors import InputError
 from mdpo.memory import Adaptation, Memory, Plan, choose, log_normal, read_shape
 from mdpo.memory.automatic import automatic
-from mdpo.memory.choose import Wishes
+from mdpo.memory.choose import Constraints
+from mdpo.memory.constraints import counted, examples_of
 from mdpo.memory.counted import Bytes, CountedLayers, Unplanned
 from mdpo.memory.layer import layer_bytes
 from mdpo.memory.lengths import Data
 from mdpo.memory.pictures import largest_picture, picture_of
 from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB
-from mdpo.memory.wishes import counted, examples_of
 from mdpo.models import LANGUAGE_LINEAR
 from mdpo.packing import plan as plan_steps
 from tests import tiny
@@ -36,9 +38,16 @@ def folder_of(kind: str, tmp_path):
 
 def settings(folder, **more):
     return {
-        "model_name_or_path": str(folder), "train_data": "nowhere.json", "output_dir": "out", "use_cpu": True, "lora_r": 4,
-        "plan_prompt_tokens": 100, "plan_response_tokens_median": 20, "plan_response_tokens_max": 60, **more,
-    }  # fmt: skip
+        "model_name_or_path": str(folder),
+        "train_data": "nowhere.json",
+        "output_dir": "out",
+        "use_cpu": True,
+        "lora_r": 4,
+        "plan_prompt_tokens": 100,
+        "plan_response_tokens_median": 20,
+        "plan_response_tokens_max": 60,
+        **more,
+    }
 
 
 def plan(kind: str, tmp_path, *words: str) -> int:
@@ -108,11 +117,15 @@ def test_micro_batches_are_planned_as_they_are_filled_up():
     )
     assert (examples.branches, examples.longest, examples.longest_sequence, examples.images) == (3, 480, 160, 3)
     shape = read_shape(build("mistral3").config, Adaptation(rank=4, pattern=LANGUAGE_LINEAR))
-    wishes = Wishes(
-        precision=MIXED, quantized=(False,), optimizers=("adamw_torch",), token_budget=1000, examples_per_step=8,
+    constraints = Constraints(
+        precision=MIXED,
+        quantized=(False,),
+        optimizers=("adamw_torch",),
+        token_budget=1000,
+        examples_per_step=8,
         fixed_budget=True,
-    )  # fmt: skip
-    found = choose(shape, examples, wishes, 2 * GIB)
+    )
+    found = choose(shape, examples, constraints, 2 * GIB)
     assert isinstance(found, Plan)
     steps = plan_steps(examples.packed[:128], 1000, examples_per_step=8, padded=True)
     assert found.micro_batches_per_step == pytest.approx(sum(map(len, steps)) / len(steps))

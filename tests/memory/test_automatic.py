@@ -12,24 +12,30 @@ from mdpo.memory import SHAPES, Adaptation, Memory, choose, log_normal, memory_o
 from mdpo.memory import automatic as module
 from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import Automatic, automatic
-from mdpo.memory.choose import Wishes
+from mdpo.memory.choose import Constraints
 from mdpo.memory.commands import _print_automatic, planned_settings
+from mdpo.memory.constraints import counted, layers_by
 from mdpo.memory.footprint import CONTEXT_BYTES, DRIVER_BYTES
 from mdpo.memory.lengths import Data
 from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB, free_memory
-from mdpo.memory.wishes import counted, layers_by
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
-LENGTHS = log_normal(
-    prompt_tokens=650, response_tokens_median=120, response_tokens_max=400, image_tokens=576
-).packed  # fmt: skip
+LENGTHS = log_normal(prompt_tokens=650, response_tokens_median=120, response_tokens_max=400, image_tokens=576).packed
 CONFIG = {
-    "model_name_or_path": "nowhere", "train_data": "nowhere.json", "output_dir": "out", "dtype": "bfloat16", "bf16": True,
-    "use_cpu": True, "plan_model_shape": "llava-1.5-7b", "plan_prompt_tokens": 650, "plan_response_tokens_median": 120,
-    "plan_response_tokens_max": 400, "report_to": "none",
-}  # fmt: skip
+    "model_name_or_path": "nowhere",
+    "train_data": "nowhere.json",
+    "output_dir": "out",
+    "dtype": "bfloat16",
+    "bf16": True,
+    "use_cpu": True,
+    "plan_model_shape": "llava-1.5-7b",
+    "plan_prompt_tokens": 650,
+    "plan_response_tokens_median": 120,
+    "plan_response_tokens_max": 400,
+    "report_to": "none",
+}
 
 
 @functools.cache
@@ -50,9 +56,15 @@ def configured(**settings):
 def chosen(gib: float, *, processes=1, fault=None, recorded=None, **settings) -> Automatic:
     run, args = configured(**settings)
     found = automatic(
-        run, args, lambda shape: counted(args, shape, Data(LENGTHS)), Memory(int(gib * GIB)), LANGUAGE_LINEAR, processes=processes, compiler_fault=fault,
+        run,
+        args,
+        lambda shape: counted(args, shape, Data(LENGTHS)),
+        Memory(int(gib * GIB)),
+        LANGUAGE_LINEAR,
+        processes=processes,
+        compiler_fault=fault,
         recorded=recorded,
-    )  # fmt: skip
+    )
     assert "\n" not in found.line and "to choose otherwise: --checkpoint_layers" in found.line
     return found
 
@@ -104,9 +116,14 @@ def test_what_the_user_wrote_stays(written, kept):
 
 @pytest.mark.parametrize(
     ("written", "layers"),
-    [({}, "compiled"), ({"compile_layers": False}, "eager"), ({"use_liger_kernel": True}, "Liger's"),
-     ({"use_liger_kernel": True, "compile_layers": True}, "Liger's"), ({"torch_compile": True}, "as torch_compile makes them")],
-)  # fmt: skip
+    [
+        ({}, "compiled"),
+        ({"compile_layers": False}, "eager"),
+        ({"use_liger_kernel": True}, "Liger's"),
+        ({"use_liger_kernel": True, "compile_layers": True}, "Liger's"),
+        ({"torch_compile": True}, "as torch_compile makes them"),
+    ],
+)
 def test_whose_layers_a_run_has(written, layers):
     assert layers_by(configured(**written)[1]) == layers
     assert f"layers {layers}" in chosen(78, **written).line
@@ -166,8 +183,9 @@ def test_a_run_that_goes_on_takes_what_its_checkpoint_chose_where_that_fits():
     assert chosen(60, recorded=other, token_budget=7000).plan.token_budget == 7000
 
 
-@pytest.mark.parametrize("kind", ["llava", "bunny", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl", "qwen2_5_vl",
-                                  "qwen3_vl"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["llava", "bunny", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+)
 def test_every_family_has_a_plan(kind):
     shape = read_shape(getattr(tiny, kind)().config, Adaptation(rank=4, pattern=LANGUAGE_LINEAR))
     assert shape.layers and shape.trained and shape.tower_width
@@ -193,11 +211,15 @@ SHORT = log_normal(prompt_tokens=60, response_tokens_median=10, response_tokens_
 
 
 def planned(budget: int, examples=SHORT, **changes):
-    wishes = Wishes(
-        precision=Precision(weight_bytes=2, autocast=True), quantized=(False,), optimizers=("adamw_torch_fused",),
-        token_budget=budget, examples_per_step=32, fixed_budget=True,
-    )  # fmt: skip
-    return choose(shape(64), examples, replace(wishes, **changes), 80 * GIB)
+    constraints = Constraints(
+        precision=Precision(weight_bytes=2, autocast=True),
+        quantized=(False,),
+        optimizers=("adamw_torch_fused",),
+        token_budget=budget,
+        examples_per_step=32,
+        fixed_budget=True,
+    )
+    return choose(shape(64), examples, replace(constraints, **changes), 80 * GIB)
 
 
 def test_micro_batches_too_small_for_a_gpu_cost_their_launches():

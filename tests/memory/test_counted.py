@@ -99,13 +99,15 @@ def of_a_step(run: Case, expected: Footprint) -> float:
     return sum(expected.parts[name] for name in parts) - 4 * run.shape.pixels * run.images
 
 
-# Of each kind of layers that have no equation: masks of two kinds, four norms, convolutions, latent keys and values, experts
-# beside a shared one and alone, keys and values of an earlier layer; and the packed ones.
+# Of each kind of layers that have no equation: masks of two kinds, four norms, convolutions, latent keys and values,
+# experts beside a shared one and alone, keys and values of an earlier layer; and the packed ones.
 KINDS = ["gemma3", "glm46v", "lfm2_vl", "mistral_large4", "glm4v_moe", "llama4", "gemma4", "glm4v", "qwen3_vl_moe"]
 
 
 def test_layers_that_fill_up_what_they_read_have_no_plan():
-    with pytest.raises(Unplanned, match="'qwen3_5' model cannot be planned, since its layers with linear attention fill"):
+    with pytest.raises(
+        Unplanned, match="'qwen3_5' model cannot be planned, since its layers with linear attention fill"
+    ):
         read_shape(tiny.qwen3_5().config, Adaptation(rank=4, pattern=LANGUAGE_LINEAR))
 
 

@@ -18,7 +18,7 @@ def test_the_peak_is_within_a_tenth_of_max_memory_allocated(family, checkpointed
     import transformers
     from peft.helpers import disable_input_dtype_casting
 
-    from bench.models import CPU_60M, build
+    from bench.inputs.models import CPU_60M, build
     from mdpo.models import PackedPolicy, checkpoint_first_layers
     from mdpo.models.logps import unwrap
     from mdpo.packing import PreferenceTokens, pack
@@ -26,9 +26,13 @@ def test_the_peak_is_within_a_tenth_of_max_memory_allocated(family, checkpointed
     text = CPU_60M.text
     if family == "phi":
         text = transformers.PhiConfig(
-            vocab_size=8192, hidden_size=768, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=12,
+            vocab_size=8192,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=6,
+            num_attention_heads=12,
             hidden_act="gelu_pytorch_tanh",
-        )  # fmt: skip
+        )
     device = torch.device("cuda")
     model = build(replace(CPU_60M, text=text), 256, device, lora_r=64)
     if checkpointed:

@@ -1,4 +1,6 @@
-"""mdpo plan: the parts add up, the plan fits and is the most exact that does, and a budget too small says by how much."""
+"""mdpo plan: the parts add up, the plan fits and is the most exact that does, and a budget too small says by
+how much.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +13,18 @@ from mdpo import InputError
 from mdpo.cli import main
 from mdpo.config import build_config
 from mdpo.memory import SHAPES, Adaptation, choose, footprint, log_normal, parse_size, read_shape, smallest
-from mdpo.memory.choose import Wishes, setup_of, wished_optimizers
+from mdpo.memory.choose import Constraints, setup_of, wished_optimizers
+from mdpo.memory.constraints import counted, examples_of
 from mdpo.memory.footprint import ADAM_BYTES, NF4_BYTES
 from mdpo.memory.lengths import Data
 from mdpo.memory.precision import Precision
 from mdpo.memory.size import GIB
-from mdpo.memory.wishes import counted, examples_of
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny, wide
 
 LLAVA = read_shape(SHAPES["llava-1.5-7b"](), Adaptation(rank=64, pattern=LANGUAGE_LINEAR))
 BUNNY = read_shape(SHAPES["bunny-v1.0-3b"](), Adaptation(rank=64, pattern=LANGUAGE_LINEAR))
-WISHES = Wishes(
+CONSTRAINTS = Constraints(
     precision=Precision(weight_bytes=2, autocast=True),
     quantized=(False, True),
     optimizers=wished_optimizers("adamw_torch_fused"),
@@ -33,8 +35,11 @@ WISHES = Wishes(
 
 def examples(shape, prompt_tokens: int):
     return log_normal(
-        prompt_tokens=prompt_tokens, response_tokens_median=120, response_tokens_max=400, image_tokens=shape.image_tokens,
-    )  # fmt: skip
+        prompt_tokens=prompt_tokens,
+        response_tokens_median=120,
+        response_tokens_max=400,
+        image_tokens=shape.image_tokens,
+    )
 
 
 def test_parameters_are_the_models():
@@ -76,15 +81,17 @@ def test_an_optimizers_states_take_what_they_say(name):
     ids=["llava-bf16", "llava-nf4", "llava-8GB-card", "bunny-nf4"],
 )
 def test_the_caps_are_within_reach(shape, prompt_tokens, quantized, cap):
-    """Computed; bench/memory_caps.py shows it on a GPU. Nothing paged."""
-    wishes = replace(WISHES, quantized=(quantized,), driver_bytes=0, optimizers=("adamw_torch_fused", "adamw_8bit"))
-    plan = choose(shape, examples(shape, prompt_tokens), wishes, int(cap * GIB))
+    """Computed; bench/scripts/memory_caps.py shows it on a GPU. Nothing paged."""
+    constraints = replace(
+        CONSTRAINTS, quantized=(quantized,), driver_bytes=0, optimizers=("adamw_torch_fused", "adamw_8bit")
+    )
+    plan = choose(shape, examples(shape, prompt_tokens), constraints, int(cap * GIB))
     assert plan is not None and plan.footprint.total <= cap * GIB
 
 
 def test_exact_before_approximate_and_fewer_layers_with_more_memory():
     lengths = examples(LLAVA, 650)
-    plans = {gib: choose(LLAVA, lengths, WISHES, gib * GIB) for gib in (8, 18, 24, 32, 48, 80)}
+    plans = {gib: choose(LLAVA, lengths, CONSTRAINTS, gib * GIB) for gib in (8, 18, 24, 32, 48, 80)}
     assert plans[8].quantized and not any(plans[gib].quantized for gib in (18, 24, 32, 48, 80))
     assert all(plans[gib].optimizer == "adamw_torch_fused" for gib in (24, 32, 48, 80))
     shares = [plans[gib].work / plans[gib].work_checkpointed for gib in (18, 24, 32, 48, 80)]
@@ -96,27 +103,31 @@ def test_exact_before_approximate_and_fewer_layers_with_more_memory():
 
 
 def test_within_24_gib_a_step_is_a_seventh_faster_than_with_every_layer_checkpointed():
-    plan = choose(LLAVA, examples(LLAVA, 650), replace(WISHES, driver_bytes=0), 24 * GIB)
+    plan = choose(LLAVA, examples(LLAVA, 650), replace(CONSTRAINTS, driver_bytes=0), 24 * GIB)
     assert plan.work_checkpointed / plan.work >= 1.15
 
 
 @pytest.mark.parametrize("gib", [10, 17, 24, 40])
 def test_one_layer_fewer_would_not_fit(gib):
     lengths = examples(LLAVA, 650)
-    plan = choose(LLAVA, lengths, WISHES, gib * GIB)
+    plan = choose(LLAVA, lengths, CONSTRAINTS, gib * GIB)
     if plan.checkpoint_layers:
         setup = setup_of(
-            lengths, WISHES, quantized=plan.quantized, optimizer=plan.optimizer,
-            checkpointed=plan.checkpoint_layers - 1, tokens=plan.token_budget,
-        )  # fmt: skip
+            lengths,
+            CONSTRAINTS,
+            quantized=plan.quantized,
+            optimizer=plan.optimizer,
+            checkpointed=plan.checkpoint_layers - 1,
+            tokens=plan.token_budget,
+        )
         assert footprint(LLAVA, setup).total > gib * GIB
 
 
 def test_the_smallest_is_the_smallest_that_fits():
     lengths = examples(LLAVA, 650)
-    least = smallest(LLAVA, lengths, WISHES).footprint.total
-    assert choose(LLAVA, lengths, WISHES, int(least) + 1) is not None
-    assert choose(LLAVA, lengths, WISHES, int(least) - 1) is None
+    least = smallest(LLAVA, lengths, CONSTRAINTS).footprint.total
+    assert choose(LLAVA, lengths, CONSTRAINTS, int(least) + 1) is not None
+    assert choose(LLAVA, lengths, CONSTRAINTS, int(least) - 1) is None
 
 
 def test_lengths_of_a_log_normal():
@@ -159,10 +170,16 @@ def write(path: Path, **values) -> Path:
 
 
 ELSEWHERE = {
-    "model_name_or_path": "nowhere", "train_data": "nowhere.json", "output_dir": "out", "dtype": "bfloat16", "bf16": "true",
-    "plan_model_shape": "llava-1.5-7b", "plan_prompt_tokens": 650, "plan_response_tokens_median": 120,
+    "model_name_or_path": "nowhere",
+    "train_data": "nowhere.json",
+    "output_dir": "out",
+    "dtype": "bfloat16",
+    "bf16": "true",
+    "plan_model_shape": "llava-1.5-7b",
+    "plan_prompt_tokens": 650,
+    "plan_response_tokens_median": 120,
     "plan_response_tokens_max": 400,
-}  # fmt: skip
+}
 
 
 def test_plan_from_the_yaml_alone(tmp_path, capsys):
@@ -205,9 +222,19 @@ def test_train_takes_the_plan(tmp_path, capsys):
     model, data = tiny.world(tmp_path, count=6)
     wide.model("llava-llama").save_pretrained(model)
     path = write(
-        tmp_path / "c.yaml", model_name_or_path=model, train_data=data, output_dir=tmp_path / "out", use_cpu="true",
-        examples_per_step=3, num_train_epochs=1, max_steps=1, lora_r=4, report_to="none", save_strategy="steps", save_steps=1,
-    )  # fmt: skip
+        tmp_path / "c.yaml",
+        model_name_or_path=model,
+        train_data=data,
+        output_dir=tmp_path / "out",
+        use_cpu="true",
+        examples_per_step=3,
+        num_train_epochs=1,
+        max_steps=1,
+        lora_r=4,
+        report_to="none",
+        save_strategy="steps",
+        save_steps=1,
+    )
     assert main(["train", str(path), "--memory", "2GiB"]) == 0
     assert "plan: --load_in_4bit" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "mdpo_run.json").read_text())["run"]["train_data"] == str(data)
@@ -219,7 +246,7 @@ def test_an_adapter_that_is_its_own_reference_is_there_twice():
     kept = read_shape(SHAPES["llava-1.5-7b"](), Adaptation(rank=64, pattern=LANGUAGE_LINEAR, is_reference=True))
     assert (LLAVA.kept, kept.kept) == (0, LLAVA.trained)
     setup = setup_of(
-        examples(LLAVA, 650), WISHES, quantized=False, optimizer="adamw_torch_fused", checkpointed=32, tokens=12288
+        examples(LLAVA, 650), CONSTRAINTS, quantized=False, optimizer="adamw_torch_fused", checkpointed=32, tokens=12288
     )
     more = footprint(kept, setup).allocated - footprint(LLAVA, setup).allocated
     assert more == 4 * LLAVA.trained

@@ -36,7 +36,9 @@ def from_the_hub(folder: Path, marker: Path) -> None:
 def tokenizer(folder: Path, marker: Path) -> None:
     _code(folder, marker, "evil.py")
     update(
-        folder / "tokenizer_config.json", tokenizer_class="EvilTokenizer", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+        folder / "tokenizer_config.json",
+        tokenizer_class="EvilTokenizer",
+        auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
     )
 
 
@@ -44,7 +46,9 @@ def processor(folder: Path, marker: Path) -> None:
     _code(folder, marker, "evil.py")
     kinds = ("AutoProcessor", "AutoImageProcessor")
     update(folder / "processor_config.json", processor_class="Evil", auto_map={kind: "evil.Evil" for kind in kinds})
-    update(folder / "preprocessor_config.json", image_processor_type="Evil", auto_map={kind: "evil.Evil" for kind in kinds})
+    update(
+        folder / "preprocessor_config.json", image_processor_type="Evil", auto_map={kind: "evil.Evil" for kind in kinds}
+    )
 
 
 def audio_tokenizer(folder: Path, marker: Path) -> None:
@@ -81,10 +85,20 @@ def no_weights(folder: Path, marker: Path) -> None:
 MODELS = {
     make.__name__: make
     for make in (
-        auto_map, unknown_type, from_the_hub, tokenizer, processor, audio_tokenizer, kernel, generation, dola, no_tokenizer,
-        adapter_beside, no_weights,
+        auto_map,
+        unknown_type,
+        from_the_hub,
+        tokenizer,
+        processor,
+        audio_tokenizer,
+        kernel,
+        generation,
+        dola,
+        no_tokenizer,
+        adapter_beside,
+        no_weights,
     )
-}  # fmt: skip
+}
 
 
 def adapter_without_weights(folder: Path, marker: Path) -> None:
@@ -105,14 +119,23 @@ def adapter_of_adapters(folder: Path, marker: Path) -> None:
 
 def adapter_with_a_tokenizer(folder: Path, marker: Path) -> None:
     update(
-        folder / "adapter_config.json", peft_type="PROMPT_TUNING", prompt_tuning_init="TEXT", num_virtual_tokens=4,
-        prompt_tuning_init_text="x", tokenizer_name_or_path="evil/repository", tokenizer_kwargs={"trust_remote_code": True},
-    )  # fmt: skip
+        folder / "adapter_config.json",
+        peft_type="PROMPT_TUNING",
+        prompt_tuning_init="TEXT",
+        num_virtual_tokens=4,
+        prompt_tuning_init_text="x",
+        tokenizer_name_or_path="evil/repository",
+        tokenizer_kwargs={"trust_remote_code": True},
+    )
 
 
 ADAPTERS = {
     make.__name__: make
     for make in (
-        adapter_without_weights, adapter_of_a_pickle, adapter_of_another_base, adapter_of_adapters, adapter_with_a_tokenizer,
+        adapter_without_weights,
+        adapter_of_a_pickle,
+        adapter_of_another_base,
+        adapter_of_adapters,
+        adapter_with_a_tokenizer,
     )
-}  # fmt: skip
+}

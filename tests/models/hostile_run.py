@@ -1,7 +1,7 @@
 """A process of its own, with "y" on its stdin and without a network: opens hostile folders with every door there is.
 
-Arguments: a folder of the world that ``test_strangers`` made. Prints, as JSON, each case's outcome, the network events and
-the cases whose code ran.
+Arguments: a folder of the world that ``test_strangers`` made. Prints, as JSON, each case's outcome, the network events
+and the cases whose code ran.
 """
 
 import json
@@ -61,7 +61,9 @@ def main(world: Path) -> None:
         tried(
             name,
             lambda folder=folder: load_adapter(load(world / "model"), folder),
-            lambda folder=folder: load_adapter(load(world / "model"), folder, trainable=True).save_pretrained(world / "again"),
+            lambda folder=folder: load_adapter(load(world / "model"), folder, trainable=True).save_pretrained(
+                world / "again"
+            ),
         )
     print(json.dumps({"outcomes": outcomes, "events": EVENTS, "ran": ran}))
 

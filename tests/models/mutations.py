@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = (
-    "config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json",
-    "adapter_config.json", "model.safetensors.index.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "adapter_config.json",
+    "model.safetensors.index.json",
+)
 
 
 def deep(depth: int) -> Any:
@@ -21,8 +26,10 @@ def deep(depth: int) -> Any:
 
 
 VALUES = (
-    None, True, False, 0, -1, -(10**12), 10**6, 10**12, 10**400, 0.5, -0.0, float("nan"), float("inf"), "", "x", "\x1b[31m", "../..",
-    "/etc/passwd", "\ud800", "a\0b", [], [None], [1, "a"], [-1] * 3, {}, {"a": 1}, {"": None}, deep(30), deep(200), "evil/repository",
+    None, True, False, 0, -1, -(10**12), 10**6, 10**12, 10**400, 0.5, -0.0, float("nan"), float("inf"), "", "x",
+    "\x1b[31m", "../..",
+    "/etc/passwd", "\ud800", "a\0b", [], [None], [1, "a"], [-1] * 3, {}, {"a": 1}, {"": None}, deep(30), deep(200),
+    "evil/repository",
 )  # fmt: skip
 
 
@@ -82,7 +89,9 @@ def _damage(path: Path, rng: random.Random) -> str:
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "other bytes":
-        path.write_bytes(rng.choice((b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5000)))
+        path.write_bytes(
+            rng.choice((b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5000))
+        )
     else:
         path.unlink()
         if kind == "folder":

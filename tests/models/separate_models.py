@@ -1,6 +1,8 @@
-"""Image-text-to-text models that no packed row is made of, tiny and random, and pictures as their processors return them.
+"""Image-text-to-text models that no packed row is made of, tiny and random, and pictures as their processors return
+them.
 
-A picture has sizes of its own where the family takes any, so that a batch of several is filled up as it would be in training.
+A picture has sizes of its own where the family takes any, so that a batch of several is filled up as it would be in
+training.
 """
 
 import copy
@@ -15,29 +17,51 @@ IMAGE = 3  # the placeholder's id
 VOCABULARY = 400
 
 TEXT = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 2, "max_position_embeddings": 512,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "pad_token_id": 2,
+    "max_position_embeddings": 512,
+}
 VISION = {
-    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
     "patch_size": 8,
-}  # fmt: skip
+}
 GRID_VISION = {
-    "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
-    "spatial_merge_size": 2, "num_position_embeddings": 64,
-}  # fmt: skip
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+    "spatial_merge_size": 2,
+    "num_position_embeddings": 64,
+}
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
 MARKS = {
-    "video_token_id": 7, "vision_start_token_id": 5, "vision_end_token_id": 6, "image_start_token_id": 5,
-    "image_end_token_id": 6, "video_start_token_id": 8, "video_end_token_id": 9,
-}  # fmt: skip
+    "video_token_id": 7,
+    "vision_start_token_id": 5,
+    "vision_end_token_id": 6,
+    "image_start_token_id": 5,
+    "image_end_token_id": 6,
+    "video_start_token_id": 8,
+    "video_end_token_id": 9,
+}
 
 Images = dict[str, Tensor]
 
 
 class Tiny(NamedTuple):
-    """config: what the model's config is made of. images: a picture, of the given number of patches each way. tokens: that a
-    picture of 4 times 2 patches takes, and one of 2 times 4."""
+    """config: what the model's config is made of. images: a picture, of the given number of patches each way. tokens:
+    that a picture of 4 times 2 patches takes, and one of 2 times 4."""
 
     config: dict[str, Any]
     images: Callable[[torch.Generator, int, int], Images]
@@ -79,9 +103,11 @@ def resolutions(generator: torch.Generator, rows: int, columns: int) -> Images:
 
 def llava(**changes: Any) -> dict[str, Any]:
     return {
-        "text_config": {"model_type": "llama", **TEXT}, "vision_config": {"model_type": "clip_vision_model", **VISION},
-        "image_token_id": IMAGE, **changes,
-    }  # fmt: skip
+        "text_config": {"model_type": "llama", **TEXT},
+        "vision_config": {"model_type": "clip_vision_model", **VISION},
+        "image_token_id": IMAGE,
+        **changes,
+    }
 
 
 def siglip(text: str, **changes: Any) -> dict[str, Any]:
@@ -93,16 +119,22 @@ def multimodal_rope(
     text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **changes: Any
 ) -> dict[str, Any]:
     return {
-        "text_config": {**TEXT, "rope_parameters": MROPE, **(text or {})}, "vision_config": {**GRID_VISION, **(vision or {})},
-        "image_token_id": IMAGE, **MARKS, **changes,
-    }  # fmt: skip
+        "text_config": {**TEXT, "rope_parameters": MROPE, **(text or {})},
+        "vision_config": {**GRID_VISION, **(vision or {})},
+        "image_token_id": IMAGE,
+        **MARKS,
+        **changes,
+    }
 
 
 GEMMA = {"query_pre_attn_scalar": 16, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 2,
-}  # fmt: skip
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 PINPOINTS = [[32, 64], [64, 32]]
 

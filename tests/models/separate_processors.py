@@ -17,15 +17,20 @@ MARKED = tiny.TEMPLATE.replace("<image>\n", "<vision><image></vision>")
 def tokenizer(**tokens: str) -> transformers.PreTrainedTokenizerFast:
     """The tiny tokenizer with some special tokens more, by the names that a processor has for them."""
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tiny.tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=tiny.tokenizer().backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"} | tokens,
-    )  # fmt: skip
+    )
 
 
 def gemma3() -> transformers.Gemma3Processor:
     text = tokenizer(boi_token="<boi>", eoi_token="<eoi>")
     template = tiny.TEMPLATE.replace("<image>\n", "<boi>")
-    return transformers.Gemma3Processor(Gemma3ImageProcessorPil(**SQUARE), text, chat_template=template, image_seq_length=4)
+    return transformers.Gemma3Processor(
+        Gemma3ImageProcessorPil(**SQUARE), text, chat_template=template, image_seq_length=4
+    )
 
 
 class _GlmPictures(transformers.Glm4vProcessor):
@@ -45,7 +50,12 @@ class _QwenPictures(transformers.Qwen3VLProcessor):
 
 
 def _grid() -> dict:
-    return {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+    return {
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 64, "longest_edge": 1024},
+    }
 
 
 def glm4v() -> transformers.Glm4vProcessor:
@@ -62,9 +72,15 @@ def mistral3() -> transformers.PixtralProcessor:
     text = tokenizer(break_token="<break>", end_token="<end>")
     images = PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size=8)
     return transformers.PixtralProcessor(
-        images, text, patch_size=8, spatial_merge_size=2, image_token="<image>", image_break_token="<break>",
-        image_end_token="<end>", chat_template=tiny.TEMPLATE,
-    )  # fmt: skip
+        images,
+        text,
+        patch_size=8,
+        spatial_merge_size=2,
+        image_token="<image>",
+        image_break_token="<break>",
+        image_end_token="<end>",
+        chat_template=tiny.TEMPLATE,
+    )
 
 
 def idefics2() -> transformers.Idefics2Processor:
@@ -77,10 +93,18 @@ def paligemma() -> transformers.PaliGemmaProcessor:
     images = SiglipImageProcessorPil(**SQUARE)
     images.image_seq_length = 16
     text = tokenizer()
-    template = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% elif m['role'] == 'user' %}<s>{{ c['text'] }}\n{% else %}{{ c['text'] }}</s>{% endif %}{% endfor %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% elif m['role'] == "
+        "'user' %}<s>{{ c['text'] }}\n{% else %}{{ c['text'] }}</s>{% endif %}{% endfor %}{% endfor %}"
+    )
     return transformers.PaliGemmaProcessor(images, text, chat_template=template)
 
 
 PROCESSORS = {
-    "gemma3": gemma3, "paligemma": paligemma, "qwen3_5": qwen3_5, "glm4v": glm4v, "mistral3": mistral3, "idefics2": idefics2,
-}  # fmt: skip
+    "gemma3": gemma3,
+    "paligemma": paligemma,
+    "qwen3_5": qwen3_5,
+    "glm4v": glm4v,
+    "mistral3": mistral3,
+    "idefics2": idefics2,
+}

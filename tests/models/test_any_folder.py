@@ -35,9 +35,12 @@ def make_world(folder: Path) -> Path:
     model.save_pretrained(folder / "sharded", max_shard_size="60KB")
     tiny.processor().save_pretrained(folder / "sharded")
     config = LoraConfig(
-        r=4, target_modules=r".*language_model\..*(q|v)_proj", rank_pattern={"q_proj": 4}, alpha_pattern={"v_proj": 8},
+        r=4,
+        target_modules=r".*language_model\..*(q|v)_proj",
+        rank_pattern={"q_proj": 4},
+        alpha_pattern={"v_proj": 8},
         modules_to_save=["linear_2"],
-    )  # fmt: skip
+    )
     get_peft_model(model, config).save_pretrained(folder / "adapter")
     tiny.processor().save_pretrained(folder / "adapter")
     return folder

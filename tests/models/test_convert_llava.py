@@ -38,14 +38,27 @@ def source(tmp_path) -> Path:
     model = tiny.llava()
     save_file({original_name(n): t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "model.safetensors")
     text = model.config.text_config
-    sizes = {key: getattr(text, key) for key in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"
-    )}  # fmt: skip
+    sizes = {
+        key: getattr(text, key)
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "rms_norm_eps",
+        )
+    }
     official = {
-        **sizes, "model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch", "mm_vision_tower": "openai/clip-vit-large-patch14-336",
-        "image_aspect_ratio": "pad", "vision_config": model.config.vision_config.to_dict(),
-    }  # fmt: skip
+        **sizes,
+        "model_type": "llava_llama",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "image_aspect_ratio": "pad",
+        "vision_config": model.config.vision_config.to_dict(),
+    }
     (tmp_path / "config.json").write_text(json.dumps(official))
     return tmp_path
 

@@ -87,7 +87,9 @@ def test_pictures_that_were_not_cut_into_tiles_are_refused():
     processor = IMAGE_PROCESSORS["llava_onevision"]()
     images = dict(processor(images=[[Image.new("RGB", (97, 40)), Image.new("RGB", (40, 97))]], return_tensors="pt"))
     bad = PreferenceTokens("together", [20, *[IMAGE] * 34, 21], [30, 1], [31, 1], images)
-    with pytest.raises(InputError, match=r"'together': images: batch_num_images is \[2\], so they were not cut into tiles"):
+    with pytest.raises(
+        InputError, match=r"'together': images: batch_num_images is \[2\], so they were not cut into tiles"
+    ):
         pack([bad], tiny.llava_onevision())
 
 
@@ -97,7 +99,8 @@ def test_lora_targets_are_all_linears_of_the_language_model_s_layers_and_nothing
     linears = {
         module
         for name, module in language_layers(model).named_modules()
-        if isinstance(module, torch.nn.Linear) and not name.endswith("shared_expert_gate")  # which chooses, as a router does
+        if isinstance(module, torch.nn.Linear)
+        and not name.endswith("shared_expert_gate")  # which chooses, as a router does
     }
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
     adapted = {module.get_base_layer() for module in peft.modules() if hasattr(module, "lora_A")}
@@ -244,7 +247,11 @@ def test_families_whose_logps_cannot_be_had_are_refused_with_the_reason(kind, ch
         (tiny.llava_onevision, lambda c: setattr(c, "vision_aspect_ratio", "square"), "vision_aspect_ratio 'square'"),
         (tiny.gemma4, lambda c: setattr(c.text_config, "use_bidirectional_attention", "vision"), "in both directions"),
         (tiny.gemma4, lambda c: setattr(c.text_config, "enable_moe_block", True), "'gemma4' model with experts"),
-        (tiny.internvl, lambda c: setattr(c, "vision_feature_select_strategy", "full"), "vision_feature_select_strategy 'full'"),
+        (
+            tiny.internvl,
+            lambda c: setattr(c, "vision_feature_select_strategy", "full"),
+            "vision_feature_select_strategy 'full'",
+        ),
     ],
 )
 def test_known_families_with_parts_that_nobody_has_tried_are_read_separately(build, change, reason):

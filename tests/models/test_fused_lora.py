@@ -1,4 +1,6 @@
-"""Fused LoRA layers beside peft's: the same bits before a step, the same adapter to rounding after many; all else peft's."""
+"""Fused LoRA layers beside peft's: the same bits before a step, the same adapter to rounding after many; all else
+peft's.
+"""
 
 import copy
 
@@ -10,12 +12,13 @@ from torch import Tensor, nn
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
 from tests import tiny
-
-IDS = torch.arange(8, 20).view(2, 6)
+from tests.models.fused_lora_steps import IDS, assert_the_same_after_twenty_steps
 
 
 def config(**changes) -> LoraConfig:
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE_LINEAR, "task_type": "CAUSAL_LM", **changes})
+    return LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE_LINEAR, "task_type": "CAUSAL_LM", **changes}
+    )
 
 
 def pair(dtype=torch.float32, **changes) -> tuple[PeftModel, PeftModel]:
@@ -49,20 +52,6 @@ def takes_the_fused_way(model: nn.Module) -> bool:
     return all(layer.obstacle(x.dtype) is None for layer in fused(model))
 
 
-def assert_the_same_after_twenty_steps(plain: PeftModel, own: PeftModel) -> None:
-    """Of float32 models, which both round alike."""
-    for model in (plain, own):
-        model.train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        for _ in range(20):
-            model(input_ids=IDS, labels=IDS).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    theirs = dict(plain.named_parameters())
-    for name, parameter in own.named_parameters():
-        torch.testing.assert_close(parameter, theirs[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
-
-
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_same_bits_at_the_start_and_the_same_adapter_after_twenty_steps(rslora, capsys):
     plain, own = pair(use_rslora=rslora)
@@ -70,7 +59,11 @@ def test_the_same_bits_at_the_start_and_the_same_adapter_after_twenty_steps(rslo
         model.print_trainable_parameters()
     first, second = capsys.readouterr().out.splitlines()
     assert first == second and "trainable params" in first
-    assert len(fused(own)) == len([m for m in plain.modules() if type(m).__name__ == "Linear" and hasattr(m, "lora_A")]) > 10
+    assert (
+        len(fused(own))
+        == len([m for m in plain.modules() if type(m).__name__ == "Linear" and hasattr(m, "lora_A")])
+        > 10
+    )
     assert takes_the_fused_way(own) and torch.equal(logits(plain), logits(own))
     assert_the_same_after_twenty_steps(plain, own)
 
@@ -133,7 +126,9 @@ def test_without_the_adapter_and_with_several():
 def test_what_is_not_plain_is_peft_s(changes):
     plain, own = (learnt(model).train() for model in pair(**changes))
     if "bias" in changes and changes["bias"] == "lora_only":  # which trains the base's, where it has one
-        assert not any(p.requires_grad for n, p in own.named_parameters() if "lora_" not in n) or not takes_the_fused_way(own)
+        assert not any(
+            p.requires_grad for n, p in own.named_parameters() if "lora_" not in n
+        ) or not takes_the_fused_way(own)
         return
     assert fused(own) and not takes_the_fused_way(own)
     results = []
@@ -164,7 +159,9 @@ CHANGES = {
     "another forward of B": lambda layer: own_forward(layer.lora_B["default"]),
     "an A of another kind": another_kind,
     "an A that is no layer": lambda layer: layer.lora_A.update({"default": nn.Sequential(layer.lora_A["default"])}),
-    "dropout that drops in a layer that does not train": lambda layer: layer.lora_dropout.update({"default": nn.Dropout(0.5)}),
+    "dropout that drops in a layer that does not train": lambda layer: layer.lora_dropout.update(
+        {"default": nn.Dropout(0.5)}
+    ),
     "a scale that is a tensor": lambda layer: layer.scaling.update({"default": torch.tensor(2.0)}),
     "a base that trains": lambda layer: layer.base_layer.weight.requires_grad_(),
     "an adapter of another dtype": lambda layer: layer.lora_B["default"].double(),
@@ -204,8 +201,14 @@ def test_other_linear_layers_are_left():
     weight = model["quantised"].weight.detach().as_subclass(Quantised)
     model["quantised"].weight = nn.Parameter(weight, requires_grad=False)
     adapted = get_peft_model(model, fuse_lora(LoraConfig(target_modules=["plain", "own", "quantised"])))
-    kinds = {name.rpartition(".")[2]: type(module) for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
-    assert {name: kind is FusedLoraLinear for name, kind in kinds.items()} == {"plain": True, "own": False, "quantised": False}
+    kinds = {
+        name.rpartition(".")[2]: type(module) for name, module in adapted.named_modules() if hasattr(module, "lora_A")
+    }
+    assert {name: kind is FusedLoraLinear for name, kind in kinds.items()} == {
+        "plain": True,
+        "own": False,
+        "quantised": False,
+    }
 
 
 def test_custom_modules_of_the_user_are_not_hidden():
@@ -216,7 +219,9 @@ def test_custom_modules_of_the_user_are_not_hidden():
         fuse_lora(given)
 
 
-@pytest.mark.parametrize("config", [None, "lora", IA3Config(), AdaLoraConfig(total_step=10)], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "config", [None, "lora", IA3Config(), AdaLoraConfig(total_step=10)], ids=lambda value: type(value).__name__
+)
 def test_other_configs_are_refused_by_kind(config):
     with pytest.raises(ValueError, match=f"config is a {type(config).__name__}; expected a peft.LoraConfig"):
         fuse_lora(config)

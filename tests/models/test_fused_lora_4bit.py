@@ -1,4 +1,6 @@
-"""Fused LoRA layers on weights in 4 bits, beside peft's: as tests/models/test_fused_lora.py holds those on plain ones."""
+"""Fused LoRA layers on weights in 4 bits, beside peft's: as tests/models/test_fused_lora.py holds those on
+plain ones.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora, load
 from mdpo.models.fused_lora import FusedLora, describe_lora
 from tests import wide
-from tests.models.test_fused_lora import assert_the_same_after_twenty_steps
+from tests.models.fused_lora_steps import assert_the_same_after_twenty_steps
 
 pytest.importorskip("bitsandbytes", reason='4-bit weights need bitsandbytes: pip install -e ".[quant]"')
 
@@ -62,7 +64,9 @@ def test_the_same_bits_at_the_start_and_every_layer_takes_the_fused_way(folder):
     found = describe_lora(own, torch.bfloat16)
     assert found == f"LoRA: {sum(isinstance(m, FusedLora) for m in own.modules())} of 14 layers fused"
     assert "peft computes the adapter in another dtype" in describe_lora(own, None)
-    assert "made without" not in describe_lora(plain, torch.bfloat16) and "0 of 14" in describe_lora(plain, torch.bfloat16)
+    assert "made without" not in describe_lora(plain, torch.bfloat16) and "0 of 14" in describe_lora(
+        plain, torch.bfloat16
+    )
 
 
 def test_gradients_are_peft_s_and_the_same_bits_under_checkpointing(folder):
@@ -157,7 +161,11 @@ def test_layers_with_a_bias_whose_product_is_a_view(kind, dtype, tmp_path):
     theirs = dict(plain.named_modules())
     names = {layer: name for name, layer in own.named_modules()}
     for layer in biased:
-        given = x if layer.in_features == x.shape[-1] else torch.randn(2, 3, layer.in_features, dtype=dtype, requires_grad=True)
+        given = (
+            x
+            if layer.in_features == x.shape[-1]
+            else torch.randn(2, 3, layer.in_features, dtype=dtype, requires_grad=True)
+        )
         results = []
         for module in (layer, theirs[names[layer]]):
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -25,7 +25,9 @@ def pictures(kind: str) -> list:
     return [pixels(kind, generator, grid) for grid in GRIDS]
 
 
-@pytest.mark.parametrize("kind", ["llava-llama", "llava_next", "llava_onevision", "gemma4", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl"])
+@pytest.mark.parametrize(
+    "kind", ["llava-llama", "llava_next", "llava_onevision", "gemma4", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl"]
+)
 @torch.no_grad()
 def test_it_is_the_mean_of_the_pictures_features(kind, monkeypatch):
     model, given = FAMILIES[kind](), pictures(kind)

@@ -1,4 +1,6 @@
-"""States that are carried from token to token fork where a packed row does: what the layers are given, and what flows back."""
+"""States that are carried from token to token fork where a packed row does: what the layers are given, and what flows
+back.
+"""
 
 import copy
 
@@ -49,7 +51,10 @@ def test_what_a_response_changes_reaches_the_prompt_through_the_states(monkeypat
 
     def without_gradient(states: module._States, parents: tuple[int, ...]) -> module._States:
         found = forked(states, parents)
-        found.conv_states[0], found.recurrent_states[0] = found.conv_states[0].detach(), found.recurrent_states[0].detach()
+        found.conv_states[0], found.recurrent_states[0] = (
+            found.conv_states[0].detach(),
+            found.recurrent_states[0].detach(),
+        )
         return found
 
     monkeypatch.setattr(module._States, "forked", without_gradient)

@@ -1,4 +1,6 @@
-"""A model folder is read whole or refused in one line: damaged files, weights that lack, are left over or do not fit."""
+"""A model folder is read whole or refused in one line: damaged files, weights that lack, are left over or do
+not fit.
+"""
 
 import ast
 import json
@@ -109,7 +111,10 @@ def quantized(folder: Path) -> None:
         (fewer_layers, r"weights that LlavaForConditionalGeneration does not read: .*layers\.1\."),
         (shorten, "model.safetensors is damaged or was not copied to its end"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
-        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "model.safetensors is dam"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"),
+            "model.safetensors is dam",
+        ),
         (lose_a_shard, r"model-00002-of-\d+.safetensors is missing"),
         (lead_out, "weight_map does not name files of the folder"),
         (pickled, "pytorch_model.bin is a pickle, which is not read"),
@@ -154,8 +159,12 @@ def test_a_processor_that_does_not_fit_its_model_is_refused(folder, name, change
     "damage",
     [
         lose("vision_tower", "post_layernorm.bias"),
-        lambda folder: weights(folder, lambda t: t.update({"vision_tower.vision_model.head.probe": torch.zeros(1, 1, 16)})),
-        lambda folder: weights(folder, lambda t: t.update({"vision_tower.vision_model.embeddings.position_ids": torch.ones(9)})),
+        lambda folder: weights(
+            folder, lambda t: t.update({"vision_tower.vision_model.head.probe": torch.zeros(1, 1, 16)})
+        ),
+        lambda folder: weights(
+            folder, lambda t: t.update({"vision_tower.vision_model.embeddings.position_ids": torch.ones(9)})
+        ),
         shard,
     ],
     ids=["a norm that is not read", "a pooling head", "a buffer of older versions", "shards"],

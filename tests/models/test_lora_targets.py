@@ -15,12 +15,16 @@ FAMILIES = [tiny.llava, tiny.bunny, tiny.qwen2_5_vl, tiny.smolvlm, tiny.internvl
 def adapted(model, targets) -> set[str]:
     check_lora_targets(model, targets)
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=lora_expression(targets)))
-    found = {name.removeprefix("base_model.model.") for name, module in peft.named_modules() if hasattr(module, "lora_A")}
+    found = {
+        name.removeprefix("base_model.model.") for name, module in peft.named_modules() if hasattr(module, "lora_A")
+    }
     return found
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "q_proj,v_proj", "q_proj, v_proj", ["self_attn.q_proj", "v_proj"]])
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], "q_proj,v_proj", "q_proj, v_proj", ["self_attn.q_proj", "v_proj"]]
+)
 def test_names_reach_the_language_model_alone(family, targets):
     names = adapted(family(), targets)
     assert {name.rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}

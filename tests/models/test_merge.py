@@ -14,7 +14,7 @@ from mdpo.models.merge import merge
 from mdpo.models.model_card import FinishedRun, adapter_kind, model_card, run_card
 from mdpo.packing import pack
 from tests import tiny
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 
 @pytest.fixture
@@ -30,7 +30,11 @@ def adapter(tmp_path):
                 parameter.normal_(std=0.05)
     folder = tmp_path / "adapter"
     model.save_pretrained(folder)
-    history = [{"loss": 2.0, "step": 1}, {"loss": 1.5, "rewards/margins": 0.25, "step": 2}, {"eval_loss": 1.75, "step": 2}]
+    history = [
+        {"loss": 2.0, "step": 1},
+        {"loss": 1.5, "rewards/margins": 0.25, "step": 2},
+        {"eval_loss": 1.75, "step": 2},
+    ]
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 2, "epoch": 1.0, "log_history": history}))
     (folder / "mdpo_settings.json").write_text(json.dumps({"beta": 0.1, "negative": "crop_0_20", "rows": "8 (ab)"}))
     record = {"run": {"train_data": "data/train.jsonl", "load_in_4bit": True}, "versions": {"torch": "9.9"}}
@@ -55,9 +59,18 @@ def test_log_probs_are_the_adapters(adapter, tmp_path):
 def test_the_card_names_base_data_settings_metrics_and_versions(adapter, tmp_path):
     card = (merge(adapter, tmp_path / "merged") / "README.md").read_text()
     for fact in (
-        str(tmp_path / "base"), "data/train.jsonl", "8 (ab)", "crop_0_20", "| beta | 0.1 |", "| steps | 2 |",
-        "| rewards/margins | 0.25 |", "| eval_loss | 1.75 |", "4 bits (NF4)", "| lora r | 4 |", "| torch (training) | 9.9 |",
-    ):  # fmt: skip
+        str(tmp_path / "base"),
+        "data/train.jsonl",
+        "8 (ab)",
+        "crop_0_20",
+        "| beta | 0.1 |",
+        "| steps | 2 |",
+        "| rewards/margins | 0.25 |",
+        "| eval_loss | 1.75 |",
+        "4 bits (NF4)",
+        "| lora r | 4 |",
+        "| torch (training) | 9.9 |",
+    ):
         assert fact in card
     assert "| loss | 2 |" not in card, "the last metrics, not the first"
 
@@ -108,9 +121,14 @@ KINDS = {
 }
 # On tied embeddings these cannot be merged into one matrix.
 APART_ALONE = {
-    "lora on the head", "dora on the head", "lora with a bias", "embeddings", "embeddings and head", "saved embeddings",
+    "lora on the head",
+    "dora on the head",
+    "lora with a bias",
+    "embeddings",
+    "embeddings and head",
+    "saved embeddings",
     "saved head",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])

@@ -13,7 +13,7 @@ from mdpo.packing import PackedBatch, PreferenceTokens, branch_of, pack, part
 from mdpo_kernels import preference_loss
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, pixels
-from tests.models.test_packed_step import assert_same_gradients, plain_token_logps
+from tests.models.separate_forwards import assert_same_gradients, plain_token_logps
 
 NAN = float("nan")
 
@@ -24,9 +24,13 @@ def rich(kind: str) -> list[PreferenceTokens]:
     generator = torch.Generator().manual_seed(5)
     negatives = [ordinary.rejected_images, *(pixels(kind, generator) for _ in range(2))]
     full = replace(
-        ordinary, rejected_images=negatives, contrast_ids=[70, 71, 1], imageless_prompt_ids=[20, 25, 26],
-        chosen_weights=[1.0, 5.0, 0.0, 1.0], rejected_weights=[2.0, 1.0],
-    )  # fmt: skip
+        ordinary,
+        rejected_images=negatives,
+        contrast_ids=[70, 71, 1],
+        imageless_prompt_ids=[20, 25, 26],
+        chosen_weights=[1.0, 5.0, 0.0, 1.0],
+        rejected_weights=[2.0, 1.0],
+    )
     no_weights = replace(full, id="no-weights", chosen_weights=None, rejected_weights=None)
     return [full, no_weights, two_images, text]
 
@@ -48,7 +52,9 @@ def separate(model, example: PreferenceTokens, name: str) -> torch.Tensor:
         if number >= len(given):
             return torch.tensor(NAN)
         images = given[number]
-    response = {"chosen": example.chosen_ids, "rejected": example.rejected_ids, "contrast": example.contrast_ids}[branch.response]
+    response = {"chosen": example.chosen_ids, "rejected": example.rejected_ids, "contrast": example.contrast_ids}[
+        branch.response
+    ]
     if response is None:
         return torch.tensor(NAN)
     weights = {"chosen": example.chosen_weights, "rejected": example.rejected_weights}.get(branch.response)
@@ -112,7 +118,8 @@ def test_mdpo_s_row_and_log_probs_are_those_of_three_branches_to_the_last_bit():
     model, batch = tiny.llava(), examples("llava-llama")
     packed = pack(batch, model)
     assert torch.equal(
-        sequence_logps(model, packed).nan_to_num(), branch_logps(model, pack(batch, model, branches=PRESETS["mdpo"].branches)).nan_to_num()
+        sequence_logps(model, packed).nan_to_num(),
+        branch_logps(model, pack(batch, model, branches=PRESETS["mdpo"].branches)).nan_to_num(),
     )
 
 
@@ -124,7 +131,10 @@ def test_mdpo_s_row_and_log_probs_are_those_of_three_branches_to_the_last_bit():
         ({"chosen_weights": [1.0]}, "1 chosen_weights for 4 tokens"),
         ({"imageless_prompt_ids": []}, "the prompt is empty"),
         ({"imageless_prompt_ids": [20, IMAGE]}, "make 0 image tokens, but the prompt has 1"),
-        ({"rejected_images": [pixels("llava-llama", torch.Generator()), {}]}, r"rejected_images\[1\] lack pixel_values"),
+        (
+            {"rejected_images": [pixels("llava-llama", torch.Generator()), {}]},
+            r"rejected_images\[1\] lack pixel_values",
+        ),
     ],
 )
 def test_what_cannot_be_packed_is_named(changes, message):
@@ -142,7 +152,20 @@ def sequences(packed: PackedBatch) -> list[int]:
     return [at for at, digest in enumerate(packed.digests) if digest]
 
 
-@pytest.mark.parametrize("kind", ["llava-llama", "qwen2_vl", "qwen3_vl", "qwen3_5", "idefics3", "llava_next", "llava_onevision", "gemma4", "internvl"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llava-llama",
+        "qwen2_vl",
+        "qwen3_vl",
+        "qwen3_5",
+        "idefics3",
+        "llava_next",
+        "llava_onevision",
+        "gemma4",
+        "internvl",
+    ],
+)
 @pytest.mark.parametrize("shared", [True, False], ids=["features", "no features"])
 def test_a_part_of_a_row_says_what_the_row_says(kind, shared):
     model, batch = FAMILIES[kind](), rich(kind)

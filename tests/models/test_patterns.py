@@ -1,4 +1,6 @@
-"""Regular expressions of strangers over layer names: tried under a bound, and refused by the setting that brought them."""
+"""Regular expressions of strangers over layer names: tried under a bound, and refused by the setting that
+brought them.
+"""
 
 import json
 
@@ -23,7 +25,9 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("pattern", [CATASTROPHIC, r"(.*\w)*!"])
 def test_an_expression_that_does_not_end_is_refused_in_time(pattern):
-    with pytest.raises(InputError, match="target_modules: the regular expression .* does not come to an end over the model's"):
+    with pytest.raises(
+        InputError, match="target_modules: the regular expression .* does not come to an end over the model's"
+    ):
         check_patterns({"exclude_modules": "q_proj|k_proj", "target_modules": pattern}, NAMES, "correct it")
 
 
@@ -47,9 +51,15 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("target_modules", CATASTROPHIC), ("exclude_modules", CATASTROPHIC), ("rank_pattern", {CATASTROPHIC: 4}),
-     ("alpha_pattern", {CATASTROPHIC: 4}), ("modules_to_save", [CATASTROPHIC]), ("layers_pattern", [CATASTROPHIC])],
-)  # fmt: skip
+    [
+        ("target_modules", CATASTROPHIC),
+        ("exclude_modules", CATASTROPHIC),
+        ("rank_pattern", {CATASTROPHIC: 4}),
+        ("alpha_pattern", {CATASTROPHIC: 4}),
+        ("modules_to_save", [CATASTROPHIC]),
+        ("layers_pattern", [CATASTROPHIC]),
+    ],
+)
 def test_an_adapters_config_is_named_with_its_key(folder, key, value):
     path = folder / "adapter_config.json"
     whole = path.read_text()

@@ -7,7 +7,8 @@ from peft import LoraConfig, get_peft_model
 from mdpo.models import PackedPolicy, sequence_logps
 from mdpo.packing import pack
 from tests import tiny
-from tests.models.test_packed_step import examples, with_lora
+from tests.models.adapters import with_lora
+from tests.models.packed_examples import examples
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -32,9 +33,7 @@ def test_reference_is_the_model_with_its_adapter_off():
 
 
 def test_dropout_is_off_for_the_reference():
-    model = get_peft_model(
-        tiny.llava(), LoraConfig(r=4, target_modules=r".*language_model.*q_proj", lora_dropout=0.9)
-    )
+    model = get_peft_model(tiny.llava(), LoraConfig(r=4, target_modules=r".*language_model.*q_proj", lora_dropout=0.9))
     policy = PackedPolicy(model, reference_model=tiny.llava().eval()).train()
     packed = pack(examples("llava-llama"), model)
     first, second = policy(packed), policy(packed)

@@ -39,7 +39,11 @@ def edit(path: Path, *keys: str, value) -> None:
         (("text_config", "vocab_size"), 10**9, "config.json asks for [0-9,]+ numbers, but the weights hold 55,712"),
         (("text_config", "hidden_size"), 10**12, "does not load as an image-text model"),
         (("text_config", "intermediate_size"), 10**9, "config.json asks for"),
-        (("text_config", "num_hidden_layers"), 10**12, "num_hidden_layers is 1000000000000, but the weights are 64 tensors"),
+        (
+            ("text_config", "num_hidden_layers"),
+            10**12,
+            "num_hidden_layers is 1000000000000, but the weights are 64 tensors",
+        ),
         (("vision_config", "image_size"), 10**7, "config.json asks for"),
         (("vision_config", "num_hidden_layers"), 10**400, "damaged: not JSON|num_hidden_layers is 10"),
         (("text_config", "num_hidden_layers"), -1, "lacks|has .* weights|does not load|is not a model's config"),
@@ -98,7 +102,9 @@ def test_an_adapter_whose_rank_is_none_of_its_weights(whole, tmp_path):
 
     get_peft_model(tiny.llava(), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path)
     edit(tmp_path / "adapter_config.json", "r", value=10**9)
-    with pytest.raises(InputError, match="adapter_config.json: r is 1000000000, which is no size of the adapter's weights"):
+    with pytest.raises(
+        InputError, match="adapter_config.json: r is 1000000000, which is no size of the adapter's weights"
+    ):
         load_adapter(tiny.llava(), tmp_path)
 
 

@@ -10,7 +10,7 @@ from mdpo.models import quantize as quantize_module
 from mdpo.models.quantize import quantized_modules
 from mdpo.packing import pack
 from tests import tiny, wide
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 pytest.importorskip("bitsandbytes", reason='4-bit weights need bitsandbytes: pip install -e ".[quant]"')
 
@@ -26,7 +26,9 @@ def saved(request, tmp_path_factory):
 def test_the_language_models_linears_and_nothing_else(saved):
     model, folder = saved
     quantized = load(folder, load_in_4bit=True)
-    linears = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "language_model." in name]
+    linears = [
+        name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "language_model." in name
+    ]
     assert quantized_modules(quantized) == linears
     whole = dict(model.named_parameters())
     for name, parameter in quantized.named_parameters():

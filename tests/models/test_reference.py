@@ -11,20 +11,11 @@ from mdpo.models.head import linear_head
 from mdpo.models.reference import is_adapter_parameter
 from mdpo.packing import pack
 from tests import tiny
+from tests.models.adapters import LANGUAGE, nudge
 from tests.models.packed_examples import examples
-from tests.models.test_packed_step import expected_logps
+from tests.models.separate_forwards import expected_logps
 
-LANGUAGE = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 TEXT = r".*text_model.*\.(q_proj|v_proj|down_proj)"
-
-
-def nudge(model, scale: float = 0.1) -> None:
-    """What training does to whatever trains."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 def trained_adapter(model=None, **options):
@@ -201,7 +192,9 @@ def test_an_adapter_on_the_head_gives_pefts_own_numbers_and_gradients(kind, tied
     theirs.nansum().backward()
     for (name, one), (_, other) in zip(model.named_parameters(), oracle.named_parameters(), strict=True):
         if other.grad is not None:
-            torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                one.grad, other.grad, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            )
     with model.disable_adapter(), torch.no_grad():
         assert_close(sequence_logps(model, pack(batch, model)), expected_logps(make(), batch))
 
@@ -271,9 +264,13 @@ def test_arithmetic_layers_and_the_adapter_are_in_the_fingerprint():
     assert same == fingerprint(tiny.llava()) == fingerprint(tiny.llava().eval())
     reference = establish_reference(model)
     prints = {
-        same, fingerprint(model, torch.bfloat16), fingerprint(model, compiled=True), fingerprint(model, liger=True),
-        fingerprint(model, reference=reference), fingerprint(tiny.llava().double()),
-    }  # fmt: skip
+        same,
+        fingerprint(model, torch.bfloat16),
+        fingerprint(model, compiled=True),
+        fingerprint(model, liger=True),
+        fingerprint(model, reference=reference),
+        fingerprint(tiny.llava().double()),
+    }
     assert len(prints) == 6
     before = fingerprint(model, reference=reference)
     nudge(model)

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
 from mdpo.packing import pack
 from tests import tiny
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 
 @pytest.fixture
@@ -80,7 +80,9 @@ def changed_examples():
     yield "weights", [1], {**fields, "rejected_weights": [2.0] * len(first.rejected_ids)}
 
 
-@pytest.mark.parametrize(("what", "missing", "fields"), list(changed_examples()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("what", "missing", "fields"), list(changed_examples()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_branch_is_not_found_where_what_it_reads_has_changed(computed, tmp_path, what, missing, fields):
     model, packed, reference = computed
     cache = ReferenceCache(tmp_path, fingerprint(model))

@@ -34,7 +34,8 @@ KINDS = [
     if kind not in _PACKED
 ]
 
-# Where a model's processor returns token types, what it says of (prompt, image, response); others say it of images alone.
+# Where a model's processor returns token types, what it says of (prompt, image, response); others say it of images
+# alone.
 _TYPES = {"paligemma": (0, 0, 1)}
 
 
@@ -50,7 +51,9 @@ def examples(kind: str) -> list[PreferenceTokens]:
     ]
 
 
-def plain_logp(model: nn.Module, kind: str, prompt: Sequence[int], response: Sequence[int], images: Mapping[str, Tensor]) -> Tensor:
+def plain_logp(
+    model: nn.Module, kind: str, prompt: Sequence[int], response: Sequence[int], images: Mapping[str, Tensor]
+) -> Tensor:
     """No padding, no kernel, no code shared with what is tested."""
     ids = torch.tensor([[*prompt, *response]])
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -195,7 +198,12 @@ def test_a_part_says_what_the_whole_says(kind):
             found = sequence_logps(model, some).flatten()
             assert {at for at, digest in enumerate(some.digests) if digest} == wanted
             for at, logp in enumerate(found):
-                assert at in wanted and abs(float(logp - expected.flatten()[at])) < 2e-5 or at not in wanted and logp.isnan()
+                assert (
+                    at in wanted
+                    and abs(float(logp - expected.flatten()[at])) < 2e-5
+                    or at not in wanted
+                    and logp.isnan()
+                )
 
 
 def test_token_weights_count():
@@ -211,7 +219,9 @@ def test_token_weights_count():
 
 def _bad(kind: str, **changes) -> list[PreferenceTokens]:
     good = examples(kind)[0]
-    return [PreferenceTokens(**{**{name: getattr(good, name) for name in good.__slots__}, "id": "the-bad-one", **changes})]
+    return [
+        PreferenceTokens(**{**{name: getattr(good, name) for name in good.__slots__}, "id": "the-bad-one", **changes})
+    ]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,11 @@ def _bad(kind: str, **changes) -> list[PreferenceTokens]:
         ("gemma3", {"chosen_ids": []}, "chosen response is empty"),
         ("gemma3", {"images": None}, "images are missing"),
         ("gemma3", {"prompt_ids": [20, 21]}, "has 0 placeholders and images are there"),
-        ("gemma3", {"rejected_images": {"pixel_values": torch.zeros(1, 3, 32, 32)}}, "pixel_values of rejected_images differs"),
+        (
+            "gemma3",
+            {"rejected_images": {"pixel_values": torch.zeros(1, 3, 32, 32)}},
+            "pixel_values of rejected_images differs",
+        ),
         (
             "glm46v",
             {"rejected_images": MODELS["glm46v"].images(torch.Generator(), 2, 4)},
@@ -268,7 +282,16 @@ def test_what_a_model_does_behind_its_head_is_seen(change, expected):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda z: z + 1, lambda z: -z, lambda z: z.sigmoid(), lambda z: z.flip(0), lambda z: z.abs(), lambda z: z[1:], lambda z: z * 0]
+    "change",
+    [
+        lambda z: z + 1,
+        lambda z: -z,
+        lambda z: z.sigmoid(),
+        lambda z: z.flip(0),
+        lambda z: z.abs(),
+        lambda z: z[1:],
+        lambda z: z * 0,
+    ],
 )
 def test_anything_else_is_refused(change):
     ramp = _ramp(150, torch.device("cpu"))
@@ -302,7 +325,10 @@ def test_bfloat16_is_within_its_rounding_of_the_plain_forward(kind, autocast):
     ("config", "reason"),
     [
         (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "branches with images do not go through"),
-        (LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4]), "own forward"),
+        (
+            LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4]),
+            "own forward",
+        ),
     ],
     ids=["prompt tuning", "aLoRA"],
 )

@@ -1,8 +1,10 @@
-"""An adapter's keys, read as vLLM's LoRA loader reads them: each finds a layer of the served model, and each layer its pair.
+"""An adapter's keys, read as vLLM's LoRA loader reads them: each finds a layer of the served model, and each layer its
+pair.
 
-The rules are those of vLLM's ``parse_fine_tuned_lora_name``, ``PEFTHelper`` and ``hf_to_vllm_mapper``s, written down anew:
-"base_model.model." goes, the model's prefixes are mapped, what is left ends in lora_A.weight or lora_B.weight, and its last
-name is that of a linear layer. A name that vLLM does not know refuses the adapter; one in another place is dropped in silence.
+The rules are those of vLLM's ``parse_fine_tuned_lora_name``, ``PEFTHelper`` and ``hf_to_vllm_mapper``s, written down
+anew: "base_model.model." goes, the model's prefixes are mapped, what is left ends in lora_A.weight or lora_B.weight,
+and its last name is that of a linear layer. A name that vLLM does not know refuses the adapter; one in another place is
+dropped in silence.
 """
 
 import json
@@ -40,7 +42,15 @@ SERVED = {
     "internvl": (tiny.internvl, LLAVA, "language_model.model"),
     "idefics3": (tiny.idefics3, {}, "model.text_model"),
 }
-LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LINEAR = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 def as_vllm_reads(key: str, prefixes: dict[str, str]) -> tuple[str, str]:
@@ -67,7 +77,9 @@ def test_every_key_of_an_adapter_finds_its_layer_in_vllm(family, tmp_path):
         found.setdefault(module, {})[half] = tuple(value.shape)
     layers = make().config.get_text_config().num_hidden_layers
     assert set(found) == {f"{body}.layers.{number}.{name}" for number in range(layers) for name in LINEAR}
-    assert all(set(pair) == {"lora_A", "lora_B"} and pair["lora_A"][0] == pair["lora_B"][1] == RANK for pair in found.values())
+    assert all(
+        set(pair) == {"lora_A", "lora_B"} and pair["lora_A"][0] == pair["lora_B"][1] == RANK for pair in found.values()
+    )
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["bias"], saved["peft_type"]) == (RANK, 6, "none", "LORA")
     assert not saved["use_dora"] and not saved["modules_to_save"], "neither of which vLLM loads"
@@ -75,7 +87,9 @@ def test_every_key_of_an_adapter_finds_its_layer_in_vllm(family, tmp_path):
 
 def test_a_key_that_vllm_does_not_know_is_seen():
     with pytest.raises(AssertionError, match="no LoRA weight"):
-        as_vllm_reads("base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight", LLAVA)
+        as_vllm_reads(
+            "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight", LLAVA
+        )
 
 
 def test_a_merged_model_has_the_keys_of_its_base(tmp_path):

@@ -1,4 +1,6 @@
-"""Layers that read one input, computed together: the same numbers as one by one, and nothing kept for a call that never comes."""
+"""Layers that read one input, computed together: the same numbers as one by one, and nothing kept for a call that never
+comes.
+"""
 
 import copy
 import pickle

@@ -16,9 +16,9 @@ from mdpo.models.dropout import disable_dropout
 from mdpo.models.start_check import check_equal_start, check_packed, first_examples, rounding_of
 from mdpo.packing import PreferenceTokens, pack
 from tests import tiny
+from tests.models.adapters import LANGUAGE, nudge
 from tests.models.packed_examples import FAMILIES, examples
 from tests.models.separate_models import build
-from tests.models.test_reference import LANGUAGE, nudge
 
 
 def check(model, family="llava-llama", **options):
@@ -112,7 +112,12 @@ def test_what_differs_is_refused_with_the_likely_cause(make, cause):
 def test_of_a_model_whose_branches_are_read_separately_no_packed_row_is_blamed():
     model = scaled_in_peft_s_forward(build("mistral3"))
     with pytest.raises(InputError, match="branches that are read by themselves do not see") as error:
-        check_packed(model, [PreferenceTokens("text", [20, 21, 22], [30, 31, 1], [33, 1])], rounding=rounding_of(model), training=True)
+        check_packed(
+            model,
+            [PreferenceTokens("text", [20, 21, 22], [30, 31, 1], [33, 1])],
+            rounding=rounding_of(model),
+            training=True,
+        )
     assert "packed row" not in str(error.value)
 
 
@@ -144,7 +149,11 @@ def test_policy_and_reference_are_equal_before_the_first_step():
 def test_the_shortest_of_the_first_rows_are_tried_images_first():
     batch = examples("llava-llama")
     lengths = [example.packed_length for example in batch]
-    assert [example.id for example in first_examples(lengths, batch.__getitem__)] == ["plain-dpo", "one-token", "text-only"]
+    assert [example.id for example in first_examples(lengths, batch.__getitem__)] == [
+        "plain-dpo",
+        "one-token",
+        "text-only",
+    ]
     assert [example.id for example in first_examples(lengths[3:4], batch[3:].__getitem__)] == ["text-only"]
     assert first_examples([], batch.__getitem__) == []
 
@@ -175,7 +184,8 @@ def test_positions_that_change_with_the_length_are_packed_up_to_there(rope, limi
     ids=["loha", "lokr", "boft", "lora"],
 )
 def test_an_adapters_own_dropout_is_found_and_switched_off(config, tmp_path, monkeypatch):
-    # peft tries to compile BOFT's kernel, in a folder whose lock a process that was killed leaves to wait for without end.
+    # peft tries to compile BOFT's kernel, in a folder whose lock a process that was killed leaves to wait for without
+    # end.
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     model = get_peft_model(tiny.llava(), config)
     with pytest.raises(InputError, match="the adapter is random"):

@@ -25,9 +25,15 @@ def outcome(tmp_path_factory) -> dict:
     environment = {**os.environ, "PYTHONPATH": path, "HF_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("HF_HUB_OFFLINE", None)
     run = subprocess.run(
-        [sys.executable, "-m", "tests.models.hostile_run", str(folder)], input="y\n" * 500, capture_output=True, text=True,
-        cwd=ROOT, env=environment, timeout=600, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.models.hostile_run", str(folder)],
+        input="y\n" * 500,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=600,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -49,9 +55,18 @@ def test_every_folder_is_loaded_or_refused_in_one_line(outcome):
 
 @pytest.mark.parametrize(
     "name",
-    ["unknown_type", "from_the_hub", "audio_tokenizer", "kernel", "adapter_beside", "no_weights", "adapter_without_weights",
-     "adapter_of_adapters", "adapter_with_a_tokenizer"],
-)  # fmt: skip
+    [
+        "unknown_type",
+        "from_the_hub",
+        "audio_tokenizer",
+        "kernel",
+        "adapter_beside",
+        "no_weights",
+        "adapter_without_weights",
+        "adapter_of_adapters",
+        "adapter_with_a_tokenizer",
+    ],
+)
 def test_what_cannot_be_had_from_the_folder_alone_is_refused(outcome, name):
     assert any(text.startswith("refused: ") for text in outcome["outcomes"][name])
 

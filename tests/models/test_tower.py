@@ -23,7 +23,9 @@ def test_a_tower_given_its_layout_makes_the_same_features(kind):
     assert all(map(torch.equal, own.pooler_output, given.pooler_output))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind.startswith(("qwen", "llava_next", "llava_onevision"))])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in FAMILIES if kind.startswith(("qwen", "llava_next", "llava_onevision"))]
+)
 def test_nothing_is_read_back_from_the_device(kind):
     """On the meta device, which has no numbers: whatever reads one, or mixes tensors of two devices, raises."""
     model = FAMILIES[kind]().eval()

@@ -14,8 +14,9 @@ from mdpo.trainer.steps import Step
 from tests import tiny
 from tests.fake_cuda import Wait, needs_cuda_build, waits
 from tests.graph import run_backward
+from tests.models.adapters import with_lora
 from tests.models.packed_examples import FAMILIES, examples
-from tests.models.test_packed_step import gradients, with_lora
+from tests.models.separate_forwards import gradients
 
 LLAVA_NEXT = "transformers/models/llava_next/modeling_llava_next.py"
 READ = "_local_scalar_dense"
@@ -109,13 +110,18 @@ def test_a_training_step_reads_its_loss_alone(tmp_path, monkeypatch):
     trainer = MDPOTrainer(
         model=load(folder),
         args=MDPOConfig(
-            output_dir=str(tmp_path / "run"), token_budget=120, gradient_checkpointing=True, bf16=True, use_cpu=True,
-            cache_reference=False, report_to="none",
+            output_dir=str(tmp_path / "run"),
+            token_budget=120,
+            gradient_checkpointing=True,
+            bf16=True,
+            use_cpu=True,
+            cache_reference=False,
+            report_to="none",
         ),
         train_dataset=read_rows(data),
         processing_class=load_processor(folder),
         peft_config=LoraConfig(r=4, target_modules=LANGUAGE_LINEAR),
-    )  # fmt: skip
+    )
     planned: Step = next(iter(trainer.get_train_dataloader()))
     assert len(planned.micro_batches) > 1
     # The trainer's own idea of its device, which without a GPU is the CPU.

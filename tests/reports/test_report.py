@@ -23,11 +23,16 @@ def result(hallucinated, *, variant="official algorithm", ids=None, warnings=(),
     """A result whose responses have ten mentions each, so many of them hallucinated."""
     responses = [
         Response(
-            (ids or range(100))[index], text.format("dogs " * count), {"hallucinated": float(count), "mentions": 10.0},
-            "What is <here>?", ["dog"] * count, TYPES[index % 2], "Rating: 3",
+            (ids or range(100))[index],
+            text.format("dogs " * count),
+            {"hallucinated": float(count), "mentions": 10.0},
+            "What is <here>?",
+            ["dog"] * count,
+            TYPES[index % 2],
+            "Rating: 3",
         )
         for index, count in enumerate(hallucinated)
-    ]  # fmt: skip
+    ]
     responses = [Response(str(r.id), r.text, r.numbers, r.question, r.marked, r.group, r.note) for r in responses]
     value = sum(hallucinated) / len(hallucinated) * 10
     metric = Metric.of("CHAIR", value, "lower", "hallucinated/mentions", "hallucinated mentions / mentions")

@@ -11,18 +11,30 @@ from mdpo.evaluation.results import Metric, Response, Result, read_result
 from mdpo.models.model_card import model_card, write_run_record
 from mdpo.reports import load_run, write_report
 
-EVIL = '<script>alert(1)</script>"\'><img src=x onerror=y>\x1b[31m\u202e # heading | [a](javascript:b) `c` $x^{$ \n# own line'
+EVIL = (
+    "<script>alert(1)</script>\"'><img src=x onerror=y>\x1b[31m\u202e # heading | [a](javascript:b) `c` $x^{$ \n# own "
+    "line"
+)
 
 BARE = re.compile(r"(?<!\\)<(script|img)")
 
 
 def evil_result() -> Result:
     metric = Metric(EVIL, 40.0, EVIL, "lower", "top", "bottom", 100.0, EVIL)
-    responses = [Response(f"{at}{EVIL}", EVIL, {"top": 1.0, "bottom": 2.0}, EVIL, [EVIL, "a"], EVIL, EVIL) for at in range(4)]
+    responses = [
+        Response(f"{at}{EVIL}", EVIL, {"top": 1.0, "bottom": 2.0}, EVIL, [EVIL, "a"], EVIL, EVIL) for at in range(4)
+    ]
     return Result(
-        EVIL, EVIL, [metric], responses, {EVIL: 4}, [EVIL], EVIL,
-        {"settings": {"num_beams": EVIL}, EVIL: EVIL}, {"base_url": f"https://u:p4ssw0rd@{EVIL}", "returned": {EVIL: 1}},
-    )  # fmt: skip
+        EVIL,
+        EVIL,
+        [metric],
+        responses,
+        {EVIL: 4},
+        [EVIL],
+        EVIL,
+        {"settings": {"num_beams": EVIL}, EVIL: EVIL},
+        {"base_url": f"https://u:p4ssw0rd@{EVIL}", "returned": {EVIL: 1}},
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -32,7 +44,9 @@ def test_no_field_of_a_result_is_markup(tmp_path):
         folder.mkdir()
         evil_result().write(folder / "result.json")
     better = evil_result()
-    better = dataclasses.replace(better, responses=[dataclasses.replace(r, text=r.text + " b") for r in better.responses])
+    better = dataclasses.replace(
+        better, responses=[dataclasses.replace(r, text=r.text + " b") for r in better.responses]
+    )
     better.write(second / "result.json")
     runs = [load_run(first, f"one{EVIL}"), load_run(second, f"two{EVIL}")]
     html, markdown, _ = write_report(runs, tmp_path / "report.html", title=EVIL)
@@ -75,7 +89,9 @@ def test_a_damaged_result_is_named(tmp_path, name):
         read_result(tmp_path / "result.json")
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": "\ud800"}'.encode("utf-8", "surrogatepass")])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": "\ud800"}'.encode("utf-8", "surrogatepass")]
+)
 def test_json_of_strangers_ends_in_one_line(tmp_path, text):
     path = tmp_path / "result.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -84,7 +100,12 @@ def test_json_of_strangers_ends_in_one_line(tmp_path, text):
 
 
 def test_a_log_with_odd_entries_draws_what_it_can(tmp_path):
-    history = [{"step": "x", "loss": 1.0}, {"step": 1, "loss": 10**400}, {"step": 2, "loss": True}, {"step": 3, "loss": 2.0}]
+    history = [
+        {"step": "x", "loss": 1.0},
+        {"step": 1, "loss": 10**400},
+        {"step": 2, "loss": True},
+        {"step": 3, "loss": 2.0},
+    ]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     assert 2.0 in load_run(tmp_path).curve("loss")[1]
 
@@ -94,14 +115,19 @@ def test_a_card_shows_a_data_sets_name_as_text_and_no_credentials(tmp_path):
     run = {"train_data": f"{EVIL}\n\n---\nlicense: evil\n---\n", "image_dir": "https://u:p4ssw0rd@host/a?token=t0ken"}
     write_run_record(adapter, run, base_weights=None, text={})
     (adapter / "mdpo_settings.json").write_text(json.dumps({"rows": EVIL, "negative": [EVIL], EVIL: EVIL}))
-    (adapter / "trainer_state.json").write_text(json.dumps({"log_history": [{"eval_loss": EVIL, f"eval_{EVIL}": 1}, 7]}))
+    (adapter / "trainer_state.json").write_text(
+        json.dumps({"log_history": [{"eval_loss": EVIL, f"eval_{EVIL}": 1}, 7]})
+    )
     (adapter / "adapter_config.json").write_text(json.dumps({"target_modules": EVIL, "r": [EVIL]}))
     card = model_card(adapter, tmp_path / f"base{EVIL[:20]}")
     assert "p4ssw0rd" not in card + (adapter / "mdpo_run.json").read_text() and "t0ken" not in card
     assert not BARE.search(card) and "\x1b" not in card and "\u202e" not in card
     assert card.count("\n---\n") == 1 and sum(line.startswith("# ") for line in card.splitlines()) == 1
     body = card.split("\n## ", 1)[1]
-    assert all(line.startswith(("| ", "|-", "#")) or not line or line.istitle() or line == "Not recorded." for line in body.splitlines())
+    assert all(
+        line.startswith(("| ", "|-", "#")) or not line or line.istitle() or line == "Not recorded."
+        for line in body.splitlines()
+    )
 
 
 def test_a_torn_file_beside_an_adapter_is_named(tmp_path):

@@ -28,9 +28,11 @@ def all_of(scene: Scene, kind: str, count: int = 400) -> list[Question]:
     [
         ("existence", {f"Is there a {name}?": "Yes." for name in ("cow", "hen")}
          | {f"Is there a {name}?": "No." for name in ("dog", "tractor", "pig")}),
-        ("adversarial premise", {f"Where is the {name}?": f"There is no {name}." for name in ("dog", "tractor", "pig")}),
+        ("adversarial premise",
+         {f"Where is the {name}?": f"There is no {name}." for name in ("dog", "tractor", "pig")}),
         ("place", {"Where is the cow?": "At left.", "Where is the hen?": "At right."}),
-        ("comparison", {"Which is larger, the cow or the hen?": "The hen.", "Which is larger, the hen or the cow?": "The hen."}),
+        ("comparison", dict.fromkeys(
+            ("Which is larger, the cow or the hen?", "Which is larger, the hen or the cow?"), "The hen.")),
         ("counting", {"How many things?": "Two."}),
         ("environment", {"What place is it?": "A farm."}),
     ],

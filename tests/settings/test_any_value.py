@@ -1,4 +1,6 @@
-"""Any value of any setting, from a file, the command line or Python: a configuration, or one line that says what is wrong."""
+"""Any value of any setting, from a file, the command line or Python: a configuration, or one line that says what is
+wrong.
+"""
 
 import contextlib
 from dataclasses import fields
@@ -12,10 +14,14 @@ from mdpo.cli import main
 from mdpo.config import RunConfig, build_config, load_config, parse_overrides
 
 ODD = [
-    "nan", ".nan", "inf", "-.inf", "1e999", "-1", "0", "1", "0.5", "1e-4", "1" + "0" * 400, "9" * 5000, "true", "no", "~", "none",
-    "''", "x", "../..", "/", "/etc", "/dev/null", "[]", "[1, x]", "[~]", "[[1]]", "{}", "{a: 1}", "{min_lr: x}", "{1: {2: 3}}",
-    "'{'", "'{\"a\": 1}'", "2024-01-01", "2024-13-45", "12:30", "0x1f", "!!binary x", "&a [*a]", "*a", "\"\\0\"", "'\ud800'",
-    "a=b", "a=b,c", "momentum=x", "%s", "{use_reentrant: 5}", "{split_batches: true}", "{use_configured_state: 3}", "[true, 1e5]",
+    "nan", ".nan", "inf", "-.inf", "1e999", "-1", "0", "1", "0.5", "1e-4", "1" + "0" * 400, "9" * 5000, "true", "no",
+    "~", "none",
+    "''", "x", "../..", "/", "/etc", "/dev/null", "[]", "[1, x]", "[~]", "[[1]]", "{}", "{a: 1}", "{min_lr: x}",
+    "{1: {2: 3}}",
+    "'{'", "'{\"a\": 1}'", "2024-01-01", "2024-13-45", "12:30", "0x1f", "!!binary x", "&a [*a]", "*a", "\"\\0\"",
+    "'\ud800'",
+    "a=b", "a=b,c", "momentum=x", "%s", "{use_reentrant: 5}", "{split_batches: true}", "{use_configured_state: 3}",
+    "[true, 1e5]",
 ]  # fmt: skip
 NAMES = sorted({f.name for kind in (RunConfig, MDPOConfig) for f in fields(kind) if f.init} - {"use_cpu"})
 anything = st.one_of(
@@ -59,7 +65,11 @@ def test_values_together_in_a_file(tmp_path, values):
         one_line(error)
 
 
-@given(st.lists(st.one_of(st.sampled_from(["--", "--=", "--beta", "--bf16", "--beta=", "-1", "--x", *ODD]), st.text(max_size=8))))
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(["--", "--=", "--beta", "--bf16", "--beta=", "-1", "--x", *ODD]), st.text(max_size=8))
+    )
+)
 @settings(max_examples=80, deadline=None)
 def test_any_words_on_the_command_line(words):
     try:
@@ -90,7 +100,9 @@ def test_what_no_run_can_use_is_refused_by_its_kind(tmp_path, name, value, messa
     one_line(error.value)
 
 
-@pytest.mark.parametrize("words", [["data", "check", "a\x00b"], ["data", "check", "caf\udce9"], ["\x1b[2J"], ["score", "x" * 10**5]])
+@pytest.mark.parametrize(
+    "words", [["data", "check", "a\x00b"], ["data", "check", "caf\udce9"], ["\x1b[2J"], ["score", "x" * 10**5]]
+)
 def test_an_argument_is_repeated_in_one_line_that_leaves_the_terminal_alone(words, capsys):
     with pytest.raises(SystemExit) as error:
         main(words)

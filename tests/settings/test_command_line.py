@@ -20,9 +20,16 @@ def world(tmp_path_factory) -> tuple[Path, Path]:
 def config(world, tmp_path) -> Path:
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 4, "token_budget": 300, "num_train_epochs": 1, "lora_r": 2, "use_cpu": True, "report_to": "none",
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 4,
+        "token_budget": 300,
+        "num_train_epochs": 1,
+        "lora_r": 2,
+        "use_cpu": True,
+        "report_to": "none",
+    }
     path.write_text(yaml.safe_dump(settings) + "save_strategy: no\n")
     return path
 
@@ -46,7 +53,10 @@ def test_lora_targets_by_name(config, tmp_path, capsys):
     assert main(["train", str(config), "--lora_target_modules", "[q_proj, v_proj]", "--max_steps", "1"]) == 0
     names = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert names and all("language_model" in name and (".q_proj." in name or ".v_proj." in name) for name in names)
-    assert main(["train", str(config), "--lora_target_modules", "q_proj,query", "--output_dir", str(tmp_path / "other")]) == 2
+    assert (
+        main(["train", str(config), "--lora_target_modules", "q_proj,query", "--output_dir", str(tmp_path / "other")])
+        == 2
+    )
     assert "lora_target_modules: 'query' matches no layer; the language model has down_proj" in error(capsys)
 
 
@@ -58,15 +68,27 @@ def test_a_flag_without_a_value(config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--eval_strategy", "epoch"], "eval_strategy: there are no rows to evaluate on; give eval_data or eval_fraction"),
+        (
+            ["--eval_strategy", "epoch"],
+            "eval_strategy: there are no rows to evaluate on; give eval_data or eval_fraction",
+        ),
         (["--eval_steps", "2"], "eval_steps: there are no rows"),
         (["--fp16"], "fp16: a CPU has no float16 training"),
         (["--eval_data", "x.jsonl", "--metric_for_best_model", "acc"], "metric_for_best_model: 'acc' is not measured"),
         (["--optim_args", " "], "optim_args: expected name=value, separated by commas, got ' '"),
-        (["--optim_args", "momentum=0.9,"], "optim_args: expected name=value, separated by commas, got 'momentum=0.9,'"),
+        (
+            ["--optim_args", "momentum=0.9,"],
+            "optim_args: expected name=value, separated by commas, got 'momentum=0.9,'",
+        ),
         (["--optim", "sgd", "--optim_args", "momentumm=1"], "optim_args: sgd reads no 'momentumm'"),
-        (["--optim", "sgd", "--optim_args", "momentum=-1"], "optim_args: sgd does not take momentum=-1: Invalid momentum value"),
-        (["--lr_scheduler_type", "cosine_with_min_lr"], "lr_scheduler_type: 'cosine_with_min_lr' does not work without"),
+        (
+            ["--optim", "sgd", "--optim_args", "momentum=-1"],
+            "optim_args: sgd does not take momentum=-1: Invalid momentum value",
+        ),
+        (
+            ["--lr_scheduler_type", "cosine_with_min_lr"],
+            "lr_scheduler_type: 'cosine_with_min_lr' does not work without",
+        ),
         (["--lora_target_modules", "(q"], "lora_target_modules: '(q' is neither"),
         (["--per_device_train_batch_size", "8"], "per_device_train_batch_size: micro-batches are counted in tokens"),
     ],

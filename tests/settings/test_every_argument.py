@@ -1,5 +1,7 @@
-"""Every field of ``transformers.TrainingArguments`` is in exactly one of three tables: it is honoured, with evidence; it
-is refused by name; or it has no effect here, which is said. A version that brings a field that is in none fails here."""
+"""Every field of ``transformers.TrainingArguments`` is in exactly one of three tables: it is honoured, with evidence;
+it is refused by name; or it has no effect here, which is said. A version that brings a field that is in none fails
+here.
+"""
 
 import ast
 import copy
@@ -29,10 +31,18 @@ from mdpo.trainer.terminal import Lines, Progress
 from tests import tiny
 
 DEFAULTS = {
-    "learning_rate": 1e-3, "examples_per_step": 4, "token_budget": 200, "num_train_epochs": 1, "logging_steps": 1,
-    "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "report_to": "none", "lr_scheduler_type": "constant",
+    "learning_rate": 1e-3,
+    "examples_per_step": 4,
+    "token_budget": 200,
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "lr_scheduler_type": "constant",
     "warmup_steps": 0,
-}  # fmt: skip
+}
 ALWAYS_IDLE = {name for name, (condition, _) in IDLE.items() if condition.__name__ == "_always"}
 
 
@@ -62,7 +72,9 @@ def build(rows, tmp_path_factory) -> Callable[..., MDPOTrainer]:
 
 
 class Tried(NamedTuple):
-    """settings: what is set. evidence: true of the trainer after it has trained; built: before it has, and it does not."""
+    """settings: what is set. evidence: true of the trainer after it has trained; built: before it has, and it
+    does not.
+    """
 
     settings: dict[str, Any]
     evidence: Callable[[MDPOTrainer], object] | None = None
@@ -148,8 +160,12 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "bf16": Tried({"bf16": True}, built=lambda run: run.accelerator.mixed_precision == "bf16"),
     "fp16": Stops({"fp16": True}, "fp16: a CPU"),
     "tf32": Stops({"tf32": True}, "tf32 requires Ampere", unless=torch.cuda.is_available),
-    "activation_checkpointing": Tried({"activation_checkpointing": True}, lambda run: layers(run)[0].gradient_checkpointing),
-    "gradient_checkpointing": Tried({"gradient_checkpointing": True}, lambda run: layers(run)[0].gradient_checkpointing),
+    "activation_checkpointing": Tried(
+        {"activation_checkpointing": True}, lambda run: layers(run)[0].gradient_checkpointing
+    ),
+    "gradient_checkpointing": Tried(
+        {"gradient_checkpointing": True}, lambda run: layers(run)[0].gradient_checkpointing
+    ),
     "activation_checkpointing_kwargs": Tried(
         {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
         lambda run: layers(run)[0]._gradient_checkpointing_func.keywords["use_reentrant"],
@@ -162,12 +178,16 @@ HONOURED: dict[str, Tried | Read | Stops] = {
         {"torch_compile": True}, built=lambda run: run.accelerator.state.dynamo_plugin.backend.value == "INDUCTOR"
     ),
     "torch_compile_backend": Tried(
-        {"torch_compile_backend": "eager"}, built=lambda run: run.accelerator.state.dynamo_plugin.backend.value == "EAGER"
+        {"torch_compile_backend": "eager"},
+        built=lambda run: run.accelerator.state.dynamo_plugin.backend.value == "EAGER",
     ),
     "torch_compile_mode": Tried(
-        {"torch_compile_mode": "max-autotune"}, built=lambda run: run.accelerator.state.dynamo_plugin.mode == "max-autotune"
+        {"torch_compile_mode": "max-autotune"},
+        built=lambda run: run.accelerator.state.dynamo_plugin.mode == "max-autotune",
     ),
-    "use_liger_kernel": Stops({"use_liger_kernel": True}, "needs liger-kernel", installed("liger_kernel"), Trainer.train),
+    "use_liger_kernel": Stops(
+        {"use_liger_kernel": True}, "needs liger-kernel", installed("liger_kernel"), Trainer.train
+    ),
     "liger_kernel_config": Read(Trainer.train),
     "use_cache": Tried({"use_cache": True}, built=lambda run: run.model.config.use_cache),
     "torch_empty_cache_steps": Tried({"torch_empty_cache_steps": 2}, lambda run: run.emptied == 2),
@@ -208,7 +228,8 @@ HONOURED: dict[str, Tried | Read | Stops] = {
         {"save_strategy": "steps", "save_steps": 2}, lambda run: checkpoints(run) == ["checkpoint-2", "checkpoint-3"]
     ),
     "save_total_limit": Tried(
-        {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}, lambda run: checkpoints(run) == ["checkpoint-3"]
+        {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1},
+        lambda run: checkpoints(run) == ["checkpoint-3"],
     ),
     "save_on_each_node": Read(TrainingArguments.should_save.fget),
     "load_best_model_at_end": Tried(
@@ -226,7 +247,9 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     ),
     "ignore_data_skip": Read(Trainer._run_epoch if hasattr(Trainer, "_run_epoch") else Trainer),
     "restore_callback_states_from_checkpoint": Read(Trainer._load_callback_state),
-    "full_determinism": Tried({"full_determinism": True}, built=lambda run: torch.are_deterministic_algorithms_enabled()),
+    "full_determinism": Tried(
+        {"full_determinism": True}, built=lambda run: torch.are_deterministic_algorithms_enabled()
+    ),
     "seed": Tried({"seed": 7}, lambda run: run.sampler.settings["seed"] == 7 and torch.initial_seed() == 7),
     "data_seed": Tried({"data_seed": 7}, lambda run: run.sampler.settings["seed"] == 7),
     "use_cpu": Tried({"use_cpu": True}, built=lambda run: run.args.device.type == "cpu"),
@@ -236,7 +259,8 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "dataloader_num_workers": Tried(WORKERS, built=lambda run: run.get_train_dataloader().num_workers == 1),
     "dataloader_pin_memory": Read(MDPOTrainer._dataloader),
     "dataloader_persistent_workers": Tried(
-        {**WORKERS, "dataloader_persistent_workers": True}, built=lambda run: run.get_train_dataloader().persistent_workers
+        {**WORKERS, "dataloader_persistent_workers": True},
+        built=lambda run: run.get_train_dataloader().persistent_workers,
     ),
     "dataloader_prefetch_factor": Tried(
         {**WORKERS, "dataloader_prefetch_factor": 3}, built=lambda run: run.get_train_dataloader().prefetch_factor == 3
@@ -260,7 +284,9 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "fsdp": Stops({"fsdp": "full_shard"}, "fsdp: there is a single process"),
     "fsdp_config": Read(TrainingArguments._process_fsdp_args),
     "deepspeed": Stops(
-        {"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed: the package is not", unless=installed("deepspeed")
+        {"deepspeed": {"zero_optimization": {"stage": 2}}},
+        "deepspeed: the package is not",
+        unless=installed("deepspeed"),
     ),
     "debug": Tried({"debug": "underflow_overflow"}, lambda run: any(m._forward_hooks for m in run.model.modules())),
     "skip_memory_metrics": Tried({"skip_memory_metrics": False}, lambda run: logged(run, "train_mem_cpu_alloc_delta")),
@@ -304,8 +330,13 @@ def restored():
     verbosity, benchmark = transformers.logging.get_verbosity(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
         # full_determinism sets these for CUDA's libraries; remembered here, they are put back
-        for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
-                     "FLASH_ATTENTION_DETERMINISTIC"):  # fmt: skip
+        for name in (
+            "CUDA_LAUNCH_BLOCKING",
+            "CUBLAS_WORKSPACE_CONFIG",
+            "ASCEND_LAUNCH_BLOCKING",
+            "HCCL_DETERMINISTIC",
+            "FLASH_ATTENTION_DETERMINISTIC",
+        ):
             patch.setenv(name, "0")
         yield
     transformers.logging.set_verbosity(verbosity)
@@ -319,7 +350,11 @@ def test_what_is_honoured_has_its_effect(name, build, restored, monkeypatch):
     if isinstance(entry, Stops) and entry.unless():
         entry = Read(entry.reader)
     if isinstance(entry, Read):
-        assert f"args.{name}" in source(entry.where) or f"self.{name}" in source(entry.where) or f'"{name}"' in source(entry.where)
+        assert (
+            f"args.{name}" in source(entry.where)
+            or f"self.{name}" in source(entry.where)
+            or f'"{name}"' in source(entry.where)
+        )
         return
     if isinstance(entry, Stops):
         with pytest.raises((InputError, RuntimeError), match=entry.message):

@@ -36,7 +36,10 @@ def config(tmp_path: Path, **settings) -> MDPOConfig:
             "drop_images: .* take image_rejected out of anchors",
         ),
         ({"anchors": [], "anchor": 0.5}, "anchor: 0.5, but anchors is empty"),
-        ({"objective": "svco", "drop_images": True}, r"drop_images: the objective compares pictures \(chosen@none, image_rej"),
+        (
+            {"objective": "svco", "drop_images": True},
+            r"drop_images: the objective compares pictures \(chosen@none, image_rej",
+        ),
         ({"objective": "dpo", "conditional": True}, "conditional: a parameter of objective mdpo, and objective is dpo"),
         ({"cache_reference": False, "reference_cache_dir": "cache"}, "reference_cache_dir: cache_reference is false"),
     ],
@@ -71,7 +74,10 @@ def test_settings_that_go_together_say_nothing(tmp_path, settings):
     ("settings", "idle"),
     [
         ({"use_lora": False, "lora_r": 64, "lora_alpha": 8}, ["lora_r", "lora_alpha"]),
-        ({"use_lora": False, "lora_dropout": 0.1, "lora_target_modules": "q_proj"}, ["lora_dropout", "lora_target_modules"]),
+        (
+            {"use_lora": False, "lora_dropout": 0.1, "lora_target_modules": "q_proj"},
+            ["lora_dropout", "lora_target_modules"],
+        ),
         ({"conditional": False, "negative": "crop_0_20"}, ["negative"]),
         ({"conditional": False, "negative_per_epoch": True}, ["negative_per_epoch"]),
         ({"objective": "dpo", "negative": "crop_0_20"}, ["negative"]),
@@ -95,9 +101,19 @@ def test_from_python_a_default_was_not_given(tmp_path):
 @pytest.mark.parametrize("word", ["none", "None", "null", "'none'", "~"])
 @pytest.mark.parametrize(
     "name",
-    ["system_prompt", "chat_template", "reference_cache_dir", "eval_data", "image_dir", "adapter_name_or_path",
-     "lora_target_modules", "resume_from_checkpoint", "plan_model_shape", "max_length"],
-)  # fmt: skip
+    [
+        "system_prompt",
+        "chat_template",
+        "reference_cache_dir",
+        "eval_data",
+        "image_dir",
+        "adapter_name_or_path",
+        "lora_target_modules",
+        "resume_from_checkpoint",
+        "plan_model_shape",
+        "max_length",
+    ],
+)
 def test_none_is_none_as_the_help_prints_it(tmp_path, name, word):
     path = tmp_path / "run.yaml"
     required = f"model_name_or_path: m\ntrain_data: d\nuse_cpu: true\noutput_dir: {tmp_path}\n"
@@ -137,11 +153,18 @@ def test_a_value_of_another_type_from_python_is_named(tmp_path, name, value, mes
 @pytest.mark.parametrize(
     ("name", "value", "taken"),
     [
-        ("max_steps", "2", 2), ("learning_rate", "1e-3", 1e-3), ("ignore_columns", "abc", ["abc"]), ("anchors", "chosen", ["chosen"]),
-        ("anchors", ("chosen", "rejected"), ["chosen", "rejected"]), ("beta", np.float32(0.5), 0.5), ("seed", np.int64(3), 3),
-        ("reference_cache_dir", Path("cache"), "cache"), ("system_prompt", "none", None), ("beta", 1, 1),
+        ("max_steps", "2", 2),
+        ("learning_rate", "1e-3", 1e-3),
+        ("ignore_columns", "abc", ["abc"]),
+        ("anchors", "chosen", ["chosen"]),
+        ("anchors", ("chosen", "rejected"), ["chosen", "rejected"]),
+        ("beta", np.float32(0.5), 0.5),
+        ("seed", np.int64(3), 3),
+        ("reference_cache_dir", Path("cache"), "cache"),
+        ("system_prompt", "none", None),
+        ("beta", 1, 1),
     ],
-)  # fmt: skip
+)
 def test_a_value_from_python_that_can_be_meant_is_taken(tmp_path, name, value, taken):
     found = getattr(config(tmp_path, **{name: value}), name)
     assert found == taken and type(found) is type(taken)

@@ -1,5 +1,5 @@
-"""An empty path, such as an unset variable of a shell leaves, is never the working directory, and never as good as none; and
-a home directory that nobody has is one line."""
+"""An empty path, such as an unset variable of a shell leaves, is never the working directory, and never as good as
+none; and a home directory that nobody has is one line."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from mdpo import InputError, MDPOConfig, cli
 from mdpo.config import build_config, load_config, parse_overrides
 from mdpo.data.text_options import read_template
 from mdpo.settings import PATHS
-from tests.test_advice import parsers
+from tests.command_line import parsers
 
 REQUIRED = {"model_name_or_path": "m", "train_data": "d", "output_dir": "out", "use_cpu": True}
 
@@ -34,7 +34,9 @@ def test_an_empty_path_is_refused_from_python():
 
 @pytest.mark.parametrize("name", sorted(set(PATHS) - {"chat_template"}))
 def test_a_home_directory_that_is_not_known_is_one_line(name):
-    with pytest.raises(InputError, match=f"^run.yaml: {name}: the home directory that '~nobody-here/x' begins with is not known"):
+    with pytest.raises(
+        InputError, match=f"^run.yaml: {name}: the home directory that '~nobody-here/x' begins with is not known"
+    ):
         build_config({**REQUIRED, name: "~nobody-here/x"}, source="run.yaml")
     with pytest.raises(InputError, match="neither a Jinja template nor a file"):
         read_template("~nobody-here/x")

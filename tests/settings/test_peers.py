@@ -19,11 +19,14 @@ def said(key: str) -> str:
 @pytest.mark.parametrize(
     ("key", "here"),
     [
-        ("lr", "learning_rate"), ("lora_rank", "lora_r"), ("lora_target", "lora_target_modules"), ("torch_dtype", "dtype"),
-        ("model", "model_name_or_path"), ("dataset_name", "train_data"), ("dataset", "train_data"), ("pref_beta", "beta"),
+        ("lr", "learning_rate"), ("lora_rank", "lora_r"), ("lora_target", "lora_target_modules"),
+        ("torch_dtype", "dtype"),
+        ("model", "model_name_or_path"), ("dataset_name", "train_data"), ("dataset", "train_data"),
+        ("pref_beta", "beta"),
         ("cutoff_len", "max_length"), ("val_size", "eval_fraction"), ("precompute_ref_log_probs", "cache_reference"),
         ("media_dir", "image_dir"), ("use_peft", "use_lora"), ("finetuning_type", "use_lora"),
-        ("quantization_bit", "load_in_4bit"), ("batch_size", "token_budget"), ("gradient_accumulation", "examples_per_step"),
+        ("quantization_bit", "load_in_4bit"), ("batch_size", "token_budget"),
+        ("gradient_accumulation", "examples_per_step"),
         ("warmup_ratio", "warmup_steps"), ("evaluation_strategy", "eval_strategy"),
     ],
 )  # fmt: skip
@@ -31,7 +34,8 @@ def test_a_name_of_another_trainer_says_what_to_set(key, here):
     assert here in said(key) and "nearest" not in said(key)
 
 
-@pytest.mark.parametrize("key", ["loss_type", "rpo_alpha", "label_smoothing", "attn_implementation", "use_dora", "template",
+@pytest.mark.parametrize("key",
+    ["loss_type", "rpo_alpha", "label_smoothing", "attn_implementation", "use_dora", "template",
                                  "trust_remote_code", "early_stopping_patience", "neat_packing"])  # fmt: skip
 def test_what_does_not_exist_says_why(key):
     assert "nearest" not in said(key) and "mdpo train --help" not in said(key)
@@ -61,7 +65,9 @@ def test_the_table_names_settings_that_exist_and_none_that_do():
     assert len(names) == len(set(names)) and not set(names) & set(known)
 
 
-@pytest.mark.parametrize("words", [["--group_by_length"], ["--group-by-length", "--seed", "1"], ["--group_by_length", "a", "b"]])
+@pytest.mark.parametrize(
+    "words", [["--group_by_length"], ["--group-by-length", "--seed", "1"], ["--group_by_length", "a", "b"]]
+)
 def test_a_flag_of_another_trainer_is_told_as_in_a_file(words):
     with pytest.raises(InputError, match="unknown key 'group_by_length'; steps are planned by token_budget"):
         build_config({**REQUIRED, **parse_overrides(words)}, source="run.yaml")

@@ -101,7 +101,8 @@ def test_the_command_line_says_what_it_looks_like(load, words, name, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["Answer. # be brief", "Be brief. ", " Be brief", "Line\nTwo", "# Rules", "Be brief: always", "[be brief]", "- be brief",
+    ["Answer. # be brief", "Be brief. ", " Be brief", "Line\nTwo", "# Rules", "Be brief: always", "[be brief]",
+        "- be brief",
      "it's: fine", "'quoted'", "{a: b}", "7 # rules", " 7", "07", "&a *b", "%x", "---", "no", "true", "é\\n"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["system_prompt", "image_dir", "run_name", "output_dir", "reference_cache_dir"])
@@ -158,14 +159,20 @@ def test_text_beside_another_type(load, name, text, value):
         ("parallelism_config: {tp_size: 2}", "parallelism_config: tensor, context"),
         ("accelerator_config: {split_batches: true}", "accelerator_config.split_batches: the planner"),
         ("accelerator_config: {even_batches: false}", "accelerator_config.even_batches: the planner"),
-        ("accelerator_config: {gradient_accumulation_kwargs: {num_steps: 2}}", "gradient_accumulation_kwargs: the planner"),
+        (
+            "accelerator_config: {gradient_accumulation_kwargs: {num_steps: 2}}",
+            "gradient_accumulation_kwargs: the planner",
+        ),
         ("accelerator_config: {split: 1}", "accelerator_config: unknown key 'split'; choose from"),
         ("accelerator_config: [1]", "accelerator_config: expected a mapping or text or none, got [1]"),
         ("accelerator_config: /", "accelerator_config: expected a mapping or a JSON file, and there is no file '/'"),
         ("fsdp_config: nowhere.json", "fsdp_config: expected a mapping or a JSON file"),
         ("lr_scheduler_kwargs: fast", "lr_scheduler_kwargs: expected a mapping such as"),
         ("lr_scheduler_kwargs: {min_lr: 1}", "lr_scheduler_kwargs: cosine does not take {'min_lr': 1}"),
-        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: low}", "cosine_with_min_lr does not take"),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: low}",
+            "cosine_with_min_lr does not take",
+        ),
         ("gradient_checkpointing_kwargs: {reentrant: true}", "gradient_checkpointing_kwargs: unknown key 'reentrant'"),
         ("gradient_checkpointing_kwargs: {use_reentrant: 1}", "use_reentrant: expected true or false, got 1"),
         ("optim: lomo", "optim: lomo is not supported: it steps inside the backward"),
@@ -189,7 +196,7 @@ def test_text_beside_another_type(load, name, text, value):
         (f"run_name: {'[' * 3000}{']' * 3000}", "is not YAML: it is nested too deeply"),
         (f"run_name: {'x' * 500}\nbeta: {'y' * 500}", "got 'yyyyyyyyyy"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_one_line_that_names_it(load, lines, message):
     with pytest.raises(InputError) as error:
         load(lines)
@@ -229,9 +236,12 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "list.yaml").write_text("- a")
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     cases = {
-        "latin.yaml": "cannot be read as UTF-8", "list.yaml": "expected keys and values, found a list", ".": "is a folder",
-        "empty.yaml": "'model_name_or_path' is missing", "none.yaml": "does not exist",
-    }  # fmt: skip
+        "latin.yaml": "cannot be read as UTF-8",
+        "list.yaml": "expected keys and values, found a list",
+        ".": "is a folder",
+        "empty.yaml": "'model_name_or_path' is missing",
+        "none.yaml": "does not exist",
+    }
     for name, message in cases.items():
         with pytest.raises(InputError, match=message) as error:
             load_config(tmp_path / name)
@@ -262,9 +272,14 @@ def test_a_union_takes_the_type_that_was_meant(value, hint, result):
 
 def test_a_changed_copy_of_the_settings_is_as_good_as_they_are(tmp_path):
     args = MDPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, report_to="none", gradient_checkpointing=True, eval_steps=3,
-        include_num_input_tokens_seen=True, gradient_checkpointing_kwargs={"use_reentrant": False},
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=True,
+        eval_steps=3,
+        include_num_input_tokens_seen=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
     changed = dataclasses.replace(args, seed=7)
     assert {**changed.to_dict(), "seed": 42} == args.to_dict() and changed.seed == 7
 
@@ -284,7 +299,9 @@ def test_the_help_lists_every_setting_of_our_own():
 def test_yaml_of_strangers_is_bounded():
     from mdpo.settings.yaml_text import MAX_CHARACTERS
 
-    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     for text, message in (
         (bomb, "72 YAML aliases"),
         ("[" * 100_000, "nested too deeply|is not YAML"),

@@ -24,7 +24,9 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     mount = small_disk(folder)
     disks = [Limit(folder), *([mount] if mount is not None else [])]
-    print(f"soak in {folder}, seed {options.seed}; full disks by {' and '.join(disk.name for disk in disks)}", flush=True)
+    print(
+        f"soak in {folder}, seed {options.seed}; full disks by {' and '.join(disk.name for disk in disks)}", flush=True
+    )
     trials: list[Trial] = []
     end = time.monotonic() + options.minutes * 60
     try:
@@ -89,7 +91,10 @@ def _plan(options: argparse.Namespace, *, limited: bool) -> list[tuple[str, str,
 
 def _say(trial: Trial) -> None:
     state = "FAILED" if trial.problems else "held"
-    print(f"{state}: {trial.mode}, {trial.kind!r}, {trial.processes} processes, {trial.seconds:.1f} s, seed {trial.seed!r}")
+    print(
+        f"{state}: {trial.mode}, {trial.kind!r}, {trial.processes} processes, {trial.seconds:.1f} s, seed "
+        f"{trial.seed!r}"
+    )
     for line in trial.disturbances:
         print(f"    {line}")
     for line in trial.problems:

@@ -46,7 +46,9 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def torn(out: Path) -> list[str]:
-    """What is wrong with the checkpoints that stand under their names, and with final weights that stand under theirs."""
+    """What is wrong with the checkpoints that stand under their names, and with final weights that stand under
+    theirs.
+    """
     problems = []
     for folder in checkpoints(out):
         names = {path.name for path in folder.iterdir()}
@@ -83,7 +85,10 @@ def _why(path: Path) -> str | None:
 
 
 def final(out: Path, whole: Undisturbed, limit: int | None) -> list[str]:
-    """The end of a run that was disturbed and resumed, beside one that was not. limit: of checkpoints, if one was set."""
+    """The end of a run that was disturbed and resumed, beside one that was not.
+
+    limit: of checkpoints, if one was set.
+    """
     problems = []
     ours, theirs = _weights(out), _weights(whole.folder)
     assert theirs is not None

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "shutil.copyfile", "shutil.rmtree"}
+_CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.truncate",
+    "shutil.copyfile",
+    "shutil.rmtree",
+}
 HELD, COUNTED, BEGUN = b"h", b"c", b"b"
 
 
@@ -76,7 +85,9 @@ class Counter:
             os.read(self.gate.wait, 1)
 
     def _below(self, arguments: tuple) -> bool:
-        return any(isinstance(name, (str, os.PathLike)) and os.fspath(name).startswith(self._folder) for name in arguments)
+        return any(
+            isinstance(name, (str, os.PathLike)) and os.fspath(name).startswith(self._folder) for name in arguments
+        )
 
     def say(self) -> None:
         """At the run's end: how many events there were."""

@@ -86,9 +86,16 @@ class Runs:
         return path
 
     def start(
-        self, config: Path, out: Path, processes: int, words: Sequence[str] = (), *, hold_at: int = 0, holds: int = 0,
+        self,
+        config: Path,
+        out: Path,
+        processes: int,
+        words: Sequence[str] = (),
+        *,
+        hold_at: int = 0,
+        holds: int = 0,
         die_in_write: bool = False,
-    ) -> Run:  # fmt: skip
+    ) -> Run:
         """hold_at, holds: the file event, and the process, to hold; see ``events``."""
         arguments = ["train", str(config), *words]
         return Run(
@@ -111,9 +118,12 @@ class Runs:
             if not ended or run.code != 0:
                 raise RuntimeError(f"the undisturbed run of {kind!r} over {processes} failed:\n{run.text[-3000:]}")
             self._undisturbed[kind, processes] = Undisturbed(
-                folder=out, seconds=time.monotonic() - began, steps=run.members[0].steps,
-                events=[member.events for member in run.members], files=shape_of(out),
-            )  # fmt: skip
+                folder=out,
+                seconds=time.monotonic() - began,
+                steps=run.members[0].steps,
+                events=[member.events for member in run.members],
+                files=shape_of(out),
+            )
         return self._undisturbed[kind, processes]
 
 

@@ -145,10 +145,15 @@ class _Launcher:
     def _environment(self) -> dict[str, str]:
         size = str(len(self.members))
         return {
-            "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "soak", "TORCHELASTIC_RESTART_COUNT": "0",
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RUN_ID": "soak",
+            "TORCHELASTIC_RESTART_COUNT": "0",
             "TORCHELASTIC_MAX_RESTARTS": "0",
-        }  # fmt: skip
+        }
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number

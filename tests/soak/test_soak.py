@@ -16,8 +16,11 @@ ROOT = Path(__file__).parents[2]
 def soak(module: str, *arguments: object, minutes: float) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments), "--minutes", str(minutes)],
-        cwd=ROOT, capture_output=True, text=True, timeout=minutes * 60 + 600,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=minutes * 60 + 600,
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     return done.stdout
 

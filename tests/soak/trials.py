@@ -32,8 +32,8 @@ class Moment:
 class Disturbance:
     """What happens, and when. target: process 0, process 1, their groups, or the launcher.
 
-    signal: the signal; times: 1 or 2, gap seconds apart. in_write: instead of at once, the process is killed by the first
-    write from then on that passes ``room`` bytes. room: for a disk, what is left of it.
+    signal: the signal; times: 1 or 2, gap seconds apart. in_write: instead of at once, the process is killed by the
+    first write from then on that passes ``room`` bytes. room: for a disk, what is left of it.
     """
 
     mode: str
@@ -154,14 +154,17 @@ class Disturbed:
 
     def _problems(self) -> list[str]:
         texts = [member.text for member in self.run.members]
-        # Who is killed prints nothing any more: it is a data worker, which Python tells in its own words that it is alone.
+        # Who is killed prints nothing any more: it is a data worker, which Python tells in its own words that it is
+        # alone.
         ended = ["" if member.code == -signal.SIGKILL else member.text for member in self.run.members]
         problems = checks.tracebacks(ended) + checks.torn(self.out)
         lines = checks.ways_on(texts)
         if len(lines) > 1:
             problems.append(f"{len(lines)} lines name the way on")
         codes = [member.code for member in self.run.members]
-        problems += {"kills": self._after_kill, "signals": self._after_signal, "disks": self._after_disk}[self.what.mode](codes)
+        problems += {"kills": self._after_kill, "signals": self._after_signal, "disks": self._after_disk}[
+            self.what.mode
+        ](codes)
         if self.what.mode == "signals" and self.happened and self.run.left_behind():
             problems.append("processes of the run are left behind")
         return problems
@@ -262,9 +265,14 @@ def _disturbed(
     """Starts or resumes, disturbs; whether the run was done before or in spite of it."""
     moment = what.moment
     run = runs.start(
-        config, out, processes, _resume(out), hold_at=int(moment.number) if moment.what == "event" else 0,
-        holds=moment.rank, die_in_write=what.in_write,
-    )  # fmt: skip
+        config,
+        out,
+        processes,
+        _resume(out),
+        hold_at=int(moment.number) if moment.what == "event" else 0,
+        holds=moment.rank,
+        die_in_write=what.in_write,
+    )
     try:
         trial.problems += Disturbed(what, run, out, disk).go()
     finally:

@@ -104,10 +104,13 @@ def _results(scores: dict[str, list[float]]) -> Results:
 def test_the_papers_order_is_judged_by_paired_intervals():
     results = _results(
         {
-            "tuned": [20, 30, 25], "DPO": [21, 29, 26], "DPO, no image": [0, 0, 0], "mDPO": [10.0, 20.2, 15.1],
+            "tuned": [20, 30, 25],
+            "DPO": [21, 29, 26],
+            "DPO, no image": [0, 0, 0],
+            "mDPO": [10.0, 20.2, 15.1],
             "mDPO, random image": [0, 0, 0],
         }
-    )  # fmt: skip
+    )
     assert dict(order(results.size.item(items.FIGURE_1), results)) == {
         "DPO > tuned": "reversed in the mean only",
         "mDPO > tuned": "agrees beyond the 95% interval",

@@ -11,15 +11,24 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 torch.set_num_threads(1)
 
 from mdpo.data import read_rows  # noqa: E402  (after the path is set)
-from tests.trainer.test_training import trainer  # noqa: E402
+from tests.trainer.runs import trainer  # noqa: E402
 
 model, data, output = map(Path, sys.argv[1:4])
 rows = read_rows(data)
 run = trainer(
-    (model, data), output, rows=rows[:9], eval_rows={"seen": rows[:3], "new": rows[9:]}, num_train_epochs=1,
-    token_budget=260, lr_scheduler_type="constant", warmup_steps=0, include_num_input_tokens_seen=True,
-    label_names=["none"], ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, save_strategy="no",
-)  # fmt: skip
+    (model, data),
+    output,
+    rows=rows[:9],
+    eval_rows={"seen": rows[:3], "new": rows[9:]},
+    num_train_epochs=1,
+    token_budget=260,
+    lr_scheduler_type="constant",
+    warmup_steps=0,
+    include_num_input_tokens_seen=True,
+    label_names=["none"],
+    ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+    save_strategy="no",
+)
 run.train()
 predicted = run.predict(rows)
 if run.is_world_process_zero():

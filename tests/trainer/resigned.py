@@ -1,4 +1,6 @@
-"""Damage to a checkpoint that its digests would show, and the digests brought up to date with it: what a later check is for."""
+"""Damage to a checkpoint that its digests would show, and the digests brought up to date with it: what a later check is
+for.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""How checkpoints are written, replaced and rotated; and what stops a run before one could hold a number that is none."""
+"""How checkpoints are written, replaced and rotated; and what stops a run before one could hold a number that
+is none.
+"""
 
 import json
 import math
@@ -16,8 +18,7 @@ from mdpo.trainer import checkpoints, keeps_checkpoints
 from mdpo.trainer.checkpoints import STAGING, last_whole_checkpoint, recover
 from mdpo.trainer.finite import is_finite, weights_not_finite
 from mdpo.trainer.not_finite import StopsWhereNotFinite
-from tests.trainer.test_damaged_checkpoints import start
-from tests.trainer.test_resume_full import ROWS
+from tests.trainer.runs import ROWS, start
 
 
 def names(folder: Path) -> list[str]:
@@ -101,7 +102,9 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_names_the_one_before(tmp_pat
     owner = keeps_checkpoints.KeepsWeights
     real = getattr(owner, part)
     monkeypatch.setattr(owner, part, full)
-    with pytest.raises(TrainingError, match=r"step 2 could not be written: the disk is full; the last good state is .*checkpoint-1"):
+    with pytest.raises(
+        TrainingError, match=r"step 2 could not be written: the disk is full; the last good state is .*checkpoint-1"
+    ):
         start(tmp_path).train()
     assert names(tmp_path) == ["checkpoint-1"]
 
@@ -113,7 +116,11 @@ def test_what_cannot_be_saved_beside_the_weights_leaves_them(tmp_path, monkeypat
         raise TypeError("a callback's state is no JSON")
 
     monkeypatch.setattr(run.state.__class__, "save_to_json", refuses)
-    with pytest.raises(TrainingError, match=r"the step's weights are in .*weights-1/adapter_model.safetensors, and there is no checkpoint: see to that"):
+    with pytest.raises(
+        TrainingError,
+        match=r"the step's weights are in .*weights-1/adapter_model.safetensors, "
+        r"and there is no checkpoint: see to that",
+    ):
         run.train()
     assert names(tmp_path) == ["weights-1"] and load_file(tmp_path / "weights-1" / "adapter_model.safetensors")
 
@@ -144,7 +151,12 @@ def test_rotation_leaves_the_best_the_newest_and_the_one_just_written(tmp_path):
 
 
 def test_a_run_that_was_moved_finds_its_best_checkpoint(tmp_path):
-    settings = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    settings = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+    }
 
     whole = start(tmp_path / "there", eval_rows=ROWS[:2], **settings)
     whole.train()
@@ -179,15 +191,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, value, ma
     run = start(tmp_path / "run", save_total_limit=1, max_grad_norm=max_grad_norm)
     poison(run, 2, value)
     with pytest.raises(
-        TrainingError, match=r"gradients of step 3 are not finite, with examples row\d, row\d; .* kept in .*checkpoint-2\. Lower"
+        TrainingError,
+        match=r"gradients of step 3 are not finite, with examples row\d, row\d; .* kept in .*checkpoint-2\. Lower",
     ):
         run.train()
     assert names(tmp_path / "run") == ["checkpoint-2"]
-    kept, whole = (load_file(tmp_path / name / "checkpoint-2" / "adapter_model.safetensors") for name in ("run", "good"))
+    kept, whole = (
+        load_file(tmp_path / name / "checkpoint-2" / "adapter_model.safetensors") for name in ("run", "good")
+    )
     assert all(torch.equal(kept[name], whole[name]) for name in whole)
     resumed = start(tmp_path / "run", max_grad_norm=max_grad_norm)
     resumed.train(resume_from_checkpoint=True)
-    ours, theirs = (load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors") for name in ("run", "good"))
+    ours, theirs = (
+        load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors") for name in ("run", "good")
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -213,7 +230,9 @@ def test_fp16_leaves_a_step_out_until_its_scale_has_collapsed(tmp_path):
     run.accelerator.scaler = _Scaler(65536.0)
     StopsWhereNotFinite._stop_at_gradients(run, run.model)
     run.accelerator.scaler = _Scaler(2.0**-20)
-    with pytest.raises(TrainingError, match=r"step 1 have not been finite for many steps: fp16's loss scale .* row7; nothing"):
+    with pytest.raises(
+        TrainingError, match=r"step 1 have not been finite for many steps: fp16's loss scale .* row7; nothing"
+    ):
         StopsWhereNotFinite._stop_at_gradients(run, run.model)
 
 
@@ -226,7 +245,9 @@ def test_no_checkpoint_and_no_final_save_holds_a_weight_that_is_not_finite(tmp_p
 
     run = start(tmp_path, save_total_limit=1)
     run.add_callback(Break())
-    with pytest.raises(TrainingError, match=r"step 2 is not written: 1 of the trained weights .*last good state is .*checkpoint-1"):
+    with pytest.raises(
+        TrainingError, match=r"step 2 is not written: 1 of the trained weights .*last good state is .*checkpoint-1"
+    ):
         run.train()
     assert names(tmp_path) == ["checkpoint-1"]
     with pytest.raises(TrainingError, match=r"the model is not written: 1 of the trained weights"):

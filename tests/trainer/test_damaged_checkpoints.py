@@ -12,25 +12,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
+from mdpo import InputError, MDPOTrainer, TrainingError
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from mdpo.trainer.manifest import SETTINGS_NAME, Unfit, check_signed
 from mdpo.trainer.resume import check_folder, checkpoint_to_resume
-from tests import tiny
 from tests.trainer.resigned import edit_state, resign
-from tests.trainer.test_resume_full import ROWS
-from tests.trainer.test_training import lora
+from tests.trainer.runs import start
 
-GARBAGE = [-1, 10**9, 10**400, 1.5, math.nan, math.inf, True, None, "x", "\x1b[2J", "", [], {}, [[[[1]]]], {"a": {"b": []}}]
-
-
-def start(output: Path, *, eval_rows: list[dict] | None = None, **settings) -> MDPOTrainer:
-    defaults = {
-        "learning_rate": 1e-2, "examples_per_step": 2, "max_steps": 3, "save_steps": 1, "logging_steps": 1, "use_cpu": True,
-        "disable_tqdm": True, "report_to": "none", "conditional": False, "anchors": [], "check_start": False,
-    }  # fmt: skip
-    args = MDPOConfig(output_dir=str(output), **{**defaults, **settings})
-    return MDPOTrainer(tiny.llava(), args, ROWS, eval_rows, processing_class=tiny.processor(), peft_config=lora())
+GARBAGE = [
+    -1,
+    10**9,
+    10**400,
+    1.5,
+    math.nan,
+    math.inf,
+    True,
+    None,
+    "x",
+    "\x1b[2J",
+    "",
+    [],
+    {},
+    [[[[1]]]],
+    {"a": {"b": []}},
+]
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +129,16 @@ def test_damaged_checkpoints_are_passed_over_by_name_and_reason(run, tmp_path, c
     args = start(tmp_path / "run").args
     flip(tmp_path / "run" / "checkpoint-3" / "optimizer.pt", random.Random(0))
     edit_state(tmp_path / "run" / "checkpoint-2", lambda state: state.update(global_step=-1))
-    assert last_whole_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2", "its bytes are as they were signed"
+    assert last_whole_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2", (
+        "its bytes are as they were signed"
+    )
     assert checkpoint_to_resume(args, True) == str(tmp_path / "run" / "checkpoint-1")
     assert "checkpoint-3 was changed after it was written (optimizer.pt has another digest): passed over" in caplog.text
     assert "checkpoint-2 is damaged (trainer_state.json: global_step is -1; expected a number of steps)" in caplog.text
     (tmp_path / "run" / "checkpoint-1" / SETTINGS_NAME).unlink()
-    with pytest.raises(InputError, match=r"holds no whole checkpoint \(checkpoint-3 .*; checkpoint-2 .*; checkpoint-1 has no"):
+    with pytest.raises(
+        InputError, match=r"holds no whole checkpoint \(checkpoint-3 .*; checkpoint-2 .*; checkpoint-1 has no"
+    ):
         checkpoint_to_resume(args, True)
 
 
@@ -184,7 +193,17 @@ def test_a_state_that_contradicts_itself_is_refused(run, folder, change):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a":' * 100_000, "[]", '"x"', "{", "\xff", " " * 10_000_000, '{"global_step": ' + "9" * 5000 + "}"]
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[]",
+        '"x"',
+        "{",
+        "\xff",
+        " " * 10_000_000,
+        '{"global_step": ' + "9" * 5000 + "}",
+    ],
 )
 @pytest.mark.parametrize("name", ["trainer_state.json", SETTINGS_NAME])
 def test_json_that_is_none_or_monstrous(run, folder, name, text):
@@ -221,7 +240,8 @@ PICKLES = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
 
 @pytest.mark.parametrize("name", PICKLES)
 @pytest.mark.parametrize(
-    "value", [Evil(), [], {}, 5, None, {"state": 1}, {"last_epoch": "x", "base_lrs": 1}, {"python": 1, "numpy": 2, "cpu": 3}]
+    "value",
+    [Evil(), [], {}, 5, None, {"state": 1}, {"last_epoch": "x", "base_lrs": 1}, {"python": 1, "numpy": 2, "cpu": 3}],
 )
 def test_another_pickle_in_a_files_place(run, folder, name, value):
     pickled(folder / name, value)

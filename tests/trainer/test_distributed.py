@@ -1,8 +1,6 @@
 """Two processes on a CPU train the same adapter as one, see every example once, and fail together."""
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +11,10 @@ from safetensors.torch import load_file
 
 from mdpo.trainer.steps import StepSampler
 from tests import tiny
+from tests.numerics import relative_distance
+from tests.trainer.processes import ROOT, run
+from tests.trainer.runs import trainer
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
 
@@ -27,18 +27,6 @@ def launch(world, output: Path, processes: int, *options: str, check: bool = Tru
     return run(SCRIPT, processes, *map(str, world), str(output), *options, check=check)
 
 
-def run(
-    script: Path, processes: int, *arguments: str, check: bool = True, **variables: str
-) -> subprocess.CompletedProcess:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **variables}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 or not check, done.stderr[-6000:]
-    return done
-
-
 @pytest.fixture(scope="module")
 def alone(world, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("alone")
@@ -49,15 +37,11 @@ def alone(world, tmp_path_factory) -> Path:
 def distance(one: Path, other: Path, start: Path) -> float:
     """‖Δ − Δ'‖ / ‖Δ‖ of two adapters, from the adapter they started with."""
     ours, theirs, first = (load_file(folder / "adapter_model.safetensors") for folder in (one, other, start))
-    moved = sum((ours[name] - first[name]).norm() ** 2 for name in ours)
-    apart = sum((ours[name] - theirs[name]).norm() ** 2 for name in ours)
-    return (apart / moved).sqrt().item()
+    return relative_distance(ours, theirs, first)
 
 
 @pytest.fixture(scope="module")
 def start(world, tmp_path_factory) -> Path:
-    from tests.trainer.test_training import trainer
-
     output = tmp_path_factory.mktemp("start")
     trainer(world, output).save_model()
     return output
@@ -74,9 +58,12 @@ def test_two_processes_train_the_adapter_of_one(world, alone, start, tmp_path):
 def test_deepspeed_zero_2_trains_the_adapter_of_one(world, alone, start, tmp_path):
     pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed: pip install deepspeed")
     variables = {
-        "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no",
-    }  # fmt: skip
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_MIXED_PRECISION": "no",
+    }
     run(SCRIPT, 2, *map(str, world), str(tmp_path), "use_cpu=no", **variables)
     assert distance(alone, tmp_path, start) <= 1e-3
     assert (tmp_path / "checkpoint-10" / "global_step10").is_dir(), "its engine has trained"
@@ -90,9 +77,14 @@ def test_resume_with_another_number_of_processes(world, alone, start, tmp_path):
 def test_two_processes_resume_a_full_fine_tuning_to_the_same_weights(world, tmp_path):
     launch(world, tmp_path / "whole", 2, "peft=no", "max_steps=4", "save_steps=2")
     launch(
-        world, tmp_path / "resumed", 2, "peft=no", "max_steps=4", "save_steps=2",
+        world,
+        tmp_path / "resumed",
+        2,
+        "peft=no",
+        "max_steps=4",
+        "save_steps=2",
         f"resume={tmp_path / 'whole' / 'checkpoint-2'}",
-    )  # fmt: skip
+    )
     whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -111,10 +103,7 @@ def test_fsdp2_trains_the_adapter_of_one_process(tmp_path):
     for processes in (1, 2):
         run(script, processes, str(tmp_path / f"{processes}.safetensors"))
     one, two = (load_file(tmp_path / f"{processes}.safetensors") for processes in (1, 2))
-    assert one.keys() == two.keys()
-    apart = sum((one[name] - two[name]).norm() ** 2 for name in one)
-    moved = sum(delta.norm() ** 2 for delta in one.values())
-    assert (apart / moved).sqrt() <= 1e-3
+    assert relative_distance(one, two, dict.fromkeys(one, torch.zeros(()))) <= 1e-3, "they hold what has moved"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -128,7 +117,9 @@ def test_every_example_once_an_epoch(world_size, examples):
         )
         epoch = list(sampler)
         steps.add(len(epoch))
-        seen += [index for step in epoch for micro_batch in step if micro_batch.weight for index in micro_batch.examples]
+        seen += [
+            index for step in epoch for micro_batch in step if micro_batch.weight for index in micro_batch.examples
+        ]
     assert sorted(seen) == list(range(examples))
     assert len(steps) == 1, "every rank takes every step"
 

@@ -25,9 +25,16 @@ def rows(tmp_path_factory):
 
 def trainer(folder, train, evaluate=None, **settings) -> MDPOTrainer:
     defaults = {
-        "learning_rate": 5e-2, "examples_per_step": 4, "token_budget": 200, "num_train_epochs": 2, "logging_steps": 1,
-        "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "report_to": "none",
-    }  # fmt: skip
+        "learning_rate": 5e-2,
+        "examples_per_step": 4,
+        "token_budget": 200,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
     return MDPOTrainer(
         model=tiny.llava(),
         args=MDPOConfig(**{"output_dir": str(folder), **defaults, **settings}),
@@ -186,13 +193,13 @@ def broken(run, row: str):
 
 def test_a_row_that_is_not_finite_ends_the_run_with_a_checkpoint(tmp_path, rows):
     run = broken(trainer(tmp_path, rows[:6], rows[6:], eval_steps=1, check_start=False), "row8")
-    with pytest.raises(TrainingError, match=r"after step 1: the loss is not finite, with examples row8; .*checkpoint-1\. Look"):
+    with pytest.raises(
+        TrainingError, match=r"after step 1: the loss is not finite, with examples row8; .*checkpoint-1\. Look"
+    ):
         run.train()
     assert math.isnan(run.state.log_history[-1]["eval_loss"]) and run.state.best_metric is None
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
-    again = trainer(
-        tmp_path, rows[:6], rows[6:], eval_steps=1, check_start=False, eval_skip_not_finite=True
-    )
+    again = trainer(tmp_path, rows[:6], rows[6:], eval_steps=1, check_start=False, eval_skip_not_finite=True)
     broken(again, "row8").train(resume_from_checkpoint=True)
     assert again.state.global_step == again.state.max_steps
 
@@ -214,7 +221,9 @@ def test_evaluation_steps_and_training_samples_are_counted_as_they_are(tmp_path,
     (summary,) = [run.train().metrics]
     assert summary["train_samples_per_second"] * summary["train_runtime"] == pytest.approx(10, rel=0.2), "4 + 2 + 4"
     metrics = run.evaluate(rows)
-    assert metrics["eval_steps_per_second"] / metrics["eval_samples_per_second"] == pytest.approx(0.3, rel=0.2), "10 rows, 3 steps"
+    assert metrics["eval_steps_per_second"] / metrics["eval_samples_per_second"] == pytest.approx(0.3, rel=0.2), (
+        "10 rows, 3 steps"
+    )
 
 
 def test_tokens_are_counted_in_training_alone(tmp_path, rows):

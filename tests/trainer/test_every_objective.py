@@ -1,4 +1,6 @@
-"""Every preset through the trainer on rows that bring all it reads: the start check, the steps, the metrics, the cache."""
+"""Every preset through the trainer on rows that bring all it reads: the start check, the steps, the metrics,
+the cache.
+"""
 
 import json
 import logging
@@ -32,9 +34,18 @@ def world(tmp_path_factory):
 def trainer(world, output, **settings):
     model, rows, folder = world
     arguments = {
-        "examples_per_step": 3, "max_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 0,
-        "negative": "own", "logging_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True,
-    }  # fmt: skip
+        "examples_per_step": 3,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "negative": "own",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
     return MDPOTrainer(
         model=load(model),
         args=MDPOConfig(output_dir=str(output), **{**arguments, **settings}),
@@ -69,7 +80,10 @@ def test_a_preset_trains(world, tmp_path, preset, caplog):
         run.train()
     (checked,) = [r.message for r in caplog.records if r.message.startswith("start check")]
     # The two shortest examples with a picture have every branch, the text alone those that read its own prompt.
-    assert f"{2 * len(objective.branches) + sum(branch in ('chosen', 'rejected') for branch in objective.branches)} branches" in checked
+    assert (
+        f"{2 * len(objective.branches) + sum(branch in ('chosen', 'rejected') for branch in objective.branches)} "
+        "branches" in checked
+    )
     first, last = [entry for entry in run.state.log_history if "loss" in entry]
     evaluated = next(entry for entry in run.state.log_history if "eval_loss" in entry)
     for name in (term.name for term in objective.terms):
@@ -88,7 +102,9 @@ def test_what_one_objective_computed_another_finds(world, tmp_path, caplog):
     cache = str(tmp_path / "cache")
     with caplog.at_level(logging.INFO, "mdpo"):
         for name in ("dpo", "mdpo", "symmpo", "dpo"):
-            trainer(world, tmp_path / name, objective=name, reference_cache_dir=cache, overwrite_output_dir=True).train()
+            trainer(
+                world, tmp_path / name, objective=name, reference_cache_dir=cache, overwrite_output_dir=True
+            ).train()
     lines = [r.message.split(": ")[-1] for r in caplog.records if r.message.startswith("reference cache")]
     # Five rows with a picture and one of text alone.
     assert lines == [
@@ -102,7 +118,11 @@ def test_what_one_objective_computed_another_finds(world, tmp_path, caplog):
 def test_rows_that_lack_what_an_objective_reads_are_refused(world, tmp_path):
     model, rows, folder = world
     with pytest.raises(InputError, match="rejected_images.*1 per image, and the objective reads 3"):
-        trainer((model, [{**row, "rejected_images": row["rejected_images"][:1]} for row in rows[:5]], folder), tmp_path, objective="misp")
+        trainer(
+            (model, [{**row, "rejected_images": row["rejected_images"][:1]} for row in rows[:5]], folder),
+            tmp_path,
+            objective="misp",
+        )
     with pytest.raises(InputError, match="contrast"):
         bare = [{name: value for name, value in row.items() if name != "contrast"} for row in rows]
         trainer((model, bare, folder), tmp_path, objective="symmpo")
@@ -122,12 +142,16 @@ def test_three_drawn_negatives(world, tmp_path):
 def test_rows_of_which_an_objective_reads_nothing_are_named(world, tmp_path):
     model, rows, folder = world
     sight = [{"name": "sight", "rows": {"contrast@negative": 1, "chosen@negative": -1}}]
-    with pytest.raises(InputError, match="row 5.*: images: is empty, so that the row has nothing of what the objective reads"):
+    with pytest.raises(
+        InputError, match="row 5.*: images: is empty, so that the row has nothing of what the objective reads"
+    ):
         trainer(world, tmp_path, objective=sight)
     apart = [{"name": "apart", "rows": {"chosen": 1, "contrast@negative": -1}}]
     half = [{name: value for name, value in row.items() if name != "contrast"} for row in rows[:5]]
     alone = {**rows[5], "contrast": "the answer to a picture that is not there"}
-    with pytest.raises(InputError, match=r"^train_dataset: no row has all that any term .* \(as apart: chosen, contrast@negative\)"):
+    with pytest.raises(
+        InputError, match=r"^train_dataset: no row has all that any term .* \(as apart: chosen, contrast@negative\)"
+    ):
         trainer((model, [*half, alone], folder), tmp_path, objective=apart)
     run = trainer(world, tmp_path, objective="svco")
     with pytest.raises(InputError, match="^eval_dataset: no row has all that any term of the objective reads"):

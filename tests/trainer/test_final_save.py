@@ -25,9 +25,15 @@ def world(tmp_path_factory):
 
 def trainer(world, output_dir, **settings) -> MDPOTrainer:
     defaults = {
-        "examples_per_step": 2, "max_steps": 3, "save_steps": 1, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
-        "learning_rate": 1e-3, "check_start": False,
-    }  # fmt: skip
+        "examples_per_step": 2,
+        "max_steps": 3,
+        "save_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "learning_rate": 1e-3,
+        "check_start": False,
+    }
     return MDPOTrainer(
         model=load(world[0]),
         args=MDPOConfig(output_dir=str(output_dir), **{**defaults, **settings}),
@@ -58,10 +64,15 @@ def test_the_checkpoint_of_the_last_step_has_the_weights(world, tmp_path, monkey
     run = trainer(world, tmp_path)
     run.train()
     fill(monkeypatch, 1)
-    said = r"saved to .*: the disk is full; its weights are in the checkpoint .*checkpoint-3; .*--resume_from_checkpoint true"
+    said = (
+        r"saved to .*: the disk is full; its weights are in the checkpoint .*checkpoint-3; "
+        r".*--resume_from_checkpoint true"
+    )
     with pytest.raises(TrainingError, match=said):
         run.save_model()
-    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"] and not (tmp_path / WEIGHTS).exists()
+    assert (
+        checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"] and not (tmp_path / WEIGHTS).exists()
+    )
 
 
 def test_without_checkpoints_one_is_written_and_the_way_on_leads_to_the_end(world, tmp_path, monkeypatch):
@@ -116,7 +127,9 @@ def test_what_lies_beside_stays_and_the_card_is_added_to(world, tmp_path):
     run.train()
     run.save_model()
     run.save_state()
-    assert "what I know of it" in (tmp_path / "README.md").read_text() and (tmp_path / "notes.txt").read_text() == "mine"
+    assert (
+        "what I know of it" in (tmp_path / "README.md").read_text() and (tmp_path / "notes.txt").read_text() == "mine"
+    )
     found = {path.name for path in tmp_path.iterdir()}
     assert {WEIGHTS, "adapter_config.json", "trainer_state.json"} <= found
     assert not [name for name in found if name.startswith(".")]
@@ -130,7 +143,9 @@ def test_a_full_disk_behind_the_model_leaves_it_and_asks_for_no_other_run(world,
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
     try:
-        with pytest.raises(OutputError, match=r"trainer_state.json .* the disk is full; .* whole, and needs no other run$"):
+        with pytest.raises(
+            OutputError, match=r"trainer_state.json .* the disk is full; .* whole, and needs no other run$"
+        ):
             run.save_state()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -26,9 +26,15 @@ def world(tmp_path_factory):
 def trainer(world, output_dir, *, model=None, peft_config: LoraConfig | None, **settings) -> MDPOTrainer:
     path, data = world
     defaults = {
-        "learning_rate": 1e-3, "examples_per_step": 3, "token_budget": 200, "max_steps": 2, "use_cpu": True,
-        "disable_tqdm": True, "report_to": "none", "save_strategy": "no",
-    }  # fmt: skip
+        "learning_rate": 1e-3,
+        "examples_per_step": 3,
+        "token_budget": 200,
+        "max_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
     return MDPOTrainer(
         model=load(path) if model is None else model,
         args=MDPOConfig(output_dir=str(output_dir), **{**defaults, **settings}),
@@ -57,12 +63,16 @@ def test_on_by_default_said_in_one_line_and_the_same_run(world, tmp_path, caplog
     assert said(caplog) == f"LoRA: {fused(own)} of {fused(own)} layers fused" and fused(own) > 10
     caplog.clear()
     plain = trainer(world, tmp_path / "plain", peft_config=config(), fused_lora=False)
-    assert re.match(r"LoRA: 0 of \d+ layers fused; .* made without mdpo.models.fuse_lora", said(caplog)) and not fused(plain)
+    assert re.match(r"LoRA: 0 of \d+ layers fused; .* made without mdpo.models.fuse_lora", said(caplog)) and not fused(
+        plain
+    )
     for run in (own, plain):
         run.train()
     theirs = dict(plain.model.named_parameters())
     for name, parameter in own.model.named_parameters():
-        torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            parameter, theirs[name], rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize(

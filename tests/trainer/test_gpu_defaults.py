@@ -38,8 +38,8 @@ def compiles_eagerly(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A machine with a GPU and a compiler, as far as mdpo train looks; the layers stay as they are. Returns a list whose
-    last entry is the free memory in GiB."""
+    """A machine with a GPU and a compiler, as far as mdpo train looks; the layers stay as they are. Returns a list
+    whose last entry is the free memory in GiB."""
     free = [4.0]
     monkeypatch.setattr(machine, "compiler_fault", lambda device: None)
     monkeypatch.setattr(layers, "compile_layers", lambda model: None)
@@ -51,10 +51,18 @@ def gpu(monkeypatch):
 def train(world, folder, *overrides) -> int:
     path = folder / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(folder / "out"),
-        "examples_per_step": 3, "num_train_epochs": 1, "lora_r": 2, "use_cpu": True, "learning_rate": 1e-3, "save_steps": 1,
-        "report_to": "none", "disable_tqdm": True,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(folder / "out"),
+        "examples_per_step": 3,
+        "num_train_epochs": 1,
+        "lora_r": 2,
+        "use_cpu": True,
+        "learning_rate": 1e-3,
+        "save_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     path.write_text(yaml.safe_dump(settings))
     return cli.main(["train", str(path), *overrides])
 
@@ -77,7 +85,9 @@ def test_one_line_says_what_was_chosen_and_the_checkpoint_records_it(world, tmp_
     assert f"token_budget {found['token_budget']} " in line
 
 
-def test_a_run_that_goes_on_takes_its_checkpoints_choices_and_ends_bit_for_bit_where_it_did(world, tmp_path, caplog, gpu):
+def test_a_run_that_goes_on_takes_its_checkpoints_choices_and_ends_bit_for_bit_where_it_did(
+    world, tmp_path, caplog, gpu
+):
     assert train(world, tmp_path, "--token_budget", "200", "--checkpoint_layers", "1", "--compile_layers", "false") == 0
     before, whole = chosen(tmp_path, 1), load_file(tmp_path / "out" / "adapter_model.safetensors")
     again = str(tmp_path / "out" / "checkpoint-1")
@@ -108,8 +118,11 @@ def test_what_is_written_stays(world, tmp_path, caplog, gpu):
     with caplog.at_level(logging.INFO):
         assert train(world, tmp_path, "--max_steps", "1", *written) == 0
     assert chosen(tmp_path, 1) == {
-        "token_budget": 300, "checkpoint_layers": 1, "gradient_checkpointing": True, "layers": "eager",
-    }  # fmt: skip
+        "token_budget": 300,
+        "checkpoint_layers": 1,
+        "gradient_checkpointing": True,
+        "layers": "eager",
+    }
 
 
 def test_on_a_cpu_nothing_is_chosen(world, tmp_path, caplog):
@@ -117,8 +130,11 @@ def test_on_a_cpu_nothing_is_chosen(world, tmp_path, caplog):
         assert train(world, tmp_path, "--max_steps", "1") == 0
     assert not lines(caplog, "GiB free")
     assert chosen(tmp_path, 1) == {
-        "token_budget": 16384, "checkpoint_layers": None, "gradient_checkpointing": False, "layers": "eager",
-    }  # fmt: skip
+        "token_budget": 16384,
+        "checkpoint_layers": None,
+        "gradient_checkpointing": False,
+        "layers": "eager",
+    }
 
 
 # The layers
@@ -127,9 +143,14 @@ def test_on_a_cpu_nothing_is_chosen(world, tmp_path, caplog):
 def trainer(world, folder, **settings) -> MDPOTrainer:
     model = load(world[0], dtype="float32")
     defaults = {
-        "learning_rate": 1e-3, "examples_per_step": 3, "max_steps": 2, "use_cpu": True, "disable_tqdm": True,
-        "report_to": "none", "save_strategy": "no",
-    }  # fmt: skip
+        "learning_rate": 1e-3,
+        "examples_per_step": 3,
+        "max_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
     return MDPOTrainer(
         model=model,
         args=MDPOConfig(output_dir=str(folder), **{**defaults, **settings}),
@@ -157,7 +178,9 @@ def test_without_a_compiler_layers_run_eagerly_and_one_line_says_why(world, tmp_
     monkeypatch.setattr(torch, "compile", broken)
     run = trainer(world, tmp_path, compile_layers=True)
     (line,) = lines(caplog, "compile_layers")
-    assert "run eagerly" in line and line.endswith("Failed to find C compiler. Please specify via CC environment variable.")
+    assert "run eagerly" in line and line.endswith(
+        "Failed to find C compiler. Please specify via CC environment variable."
+    )
     monkeypatch.undo()
     assert run.layers == "eager" and is_compiled(run.model) == [False]
     assert run._cache._path.name == trainer(world, tmp_path)._cache._path.name
@@ -230,7 +253,9 @@ def test_a_norm_is_cast_once_and_what_its_readers_read_is_the_same(compiled, com
         found.append((values.detach(), torch.cat([p.grad.flatten() for p in layer.parameters()])))
     (plain, gradient), (cast, other) = found
     assert torch.equal(plain.nan_to_num(), cast.nan_to_num())
-    assert float((gradient - other).norm() / gradient.norm()) < 2**-7, "one rounding to bf16 of what the readers send back"
+    assert float((gradient - other).norm() / gradient.norm()) < 2**-7, (
+        "one rounding to bf16 of what the readers send back"
+    )
     assert compiled or casts == [torch.float32, torch.bfloat16]
 
 

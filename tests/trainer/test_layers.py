@@ -10,9 +10,13 @@ from tests import tiny
 
 def settings(tmp_path, reentrant: bool) -> MDPOConfig:
     return MDPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, report_to="none", gradient_checkpointing=True, compile_layers=False,
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=True,
+        compile_layers=False,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-    )  # fmt: skip
+    )
 
 
 def test_checkpointing_that_loses_the_gradients_of_shared_keys_is_refused(tmp_path):

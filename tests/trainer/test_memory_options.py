@@ -1,4 +1,6 @@
-"""The options that save memory: the exact ones leave the adapter as it is, the approximate ones within a stated bound."""
+"""The options that save memory: the exact ones leave the adapter as it is, the approximate ones within a
+stated bound.
+"""
 
 import functools
 
@@ -12,6 +14,7 @@ from mdpo.data import read_rows
 from mdpo.models import LANGUAGE_LINEAR, language_layers, load, load_processor
 from mdpo.models.quantize import quantized_modules
 from tests import tiny, wide
+from tests.numerics import relative_distance
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,16 @@ def run(world, output_dir, *, load_in_4bit=False, targets=LANGUAGE_LINEAR, dtype
     """Two steps, untrained; ``start`` is what the adapter begins with."""
     model, data = world
     defaults = {
-        "learning_rate": 1e-3, "examples_per_step": 3, "token_budget": 200, "max_steps": 2, "logging_steps": 1,
-        "use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no",
-    }  # fmt: skip
+        "learning_rate": 1e-3,
+        "examples_per_step": 3,
+        "token_budget": 200,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
     trainer = MDPOTrainer(
         model=load(model, dtype=dtype, load_in_4bit=load_in_4bit),
         args=MDPOConfig(output_dir=str(output_dir), **{**defaults, **settings}),
@@ -52,10 +62,7 @@ def trained(world, output_dir, **settings) -> MDPOTrainer:
 
 def relative_difference(one: MDPOTrainer, other: MDPOTrainer) -> float:
     """‖Δ − Δ'‖ / ‖Δ‖ of what two runs have moved the adapter by, from the same start."""
-    ones, others = adapter(one), adapter(other)
-    moved = sum((ones[name] - one.start[name]).norm() ** 2 for name in ones)
-    apart = sum((ones[name] - others[name]).norm() ** 2 for name in ones)
-    return float((apart / moved).sqrt())
+    return relative_distance(adapter(one), adapter(other), one.start)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,9 @@ def test_adam_in_8_bits_moves_the_adapter_alike(world, plain, tmp_path, optim):
 
 
 def test_nf4_moves_the_adapter_alike(world, plain, tmp_path):
-    """The first steps of Adam are the signs of gradients, so on another base (weights off by 9%) many entries differ."""
+    """The first steps of Adam are the signs of gradients, so on another base (weights off by 9%) many entries
+    differ.
+    """
     pytest.importorskip("bitsandbytes")
     trainer = trained(world, tmp_path, load_in_4bit=True)
     assert relative_difference(plain, trainer) < 0.8
@@ -146,7 +155,9 @@ def test_under_autocast_a_layers_input_is_not_copied(world, tmp_path):
     layer.lora_A["default"].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
     trainer.train()
     assert seen and set(seen) == {torch.bfloat16}
-    assert layer.cast_input_dtype_enabled, "outside of a step peft's cast is there, for those who use the model as it is"
+    assert layer.cast_input_dtype_enabled, (
+        "outside of a step peft's cast is there, for those who use the model as it is"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,16 @@ def test_training_finds_the_nearest_pictures_of_its_own_rows_and_of_held_out_one
     rows, model, processor = read_rows(data), load(folder), load_processor(folder)
     ready = PreferenceDataset(rows, processor, DataOptions(negative="nearest_image"))
     args = MDPOConfig(
-        output_dir=str(tmp_path / "out"), negative="nearest_image", max_steps=1, use_cpu=True, disable_tqdm=True,
-        examples_per_step=2, report_to="none", save_strategy="no", learning_rate=1e-4,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        negative="nearest_image",
+        max_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        examples_per_step=2,
+        report_to="none",
+        save_strategy="no",
+        learning_rate=1e-4,
+    )
     run = MDPOTrainer(model, args, train_dataset=ready, eval_dataset=rows[:3], processing_class=processor)
     run.train()
     run.evaluate()

@@ -26,8 +26,10 @@ def test_one_loss_by_two_names_trains_one_adapter(tmp_path, objective, mdpos):
     for name, settings in (("named", {"objective": objective}), ("mdpo", mdpos)):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({
-            "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(tmp_path / name), "max_steps": 2,
-            "examples_per_step": 3, "lora_r": 2, "use_cpu": True, "learning_rate": 1e-3, "save_strategy": "no", "report_to": "none",
+            "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(tmp_path / name),
+            "max_steps": 2,
+            "examples_per_step": 3, "lora_r": 2, "use_cpu": True, "learning_rate": 1e-3, "save_strategy": "no",
+            "report_to": "none",
             "disable_tqdm": True, **settings,
         }))  # fmt: skip
         assert main(["train", str(path)]) == 0

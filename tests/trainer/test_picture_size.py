@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from mdpo import cli
 from mdpo.config import load_config, parse_overrides
-from mdpo.memory.wishes import examples_of, shape_of
+from mdpo.memory.constraints import examples_of, shape_of
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
@@ -66,9 +66,18 @@ def sized_run(model, data, tmp_path_factory) -> Path:
 def config(model: Path, data: Path, folder: Path) -> Path:
     path = folder / "config.yaml"
     settings = {
-        "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(folder / "out"), "examples_per_step": 2,
-        "max_steps": 2, "save_steps": 1, "check_start": False, "lora_r": 2, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
-    }  # fmt: skip
+        "model_name_or_path": str(model),
+        "train_data": str(data),
+        "output_dir": str(folder / "out"),
+        "examples_per_step": 2,
+        "max_steps": 2,
+        "save_steps": 1,
+        "check_start": False,
+        "lora_r": 2,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     path.write_text(yaml.safe_dump(settings))
     return path
 

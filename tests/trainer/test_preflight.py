@@ -1,4 +1,6 @@
-"""What would end a run late ends it before the first step, in one line: before the model is loaded where that can be."""
+"""What would end a run late ends it before the first step, in one line: before the model is loaded where that
+can be.
+"""
 
 import dataclasses
 import json
@@ -17,7 +19,7 @@ from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli, traini
 from mdpo.data import read_rows
 from mdpo.models import load, load_processor
 from tests import tiny
-from tests.trainer.test_training import lora
+from tests.trainer.runs import lora
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,16 @@ def world(tmp_path_factory):
 def config(world, tmp_path) -> Path:
     path = tmp_path / "config.yaml"
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "max_steps": 1, "lora_r": 2, "use_cpu": True, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 1,
+        "lora_r": 2,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     path.write_text(yaml.safe_dump(settings))
     return path
 
@@ -119,12 +128,17 @@ def test_a_tracker_that_is_not_installed(config, capsys, monkeypatch, package):
 @pytest.mark.parametrize(
     ("optimizer", "package"),
     [
-        ("adamw_8bit", "bitsandbytes"), ("lion_8bit", "bitsandbytes"), ("paged_adamw_32bit", "bitsandbytes"),
-        ("galore_adamw", "galore_torch"), ("apollo_adamw", "apollo_torch"),
-        ("grokadamw", "grokadamw"), ("adamw_torch_4bit", "torchao"),
-        ("adamw_anyprecision", "torchdistx"), ("stable_adamw", "optimi"),
+        ("adamw_8bit", "bitsandbytes"),
+        ("lion_8bit", "bitsandbytes"),
+        ("paged_adamw_32bit", "bitsandbytes"),
+        ("galore_adamw", "galore_torch"),
+        ("apollo_adamw", "apollo_torch"),
+        ("grokadamw", "grokadamw"),
+        ("adamw_torch_4bit", "torchao"),
+        ("adamw_anyprecision", "torchdistx"),
+        ("stable_adamw", "optimi"),
     ],
-)  # fmt: skip
+)
 def test_an_optimizer_that_is_not_installed(config, capsys, monkeypatch, optimizer, package):
     monkeypatch.setattr(training, "load", lambda *a, **k: pytest.fail("the model was loaded first"))
     try:
@@ -156,7 +170,11 @@ def bare_arguments(world, output) -> dict:
         ("model", lambda world: torch.nn.Linear(2, 2), "model: expected a Hugging Face model .* found a Linear"),
         ("model", lambda world: None, "model: expected a Hugging Face model .* found a NoneType"),
         ("model", lambda world: tiny.llava().model, "a LlavaModel has no language-model head"),
-        ("train_dataset", lambda world: str(world[1]), r"train_dataset: .* is a path; pass the rows: mdpo\.data\.read_rows"),
+        (
+            "train_dataset",
+            lambda world: str(world[1]),
+            r"train_dataset: .* is a path; pass the rows: mdpo\.data\.read_rows",
+        ),
         ("eval_dataset", lambda world: Path(world[1]), "eval_dataset: .* is a path"),
         ("peft_config", lambda world: {"r": 4}, "peft_config: expected a peft.LoraConfig .* found a dict"),
         ("args", lambda world: TrainingArguments("x", report_to="none"), "args: expected an mdpo.MDPOConfig"),
@@ -318,7 +336,12 @@ def test_a_generation_config_that_cannot_be_repaired_ends_the_run_before_it_star
 
 @pytest.mark.parametrize(
     "changes",
-    [{"pad_token_id": -1}, {"num_beams": 1, "length_penalty": 2.0}, {"output_scores": True}, {"top_k": 5, "do_sample": None}],
+    [
+        {"pad_token_id": -1},
+        {"num_beams": 1, "length_penalty": 2.0},
+        {"output_scores": True},
+        {"top_k": 5, "do_sample": None},
+    ],
     ids=str,
 )
 def test_what_has_no_effect_is_unset_and_the_rest_kept(changes):
@@ -403,7 +426,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_steps_weights(world, tmp
     arguments = bare_arguments(world, tmp_path) | {"peft_config": lora() if peft else None}
     arguments["args"] = dataclasses.replace(arguments["args"], max_steps=3, save_steps=1)
     run = MDPOTrainer(**arguments, callbacks=[SpoilTheSecond()])
-    with pytest.raises(TrainingError, match="step 2 could not be written: .*weights-2.*last good state is .*checkpoint-1"):
+    with pytest.raises(
+        TrainingError, match="step 2 could not be written: .*weights-2.*last good state is .*checkpoint-1"
+    ):
         run.train()
     saved = load_file(tmp_path / "weights-2" / ("adapter_model.safetensors" if peft else "model.safetensors"))
     own = {name.replace(".default", ""): tensor for name, tensor in run.model.state_dict().items()}
@@ -416,7 +441,9 @@ def test_a_full_disk_at_the_end_is_said(world, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # fails a write as a full disk does
     try:
-        with pytest.raises(TrainingError, match="could not be saved to .*: the disk is full; its weights are in .*checkpoint-1"):
+        with pytest.raises(
+            TrainingError, match="could not be saved to .*: the disk is full; its weights are in .*checkpoint-1"
+        ):
             run.save_model(str(tmp_path / "final"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,4 +1,6 @@
-"""The card beside what was trained, and its way to the hub: what is uploaded, what stays here, and one line for what fails."""
+"""The card beside what was trained, and its way to the hub: what is uploaded, what stays here, and one line for what
+fails.
+"""
 
 import json
 import shlex
@@ -18,7 +20,7 @@ from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
 from mdpo.models.base_digest import weights_digest
 from tests import tiny
-from tests.test_hub import forget, hub  # noqa: F401 (a fixture)
+from tests.hub import forget
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,20 @@ def world(tmp_path_factory):
 
 def config(world, folder: Path, **changes) -> str:
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": "out", "examples_per_step": 2,
-        "max_steps": 2, "lora_r": 2, "use_cpu": True, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-        "logging_steps": 1, "learning_rate": 1e-3, **changes,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": "out",
+        "examples_per_step": 2,
+        "max_steps": 2,
+        "lora_r": 2,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        **changes,
+    }
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
     return str(folder / "run.yaml")
 
@@ -51,10 +63,20 @@ def test_the_card_beside_an_adapter_says_what_it_is(world, tmp_path, monkeypatch
     state = json.loads(Path("runs/dogs/trainer_state.json").read_text())
     last = [entry for entry in state["log_history"] if "rewards/margins" in entry][-1]
     for fact in (
-        "# dogs", "| model | model |", "| rows | train.jsonl |", "4 (", "| objective | dpo |", "arXiv 2305.18290", "| beta | 0.2 |",
-        "| steps | 2 |", "| adapter.r | 2 |", f"| rewards/margins | {last['rewards/margins']:.6g} |", "| eval\\_loss |",
-        f"| torch | {version('torch')} |", "@inproceedings{wang2024mdpo",
-    ):  # fmt: skip
+        "# dogs",
+        "| model | model |",
+        "| rows | train.jsonl |",
+        "4 (",
+        "| objective | dpo |",
+        "arXiv 2305.18290",
+        "| beta | 0.2 |",
+        "| steps | 2 |",
+        "| adapter.r | 2 |",
+        f"| rewards/margins | {last['rewards/margins']:.6g} |",
+        "| eval\\_loss |",
+        f"| torch | {version('torch')} |",
+        "@inproceedings{wang2024mdpo",
+    ):
         assert fact.replace("\\_", "_") in card.replace("\\_", "_"), fact
     assert str(tmp_path) not in card.split("---", 2)[2] and str(world[0].parent) not in card
     data = ModelCard(card).data
@@ -76,7 +98,7 @@ def test_a_card_of_the_users_own_stays(world, tmp_path, monkeypatch):
     )
 
 
-def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", hub.writer)
     hub.add("tiny/model", world[0])
     words = config(
@@ -113,7 +135,7 @@ def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, m
         load_adapter(load(other), "tiny/dogs", base=str(other))
 
 
-def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_path, capsys):  # noqa: F811
+def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_path, capsys):
     assert (
         main(["train", config(world, tmp_path, push_to_hub=True, hub_model_id="tiny/dogs", hub_token="hf_reads")]) == 2
     )
@@ -122,7 +144,7 @@ def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_pat
     assert not list(Path("out").glob("*.safetensors")) and not hub.repos
 
 
-def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsys):  # noqa: F811
+def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsys):
     hub.full = True
     settings = {"push_to_hub": True, "hub_model_id": "dogs", "hub_token": hub.writer}
     assert main(["train", config(world, tmp_path, **settings)]) == 1
@@ -136,15 +158,26 @@ def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsy
     assert not set(words[1::2]) & {"trainer_state.json", "mdpo_run.json", "training_args.bin"}
 
 
-def test_from_python_as_with_the_base_class(hub, world, tmp_path):  # noqa: F811
+def test_from_python_as_with_the_base_class(hub, world, tmp_path):
     args = MDPOConfig(
-        output_dir="out", max_steps=1, examples_per_step=2, use_cpu=True, report_to="none", save_strategy="no", hub_token=hub.writer,
-        hub_model_id="tiny/cats", disable_tqdm=True, check_start=False,
-    )  # fmt: skip
+        output_dir="out",
+        max_steps=1,
+        examples_per_step=2,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        hub_token=hub.writer,
+        hub_model_id="tiny/cats",
+        disable_tqdm=True,
+        check_start=False,
+    )
     run = MDPOTrainer(
-        model=load(world[0]), args=args, train_dataset=read_rows(world[1]), processing_class=load_processor(world[0]),
+        model=load(world[0]),
+        args=args,
+        train_dataset=read_rows(world[1]),
+        processing_class=load_processor(world[0]),
         peft_config=LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj"),
-    )  # fmt: skip
+    )
     run.train()
     assert run.push_to_hub("cats at last").startswith(f"{hub.url}/tiny/cats/commit/")
     assert "# Cats\n" not in Path("out/README.md").read_text()

@@ -14,25 +14,34 @@ from safetensors.torch import load_file, save_file
 from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli
 from tests import tiny
 from tests.trainer.resigned import resign
-from tests.trainer.test_training import lora, trainer
+from tests.trainer.runs import ROWS, lora, trainer
 
 FAMILIES = {
-    "llava": tiny.llava, "bunny": tiny.bunny, "llava_next": tiny.llava_next, "qwen2_vl": tiny.qwen2_vl,
-    "qwen2_5_vl": tiny.qwen2_5_vl, "qwen3_vl": tiny.qwen3_vl, "idefics3": tiny.idefics3, "smolvlm": tiny.smolvlm,
+    "llava": tiny.llava,
+    "bunny": tiny.bunny,
+    "llava_next": tiny.llava_next,
+    "qwen2_vl": tiny.qwen2_vl,
+    "qwen2_5_vl": tiny.qwen2_5_vl,
+    "qwen3_vl": tiny.qwen3_vl,
+    "idefics3": tiny.idefics3,
+    "smolvlm": tiny.smolvlm,
     "internvl": tiny.internvl,
-}  # fmt: skip
-# Without images, because the weights are what is tried here, and one processor serves every family so.
-ROWS = [
-    {"id": f"row{index}", "prompt": "what is this?", "chosen": f"a {one} cat", "rejected": f"the {other} dog on grass"}
-    for index, (one, other) in enumerate([("red", "blue"), ("big", "small"), ("one", "two"), ("small", "red")])
-]
+}
 
 
 def full(model, output, **settings) -> MDPOTrainer:
     defaults = {
-        "learning_rate": 1e-2, "examples_per_step": 2, "num_train_epochs": 2, "save_steps": 1, "logging_steps": 1,
-        "use_cpu": True, "disable_tqdm": True, "report_to": "none", "conditional": False, "anchors": [],
-    }  # fmt: skip
+        "learning_rate": 1e-2,
+        "examples_per_step": 2,
+        "num_train_epochs": 2,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "conditional": False,
+        "anchors": [],
+    }
     args = MDPOConfig(output_dir=str(output), **{**defaults, **settings})
     return MDPOTrainer(model, args, ROWS, ROWS[:2], processing_class=tiny.processor())
 
@@ -142,7 +151,10 @@ def other_tower(folder: Path) -> None:
         (lambda folder: add(folder, "language_model.model.layers.9.up.weight"), r"does not read: .*layers\.9\.up"),
         (other_tower, r"vision_tower.*q_proj.* does not train, is not what it is in the base"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "damaged or was not copied"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"),
+            "damaged or was not copied",
+        ),
         (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
@@ -194,10 +206,16 @@ def test_an_adapter_that_lacks_a_tensor_is_named(tmp_path):
 
 
 BEST = {
-    "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "num_train_epochs": 3,
-    "lr_scheduler_type": "constant", "warmup_steps": 0, "metric_for_best_model": "rewards/margins",
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "num_train_epochs": 3,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "metric_for_best_model": "rewards/margins",
     "greater_is_better": False,  # so that the best is not the last
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm", "internvl"])
@@ -257,7 +275,9 @@ def test_a_best_checkpoint_that_is_damaged_does_not_lose_the_run(tmp_path, signe
         load()
 
     run._load_best_model = damaged
-    with pytest.raises(TrainingError, match=f"best checkpoint cannot be loaded: .*{reason}.*last weights are in .*checkpoint-6"):
+    with pytest.raises(
+        TrainingError, match=f"best checkpoint cannot be loaded: .*{reason}.*last weights are in .*checkpoint-6"
+    ):
         run.train()
 
 
@@ -280,10 +300,18 @@ def test_a_run_does_not_go_on_as_another(tmp_path, capsys, first, then, differen
 
     def train(**settings) -> int:
         values = {
-            "model_name_or_path": str(model), "train_data": str(data), "output_dir": str(tmp_path / "out"),
-            "examples_per_step": 3, "max_steps": 2, "save_steps": 1, "use_cpu": True, "use_lora": False, "report_to": "none",
-            "disable_tqdm": True, **settings,
-        }  # fmt: skip
+            "model_name_or_path": str(model),
+            "train_data": str(data),
+            "output_dir": str(tmp_path / "out"),
+            "examples_per_step": 3,
+            "max_steps": 2,
+            "save_steps": 1,
+            "use_cpu": True,
+            "use_lora": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **settings,
+        }
         if values["model_name_or_path"] == "other":
             values["model_name_or_path"] = str(tmp_path / "other")
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))

@@ -24,14 +24,26 @@ def rows(tmp_path_factory):
 
 def trainer(folder, train, evaluate=None, callbacks=None, **settings) -> MDPOTrainer:
     defaults = {
-        "learning_rate": 5e-2, "examples_per_step": 2, "num_train_epochs": 1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True,
-        "disable_tqdm": True, "report_to": "none", "sample_prompts": 2, "check_start": False,
-    }  # fmt: skip
+        "learning_rate": 5e-2,
+        "examples_per_step": 2,
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "sample_prompts": 2,
+        "check_start": False,
+    }
     return MDPOTrainer(
-        model=tiny.llava(), args=MDPOConfig(**{"output_dir": str(folder), **defaults, **settings}), train_dataset=train,
-        eval_dataset=evaluate, processing_class=tiny.processor(), callbacks=callbacks,
+        model=tiny.llava(),
+        args=MDPOConfig(**{"output_dir": str(folder), **defaults, **settings}),
+        train_dataset=train,
+        eval_dataset=evaluate,
+        processing_class=tiny.processor(),
+        callbacks=callbacks,
         peft_config=LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj"),
-    )  # fmt: skip
+    )
 
 
 def lines(folder) -> list[dict]:
@@ -70,7 +82,12 @@ def test_a_resumed_run_keeps_its_columns(tmp_path, rows):
 
 def test_a_run_without_evaluation_samples_its_training_rows_each_epoch(tmp_path, rows):
     trainer(tmp_path, rows[:4], num_train_epochs=2).train()
-    assert [(line["step"], line["row"]) for line in lines(tmp_path)] == [(2, "row0"), (2, "row1"), (4, "row0"), (4, "row1")]
+    assert [(line["step"], line["row"]) for line in lines(tmp_path)] == [
+        (2, "row0"),
+        (2, "row1"),
+        (4, "row0"),
+        (4, "row1"),
+    ]
 
 
 def test_what_fails_is_one_line_and_the_run_goes_on(tmp_path, rows, monkeypatch, caplog):
@@ -107,7 +124,12 @@ def arrived(run: MDPOTrainer, logged: list[dict]) -> None:
         entry = next(entry for entry in run.state.log_history if key in entry)
         wanted = {f"{group}/{name.removeprefix('eval_')}" for name in entry if name not in ("step", "epoch")}
         assert wanted - names == set()
-    assert {"train/rewards/margins", "train/logps/chosen", "eval/rewards/accuracies", "train/terms/anchor_chosen"} <= names
+    assert {
+        "train/rewards/margins",
+        "train/logps/chosen",
+        "eval/rewards/accuracies",
+        "train/terms/anchor_chosen",
+    } <= names
 
 
 def test_wandb_gets_metrics_under_trls_groups_and_the_answers(tmp_path, rows, monkeypatch):
@@ -115,7 +137,9 @@ def test_wandb_gets_metrics_under_trls_groups_and_the_answers(tmp_path, rows, mo
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
     logged, log = [], wandb.sdk.wandb_run.Run.log
-    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", lambda self, data, **more: logged.append(data) or log(self, data, **more))
+    monkeypatch.setattr(
+        wandb.sdk.wandb_run.Run, "log", lambda self, data, **more: logged.append(data) or log(self, data, **more)
+    )
     run = trainer(tmp_path, rows[:4], rows[4:], report_to=["wandb"])
     run.train()
     wandb.finish()
@@ -139,8 +163,12 @@ def test_tensorboard_gets_metrics_under_trls_groups_and_the_answers(tmp_path, ro
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer(tmp_path, rows[:4], rows[4:], report_to=["tensorboard"], objective=list(PRESETS["symmpo"].terms[:1])).train()
+    trainer(
+        tmp_path, rows[:4], rows[4:], report_to=["tensorboard"], objective=list(PRESETS["symmpo"].terms[:1])
+    ).train()
     (folder,) = {path.parent for path in tmp_path.rglob("events.out*")}
     found = EventAccumulator(str(folder)).Reload().Tags()
-    assert {"train/rewards/chosen", "train/rewards/margins", "train/logps/rejected", "eval/rewards/accuracies"} <= {*found["scalars"]}
+    assert {"train/rewards/chosen", "train/rewards/margins", "train/logps/rejected", "eval/rewards/accuracies"} <= {
+        *found["scalars"]
+    }
     assert any("sample_answers" in name for name in found["tensors"])

@@ -1,4 +1,6 @@
-"""Families that are read branch by branch, GLM-4V and Qwen3.5, from images and text through their own processors to trained adapters."""
+"""Families that are read branch by branch, GLM-4V and Qwen3.5, from images and text through their own processors to
+trained adapters.
+"""
 
 import json
 import logging
@@ -19,7 +21,12 @@ from tests.models.separate_models import build
 from tests.models.separate_processors import PROCESSORS
 
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(kind == "mistral3" and not is_torchvision_available(), reason="its processor needs it"))
+    pytest.param(
+        kind,
+        marks=pytest.mark.skipif(
+            kind == "mistral3" and not is_torchvision_available(), reason="its processor needs it"
+        ),
+    )
     for kind in PROCESSORS
 ]
 
@@ -42,7 +49,9 @@ def test_rows_are_what_the_processor_makes_of_them(kind, tmp_path):
         text, suffix = "<image>what is this?", {"suffix": [processor.tokenizer.decode(example.chosen_ids[:-1])]}
     else:
         content = [{"type": "image"}, {"type": "text", "text": "what is this?"}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
     made = processor(text=[text], images=[picture], return_tensors="pt", add_special_tokens=False, **suffix)
     prompt = len(example.prompt_ids)
     assert made["input_ids"][0, :prompt].tolist() == list(example.prompt_ids)
@@ -62,9 +71,16 @@ def test_rows_are_what_the_processor_makes_of_them(kind, tmp_path):
 def test_trains(kind, tmp_path, caplog):
     model, processor, rows = world(kind, tmp_path)
     args = MDPOConfig(
-        output_dir=str(tmp_path / "out"), max_steps=3, examples_per_step=4, learning_rate=1e-2, report_to=[], use_cpu=True,
-        save_strategy="no", logging_steps=1, token_budget=200,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        max_steps=3,
+        examples_per_step=4,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        token_budget=200,
+    )
     with caplog.at_level(logging.INFO, "mdpo"):
         trainer = MDPOTrainer(model, args, rows, None, processor, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
         trainer.train()
@@ -86,9 +102,15 @@ def test_attention_dropout_stays_on_by_wish(tmp_path):
     for layer in language_layers(model):
         layer.self_attn.attention_dropout = 0.5
     args = MDPOConfig(
-        output_dir=str(tmp_path / "out"), max_steps=1, examples_per_step=4, report_to=[], use_cpu=True, save_strategy="no",
-        logging_steps=1, disable_dropout=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        max_steps=1,
+        examples_per_step=4,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        disable_dropout=False,
+    )
     trainer = MDPOTrainer(model, args, rows, None, processor, LoraConfig(r=2, target_modules=LANGUAGE_LINEAR))
     trainer.train()
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]

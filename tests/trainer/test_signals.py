@@ -1,4 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP in every phase of a run; evaluations that are made up for; images and workers that are gone."""
+"""SIGINT, SIGTERM and SIGHUP in every phase of a run; evaluations that are made up for; images and workers that are
+gone.
+"""
 
 import multiprocessing
 import os
@@ -9,7 +11,6 @@ import threading
 import time
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -19,6 +20,7 @@ from mdpo.stops import resumed_command
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
+from tests.trainer.runs import config, same, trainer
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -42,18 +44,6 @@ def the_handlers_are_put_back():
     assert handlers.active() is None
     assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
     assert not multiprocessing.active_children()
-
-
-def config(world, folder, **changes):
-    settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(folder / "out"),
-        "examples_per_step": 4, "num_train_epochs": 2, "lora_r": 2, "lora_dropout": 0.1, "use_cpu": True,
-        "learning_rate": 1e-3, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1,
-        "check_start": False, **changes,
-    }  # fmt: skip
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 @pytest.fixture
@@ -80,10 +70,6 @@ def weights(folder, name="adapter_model.safetensors"):
     return load_file(folder / name)
 
 
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def go_on(path, capsys, whole) -> None:
     """The resumed run of a stopped one ends as the run that was never stopped."""
     capsys.readouterr()
@@ -106,7 +92,9 @@ def test_the_step_is_finished_a_checkpoint_written_and_the_run_goes_on(world, wh
     assert cli.main(["train", str(path), "--seed", "42"]) == 128 + number
     said = capsys.readouterr().out.splitlines()[-1]
     name = signal.Signals(number).name
-    assert said == f"stopped by {name} after step 3; go on with: mdpo train {path} --seed 42 --resume_from_checkpoint true"
+    assert (
+        said == f"stopped by {name} after step 3; go on with: mdpo train {path} --seed 42 --resume_from_checkpoint true"
+    )
     assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-3"
     go_on(path, capsys, whole)
 
@@ -174,15 +162,25 @@ def test_a_run_that_is_complete_is_saved_and_ends_well(world, whole, tmp_path, c
 
 
 EVALUATED = {
-    "eval_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
-    "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True, "save_total_limit": 1,
+    "eval_fraction": 0.3,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+    "save_total_limit": 1,
     "token_budget": 120,  # micro-batches to be left between
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     ("strategy", "step"),
-    [("steps", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)])],
+    [
+        ("steps", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)]),
+    ],
 )
 def test_an_evaluation_is_left_and_made_up_for(world, tmp_path, capsys, send, step, strategy):
     """The best is the first, since the loss falls: the stop keeps it, and the resumed run's end loads it."""
@@ -318,8 +316,6 @@ def test_a_worker_that_was_killed_is_told_and_nothing_lost(world, whole, tmp_pat
 
 
 def test_outside_of_the_main_thread_training_warns_and_trains(world, tmp_path, caplog):
-    from tests.trainer.test_training import trainer
-
     run = trainer(world, tmp_path, max_steps=1, save_strategy="no")
     thread = threading.Thread(target=run.train)
     thread.start()
@@ -336,8 +332,6 @@ def test_the_command_that_goes_on_is_the_one_typed():
 
 
 def test_a_trainer_without_the_command_line(world, tmp_path, send):
-    from tests.trainer.test_training import trainer
-
     send("training_step", 2, signal.SIGINT)
     run = trainer(world, tmp_path, save_strategy="no")
     run.train()

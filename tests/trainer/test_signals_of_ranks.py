@@ -16,7 +16,7 @@ from mdpo.trainer import keeps_checkpoints
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
-from tests.trainer.test_signals import config, same
+from tests.trainer.runs import config, same
 
 
 class Ranks:
@@ -43,9 +43,13 @@ class Ranks:
             os.dup2(log, 2)
             cli.sys.stdout, cli.sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
             os.environ |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
             torch.set_num_threads(1)
             before(rank)
             code = cli.main(arguments)

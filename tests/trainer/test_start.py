@@ -19,7 +19,7 @@ from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
 from mdpo.models.base_digest import weights_digest
 from tests import tiny
-from tests.models.test_reference import LANGUAGE, nudge
+from tests.models.adapters import LANGUAGE, nudge
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,18 @@ def sft(world, tmp_path_factory):
 
 def run(model, world, output_dir, *, peft_config=None, **settings) -> MDPOTrainer:
     defaults = {
-        "learning_rate": 1e-2, "examples_per_step": 4, "token_budget": 2000, "max_steps": 3, "logging_steps": 1,
-        "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "report_to": "none", "lr_scheduler_type": "constant",
+        "learning_rate": 1e-2,
+        "examples_per_step": 4,
+        "token_budget": 2000,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "lr_scheduler_type": "constant",
         "warmup_steps": 0,
-    }  # fmt: skip
+    }
     return MDPOTrainer(
         model=model,
         args=MDPOConfig(output_dir=str(output_dir), **{**defaults, **settings}),
@@ -60,7 +68,9 @@ def first(trained: MDPOTrainer) -> dict:
     return trained.state.log_history[0]
 
 
-@pytest.mark.parametrize("where", ["phi resid_pdrop", "phi embd_pdrop", "llama attention_dropout", "clip attention_dropout", "lora"])
+@pytest.mark.parametrize(
+    "where", ["phi resid_pdrop", "phi embd_pdrop", "llama attention_dropout", "clip attention_dropout", "lora"]
+)
 @pytest.mark.parametrize("peft", [True, False], ids=["lora", "full"])
 def test_no_dropout_is_left_in_the_policy(world, tmp_path, caplog, where, peft):
     family, _, name = where.partition(" ")
@@ -69,7 +79,9 @@ def test_no_dropout_is_left_in_the_policy(world, tmp_path, caplog, where, peft):
         setattr(config.vision_config if family == "clip" else config.text_config, name, 0.5)
     model = tiny._build(transformers.LlavaForConditionalGeneration, config, 0).train()
     dropout = {"lora_dropout": 0.5} if where == "lora" else {}
-    trained = run(model, world, tmp_path, peft_config=lora(**dropout) if peft else None, max_steps=2, learning_rate=1e-9)
+    trained = run(
+        model, world, tmp_path, peft_config=lora(**dropout) if peft else None, max_steps=2, learning_rate=1e-9
+    )
     trained.train()
     assert [entry["loss"] for entry in trained.state.log_history[:2]] == pytest.approx([3 * math.log(2)] * 2, abs=1e-5)
     if peft or where != "lora":
@@ -116,7 +128,9 @@ def test_the_reference_stands_still_while_everything_trains(world, tmp_path, opt
     history = []
     for cached in (True, False):
         model = tiny.llava("qwen2")
-        trained = run(model, world, tmp_path / str(cached), peft_config=lora(**options), cache_reference=cached, max_steps=6)
+        trained = run(
+            model, world, tmp_path / str(cached), peft_config=lora(**options), cache_reference=cached, max_steps=6
+        )
         trained.train()
         history.append([entry["loss"] for entry in trained.state.log_history if "loss" in entry])
     assert history[0] == pytest.approx(history[1], abs=1e-5)
@@ -128,13 +142,19 @@ def test_a_cache_of_wrong_numbers_is_refused(world, tmp_path):
     (path,) = (tmp_path / "cache").iterdir()
     records = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({**r, "logp": r["logp"] + 1}) + "\n" for r in records))
-    poisoned = run(load(world[0]), world, tmp_path / "b", peft_config=lora(), reference_cache_dir=str(tmp_path / "cache"))
+    poisoned = run(
+        load(world[0]), world, tmp_path / "b", peft_config=lora(), reference_cache_dir=str(tmp_path / "cache")
+    )
     with pytest.raises(InputError, match="policy and reference differ before the first step"):
         poisoned.train()
     unchecked = run(
-        load(world[0]), world, tmp_path / "c", peft_config=lora(), reference_cache_dir=str(tmp_path / "cache"),
+        load(world[0]),
+        world,
+        tmp_path / "c",
+        peft_config=lora(),
+        reference_cache_dir=str(tmp_path / "cache"),
         check_start=False,
-    )  # fmt: skip
+    )
     unchecked.train()
 
 
@@ -143,7 +163,10 @@ def test_the_cache_says_what_it_found(world, tmp_path, caplog):
         for _ in range(2):
             run(load(world[0]), world, tmp_path, peft_config=lora(), max_steps=2).train()
     lines = [record.message for record in caplog.records if record.message.startswith("reference cache")]
-    assert [line.split(": ")[-1] for line in lines] == ["0 branches found, 24 computed", "24 branches found, 0 computed"]
+    assert [line.split(": ")[-1] for line in lines] == [
+        "0 branches found, 24 computed",
+        "24 branches found, 0 computed",
+    ]
 
 
 def test_another_reference_does_not_find_the_numbers_of_the_first(world, sft, tmp_path):
@@ -160,10 +183,20 @@ def test_another_reference_does_not_find_the_numbers_of_the_first(world, sft, tm
 
 def settings(world, output_dir) -> dict:
     return {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(output_dir),
-        "examples_per_step": 4, "token_budget": 2000, "max_steps": 2, "use_cpu": True, "learning_rate": 1e-2,
-        "logging_steps": 1, "warmup_steps": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-    }  # fmt: skip
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(output_dir),
+        "examples_per_step": 4,
+        "token_budget": 2000,
+        "max_steps": 2,
+        "use_cpu": True,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "warmup_steps": 0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 @pytest.fixture
@@ -193,7 +226,11 @@ def finished(world, tmp_path_factory):
 
 
 def other_model(kind: str, folder):
-    model = {"other weights": lambda: tiny.llava(seed=5), "another family": tiny.bunny, "another width": lambda: tiny.llava("llama-gqa")}
+    model = {
+        "other weights": lambda: tiny.llava(seed=5),
+        "another family": tiny.bunny,
+        "another width": lambda: tiny.llava("llama-gqa"),
+    }
     model[kind]().save_pretrained(folder)
     tiny.processor().save_pretrained(folder)
     return folder
@@ -211,10 +248,16 @@ def test_an_adapter_is_refused_on_another_base(world, config, finished, tmp_path
         "generate": ["generate", base, data, "--adapter", adapter, "--output", output],
         "merge": ["merge", adapter, str(tmp_path / "merged"), "--base", base],
         "train": [
-            "train", str(config), "--adapter_name_or_path", adapter, "--model_name_or_path", base,
-            "--output_dir", str(tmp_path / "again"),
+            "train",
+            str(config),
+            "--adapter_name_or_path",
+            adapter,
+            "--model_name_or_path",
+            base,
+            "--output_dir",
+            str(tmp_path / "again"),
         ],
-    }[command]  # fmt: skip
+    }[command]
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: adapter ") and "give it its own base" in error
@@ -305,7 +348,9 @@ def test_a_branch_that_outgrows_the_models_positions_is_named_before_training(wo
     model = tiny.llava()
     model.config.text_config.max_position_embeddings = 20
     model.config.text_config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    with pytest.raises(InputError, match=r"row \d+ \(line \d+\): its longest branch has \d+ tokens, more than the 20 from which"):
+    with pytest.raises(
+        InputError, match=r"row \d+ \(line \d+\): its longest branch has \d+ tokens, more than the 20 from which"
+    ):
         run(model, world, tmp_path, peft_config=lora())
 
 
@@ -342,8 +387,12 @@ def test_scores_of_a_beta_that_is_none_are_refused(world, tmp_path, capsys, opti
 
 def test_a_schedule_that_divides_by_nothing_is_refused_before_a_step(world, tmp_path):
     peft_config = lora()
-    trainer = run(load(world[0]), world, tmp_path, peft_config=peft_config, lr_scheduler_type="polynomial", warmup_steps=3)
+    trainer = run(
+        load(world[0]), world, tmp_path, peft_config=peft_config, lr_scheduler_type="polynomial", warmup_steps=3
+    )
     with pytest.raises(InputError, match="lr_scheduler_type: polynomial .* all of the 3 steps; lower warmup_steps"):
         trainer.train()
     assert trainer.state.global_step == 0
-    run(load(world[0]), world, tmp_path, peft_config=peft_config, lr_scheduler_type="polynomial", warmup_steps=2).train()
+    run(
+        load(world[0]), world, tmp_path, peft_config=peft_config, lr_scheduler_type="polynomial", warmup_steps=2
+    ).train()

@@ -15,11 +15,20 @@ from mdpo.trainer.terminal import Lines, Progress, line_of
 from tests import tiny
 
 MDPO = {
-    "loss": 2.047, "grad_norm": 2.179, "learning_rate": 0.0002714, "rewards/chosen": -0.01631, "logps/chosen": -1.301,
-    "rewards/margins": -0.001735, "terms/response_preference": 0.69, "terms/response_preference/margins": -0.001735,
-    "terms/response_preference/accuracies": 0.3286, "terms/image_preference/margins": 0.1172,
-    "terms/image_preference/accuracies": 0.5143, "terms/anchor_chosen": 0.7026, "epoch": 1.25,
-}  # fmt: skip
+    "loss": 2.047,
+    "grad_norm": 2.179,
+    "learning_rate": 0.0002714,
+    "rewards/chosen": -0.01631,
+    "logps/chosen": -1.301,
+    "rewards/margins": -0.001735,
+    "terms/response_preference": 0.69,
+    "terms/response_preference/margins": -0.001735,
+    "terms/response_preference/accuracies": 0.3286,
+    "terms/image_preference/margins": 0.1172,
+    "terms/image_preference/accuracies": 0.5143,
+    "terms/anchor_chosen": 0.7026,
+    "epoch": 1.25,
+}
 
 
 def test_a_training_log():
@@ -69,13 +78,25 @@ def test_an_evaluation_without_training_has_no_steps():
 def trainer(tmp_path, *, bars: bool, callbacks: list | None = None) -> MDPOTrainer:
     model, data = tiny.world(tmp_path / "world", count=4)
     args = MDPOConfig(
-        output_dir=str(tmp_path / "run"), max_steps=2, logging_steps=1, examples_per_step=2, learning_rate=1e-3, objective="dpo",
-        use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=not bars,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "run"),
+        max_steps=2,
+        logging_steps=1,
+        examples_per_step=2,
+        learning_rate=1e-3,
+        objective="dpo",
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=not bars,
+    )
     return MDPOTrainer(
-        load(model), args, read_rows(data), processing_class=load_processor(model),
-        peft_config=LoraConfig(r=2, target_modules=LANGUAGE_LINEAR), callbacks=callbacks,
-    )  # fmt: skip
+        load(model),
+        args,
+        read_rows(data),
+        processing_class=load_processor(model),
+        peft_config=LoraConfig(r=2, target_modules=LANGUAGE_LINEAR),
+        callbacks=callbacks,
+    )
 
 
 @pytest.mark.parametrize(("kind", "bars"), [(ProgressCallback, True), (PrinterCallback, False)])
@@ -93,7 +114,9 @@ def test_a_run(tmp_path, capsys, bars):
     assert (Progress in kinds, Lines in kinds) == (bars, not bars) and not {ProgressCallback, PrinterCallback} & kinds
     run.train()
     said = [line for line in capsys.readouterr().out.splitlines() if line]
-    assert re.fullmatch(r"step 1/2  loss 0\.6931  margin [+-]0\.000 \(\d+%\)  chosen \+0\.000  lr \S+  [\d,]+ tok/s", said[-3])
+    assert re.fullmatch(
+        r"step 1/2  loss 0\.6931  margin [+-]0\.000 \(\d+%\)  chosen \+0\.000  lr \S+  [\d,]+ tok/s", said[-3]
+    )
     assert said[-2].startswith("step 2/2  loss") and said[-1].startswith("2 steps in ")
 
 

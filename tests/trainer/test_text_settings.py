@@ -26,12 +26,22 @@ def config(world, tmp_path):
     template = tmp_path / "mine.jinja"
     template.write_text(templates.TEMPLATES["chatml"])
     settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(tmp_path / "out"),
-        "examples_per_step": 4, "token_budget": 600, "lora_r": 2, "use_cpu": True, "save_strategy": "no",
-        "report_to": "none", "reference_cache_dir": str(tmp_path / "cache"), "num_train_epochs": 1,
-        "system_prompt": SYSTEM, "chat_template": str(template), "chat_template_kwargs": {"thinking": False},
+        "model_name_or_path": str(world[0]),
+        "train_data": str(world[1]),
+        "output_dir": str(tmp_path / "out"),
+        "examples_per_step": 4,
+        "token_budget": 600,
+        "lora_r": 2,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "reference_cache_dir": str(tmp_path / "cache"),
+        "num_train_epochs": 1,
+        "system_prompt": SYSTEM,
+        "chat_template": str(template),
+        "chat_template_kwargs": {"thinking": False},
         "prompt_is_rendered": False,
-    }  # fmt: skip
+    }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -71,12 +81,21 @@ def records(cache) -> list[str]:
     ("settings", "message"),
     [
         ({"chat_template": "no.jinja"}, "chat_template: 'no.jinja' is neither"),
-        ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs: the chat template does not read 'thinking'"),
+        (
+            {"chat_template_kwargs": {"thinking": True}},
+            "chat_template_kwargs: the chat template does not read 'thinking'",
+        ),
         ({"chat_template_kwargs": 3}, "chat_template_kwargs: expected a mapping or none, got 3"),
-        ({"system_prompt": SYSTEM, "chat_template": "{% for m in messages if m.role == 'user' %}USER: {{ m.content[0].text }} "
-          "{% endfor %}ASSISTANT:"}, "row 0 .*: prompt: the chat template drops the system turn"),
+        (
+            {
+                "system_prompt": SYSTEM,
+                "chat_template": "{% for m in messages if m.role == 'user' %}USER: {{ m.content[0].text }} "
+                "{% endfor %}ASSISTANT:",
+            },
+            "row 0 .*: prompt: the chat template drops the system turn",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_work_end_before_training(world, tmp_path, settings, message):
     rows = [json.loads(line) for line in world[1].read_text().splitlines()]
     rows = [{key: value for key, value in row.items() if key != "img_path"} for row in rows]

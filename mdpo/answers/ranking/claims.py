@@ -1,9 +1,9 @@
 """Claims: what an answer says, asked back one by one, after RLAIF-V (Yu et al. 2024).
 
-An answer is cut into claims, each of which a model is asked to confirm with yes or no while it looks at the picture. The
-score is RLAIF-V's: minus the number of claims that are rejected, which are those whose probability of yes is not above that
-of no. There a language model writes the claims and their questions; here claims are the answer's own sentences, and the
-question quotes them beside what was asked.
+An answer is cut into claims, each of which a model is asked to confirm with yes or no while it looks at the picture.
+The score is RLAIF-V's: minus the number of claims that are rejected, which are those whose probability of yes is not
+above that of no. There a language model writes the claims and their questions; here claims are the answer's own
+sentences, and the question quotes them beside what was asked.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ Confirm = Callable[[Sequence[PromptRow]], Iterable[float]]
 
 
 def claims_of(answer: str) -> list[str]:
-    """An answer's claims, in order: its sentences and list items, and of those of more than 20 words the parts that ";" and
-    ", and" join. A sentence of one word, such as an abbreviation's, goes with the next one."""
+    """An answer's claims, in order: its sentences and list items, and of those of more than 20 words the parts that ";"
+    and ", and" join. A sentence of one word, such as an abbreviation's, goes with the next one."""
     claims: list[str] = []
     held = ""
     for sentence in _ENDS.split(answer):

@@ -26,8 +26,8 @@ def confirm(
 ) -> Iterator[float]:
     """Yields P(yes) / (P(yes) + P(no)) for each row, in order. model: bare or PEFT, on its device.
 
-    P is the model's distribution over the first token of its answer, summed over the first tokens of "Yes" and "yes", and
-    of "No" and "no", as the chat template has an answer begin. Prompts are what ``generate`` makes of the rows.
+    P is the model's distribution over the first token of its answer, summed over the first tokens of "Yes" and "yes",
+    and of "No" and "no", as the chat template has an answer begin. Prompts are what ``generate`` makes of the rows.
     text: how rows become text.
 
     Raises RowError as ``Encoder``, and InputError where the model or its processor fails on the rows, or its tokenizer

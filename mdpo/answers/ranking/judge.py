@@ -1,8 +1,8 @@
 """A language model that sees the pictures as the judge of answers, by a rubric.
 
-One request per answer: the conversation with its pictures, the answer, and the rubric's aspects. The judge replies in JSON,
-and the weighted mean of its ratings is the score. A reply without usable ratings is asked for anew, twice at the most; what
-stays without any has no score.
+One request per answer: the conversation with its pictures, the answer, and the rubric's aspects. The judge replies in
+JSON, and the weighted mean of its ratings is the score. A reply without usable ratings is asked for anew, twice at the
+most; what stays without any has no score.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 from mdpo.data import PromptRow
 from mdpo.data.problem import shortened
 from mdpo.errors import InputError
-from mdpo.evaluation.judge import Judge, Picture, Plan, Reply, Request, describe
+from mdpo.evaluation.judge import Estimate, Judge, Picture, Reply, Request, describe
 
 from ..records import Answer, Scored
 from .pictures import pictures
@@ -39,9 +39,9 @@ class Judged:
         self._replies: list[Reply] = []
         self._pictures: dict[str, tuple[PromptRow, list[Picture]]] = {}  # by question
 
-    def plan(self, answers: Sequence[Answer]) -> Plan:
+    def estimate(self, answers: Sequence[Answer]) -> Estimate:
         """What scoring the answers would send, each asked once. Raises RowError for a picture that cannot be read."""
-        return self.judge.plan(list(self._requests(answers).values()))
+        return self.judge.estimate(list(self._requests(answers).values()))
 
     def __call__(self, answers: Sequence[Answer]) -> list[Scored]:
         """Raises InputError where requests stay unanswered, or where none of the first replies has ratings, before the
@@ -102,9 +102,9 @@ class Judged:
     def _refuse(self, answers: Sequence[Answer], found: Mapping[int, Rating | Reply]) -> None:
         at, reply = next((at, each) for at, each in found.items() if isinstance(each, Reply))
         raise InputError(
-            f"none of the judge's first {len(found)} replies has ratings for {', '.join(self.rubric.aspects)}; the one on "
-            f"{shortened(answers[at].row.id)}: {shortened(_said(reply), 300)}. Give another --judge or --rubric; the replies "
-            f"are kept in {self.judge.options.cache}"
+            f"none of the judge's first {len(found)} replies has ratings for {', '.join(self.rubric.aspects)}; "
+            f"the one on {shortened(answers[at].row.id)}: {shortened(_said(reply), 300)}. Give another --judge or "
+            f"--rubric; the replies are kept in {self.judge.options.cache}"
         )
 
 

@@ -1,8 +1,8 @@
 """Whether scores reward length, and what is left of them without it.
 
-All of it within questions: scores and lengths are taken as differences from their question's mean, so that questions that
-ask for long answers do not look like a preference for them. A length is a number of tokens where every scored answer has
-one, else of words.
+All of it within questions: scores and lengths are taken as differences from their question's mean, so that questions
+that ask for long answers do not look like a preference for them. A length is a number of tokens where every scored
+answer has one, else of words.
 """
 
 import math
@@ -20,7 +20,8 @@ class LengthBias:
     unit: of lengths, "tokens" or "words".
     correlation: Pearson's, from -1 to 1; None where no question has two answers whose scores and lengths differ.
     slope: least squares' score per unit of length; 0 where all lengths are equal.
-    best, worst: the mean length of each question's best and worst answers, over questions whose scores differ; None where
+    best, worst: the mean length of each question's best and worst answers, over questions whose scores differ; None
+    where
         there is no such question.
     """
 

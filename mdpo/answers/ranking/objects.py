@@ -1,19 +1,19 @@
 """Objects that an answer names, against those that are annotated in its picture: a rule, without any model.
 
-The vocabulary is every word that is annotated for any picture of the file, and the synonyms. Words are compared in lower
-case and whole, and a plural in "s", "es" or "ies" counts as its singular; of several objects that begin at a word the
-longest counts ("traffic light" before "light"). A word that is in no vocabulary is no object here, so an object that no
-picture is annotated with is never seen; and "there is no dog" names a dog, as in CHAIR.
+The vocabulary is every word that is annotated for any picture of the file, and the synonyms. Words are compared in
+lower case and whole, and a plural in "s", "es" or "ies" counts as its singular; of several objects that begin at a word
+the longest counts ("traffic light" before "light"). A word that is in no vocabulary is no object here, so an object
+that no picture is annotated with is never seen; and "there is no dog" names a dog, as in CHAIR.
 
-The score is F1 of the objects named against those annotated, each counted once. CHAIR's own figure, the part of the named
-objects that are not there, would be best for an answer that names nothing, and training on it teaches silence; recall alone
-rewards naming everything. F1 falls with each object that is made up and with each that is left out. An answer that names
-nothing scores 0 where objects are annotated; where none are, it scores 1, and any other answer 0.
+The score is F1 of the objects named against those annotated, each counted once. CHAIR's own figure, the part of the
+named objects that are not there, would be best for an answer that names nothing, and training on it teaches silence;
+recall alone rewards naming everything. F1 falls with each object that is made up and with each that is left out. An
+answer that names nothing scores 0 where objects are annotated; where none are, it scores 1, and any other answer 0.
 
-Details: ``named`` (the objects of the answer, in order, each once), ``found`` (of these the annotated ones), ``false`` (the
-others), ``present`` (all annotated ones) and ``missed`` (those of them that are not named). Over answers, CHAIR_s is the
-part with any ``false``, CHAIR_i is the sum of ``false`` over the sum of ``named``, and cover that of ``found`` over that of
-``present``.
+Details: ``named`` (the objects of the answer, in order, each once), ``found`` (of these the annotated ones), ``false``
+(the others), ``present`` (all annotated ones) and ``missed`` (those of them that are not named). Over answers, CHAIR_s
+is the part with any ``false``, CHAIR_i is the sum of ``false`` over the sum of ``named``, and cover that of ``found``
+over that of ``present``.
 """
 
 import re
@@ -34,8 +34,8 @@ _WORD = re.compile(r"[^\W_]+")
 class Objects:
     """Scores answers by their objects.
 
-    annotated: the objects in each question's picture, by the question's id. synonyms: words that mean the same; the first
-    word of each stands for all.
+    annotated: the objects in each question's picture, by the question's id. synonyms: words that mean the same; the
+    first word of each stands for all.
 
     Raises InputError for an object, or a synonym, that has no letter or digit, and for a word that is a synonym of two.
     """
@@ -73,8 +73,8 @@ class Objects:
         missing = list(dict.fromkeys(answer.row.id for answer in answers if answer.row.id not in self._present))
         if missing:
             raise InputError(
-                f"{len(missing)} questions have no annotated objects: id {names(missing, 6)}; annotate them (an empty list "
-                "says that there are none), or leave their answers out"
+                f"{len(missing)} questions have no annotated objects: id {names(missing, 6)}; annotate them (an "
+                "empty list says that there are none), or leave their answers out"
             )
         return score_each(answers, self.name, self._score)
 
@@ -106,8 +106,8 @@ class _Vocabulary:
             for word in (first, *others):
                 if self.words.setdefault(word, first) != first:
                     raise InputError(
-                        f"{shortened(word, 40)} stands for {shortened(self.words[word], 40)} and for {shortened(first, 40)}; "
-                        "keep it with one of them"
+                        f"{shortened(word, 40)} stands for {shortened(self.words[word], 40)} and for "
+                        f"{shortened(first, 40)}; keep it with one of them"
                     )
         given = sorted(set(map(_plain, annotated)), key=len)  # a singular before its plural
         known = self.words.keys() | set(given)

@@ -1,11 +1,11 @@
 """Pictures as a judge gets them.
 
-Each is opened as in training (RGB, upright), made smaller where its longer side has more than 1,024 pixels, and sent as JPEG
-of quality 95. So what an endpoint sees depends on the pixels alone, a 60-megapixel photo costs no more than a snapshot, and
-where and when it was taken, which cameras write into the file, is not given away.
+Each is opened as in training (RGB, upright), made smaller where its longer side has more than 1,024 pixels, and sent as
+JPEG of quality 95. So what an endpoint sees depends on the pixels alone, a 60-megapixel photo costs no more than a
+snapshot, and where and when it was taken, which cameras write into the file, is not given away.
 
-Tokens are estimated by OpenAI's rule for GPT-4o: 85, and 170 for each square of 512 pixels that it takes once its shorter
-side has at most 768. Other endpoints count otherwise.
+Tokens are estimated by OpenAI's rule for GPT-4o: 85, and 170 for each square of 512 pixels that it takes once its
+shorter side has at most 768. Other endpoints count otherwise.
 """
 
 import base64

@@ -26,4 +26,3 @@ def rank(answers: Sequence[Answer], way: Way, *, length_control: bool = False) -
             f"none of the {len(scored)} answers has a score by {way.name}; {_ADVICE.get(way.name, _EMPTY)}"
         )
     return without_length(scored) if length_control else scored
-

@@ -122,8 +122,12 @@ class Rubric:
     def digest(self) -> str:
         """Of all that is asked and of how it becomes a score."""
         content = [
-            dict(self.aspects), self.low, self.high, {name: self._weight(name) for name in self.aspects}, self.instructions
-        ]  # fmt: skip
+            dict(self.aspects),
+            self.low,
+            self.high,
+            {name: self._weight(name) for name in self.aspects},
+            self.instructions,
+        ]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
     def _weight(self, name: str) -> float:
@@ -194,4 +198,4 @@ SILKIE = Rubric(
     },
     1,
     5,
-)  # fmt: skip
+)

@@ -26,8 +26,8 @@ def table(scored: Sequence[Scored]) -> str:
     """Counts, and the scores' mean and standard deviation by writer, a line each."""
     total = counts(scored)
     lines = [
-        f"{total['answers']} answers to {total['questions']} questions: {total['scored']} scored, {total['null']} without a "
-        f"score, {total['empty']} of these empty"
+        f"{total['answers']} answers to {total['questions']} questions: {total['scored']} scored, {total['null']} "
+        f"without a score, {total['empty']} of these empty"
     ]
     names = list(dict.fromkeys(each.answer.writer for each in scored))
     labels = {name: clipped(shown(name), 40) for name in names}

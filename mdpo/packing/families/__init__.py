@@ -1,8 +1,9 @@
-"""How a model family is read: packed, where a test holds its packed row against separate Hugging Face forwards, or separately.
+"""How a model family is read: packed, where a test holds its packed row against separate Hugging Face forwards, or
+separately.
 
-A packed row relies on causal attention, with a window or without, and on states that fork where it does: a model that mixes
-tokens in another way would train on wrong numbers without a word. Every other model is read branch by branch through its own
-forward; one whose log-probs that does not give is refused.
+A packed row relies on causal attention, with a window or without, and on states that fork where it does: a model that
+mixes tokens in another way would train on wrong numbers without a word. Every other model is read branch by branch
+through its own forward; one whose log-probs that does not give is refused.
 """
 
 from mdpo.errors import InputError
@@ -76,7 +77,7 @@ def _separate(config, reason: str) -> Separate:
     token = getattr(config, "image_token_id", None)
     if token is None:
         raise InputError(
-            f"model family {kind!r} cannot be trained: its config names no image_token_id, so which tokens stand for an image "
-            "is not known"
+            f"model family {kind!r} cannot be trained: its config names no image_token_id, so which tokens stand "
+            "for an image is not known"
         )
     return Separate(token, reason, _RESPONSE_TYPES.get(kind))

@@ -10,8 +10,8 @@ from mdpo.packing.branches import cost_of
 
 # Shapes: P prompt tokens, D position axes (1, or 3 for time, height and width)
 
-# Held against separate forwards in the tests. The attention of each layer is plain and causal, or has a window, of which
-# the layer tells the attention function.
+# Held against separate forwards in the tests. The attention of each layer is plain and causal, or has a window, of
+# which the layer tells the attention function.
 _TEXT_MODELS = ("llama", "mistral", "phi", "qwen2", "qwen3")
 
 
@@ -67,8 +67,8 @@ class Family(Protocol):
 class Separate:
     """A model whose branches are read one by one, each through its own forward.
 
-    reason: why no packed row is made of them. response_type: what ``token_type_ids`` say of a response's tokens, where they
-    tell those from the prompt's; None where they mark image tokens, by 1.
+    reason: why no packed row is made of them. response_type: what ``token_type_ids`` say of a response's tokens, where
+    they tell those from the prompt's; None where they mark image tokens, by 1.
     """
 
     image_token_id: int
@@ -95,7 +95,9 @@ def check_text_model(config) -> None:
     """Raises Untried for a family's text model that no test has seen in a packed row."""
     text = config.text_config.model_type
     if text not in _TEXT_MODELS:
-        raise Untried(f"a {config.model_type!r} model around the text model {text!r} has not been tried in a packed row")
+        raise Untried(
+            f"a {config.model_type!r} model around the text model {text!r} has not been tried in a packed row"
+        )
 
 
 # Rotary positions whose frequencies depend on the longest sequence of a batch, or of all batches before it.
@@ -105,8 +107,8 @@ _ROPE_BY_LENGTH = ("dynamic", "longrope")
 def max_branch_tokens(config) -> int | None:
     """The longest branch that a packed row computes exactly, or None without a limit.
 
-    A row's branches share one table of rotary frequencies: exact as long as no branch outgrows the length from which the
-    frequencies change. (A sliding window is no limit: the attention counts it in each branch.)
+    A row's branches share one table of rotary frequencies: exact as long as no branch outgrows the length from which
+    the frequencies change. (A sliding window is no limit: the attention counts it in each branch.)
     """
     text = config.text_config
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}

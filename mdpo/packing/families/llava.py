@@ -78,8 +78,9 @@ class LlavaNext:
         check_text_model(config)
         if _extra_tokens(config):
             raise Untried(
-                f"a {config.model_type!r} model with vision_feature_select_strategy {config.vision_feature_select_strategy!r} "
-                f"on a {config.vision_config.model_type!r} tower leaves no square grid of patches"
+                f"a {config.model_type!r} model with vision_feature_select_strategy "
+                f"{config.vision_feature_select_strategy!r} on a {config.vision_config.model_type!r} tower leaves "
+                "no square grid of patches"
             )
         vision = config.vision_config
         return cls(
@@ -126,7 +127,9 @@ class LlavaNext:
         return self.patches**2 + rows * (columns + 1)
 
     def _unpadded(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches that are image and not fill: as in the model's ``unpad_image``, to the rounding."""
+        """Rows and columns of patches that are image and not fill: as in the model's ``unpad_image``, to the
+        rounding.
+        """
         rows, columns = (tiles * self.patches for tiles in self._grid((height, width)))
         if width / height > columns / rows:
             rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
@@ -137,7 +140,8 @@ class LlavaNext:
 
 @dataclass(frozen=True, slots=True)
 class LlavaOnevision(LlavaNext):
-    """LLaVA-OneVision: as LLaVA-NeXT, and the patches of a large image are scaled down to those of ``most_tiles`` tiles.
+    """LLaVA-OneVision: as LLaVA-NeXT, and the patches of a large image are scaled down to those of ``most_tiles``
+    tiles.
 
     Pictures that the image processor was given as those of one prompt (``batch_num_images`` above 1) make one tile each
     instead, which the model tells from a whole batch's prompts and not from a picture: refused.
@@ -150,8 +154,8 @@ class LlavaOnevision(LlavaNext):
         most = re.fullmatch(r"anyres_max_(\d+)", config.vision_aspect_ratio)
         if most is None or not int(most[1]):
             raise Untried(
-                f"a 'llava_onevision' model with vision_aspect_ratio {config.vision_aspect_ratio!r} has not been tried in a "
-                "packed row"
+                f"a 'llava_onevision' model with vision_aspect_ratio {config.vision_aspect_ratio!r} has not been "
+                "tried in a packed row"
             )
         tiled = LlavaNext.from_config(config)
         return cls(
@@ -162,8 +166,8 @@ class LlavaOnevision(LlavaNext):
         together = images.get("batch_num_images")
         if together is not None and (together > 1).any():
             raise InputError(
-                f"batch_num_images is {together.tolist()}, so they were not cut into tiles; give the image processor a plain "
-                "list of them, images=[...]"
+                f"batch_num_images is {together.tolist()}, so they were not cut into tiles; give the image "
+                "processor a plain list of them, images=[...]"
             )
         # Not super(): a dataclass with slots is a second class, which super() does not find.
         return LlavaNext.image_lengths(self, images)

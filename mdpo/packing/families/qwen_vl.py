@@ -70,6 +70,8 @@ class Qwen35(QwenVL):
 
 @dataclass(frozen=True, slots=True)
 class Glm4V(QwenVL):
-    """GLM-4.1V, as Qwen2.5-VL where images are concerned. Its tower makes its layout of the grids itself, on its device."""
+    """GLM-4.1V, as Qwen2.5-VL where images are concerned. Its tower makes its layout of the grids itself, on its
+    device.
+    """
 
     host_inputs = ()

@@ -1,8 +1,9 @@
 """``python -m tests.soak.fuzz --minutes 20 --seed 0``: any input ends in a result or in one line, never in a traceback.
 
-Each case is a command of ``mdpo`` in a forked child, in a copy of a folder where every command has what it needs. It must
-return 0, 1 or 2 within its time, with one line that begins with "error:" where it is not 0, and without a traceback or an
-escape sequence. Failures of one kind are counted together; the first of each is shown and its folder kept.
+Each case is a command of ``mdpo`` in a forked child, in a copy of a folder where every command has what it needs. It
+must return 0, 1 or 2 within its time, with one line that begins with "error:" where it is not 0, and without a
+traceback or an escape sequence. Failures of one kind are counted together; the first of each is shown and its folder
+kept.
 """
 
 import argparse
@@ -193,7 +194,10 @@ def _say(failure: Failure, seed: int) -> None:
     print(f"  ! {failure.problem}".encode("utf-8", "replace").decode())
     for line in failure.tail.splitlines():
         print(f"    {line[:220]}".encode("utf-8", "replace").decode())
-    print(f"    {failure.folder}; again: --only {failure.fuzzer} --seed {seed} --start {failure.number} --cases 1", flush=True)
+    print(
+        f"    {failure.folder}; again: --only {failure.fuzzer} --seed {seed} --start {failure.number} --cases 1",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

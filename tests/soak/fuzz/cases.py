@@ -34,7 +34,11 @@ def _options(*words: str) -> list[str]:
     """The options of the command that a command line begins with; of train and plan, every setting."""
     parser = cli._parser()
     for word in words:
-        commands = [action.choices for action in parser._actions if not action.option_strings and isinstance(action.choices, dict)]
+        commands = [
+            action.choices
+            for action in parser._actions
+            if not action.option_strings and isinstance(action.choices, dict)
+        ]
         if not commands or word not in commands[0]:
             break
         parser = commands[0][word]
@@ -69,7 +73,10 @@ def _value(random: Random, name: str) -> Any:
 def _run(values: dict[str, Any], random: Random) -> Case:
     """In the file, or on the command line."""
     values = {name: value for name, value in values.items() if name not in _KEPT}
-    if values.get("dataloader_num_workers") in (7, 1000):  # as many processes as asked for, on a machine that others use too
+    if values.get("dataloader_num_workers") in (
+        7,
+        1000,
+    ):  # as many processes as asked for, on a machine that others use too
         values["dataloader_num_workers"] = 2
     written = {**yaml.safe_load(CONFIG), **values}
     if random.random() < 0.3:
@@ -92,7 +99,9 @@ def command_lines(random: Random, number: int, scene: Path) -> Case:
     if random.random() < 0.05:
         words[0] = mutate.word(random)
     arguments = mutate.mutate_words(random, words, _options(*words[:3]))
-    return Case(arguments, said=" ".join(word if len(word) < 80 else f"{word[:20]}...{len(word)}" for word in arguments))
+    return Case(
+        arguments, said=" ".join(word if len(word) < 80 else f"{word[:20]}...{len(word)}" for word in arguments)
+    )
 
 
 def input_files(random: Random, number: int, scene: Path) -> Case:

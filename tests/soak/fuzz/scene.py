@@ -29,7 +29,10 @@ disable_tqdm: true
 report_to: none
 """
 _COCO = "--instances coco/instances.json --captions coco/captions.json --synonyms coco/synonyms.txt"
-_JUDGE = "--judge gpt-4 --script judge/script.py --base-url http://127.0.0.1:1 --attempts 1 --timeout 0.2 --cache judge/cache.jsonl"
+_JUDGE = (
+    "--judge gpt-4 --script judge/script.py --base-url http://127.0.0.1:1 --attempts 1 --timeout 0.2 --cache "
+    "judge/cache.jsonl"
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,32 @@ class Command:
     seconds: float = 60.0
 
 
-_MODEL = tuple(f"model/{name}" for name in ("config.json", "generation_config.json", "model.safetensors", "processor_config.json",
-                                            "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"))  # fmt: skip
+_MODEL = tuple(
+    f"model/{name}"
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    )
+)
 _ADAPTER = ("run/adapter_config.json", "run/adapter_model.safetensors")
-_CHECKPOINT = tuple(f"run/checkpoint-2/{name}" for name in (
-    "trainer_state.json", "mdpo_settings.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_config.json",
-    "adapter_model.safetensors", "training_args.bin",
-))  # fmt: skip
+_CHECKPOINT = tuple(
+    f"run/checkpoint-2/{name}"
+    for name in (
+        "trainer_state.json",
+        "mdpo_settings.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training_args.bin",
+    )
+)
 COMMANDS = {
     "train": Command("train run.yaml", ("train.jsonl",)),
     "plan": Command("plan run.yaml --memory 24GiB", ("train.jsonl",)),
@@ -64,7 +86,8 @@ COMMANDS = {
     "evaluate object-halbench": Command(f"evaluate object-halbench coco/captioned.jsonl {_COCO} --output coco.json", (
         "coco/captioned.jsonl", "coco/instances.json", "coco/captions.json", "coco/synonyms.txt")),
     "evaluate object-halbench judged": Command(
-        f"evaluate object-halbench coco/captioned.jsonl {_COCO} {_JUDGE} --dry-run", ("judge/script.py", "judge/cache.jsonl")),
+        f"evaluate object-halbench coco/captioned.jsonl {_COCO} {_JUDGE} --dry-run",
+        ("judge/script.py", "judge/cache.jsonl")),
     "evaluate mmhal": Command(f"evaluate mmhal judge/mmhal.json {_JUDGE}", (
         "judge/mmhal.json", "judge/script.py", "judge/cache.jsonl")),
     "evaluate human sheet": Command(
@@ -83,7 +106,9 @@ FOLDERS = {
     "model, data check": Command("data check train.jsonl --model model", _MODEL),
     "adapter, merge": Command("merge run merged --base model", _ADAPTER),
     "adapter, score": Command("score model train.jsonl --adapter run --output scores.jsonl", _ADAPTER),
-    "adapter, generate": Command("generate model train.jsonl --adapter run --output answers2.jsonl --max-new-tokens 2", _ADAPTER),
+    "adapter, generate": Command(
+        "generate model train.jsonl --adapter run --output answers2.jsonl --max-new-tokens 2", _ADAPTER
+    ),
     "adapter, train": Command("train run.yaml --adapter_name_or_path run", _ADAPTER),
     "checkpoint, train": Command("train resume.yaml --resume_from_checkpoint true", _CHECKPOINT),
     "checkpoint by name, train": Command("train resume.yaml --resume_from_checkpoint run/checkpoint-2", _CHECKPOINT),
@@ -102,22 +127,34 @@ def build(folder: Path) -> None:
     Path("run.yaml").write_text(CONFIG)
     trained = CONFIG.replace('"no"', "steps").replace("max_steps: 1", "max_steps: 4") + "save_steps: 2\n"
     Path("resume.yaml").write_text(trained.replace("output_dir: out", "output_dir: run"))
-    _write("amber/annotations.json", [
-        {"id": 1, "type": "generative", "truth": ["dog", "grass"], "hallu": ["cat"]},
-        {"id": 2, "type": "discriminative-relation", "truth": "yes"},
-    ])  # fmt: skip
+    _write(
+        "amber/annotations.json",
+        [
+            {"id": 1, "type": "generative", "truth": ["dog", "grass"], "hallu": ["cat"]},
+            {"id": 2, "type": "discriminative-relation", "truth": "yes"},
+        ],
+    )
     _write("amber/relation.json", {"dog": ["puppy"], "grass": [], "cat": []})
     Path("amber/safe_words.txt").write_text("light\nshoe\n")
     _write("amber/responses.json", [{"id": 1, "response": "dog cat"}])
-    _write("coco/instances.json", {
-        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}], "annotations": [{"image_id": 4, "category_id": 1}],
-    })  # fmt: skip
+    _write(
+        "coco/instances.json",
+        {
+            "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+            "annotations": [{"image_id": 4, "category_id": 1}],
+        },
+    )
     _write("coco/captions.json", {"annotations": [{"image_id": 5, "caption": "a kitten"}]})
     Path("coco/synonyms.txt").write_text("dog, puppy\ncat, kitten\n")
-    _lines("coco/captioned.jsonl", [{"image_id": 4, "prompt": "What?", "text": "a dog"}, {"image_id": 5, "prompt": "?", "text": "cat"}])
+    _lines(
+        "coco/captioned.jsonl",
+        [{"image_id": 4, "prompt": "What?", "text": "a dog"}, {"image_id": 5, "prompt": "?", "text": "cat"}],
+    )
     Path("judge/script.py").write_text("template = '{}{}{}{}'\nprompt_template = '{question} {answer}'\n")
     Path("judge/cache.jsonl").touch()
-    _write("judge/mmhal.json", [{"image_content": ["Cat"], "question": "How?", "gt_answer": "So.", "model_answer": "a"}])
+    _write(
+        "judge/mmhal.json", [{"image_content": ["Cat"], "question": "How?", "gt_answer": "So.", "model_answer": "a"}]
+    )
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
     _lines("human/first.jsonl", [{"id": row["id"], "response": row["chosen"]} for row in rows])
     _lines("human/second.jsonl", [{"id": row["id"], "response": row["rejected"]} for row in rows])
