@@ -44,44 +44,76 @@ CLAIMS = (
     Claim("looks-tuned", "mDPO looks more than the tuned model", "", "mDPO", "tuned", "looking", "more"),
     Claim("looks-dpo", "mDPO looks more than DPO", "", "mDPO", "DPO", "looking", "more"),
     Claim(
-        "dpo-tuned", "DPO makes up no less than the tuned model", "CHAIR_s 43.0 → 44.3", "DPO", "tuned", "chair_s", "no less"
+        "dpo-tuned",
+        "DPO makes up no less than the tuned model",
+        "CHAIR_s 43.0 → 44.3",
+        "DPO",
+        "tuned",
+        "chair_s",
+        "no less",
     ),
     Claim(
-        "dpo-no-image", "DPO without images makes up as much as DPO", "Figure 1: alike", "DPO, no image", "DPO", "chair_s", "alike"
+        "dpo-no-image",
+        "DPO without images makes up as much as DPO",
+        "Figure 1: alike",
+        "DPO, no image",
+        "DPO",
+        "chair_s",
+        "alike",
     ),
     Claim("cover", "mDPO's captions cover less than the tuned model's", "75.6 → 67.4", "mDPO", "tuned", "cover"),
-    Claim(
-        "conditional", "the image preference lowers what is made up", "2.36 → 2.96", "mDPO", "mDPO - conditional"
-    ),
+    Claim("conditional", "the image preference lowers what is made up", "2.36 → 2.96", "mDPO", "mDPO - conditional"),
     Claim("anchor", "the anchor lowers what is made up", "2.50 → 2.96", "mDPO", "mDPO - anchor"),
     Claim(
-        "image-over-anchor", "the image preference does more than the anchor", "2.36 → 2.50", "mDPO - anchor",
+        "image-over-anchor",
+        "the image preference does more than the anchor",
+        "2.36 → 2.50",
+        "mDPO - anchor",
         "mDPO - conditional",
     ),
-    Claim("anchor-alone", "DPO with the anchor alone makes up less than DPO", "2.28 → 2.36", "mDPO - conditional", "DPO"),
+    Claim(
+        "anchor-alone", "DPO with the anchor alone makes up less than DPO", "2.28 → 2.36", "mDPO - conditional", "DPO"
+    ),
     Claim("crop-20-50", "a crop of 0-20% is better than one of 20-50%", "2.92 → 2.96", "mDPO", "mDPO, crop 20-50%"),
     Claim("moco", "a crop of 0-20% is better than MoCo v2's augmentation", "2.82 → 2.96", "mDPO", "mDPO, MoCo v2"),
     Claim("random-image", "a crop of 0-20% is better than a random image", "2.81 → 2.96", "mDPO", "mDPO, random image"),
     Claim(
-        "more-anchors", "an anchor on y_l as well changes nothing", "Table 4: alike", "mDPO, anchors y_w, y_l", "mDPO", "chair_s",
+        "more-anchors",
+        "an anchor on y_l as well changes nothing",
+        "Table 4: alike",
+        "mDPO, anchors y_w, y_l",
+        "mDPO",
+        "chair_s",
         "alike",
     ),
-    Claim("mdpo-scale", "mDPO gains from four times as many pairs", "Figure 5: gains", "mDPO", "mDPO, 1/4 of the pairs"),
     Claim(
-        "dpo-scale", "DPO does not gain from four times as many pairs", "Figure 5: does not", "DPO", "DPO, 1/4 of the pairs",
-        "chair_s", "no less",
+        "mdpo-scale", "mDPO gains from four times as many pairs", "Figure 5: gains", "mDPO", "mDPO, 1/4 of the pairs"
     ),
     Claim(
-        "adversarial", "mDPO denies false premises more often than the tuned model", "1.50 → 4.17", "mDPO", "tuned",
-        ADVERSARIAL, "more",
+        "dpo-scale",
+        "DPO does not gain from four times as many pairs",
+        "Figure 5: does not",
+        "DPO",
+        "DPO, 1/4 of the pairs",
+        "chair_s",
+        "no less",
     ),
-)  # fmt: skip
+    Claim(
+        "adversarial",
+        "mDPO denies false premises more often than the tuned model",
+        "1.50 → 4.17",
+        "mDPO",
+        "tuned",
+        ADVERSARIAL,
+        "more",
+    ),
+)
 
 HYPOTHESIS = """\
-Written before the two bases were measured: the less a base looks at the picture, the more mDPO gives it. Two earlier bases made
-us think so: on one with a looking gap of 18 points mDPO gained nothing over the tuned model, on a poorer one with a gap of 7
-points CHAIR_s fell by 9.9 ± 3.9. So against the tuned model mDPO should lower CHAIR_s more on the small base than on the sharp
-one, and raise looking more."""
+Written before the two bases were measured: the less a base looks at the picture, the more mDPO gives it. Two
+earlier bases made us think so: on one with a looking gap of 18 points mDPO gained nothing over the tuned model,
+on a poorer one with a gap of 7 points CHAIR_s fell by 9.9 ± 3.9. So against the tuned model mDPO should lower
+CHAIR_s more on the small base than on the sharp one, and raise looking more."""
 GAINS: dict[str, Expected] = {"chair_s": "less", "looking": "more"}
 """What mDPO's difference from the tuned model on the small base is expected to be beside that on the sharp one."""
 

@@ -28,8 +28,8 @@ def updated(text: str) -> str:
             lines.append(f"| {row} | {base} | {' | '.join(levels)} | {_gap(table, base, row, len(compared))} |")
     lines += [
         "",
-        f"Means over {len(table.seeds)} seeds ± half of the 95% interval. Differences are paired by seed, and bold where they are",
-        f"beyond the interval that holds for all {len(compared)} of them at once.",
+        f"Means over {len(table.seeds)} seeds ± half of the 95% interval. Differences are paired by seed, and bold",
+        f"where they are beyond the interval that holds for all {len(compared)} of them at once.",
     ]
     return fill(text, "scenes", lines)
 

@@ -1,7 +1,7 @@
-"""What the study trains: each row changes a few settings of configs/scenes.yaml, on one base, and is compared with others.
+"""What the study trains: each row changes a few settings of configs/scenes.yaml, and is compared with other rows.
 
-The rows are run block by block, each block over all seeds before the next, so that a study that is stopped leaves whole
-seeds of the first blocks. To add a row, put it into a block and its name into a section of ``SECTIONS``.
+The rows are run block by block, each block over all seeds before the next, so that a study that is stopped leaves
+whole seeds of the first blocks. To add a row, put it into a block and its name into a section of ``SECTIONS``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -134,8 +134,8 @@ SECTIONS = (
     ),
     Section(
         "Table 3: what the rejected image is",
-        "The paper: a crop that keeps little of the image is the best. Beyond it: a random image of the same theme, which the "
-        "theme alone does not tell from the right one, and the most similar image by the model's own tower.",
+        "The paper: a crop that keeps little of the image is the best. Beyond it: a random image of the same theme, "
+        "which the theme alone does not tell from the right one, and the most similar image by the model's own tower.",
         SHARP,
         (
             "mDPO", "mDPO, crop 20-50%", "mDPO, MoCo v2", "mDPO, random image", "mDPO, random image of the theme",
@@ -152,19 +152,23 @@ SECTIONS = (
         "Figure 5: more pairs",
         "The paper: mDPO gains from more pairs, DPO does not.",
         SHARP,
-        ("DPO, 1/4 of the pairs", "DPO, 1/2 of the pairs", "DPO", "mDPO, 1/4 of the pairs", "mDPO, 1/2 of the pairs", "mDPO"),
+        (
+            "DPO, 1/4 of the pairs", "DPO, 1/2 of the pairs", "DPO", "mDPO, 1/4 of the pairs", "mDPO, 1/2 of the pairs",
+            "mDPO",
+        ),
         "figure-5",
     ),
     Section(
         "LoRA",
-        "An adapter of rank 8 on every linear layer of the language model instead of all of its weights, at a learning rate of 1e-3.",
+        "An adapter of rank 8 on every linear layer of the language model instead of all of its weights, at a learning "
+        "rate of 1e-3.",
         SHARP,
         ("tuned", "DPO, LoRA", "mDPO, LoRA"),
     ),
     Section(
         "Other objectives on the same pairs",
-        "The presets of `mdpo train`, as they are, each with the rejected images that it needs: crops, or for SymMPO pictures of "
-        "the same theme with the captions chosen for them.",
+        "The presets of `mdpo train`, as they are, each with the rejected images that it needs: crops, or for SymMPO "
+        "pictures of the same theme with the captions chosen for them.",
         SHARP,
         (
             "DPO", "mDPO", "mDPO, random image", "mDPO, nearest image", "SymMPO", "MISP, K = 3", "C2DPO", "MPO",
@@ -173,8 +177,8 @@ SECTIONS = (
     ),
     Section(
         "Rounds on its own answers",
-        "`mdpo loop`: five captions a picture, drawn from the model as it is in that round, judged and paired as everywhere here; "
-        "each round goes on from the last.",
+        "`mdpo loop`: five captions a picture, drawn from the model as it is in that round, judged and paired as "
+        "everywhere here; each round goes on from the last.",
         SHARP,
         ("tuned", "mDPO, 1 round of the loop", "mDPO, 2 rounds of the loop"),
     ),

@@ -214,7 +214,7 @@ class Trial:
 
 
 def write_partners(pairs: Path, to: Path, *, seed: int) -> None:
-    """Gives each pair another one of the same theme, drawn at random: its picture to be rejected, and its chosen caption.
+    """Gives each pair another one of the same theme, drawn at random: its picture, to be rejected, and its caption.
 
     A pair whose theme has no other keeps a picture of any. pairs, to: JSONL, the second as ``mdpo train`` reads rows
     that bring their own rejected image and the answer that is right for it.

@@ -59,7 +59,7 @@ def _over(values: Iterable[float], tests: int = 1) -> Interval | None:
 
 
 def of_sections() -> Iterator[Comparison]:
-    """What the tables compare: each row with those that it is compared with, and with the tuned model's cut captions."""
+    """What the tables compare: each row with some of the others, and with the tuned model's cut captions."""
     for section in SECTIONS:
         for name in section.rows:
             for other in section.against(name):

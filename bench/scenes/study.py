@@ -1,9 +1,9 @@
-"""The paper's tables and figures in the world of scenes: ``python -m bench.scenes.study [--quick] [--seeds N …] [--out FOLDER]``
+"""The paper's tables and figures in the world of scenes: ``python -m bench.scenes.study [--quick] [--out FOLDER]``
 
-Runs what is not there yet, one row a core, and writes ``results.json``, ``SCENES.md`` and its pictures to FOLDER, of all that
-is there. A seed has its own pairs, order, rejected images and test scenes, on each of the two bases. A study that is
-stopped goes on with the same command. ``--quick``: fewer seeds, pairs and scenes, every row, in minutes; it shows that
-everything works, and its numbers mean nothing.
+Runs what is not there yet, one row a core, and writes ``results.json``, ``SCENES.md`` and its pictures to FOLDER, of
+all that is there. A seed has its own pairs, order, rejected images and test scenes, on each of the two bases. A study
+that is stopped goes on with the same command. ``--quick``: fewer seeds, pairs and scenes, every row, in minutes; it
+shows that everything works, and its numbers mean nothing.
 """
 
 import gc
