@@ -66,13 +66,13 @@ def run_part(
     in this process what would get one of its own; `tiny` takes sizes that show no more than that the part runs."""
     conditions = environment(device)
     deadline = time.monotonic() + 60 * minutes
-    listed = [group for group in PARTS[name].groups(device, tiny) if only in f"{group.op} {group.case}"]
+    chosen = _chosen(name, device, only, tiny)
     records: list[Record] = []
-    for index, group in enumerate(listed):
+    for index, group in enumerate(chosen):
         if time.monotonic() > deadline:
-            print(f"{name}: {minutes:g} minutes are up, {len(listed) - index} groups left; the same command goes on")
+            print(f"{name}: {minutes:g} minutes are up, {len(chosen) - index} groups left; the same command goes on")
             break
-        print(f"{name} {index + 1}/{len(listed)}: {group.op} {group.case}", flush=True)
+        print(f"{name} {index + 1}/{len(chosen)}: {group.op} {group.case}", flush=True)
         if group.own_process and not alone and _has_work(group, device, folder, conditions):
             left = (deadline - time.monotonic()) / 60
             records += _measure_apart(group, device, folder, conditions, seconds, left, tiny)
@@ -80,6 +80,19 @@ def run_part(
             records += measure_group(group, device, folder, conditions, seconds, deadline)
         _release(device)
     return records
+
+
+def listed(name: str, device: torch.device, only: str = "", tiny: bool = False) -> list[str]:
+    """What `run_part` would measure: a line a group, with the implementations that are for this device."""
+    lines = []
+    for group in _chosen(name, device, only, tiny):
+        names = ", ".join(each.name for each in group.implementations if device.type in each.devices)
+        lines.append(f"{name}: {group.op} {group.case}, {_name(group.dtype)}: {names}")
+    return lines
+
+
+def _chosen(name: str, device: torch.device, only: str, tiny: bool) -> list[Group]:
+    return [group for group in PARTS[name].groups(device, tiny) if only in f"{group.op} {group.case}"]
 
 
 def _measure_apart(

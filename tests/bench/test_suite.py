@@ -66,7 +66,7 @@ def test_a_group_is_measured_resumed_and_rendered(tmp_path: Path, capsys: pytest
     text = written[0].read_text(encoding="utf-8")
     record = next(r for r in Shelf(tmp_path).records() if r.implementation == "ours" and r.shape["N"] == 12)
     assert record.peak_bytes is not None and "missing peer: skipped, No module named" in text
-    assert f"| **ours** | {render._number(record.median_ms)} |" in text
+    assert f"| **ours** | {render.number(record.median_ms)} |" in text
     picture = written[1].relative_to(tmp_path / "report").as_posix()
     assert written[1].exists() and f"![linear_token_logps]({picture})" in text
     assert text == render.markdown(Shelf(tmp_path).records(), {picture})
@@ -178,6 +178,17 @@ def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytes
     assert {r.op for r in Shelf(tmp_path).records()} == {"sequence_logps"}
     assert suite.main([*arguments, "--minutes", "0"]) == 0
     assert "0 minutes are up, 1 groups left" in capsys.readouterr().out
+
+
+def test_what_would_be_measured_is_listed_and_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert suite.main(["kernels", "--list", "--device", "cpu", "--only", "sequence_logps"]) == 0
+    assert capsys.readouterr().out == "kernels: sequence_logps S=6,N=1024, float32: ours, torch eager\n"
+    assert suite.main(["--list", "--device", "cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == sum(len(part.groups(torch.device("cuda"))) for part in PARTS.values())
+    with pytest.raises(SystemExit, match="2"):
+        suite.main(["kernels"])
+    assert "give --out DIR, or --list" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--seconds"])
