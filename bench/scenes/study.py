@@ -126,7 +126,8 @@ class Study:
             found = {row: Trial(seed, row.base, self.out, self.size).read(row) for row in rows()}
             for row, record in found.items():
                 if record is not None:
-                    seeds.setdefault(seed, {}).setdefault(row.base, {})[row.name] = record["scores"]
+                    scores = {name: round(value, 4) for name, value in record["scores"].items()}
+                    seeds.setdefault(seed, {}).setdefault(row.base, {})[row.name] = scores
                     seconds += record["seconds"]
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         return {
