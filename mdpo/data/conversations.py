@@ -69,7 +69,7 @@ def shared_start(chosen: str, rejected: str) -> Columns | None:
     The blank between prompt and answers goes: the chat template writes its own. None where they share no word, or an
     answer would be left empty.
     """
-    shared = commonprefix([chosen, rejected])
+    shared = commonprefix([chosen, rejected])  # noqa: RUF071  (of texts)
     if any(text[len(shared) :] and not text[len(shared)].isspace() for text in (chosen, rejected)):
         shared = re.sub(r"\S*\Z", "", shared)  # it may end inside a word
     columns = {

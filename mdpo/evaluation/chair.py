@@ -93,10 +93,7 @@ class Lexicon:
 
 
 def _double_words(classes: Mapping[str, str], variant: str) -> dict[str, str]:
-    if variant == "rohrbach":
-        listed = [*_ROHRBACH_DOUBLE_WORDS]
-    else:
-        listed = [word for word in classes if " " in word]
+    listed = [*_ROHRBACH_DOUBLE_WORDS] if variant == "rohrbach" else [word for word in classes if " " in word]
     double = {word: word for word in (*listed, *_BOTH_DOUBLE_WORDS)}
     for animal in _ANIMALS:
         # Else "baby" and "adult" would count as a person.

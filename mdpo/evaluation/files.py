@@ -123,9 +123,9 @@ def read_literal(path: str | Path, name: str) -> str:
             continue
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         value = statement.value
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                return value.value
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
     raise InputError(f"{path} has no top-level string literal {name!r}; give the official script or a text file")
 
 

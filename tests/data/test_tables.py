@@ -134,7 +134,7 @@ def test_a_format_that_hides_columns_hides_them(tmp_path):
         (lambda: datasets.DatasetDict(train=table(), test=table()), r"rows has splits: train, test; give one of them"),
         (lambda: table().cast_column("images", datasets.List(datasets.Image(mode="L"))), "asks for images of mode L"),
         (lambda: table().select([]), "rows holds no rows; give at least one"),
-        (lambda: [], "rows holds no rows; give at least one"),
+        (list, "rows holds no rows; give at least one"),
         (lambda: iter(()), "rows holds no rows; give at least one"),
         (lambda: {"train": []}, "rows is a dict; give rows"),
         (lambda: 7, "rows is a int; give rows"),

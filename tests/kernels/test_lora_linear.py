@@ -283,7 +283,7 @@ def one_by_one(x: Tensor, layers: list[LoraLayer]) -> list[Tensor]:
     return [reference.lora_linear(x, *layer) for layer in layers]
 
 
-@pytest.mark.parametrize("scale, size", [(1 / 64, 4000.0), (64.0, 2e-6)])
+@pytest.mark.parametrize(("scale", "size"), [(1 / 64, 4000.0), (64.0, 2e-6)])
 def test_in_float16_the_scale_comes_first(scale: float, size: float, device: torch.device) -> None:
     """dy·B alone would be infinite, or next to nothing."""
     case = Case("scaled", dtype=torch.float16, adapter=torch.float32, scale=scale)

@@ -263,7 +263,7 @@ def test_rows_that_hang_are_not_waited_for_for_ever(world, whole, tmp_path, caps
     def get_batch_samples(self, iterator, *arguments):
         calls.append(self.state.global_step)
         if self.state.global_step == 3:  # an epoch's first batch
-            monkeypatch.setattr("mdpo.data.dataset.open_image", lambda *arguments: open(fifo))
+            monkeypatch.setattr("mdpo.data.dataset.open_image", lambda *arguments: open(fifo))  # noqa: SIM115
             if workers:
                 for worker in iterator._workers:
                     os.kill(worker.pid, signal.SIGSTOP)

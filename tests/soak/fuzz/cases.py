@@ -116,7 +116,7 @@ def model_files(random: Random, number: int, scene: Path) -> Case:
 
 
 def _changed(random: Random, scene: Path, commands: dict[str, Any], number: int) -> Case:
-    name, command = list(commands.items())[number % len(commands)]
+    _, command = list(commands.items())[number % len(commands)]
     read = random.choice([path for path in command.reads if (scene / path).is_file()])
     content = (scene / read).read_bytes()
     for _ in range(random.choice((1, 1, 2))):
