@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 from mdpo import MDPOTrainer, cli, training
+from mdpo.commands import program
 from mdpo.config import build_config, parse_overrides
 from mdpo.errors import OutputError
-from mdpo.program import outline
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
 
@@ -62,7 +62,6 @@ def _text(node: ast.AST) -> str | None:
 
 # Who says the messages of a file: an option in one of them has to be an option of one of these commands.
 SAID_BY = {
-    "mdpo/__main__.py": ["", "train"],
     "mdpo/answers/pairing.py": ["pairs"],
     "mdpo/answers/pairs_command.py": ["pairs"],
     "mdpo/answers/rank_command.py": ["rank"],
@@ -72,8 +71,11 @@ SAID_BY = {
     "mdpo/answers/records.py": ["rank"],
     "mdpo/answers/sample_command.py": ["sample"],
     "mdpo/answers/vllm_engine.py": ["sample"],
-    "mdpo/cli.py": ["train", "score", "convert"],
+    "mdpo/cli.py": [""],
+    "mdpo/commands/rows.py": ["report"],
+    "mdpo/commands/train.py": ["train"],
     "mdpo/config.py": ["train", "plan"],
+    "mdpo/scoring.py": ["score"],
     "mdpo/settings/arguments.py": ["train", "score"],
     "mdpo/settings/own.py": ["train"],
     "mdpo/settings/peers.py": ["train", "data sample", "report"],
@@ -103,17 +105,19 @@ SAID_BY = {
     "mdpo/loop/stages.py": ["sample", "rank", "pairs", "train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
+    "mdpo/models/convert.py": ["convert"],
     "mdpo/models/llava.py": ["convert"],
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
     "mdpo/models/quantize.py": ["train"],
-    "mdpo/program.py": ["", "train"],
+    "mdpo/own_settings.py": ["train"],
     "mdpo/reports/charts.py": ["report"],
     "mdpo/reports/commands.py": ["report"],
     "mdpo/reports/markdown.py": ["report"],
     "mdpo/reports/page.py": ["report"],
     "mdpo/reports/runs.py": ["report"],
     "mdpo/reports/write.py": ["report"],
+    "mdpo/running.py": ["train", "score"],
     "mdpo/run_folder.py": ["train"],
     "mdpo/run_lock.py": ["train"],
     "mdpo/run_source.py": ["train"],
@@ -130,7 +134,7 @@ SAID_BY = {
 
 def parsers(parser=None, name="") -> dict:
     """Every command's parser by its name, such as "data check"."""
-    parser = parser or cli._parser()
+    parser = parser or program()
     below = [action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)]
     found = {name: parser} if name else {}
     for action in below:
@@ -143,7 +147,7 @@ def parsers(parser=None, name="") -> dict:
 
 def options(command: str) -> set[str]:
     if command == "":  # the program itself
-        return {option for action in outline()._actions for option in action.option_strings}
+        return {option for action in program()._actions for option in action.option_strings}
     found = {option for action in parsers()[command]._actions for option in action.option_strings}
     if command in ("train", "plan"):  # any setting, and KEY stands for one
         from dataclasses import fields
@@ -313,7 +317,7 @@ def test_nothing_to_resume_from_is_one_line(world, tmp_path, capsys):
 
 def test_the_judges_advice_parses():
     required = ["answers", "--instances", "i", "--captions", "c", "--synonyms", "s"]
-    _, rest = cli._parser().parse_known_args(
+    _, rest = program().parse_known_args(
         ["evaluate", "object-halbench", *required, "--judge", "m", *"--variant rlhfv --script FILE".split()]
     )
     assert not rest

@@ -14,7 +14,8 @@ EVERYBODYS = {
     "mdpo.hub",
     "mdpo.outputs",
     "mdpo.output_checks",
-    "mdpo.program",
+    "mdpo.own_settings",
+    "mdpo.typed",
     "mdpo.reading",
     "mdpo.run_folder",
     "mdpo.run_lock",
@@ -27,7 +28,9 @@ ALLOWED = {
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),
-    "mdpo.program": {"mdpo"},
+    "mdpo.own_settings": set(),
+    "mdpo.typed": set(),
+    "mdpo.commands": {"mdpo", "mdpo.commands"},
     "mdpo.reading": set(),
     "mdpo.run_folder": set(),
     "mdpo.run_lock": set(),
@@ -53,6 +56,11 @@ ALLOWED = {
     },
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
+    "mdpo.cli": {"mdpo.commands", "mdpo.running", "mdpo.stops"},
+    "mdpo.running": {"mdpo.config", "mdpo.data", "mdpo.settings", "mdpo.stops", "mdpo.trainer"},
+    "mdpo.scoring": {
+        "mdpo.data", "mdpo.evaluation", "mdpo.models", "mdpo.objectives", "mdpo.settings", "mdpo.trainer",
+    },
     "mdpo.training": {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings",
         "mdpo.stops", "mdpo.trainer", "mdpo.run_source",
@@ -60,12 +68,6 @@ ALLOWED = {
     "mdpo.loop": {
         "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports",
         "mdpo.__main__",
-    },
-    "mdpo.cli": {
-        "mdpo.answers", "mdpo.loop",
-        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
-        "mdpo.memory",
-        "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}

@@ -18,7 +18,7 @@ from mdpo import MDPOConfig
 from mdpo.cli import main
 from mdpo.config import build_config, load_config, parse_overrides
 from mdpo.errors import InputError
-from mdpo.objectives import PRESETS, Objective, help_table, objective_of, presets, read_objective, rows
+from mdpo.objectives import PRESETS, Objective, objective_of, presets, read_objective, rows
 from mdpo_kernels import Term, mdpo_loss, preference_loss
 
 ROOT = Path(__file__).parents[1]
@@ -299,24 +299,16 @@ COSTS = {
 def test_the_table_counts_what_the_branches_cost():
     assert {row.name: (row.packed, row.unshared) for row in rows()} == COSTS
     brings = {row.name: row.brings for row in rows()}
-    assert brings["dpo"] == "nothing more" and brings["misp"] == "a picture, 3 rejected pictures"
-    assert brings["svco"] == "a picture, 1 rejected picture, the answer that is right for it"
+    assert brings["dpo"] == "nothing more" and brings["misp"] == "an image, 3 rejected images"
+    assert brings["svco"] == "an image, 1 rejected image, contrast"
 
 
 def test_the_help_shows_the_table(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert help_table() in shown
     for row in rows():
         assert re.search(rf"^  {row.name} +{row.packed:,} +{row.unshared:,} ", shown, re.MULTILINE)
-
-
-def test_the_pages_table_is_the_helps():
-    head = ["| objective | branches | packed | unshared | a row brings |", "|---|---|---|---|---|"]
-    lines = [f"| `{r.name}` | {', '.join(r.branches)} | {r.packed:,} | {r.unshared:,} | {r.brings} |" for r in rows()]
-    table = re.search(r"<!-- objectives:[^\n]*-->\n(.*?)\n<!-- /objectives -->", PAGE.read_text(), re.DOTALL)
-    assert table is not None and table[1].splitlines() == head + lines
 
 
 def test_the_pages_terms_are_an_objective(tmp_path):

@@ -65,18 +65,11 @@ class PictureSize:
         return {name: value for name, value in named.items() if value}
 
 
-def add_size_options(command: argparse.ArgumentParser) -> None:
-    """The options of ``PictureSize`` for a command that reads pictures; ``size_options`` reads them back."""
-    group = command.add_argument_group("pictures", "as in the training configuration, so that the model sees the same")
-    group.add_argument("--max-pixels", type=int, metavar="N", help="of a picture; larger ones are made smaller")
-    group.add_argument("--min-pixels", type=int, metavar="N", help="of a picture; smaller ones are made larger")
-    group.add_argument(
-        "--image-processor-kwargs", metavar="JSON", help="the same by the image processor's own names, a JSON object"
-    )
-
-
 def size_options(options: argparse.Namespace) -> PictureSize:
-    """The parsed options as ``PictureSize``. Raises InputError if --image-processor-kwargs is not a JSON object."""
+    """The options of ``mdpo.commands.rows.add_size_options`` as ``PictureSize``.
+
+    Raises InputError if --image-processor-kwargs is not a JSON object.
+    """
     kwargs = options.image_processor_kwargs
     if kwargs is not None:
         try:

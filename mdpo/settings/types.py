@@ -2,16 +2,14 @@
 
 import numbers
 import os
-import re
 import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
-from mdpo.shown import shown as spelled_out
+from mdpo.shown import shown_text
 
 from .yaml_text import Written, plain, read_yaml
 
@@ -192,31 +190,6 @@ def shown(value: Any) -> str:
     return shown_text(text, 80)
 
 
-def shown_text(text: str, length: int) -> str:
-    """At most ``length`` characters of a text, in one line, with those that move a terminal's cursor spelled out."""
-    text = spelled_out(text)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
 def shortened(error: object) -> str:
     """Another library's message as one line."""
     return shown_text(" ".join(str(error).split()), 400)
-
-
-def is_text(text: str) -> bool:
-    """Whether a file, a path and a log can all hold it: no NUL, and no half of a character
-    (bytes that are no UTF-8).
-    """
-    return re.search(r"[\x00\ud800-\udfff]", text) is None
-
-
-def path_problem(text: str) -> str | None:
-    """What is wrong with a path before anybody looks for it, and what to do; None where nothing is. An empty one, such
-    as an unset variable of a shell leaves, would be the working directory."""
-    if not text.strip():
-        return "the path is empty; give one"
-    try:
-        Path(text).expanduser()
-    except RuntimeError:
-        return f"the home directory that {shown(text)} begins with is not known here; write the path out"
-    return None

@@ -17,8 +17,9 @@ from transformers.integrations.deepspeed import is_deepspeed_available
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from mdpo.errors import InputError
+from mdpo.typed import is_text, path_problem
 
-from .types import is_text, path_problem, shortened, shown
+from .types import shortened, shown
 
 # The numbers that make sense; transformers checks few of them.
 _RANGES = {

@@ -1,6 +1,5 @@
 """``mdpo data check | preview | sample`` as a user runs them."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdpo.data import DataOptions, PreferenceDataset, read_rows
-from mdpo.data.commands import add_commands
+from mdpo.commands import program
+from mdpo.data import DataOptions, PreferenceDataset, commands, read_rows
 from mdpo.errors import InputError
 from mdpo.objectives import PRESETS
 from tests import tiny
@@ -21,10 +20,11 @@ def load_processor(path: Path):
 
 
 def run(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(), load_processor, {name: each.branches for name, each in PRESETS.items()})
-    options = parser.parse_args(["data", *map(str, arguments)])
-    options.run(options)
+    options = program().parse_args(["data", *map(str, arguments)])
+    if arguments[0] == "check":
+        commands.run_check(options, load_processor, PRESETS)
+    else:
+        options.run(options)
 
 
 @pytest.fixture

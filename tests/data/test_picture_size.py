@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mdpo.commands.rows import add_size_options
 from mdpo.data import DataOptions, PictureSize, PreferenceDataset, parse_rows, size_pictures
 from mdpo.data.image_tokens import ImageTokens
-from mdpo.data.picture_size import add_size_options, size_options, size_settings, sizes_of
+from mdpo.data.picture_size import size_options, size_settings, sizes_of
 from mdpo.errors import InputError
 from mdpo.packing import family_of
 from tests import tiny

@@ -2,7 +2,6 @@
 loopback.
 """
 
-import argparse
 import json
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 from mdpo import InputError
 from mdpo.cli import main
+from mdpo.commands import program
 from mdpo.evaluation import commands
 from mdpo.evaluation.results import read_result
 from tests.evaluation.endpoint import Endpoint
@@ -22,9 +22,7 @@ ANNOTATIONS = [
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([str(argument) for argument in arguments])
+    options = program().parse_args([str(argument) for argument in arguments])
     options.run(options)
 
 

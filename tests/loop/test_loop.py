@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mdpo import cli
 from mdpo.answers import read_scored
+from mdpo.commands import check_words
 from mdpo.errors import InputError
 from mdpo.loop.config import read_loop, words_of
 from mdpo.loop.report import result_of
@@ -392,7 +392,7 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
     loop = replace(
         loop, prompts=here, evaluate=replace(loop.evaluate, prompts=here), train={"model_name_or_path": "llava"}
     )
-    found = planned(loop, cli.check_words)
+    found = planned(loop, check_words)
     assert [stage.name for stage in found] == [
         "answer",
         "measure",
@@ -423,5 +423,5 @@ def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path,
     (tmp_path / "questions.jsonl").touch()
     prompts = {"prompts": str(tmp_path / "questions.jsonl")}
     with pytest.raises(InputError, match=words) as found:
-        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **prompts, **changes}, evaluate=None), cli.check_words)
+        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **prompts, **changes}, evaluate=None), check_words)
     assert "\n" not in str(found.value)

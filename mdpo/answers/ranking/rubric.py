@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from mdpo.data.problem import names, shortened
 from mdpo.errors import InputError
 from mdpo.evaluation.files import read_text
-from mdpo.settings import is_text, plain, read_yaml
+from mdpo.settings import plain, read_yaml
+from mdpo.typed import is_text
 
 REASON = "reason"  # the judge's word for why, beside its ratings
 _KEYS = ("aspects", "scale", "weights", "instructions")

@@ -1,0 +1,19 @@
+"""``mdpo convert``: an official checkpoint in transformers' layout."""
+
+import argparse
+
+from mdpo.errors import InputError
+from mdpo.shown import say
+
+from .bunny import convert_bunny
+from .llava import convert_llava
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    if options.layout == "bunny":
+        if options.vision_tower is not None:
+            raise InputError("--vision-tower: a Bunny checkpoint brings its own; leave it out")
+        folder = convert_bunny(options.source, options.destination)
+    else:
+        folder = convert_llava(options.source, options.destination, vision_tower=options.vision_tower)
+    say(f"wrote {folder}")
