@@ -1,18 +1,18 @@
 """Benchmarks: every number that this project states comes from a record written here.
 
-    python -m bench.suite step --out DIR        measure one part (or `all`); resumable
-    python -m bench.profile_step --out DIR      where the time of our step goes, by component
-    python -m bench.trl_parity --out FILE.json  TRL's training and ours, step by step, where trl is installed
-    python -m bench.render DIR                  tables and plots from the records
-    bash bench/gpu_session.sh OUT first         the first ten minutes on a GPU that is rented bare; then second, third,
-    … bash bench/wheels.sh DIR                    what such a machine lacks, gathered where there is a network
-    python -m bench.bring_home OUT/*.tgz        a session's archives into bench/results, and the tables made anew
-    pytest bench/                               the same cases one function at a time, under pytest-benchmark
+inputs/         what is measured on: models of real shape, problems, rows, lengths
+suite/          `python -m bench.suite`: every operation of ours beside its peers, measured and recorded
+render/         `python -m bench.render`: tables, ratios and plots from the records
+session/        `bash bench/gpu_session.sh`: all of it on a GPU that is rented bare
+bring_home.py   `python -m bench.bring_home`: a session's archives into results/
+scripts/        `python -m bench.scripts.NAME`: measurements that stand alone
+digits/         a miniature world of digits: a model, its tuning, DPO and mDPO on it
+study/          the paper's tables in that world, over seeds
+scenes/         a miniature world of scenes, closer to the paper's data: `make demo`
+commit.py       which code a record is of
+blocks.py       the blocks of the pages that a script writes
+test_operations.py   `pytest bench/`: the kernels under pytest-benchmark
+results/        records of devices, a folder each; other results lie beside what made them
 
-How it fits together: a *part* (bench/parts) is a list of `Group`s (bench/group.py). A group is one operation at one
-shape, with a floor that no implementation can beat and the implementations that are compared at it
-(bench/implementations). `bench.suite` runs a group's floor and implementations in one process and writes one JSON
-`Record` (bench/record.py) for each. Records that are committed lie in bench/results/<device>; of them
-`python -m bench.render bench/results` makes bench/RESULTS.md and the README's table, whose ratios and targets stand in
-bench/targets.py.
+A room imports only those above it; tests/bench/test_rooms.py holds it.
 """

@@ -16,12 +16,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cards import card_of, folder_of
 from bench.commit import ROOT
-from bench.record import Record, read_record, read_records
 from bench.session.archive import BadArchive, tidy_log, unpack
 from bench.session.stages import STAGES
 from bench.session.strangers import NotARecord, check_record
+from bench.suite.cards import card_of, folder_of
+from bench.suite.record import Record, read_record, read_records
 from mdpo.errors import InputError, OutputError
 from mdpo.output_checks import check_output_folder
 from mdpo.outputs import whole_files
@@ -160,15 +160,15 @@ def rendered(found: dict[Path, Path], results: Path, folder: Path) -> dict[Path,
 
     Raises InputError where no report can be made.
     """
-    from bench import render  # PyTorch comes with it: not before it is needed
-    from bench.readme import updated
+    from bench.render import report as reports  # PyTorch comes with it: not before it is needed
+    from bench.render.readme import updated
 
-    is_committed = results == render.COMMITTED
+    is_committed = results == reports.COMMITTED
     out = results.parent if is_committed else results
     try:
-        paths = {*render.record_paths(results), *(target for target in found if target.suffix == ".json")}
+        paths = {*reports.record_paths(results), *(target for target in found if target.suffix == ".json")}
         records = [read_record(found.get(path, path)) for path in sorted(paths)]
-        report = {out / path.relative_to(folder): path for path in render.write_report(records, folder)}
+        report = {out / path.relative_to(folder): path for path in reports.write_report(records, folder)}
         if is_committed:
             readme = folder / "README.md"
             readme.write_text(updated((ROOT / "README.md").read_text(encoding="utf-8"), records), encoding="utf-8")

@@ -23,8 +23,17 @@ from mdpo.memory.allocator import use_expandable_segments
 from mdpo.memory.automatic import automatic
 from mdpo.memory.commands import planned_settings
 from mdpo.memory.constraints import counted, data_of
-from mdpo.models import LANGUAGE_LINEAR, check_lora_targets, check_trainable, load, load_processor, lora_expression
-from mdpo.models.adapters import adapter_config, load_adapter
+from mdpo.models import (
+    LANGUAGE_LINEAR,
+    check_lora_targets,
+    check_trainable,
+    freeze_vision,
+    load,
+    load_processor,
+    load_with_adapter,
+    lora_expression,
+)
+from mdpo.models.adapters import adapter_config
 from mdpo.models.base_digest import weights_digest
 from mdpo.models.model_card import write_run_record
 from mdpo.objectives import objective_of
@@ -174,16 +183,17 @@ def _processor(run: RunConfig) -> ProcessorMixin:
 
 
 def _model(run: RunConfig, args: MDPOConfig) -> PreTrainedModel | PeftModel:
-    model = load(run.model_name_or_path, dtype=run.dtype, load_in_4bit=run.load_in_4bit)
-    if not run.use_lora:
-        _freeze(model, run)
-    elif run.adapter_name_or_path is None:
-        check_lora_targets(model, run.lora_target_modules)
+    asked: dict[str, Any] = {"dtype": run.dtype, "load_in_4bit": run.load_in_4bit}
     if run.adapter_name_or_path is not None:
         _check_lora_settings(run)
-        model = load_adapter(
-            model, run.adapter_name_or_path, base=run.model_name_or_path, trainable=True, fused=args.fused_lora
+        return load_with_adapter(
+            run.model_name_or_path, run.adapter_name_or_path, trainable=True, fused=args.fused_lora, **asked
         )
+    model = load(run.model_name_or_path, **asked)
+    if run.use_lora:
+        check_lora_targets(model, run.lora_target_modules)
+    else:
+        freeze_vision(model, tower=run.freeze_vision_tower, projector=run.freeze_multi_modal_projector)
     return model
 
 
@@ -260,11 +270,3 @@ def _lora(run: RunConfig) -> LoraConfig:
         target_modules=lora_expression(run.lora_target_modules),
         task_type="CAUSAL_LM",
     )
-
-
-def _freeze(model: PreTrainedModel, run: RunConfig) -> None:
-    for name, parameter in model.named_parameters():
-        tower = any(part in name for part in (".vision_tower.", ".visual.", ".vision_model."))
-        projector = any(part in name for part in (".multi_modal_projector.", ".connector.", ".image_newline"))
-        if tower and run.freeze_vision_tower or projector and run.freeze_multi_modal_projector:
-            parameter.requires_grad_(False)

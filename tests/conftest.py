@@ -12,6 +12,16 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on loopback, which this process asks from an empty folder."""
+    from tests.hub import asked
+
+    monkeypatch.chdir(tmp_path)
+    with asked(monkeypatch, tmp_path) as server:
+        yield server
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -14,6 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants
+
+from mdpo.hub import repositories
+
 _API = re.compile(
     r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/(?P<verb>auth-check|revision|tree|paths-info)(?:/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?)?"
 )
@@ -241,3 +245,27 @@ def serving() -> Iterator[Hub]:
         server.server_close()
         thread.join()
         shutil.rmtree(hub.folder)
+
+
+@contextmanager
+def asked(monkeypatch, folder: Path) -> Iterator[Hub]:
+    """A hub that this process asks, with an empty cache in ``folder`` and nobody logged in."""
+    with serving() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "cache"),
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(folder / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        forget()
+        yield server
+    forget()
+
+
+def forget() -> None:
+    """As a new process."""
+    repositories._look.cache_clear()
+    repositories._fetch.cache_clear()

@@ -5,6 +5,8 @@ same dtype, plus a little: 1e-6 of the largest true value, some eight roundings 
 values and for gradients and is not loosened to make a test pass. Where the truth is 0 and PyTorch finds it, so must we.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,11 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     """‖value − truth‖ / ‖truth‖: for claims such as "within 0.5%"."""
     truth = truth.detach().to(value.device, torch.float64)
     return ((value.detach().double() - truth).norm() / truth.norm()).item()
+
+
+def relative_distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """‖Δ − Δ'‖ / ‖Δ‖ of what two runs have moved the same parameters by, from the same start."""
+    assert one.keys() == other.keys() == start.keys()
+    moved = sum((value - start[name]).norm().item() ** 2 for name, value in one.items())
+    apart = sum((value - other[name]).norm().item() ** 2 for name, value in one.items())
+    return (apart / moved) ** 0.5

@@ -20,6 +20,7 @@ from mdpo.config import build_config, parse_overrides
 from mdpo.errors import OutputError
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
+from tests.command_line import parsers
 
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"(?<![\w(-])--[a-z][\w-]*|\b(mdpo|pip|hf|accelerate) [a-z]+ ?(?=[\w'\"{-]|$)")
@@ -75,7 +76,6 @@ SAID_BY = {
     "mdpo/commands/rows.py": ["report"],
     "mdpo/commands/train.py": ["train"],
     "mdpo/config.py": ["train", "plan"],
-    "mdpo/scoring.py": ["score"],
     "mdpo/settings/arguments.py": ["train", "score"],
     "mdpo/settings/own.py": ["train"],
     "mdpo/settings/peers.py": ["train", "data sample", "report"],
@@ -97,6 +97,7 @@ SAID_BY = {
     "mdpo/evaluation/questions.py": ["generate"],
     "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
     "mdpo/evaluation/results.py": ["report"],
+    "mdpo/evaluation/score_command.py": ["score"],
     "mdpo/hub/names.py": ["train"],
     "mdpo/hub/refusals.py": ["train"],
     "mdpo/hub/uploads.py": ["train"],
@@ -105,7 +106,7 @@ SAID_BY = {
     "mdpo/loop/stages.py": ["sample", "rank", "pairs", "train"],
     "mdpo/memory/automatic.py": ["train"],
     "mdpo/memory/size.py": ["train", "plan"],
-    "mdpo/models/convert.py": ["convert"],
+    "mdpo/models/commands.py": ["convert"],
     "mdpo/models/llava.py": ["convert"],
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
@@ -130,19 +131,6 @@ SAID_BY = {
     "mdpo/trainer/stoppable.py": ["train"],
     "mdpo/trainer/way_on.py": ["train"],
 }
-
-
-def parsers(parser=None, name="") -> dict:
-    """Every command's parser by its name, such as "data check"."""
-    parser = parser or program()
-    below = [action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)]
-    found = {name: parser} if name else {}
-    for action in below:
-        if action.option_strings:  # an option with a table of choices is no command
-            continue
-        for choice, inner in action.choices.items():
-            found |= parsers(inner, f"{name} {choice}".strip())
-    return found
 
 
 def options(command: str) -> set[str]:

@@ -48,7 +48,9 @@ ALLOWED = {
         "mdpo.evaluation", "mdpo.packing",
         "mdpo_kernels",
     },
-    "mdpo.evaluation": {"mdpo.evaluation", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.packing"},
+    "mdpo.evaluation": {
+        "mdpo.evaluation", "mdpo.objectives", "mdpo.settings", "mdpo.data", "mdpo.models", "mdpo.packing",
+    },
     "mdpo.answers": {"mdpo.answers", "mdpo.evaluation", "mdpo.data", "mdpo.models", "mdpo.packing", "mdpo.settings"},
     "mdpo.reports": {"mdpo.reports", "mdpo.evaluation"},
     "mdpo.memory": {
@@ -58,9 +60,6 @@ ALLOWED = {
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
     "mdpo.cli": {"mdpo.commands", "mdpo.running", "mdpo.stops"},
     "mdpo.running": {"mdpo.config", "mdpo.data", "mdpo.settings", "mdpo.stops", "mdpo.trainer"},
-    "mdpo.scoring": {
-        "mdpo.data", "mdpo.evaluation", "mdpo.models", "mdpo.objectives", "mdpo.settings", "mdpo.trainer",
-    },
     "mdpo.training": {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings",
         "mdpo.stops", "mdpo.trainer", "mdpo.run_source",

@@ -17,13 +17,10 @@ from safetensors.torch import load_file
 from mdpo import InputError, MDPOConfig, MDPOTrainer
 from mdpo.cli import main
 from mdpo.data import read_rows
-from mdpo.hub import repositories
 from mdpo.models import LANGUAGE_LINEAR, load, load_processor
 from mdpo.models.adapters import adapter_config, load_adapter
-from tests import hub as loopback
 from tests import tiny
-
-_FILES = "/{repo_id}/resolve/{revision}/{filename}"
+from tests.hub import forget
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +34,6 @@ def adapter(world, tmp_path_factory) -> Path:
     config = LoraConfig(r=2, target_modules=LANGUAGE_LINEAR, init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(load(world[0]), config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub that this process asks, with an empty cache and nobody logged in."""
-    with loopback.serving() as server:
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + _FILES,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": False,
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
-        forget()
-        yield server
-    forget()
-
-
-def forget() -> None:
-    """As a new process."""
-    repositories._look.cache_clear()
-    repositories._fetch.cache_clear()
 
 
 def parquet_repo(data: Path, folder: Path, *, split: str = "train", count: int | None = None) -> Path:

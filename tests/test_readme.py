@@ -88,8 +88,8 @@ def test_table_overrides_are_valid_settings():
 @pytest.mark.parametrize(
     "writer",
     [
-        "bench.settings_table",
-        "bench.digits.own_answers",
+        "bench.render.settings_table",
+        "bench.study.own_answers",
         "bench.digits.readme",
         "bench.scenes.readme",
         "bench.study.readme",

@@ -5,7 +5,7 @@ from statistics import mean
 
 from bench.blocks import ROOT, fill, rewrite
 
-RESULTS = ROOT / "bench" / "results" / "digits" / "demo.json"
+RESULTS = ROOT / "bench" / "digits" / "demo.json"
 PAGE = "bench/README.md"
 COLUMNS = {
     "CHAIR_i": "chair_i",

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 
 from bench.commit import require_commit
-from bench.record import Record, environment
 from bench.session.runner import ALLOCATOR
+from bench.suite.record import Record, environment
 from mdpo_kernels import Segments, reference, token_logps, varlen_attention
 
 GIB = 2**30

@@ -23,9 +23,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bench.commit import ROOT, known_commit, require_commit
-from bench.record import Record, Status, read_record, read_records
 from bench.session.archive import pack, tidy_log
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
+from bench.suite.record import Record, Status, read_record, read_records
 from mdpo.errors import OutputError
 
 GRACE = 10  # seconds from TERM to KILL

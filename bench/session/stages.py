@@ -31,8 +31,8 @@ def _part(name: str, seconds: int) -> Stage:
     return Stage(name=name, seconds=seconds, command=command, rehearsal=(*command, *_SMALL, "--seconds", "0.05"))
 
 
-_PROFILE = ("-m", "bench.profile_step", "--out", "{records}", "--minutes", "{minutes}")
-_CAPS = ("-m", "bench.memory_caps", "--out", "{records}")
+_PROFILE = ("-m", "bench.scripts.profile_step", "--out", "{records}", "--minutes", "{minutes}")
+_CAPS = ("-m", "bench.scripts.memory_caps", "--out", "{records}")
 # Those files alone that hold any: importing the others takes longer than the tests.
 _GPU_TESTS = _tests(
     "-m",

@@ -7,8 +7,8 @@ import re
 from typing import Any, get_args
 
 from bench.commit import is_commit
-from bench.record import SCHEMA, Record, Role, Status
-from bench.targets import RATIOS
+from bench.render.targets import RATIOS
+from bench.suite.record import SCHEMA, Record, Role, Status
 
 # What names things in our records: no markup, no path separators, no formulas for matplotlib.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,:;'()%@+=×-]*")

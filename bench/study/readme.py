@@ -5,7 +5,7 @@ from bench.study.items import CANDIDATES, CONFIRM_SEEDS, FIGURE_1, as_dpo
 from bench.study.report import HEADS, cell, gap_cell
 from bench.study.results import NAME, Results, best_candidate, tuned
 
-RESULTS = ROOT / "bench" / "results" / "study" / NAME
+RESULTS = ROOT / "bench" / "study" / "results" / NAME
 PAGE = "bench/README.md"
 SCORES = ("chair_i", "chair_s", "cover", "win_rate", "log_ratio")
 

@@ -125,7 +125,10 @@ def add_score(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     add_text_options(command)
     add_size_options(command)
-    command.set_defaults(run=Later("mdpo.scoring:run_score"), results=Later("mdpo.scoring:scored_files"))
+    command.set_defaults(
+        run=Later("mdpo.evaluation.score_command:run_score"),
+        results=Later("mdpo.evaluation.score_command:scored_files"),
+    )
 
 
 def add_rank(commands: "argparse._SubParsersAction[Any]") -> None:

@@ -63,7 +63,7 @@ def add_merge(commands: "argparse._SubParsersAction[Any]") -> None:
         type=Path,
         help="base model: folder, or owner/name on the hub (default: the one that the adapter names)",
     )
-    command.set_defaults(run=Later("mdpo.models.merge:run_merge"))
+    command.set_defaults(run=Later("mdpo.models.commands:run_merge"))
 
 
 def add_convert(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -76,7 +76,7 @@ def add_convert(commands: "argparse._SubParsersAction[Any]") -> None:
         type=Path,
         help="CLIP model of a llava source that has none: folder, or owner/name on the hub",
     )
-    command.set_defaults(run=Later("mdpo.models.convert:run_convert"))
+    command.set_defaults(run=Later("mdpo.models.commands:run_convert"))
 
 
 def settings_help() -> str:

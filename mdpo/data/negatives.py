@@ -8,7 +8,7 @@ it into NEGATIVES.
 Which to take: crop_0_20 is the paper's, but about neutral on models of 2025 and later; try random_image beside it.
 SymMPO (arXiv 2506.11712) and IC-VCO (arXiv 2605.31312) find edited and similar pictures (nearest_image) best, then
 random ones, then crops and black. In this project's study, whose pictures are all of one kind, CHAIR_s is 3.8 ± 1.1
-points lower with random_image than with the crop (bench/results/study/STUDY.md, Table 3); the paper has it the other
+points lower with random_image than with the crop (bench/study/results/STUDY.md, Table 3); the paper has it the other
 way round.
 """
 

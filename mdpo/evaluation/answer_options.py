@@ -15,8 +15,7 @@ from mdpo.data.row_store import Rows
 from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
-from mdpo.models import load, load_processor
-from mdpo.models.adapters import load_adapter
+from mdpo.models import load, load_processor, load_with_adapter
 
 from .answering import data_fingerprint, fingerprint
 from .trained_text import say_other_prompt
@@ -67,14 +66,15 @@ def open_processor(options: argparse.Namespace) -> ProcessorMixin:
 def open_model(options: argparse.Namespace) -> tuple[nn.Module, ProcessorMixin]:
     """The model, with its adapter and on the GPU where there is one, and its processor.
 
-    Raises InputError as ``load`` and ``load_adapter``.
+    Raises InputError as ``load_with_adapter``.
     """
     processor = open_processor(options)
-    model: Any = load(options.model, dtype=options.dtype)
-    if options.adapter is not None:
-        adapter = folder_of(options.adapter, called="adapter")
-        model = load_adapter(model, adapter, base=options.model)
-        say_other_prompt(adapter, text_options(options), size_options(options))
+    model: Any
+    if options.adapter is None:
+        model = load(options.model, dtype=options.dtype)
+    else:
+        model = load_with_adapter(options.model, options.adapter, dtype=options.dtype)
+        say_other_prompt(folder_of(options.adapter, called="adapter"), text_options(options), size_options(options))
     try:
         return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
     except torch.OutOfMemoryError as error:

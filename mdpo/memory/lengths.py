@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from mdpo.packing.branches import MDPO_BRANCHES, pictures_of
 
-# Spread of the logarithm of a response's length. What bench/plan.py takes for realistic: the middle half of the
-# responses lies between 2/3 and 3/2 of the median.
+# Spread of the logarithm of a response's length. What bench/inputs/lengths.py takes for realistic: the middle half
+# of the responses lies between 2/3 and 3/2 of the median.
 SIGMA = 0.6
 _DRAWN = 1024
 # Steps from one pair's quantile to the next: coprime to the count, and near its golden section, so that every quantile

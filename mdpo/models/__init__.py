@@ -1,7 +1,9 @@
 """Packed row → hidden states → log-probs."""
 
+from .adapters import load_with_adapter
 from .bunny import convert_bunny
 from .compiler import not_compiled
+from .freeze import freeze_vision
 from .fused_lora import fuse_lora
 from .layers import LANGUAGE_LINEAR, check_checkpoint_layers, checkpoint_first_layers, compile_layers, language_layers
 from .llava import convert_llava
@@ -30,10 +32,12 @@ __all__ = [
     "encode_images",
     "establish_reference",
     "fingerprint",
+    "freeze_vision",
     "fuse_lora",
     "language_layers",
     "load",
     "load_processor",
+    "load_with_adapter",
     "not_compiled",
     "reference_weights",
     "lora_expression",

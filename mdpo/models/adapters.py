@@ -21,6 +21,7 @@ from mdpo.shown import shown
 from .base_digest import weights_digest
 from .folder import read_object, short, tensor_shapes
 from .fused_lora import can_fuse, fuse_lora
+from .load import load
 from .model_card import BASE_NAME, RECORD_NAME
 from .patterns import check_patterns, texts_of
 
@@ -94,6 +95,21 @@ def load_adapter(
     if here:  # saving looks there for the base's config: not on the hub under whatever name the adapter brought
         adapted.peft_config["default"].base_model_name_or_path = str(here)
     return adapted
+
+
+def load_with_adapter(
+    path: str | Path,
+    adapter: str | Path,
+    *,
+    dtype: str = "auto",
+    load_in_4bit: bool = False,
+    trainable: bool = False,
+    fused: bool = False,
+) -> PeftModel:
+    """The model at ``path`` with the adapter at ``adapter`` on it: ``load``, then ``load_adapter``, which have the
+    arguments and raise InputError. Names on the hub bring their revision: ``owner/name@revision``."""
+    model = load(path, dtype=dtype, load_in_4bit=load_in_4bit)
+    return load_adapter(model, adapter, base=path, trainable=trainable, fused=fused)
 
 
 def name_base(folder: str | Path, base: str | Path) -> None:

@@ -1,6 +1,5 @@
 """An adapter into the weights: a model folder that needs neither this package nor peft."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mdpo.errors import InputError
 from mdpo.hub import folder_of, hub_name, with_revision
 from mdpo.outputs import whole_folder, write_part
 from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
-from mdpo.shown import say, shown
+from mdpo.shown import shown
 
 from .adapters import adapter_config, load_adapter, run_record
 from .folder import mapping, short
@@ -114,8 +113,3 @@ def _text(model: PeftModel) -> PreferenceTokens:
     ids = [token for token in range(0, vocabulary, -(-vocabulary // 512)) if token != config.image_token_id]
     middle = len(ids) // 2
     return PreferenceTokens("text", ids[:middle], ids[middle:], ids[:middle], None)
-
-
-def run_merge(options: argparse.Namespace) -> None:
-    """``mdpo merge``."""
-    say(f"wrote {merge(options.adapter, options.destination, options.base)}")

@@ -25,6 +25,7 @@ from mdpo.config import MDPOConfig
 from mdpo.data import PreferenceDataset
 from mdpo.data.text_options import read_template
 from mdpo.errors import InputError
+from mdpo.evaluation.row_checks import check_rows
 from mdpo.models import PackedPolicy, ReferenceCache, establish_reference, fingerprint, reference_weights
 from mdpo.models.fused_lora import describe_lora
 from mdpo.models.load import check_processor
@@ -52,7 +53,7 @@ from .host_copy import HostCopy, to_device
 from .layers import COMPILED, CheckpointLayers, prepare_layers
 from .metrics import Metrics
 from .not_finite import StopsWhereNotFinite, losses_not_finite
-from .preflight import check_arguments, check_rows, check_saving, check_settings
+from .preflight import check_arguments, check_saving, check_settings
 from .publishes import Publishes
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
 from .run_settings import check_same_run, recorded, run_settings

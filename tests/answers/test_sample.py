@@ -15,7 +15,7 @@ from mdpo.data import PromptRow
 from mdpo.evaluation import generate
 from tests import tiny
 from tests.data import templates
-from tests.evaluation.test_prompts import FAMILIES, Seen, rows, saying
+from tests.evaluation.asked import FAMILIES, Seen, rows, saying
 
 SAMPLING = Sampling(temperature=0.7, top_p=1.0, seed=5, max_new_tokens=3)
 LOGITS = [2.0, -1.0, 0.5, 1.5, 0.0, -3.0, 1.0, 0.9]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import commit
-from bench.record import read_records
 from bench.session import wheels
 from bench.session.archive import unpack
+from bench.suite.record import read_records
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from bench.implementations.step import StepProblem, packed, three_padded
-from bench.models import BUNNY_3B, TINY, Shape, build
-from bench.preference_rows import even_rows
+from bench.inputs.models import BUNNY_3B, TINY, Shape, build
+from bench.inputs.preference_rows import even_rows
+from bench.suite.implementations.step import StepProblem, packed, three_padded
 from tests.numerics import relative_error
 
 CPU = torch.device("cpu")

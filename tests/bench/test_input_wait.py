@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import input_wait
+from bench.scripts import input_wait
 
 ARGUMENTS = ["--steps", "4", "--examples-per-step", "2", "--step-ms", "1500", "--read-ms", "100"]
 

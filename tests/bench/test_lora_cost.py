@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.lora_cost import LAYERS, OURS, PEFT, RANK, SCALE, TOKENS, Cost, Readers, Traffic, count, layer_cost
-from bench.lora_peers import unsloth
+from bench.scripts.lora_cost import OURS, PEFT, SCALE, TOKENS, Traffic, count, layer_cost
+from bench.scripts.lora_layers import LAYERS, RANK, Cost, Readers
+from bench.scripts.lora_peers import unsloth
 
 NUMBER = 2  # bytes, of bf16
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bench import lora_step
-from bench.models import LLAVA_7B
+from bench.inputs.models import LLAVA_7B
+from bench.scripts import lora_step
 
 
 def test_both_steps_are_taken_in_turn(tmp_path, capsys):

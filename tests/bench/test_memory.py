@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.implementations.budget import BudgetProblem, budget, largest, planned, searched
-from bench.implementations.train_step import ours
-from bench.models import TINY
-from bench.parts import PARTS, load_part
-from bench.record import Record
-from bench.targets import RATIOS
+from bench.inputs.models import TINY
+from bench.render.targets import RATIOS
+from bench.suite.implementations.budget import BudgetProblem, budget, largest, planned, searched
+from bench.suite.implementations.train_step import ours
+from bench.suite.parts import PARTS
+from bench.suite.record import Record
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_the_plans_settings_are_taken():
 
 def test_trl_is_skipped_by_name_where_it_is_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
-    monkeypatch.delitem(__import__("sys").modules, "bench.implementations.trl_step", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "bench.suite.implementations.trl_step", raising=False)
     (implementation, _) = [each for each in budget(problem(1)) if each.name.startswith("TRL")]
     with pytest.raises(ImportError, match="trl"):
         implementation.load()
@@ -66,7 +66,7 @@ def test_trl_is_skipped_by_name_where_it_is_not_installed(monkeypatch):
 def test_without_bitsandbytes_a_plan_in_4_bits_is_skipped_by_name_and_no_other(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     loaded = {}
-    for group in load_part("memory")(torch.device("cuda")):
+    for group in PARTS["memory"].groups(torch.device("cuda")):
         try:
             loaded[group.shape["model"], group.shape["cap"]] = group.implementations[0].load()
         except ImportError as error:
@@ -89,14 +89,14 @@ def test_one_trainer_serves_all_probes():
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_parts_list_their_groups_without_a_device(name, device):
-    listed = load_part(name)(torch.device(device))
+    listed = PARTS[name].groups(torch.device(device))
     cases = [(group.op, group.case) for group in listed]
     assert cases and len(set(cases)) == len(cases)
 
 
 def test_one_size_varies_in_each_line():
     by_op: dict[str, list[dict]] = {}
-    for group in load_part("scaling")(CPU):
+    for group in PARTS["scaling"].groups(CPU):
         by_op.setdefault(group.op, []).append(group.shape)
     assert set(by_op) == {"over P", "over R", "over V", "over B"}
     for op, shapes in by_op.items():

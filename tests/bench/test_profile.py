@@ -9,12 +9,14 @@ import torch
 from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench import profile_step, render
-from bench.components import COMPONENTS, STEP, milliseconds, scopes
-from bench.implementations.train_step import TrainProblem, ours
-from bench.models import TINY, adapter, build, build_base
-from bench.preference_rows import preference_rows
-from bench.record import environment
+from bench.inputs.models import TINY, adapter, build, build_base
+from bench.inputs.preference_rows import preference_rows
+from bench.render import report as render
+from bench.scripts import profile_step
+from bench.suite.components import COMPONENTS, STEP, milliseconds, scopes
+from bench.suite.implementations.train_problem import TrainProblem
+from bench.suite.implementations.train_step import ours
+from bench.suite.record import environment
 from mdpo.models import fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
 

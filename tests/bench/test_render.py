@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import blocks, readme, render
-from bench.cards import card_of, peak_of
-from bench.record import Record
-from bench.targets import RATIOS
+from bench import blocks
+from bench.render import __main__ as command
+from bench.render import readme
+from bench.render import report as render
+from bench.render.targets import RATIOS
+from bench.suite.cards import card_of, peak_of
+from bench.suite.record import Record
 
 ROOT = Path(__file__).parents[2]
 CACHED = next(r for r in RATIOS if r.op == "train_step" and r.ours == "ours, reference cached")
@@ -124,7 +127,7 @@ def test_a_folder_without_records_is_one_line(content, says, tmp_path, capsys):
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     with pytest.raises(SystemExit, match="2"):
-        render.main([str(tmp_path)])
+        command.main([str(tmp_path)])
     assert says in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "RESULTS.md").exists()
 
 

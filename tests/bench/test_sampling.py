@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import sampling
+from bench.scripts import sampling
 
 
 def test_both_sides_draw_as_many_tokens(tmp_path, monkeypatch, capsys):

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from bench import bring_home
-from bench.record import read_records
 from bench.session import archive, runner
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
+from bench.suite.record import read_records
 from mdpo.errors import OutputError
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
 import sys
 from pathlib import Path
-from bench.record import Record
+from bench.suite.record import Record
 Record(part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="ok",
        median_ms=1.0, environment={"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40,
                                    "python": "3.12"}).write(Path(sys.argv[1]))
@@ -32,7 +32,7 @@ print("measured in", Path.cwd(), flush=True)
 PROBE = """
 import json, sys
 from pathlib import Path
-from bench.record import Record
+from bench.suite.record import Record
 device = {"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"}
 out = Path(sys.argv[1])
 (out.parent / "device.json").write_text(json.dumps(device))
@@ -266,7 +266,7 @@ def test_device_and_commit_are_in_what_a_stage_leaves(tmp_path):
 
 def test_the_committed_rehearsal_went_through_every_stage():
     """In a folder without git and without a network; every stage ended well and in its box."""
-    log = (ROOT / "bench/results/rehearsal.log").read_text(encoding="utf-8")
+    log = (ROOT / "bench/session/rehearsal.log").read_text(encoding="utf-8")
     for name, stage in STAGES.items():
         taken = re.findall(rf"^{name}: ok after (\d+) s: \d+ ", log, re.MULTILINE)
         assert taken and all(int(seconds) <= stage.seconds * SLOWER for seconds in taken), name

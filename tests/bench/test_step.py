@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bench.implementations.separate import GEMMA_TINY, SEPARATE, SeparateProblem, build_gemma
-from bench.implementations.step import OBJECTIVE, STEP, StepProblem, separate_passes
-from bench.models import TINY, build
-from bench.parts.step import OBJECTIVES
-from bench.preference_rows import even_rows
+from bench.inputs.models import TINY, build
+from bench.inputs.preference_rows import even_rows
+from bench.suite.implementations.separate import GEMMA_TINY, SEPARATE, SeparateProblem, build_gemma
+from bench.suite.implementations.step import OBJECTIVE, STEP, StepProblem, separate_passes
+from bench.suite.parts.step import OBJECTIVES
 from mdpo.memory.live import LiveMemory
 from mdpo.models import branch_logps
 from mdpo.objectives import PRESETS

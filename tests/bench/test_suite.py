@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import render, suite
-from bench.group import Implementation
-from bench.implementations import attention, logps, lora
-from bench.parts import PARTS, load_part
-from bench.parts import lora as lora_part
-from bench.parts.attention import attention_group
-from bench.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
-from bench.problems import Head, Projection, sequence_bounds
-from bench.record import environment, read_records
+from bench.inputs.problems import Head, Projection, sequence_bounds
+from bench.render import report as render
+from bench.suite import __main__ as suite
+from bench.suite import measure
+from bench.suite.group import Implementation
+from bench.suite.implementations import attention, logps, lora
+from bench.suite.parts import PARTS
+from bench.suite.parts import lora as lora_part
+from bench.suite.parts.attention import attention_group
+from bench.suite.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
+from bench.suite.record import environment, read_records
 from mdpo.memory.live import LiveMemory
 
 CPU = torch.device("cpu")
@@ -44,15 +46,15 @@ def test_a_group_is_measured_resumed_and_rendered(tmp_path: Path, capsys: pytest
     for rows in (4, 12):
         group = linear_group(TINY, rows, torch.float32, CPU, "frozen head")
         group = dataclasses.replace(group, implementations=ours_and_eager + extra)
-        found = {r.implementation: r for r in suite.measure_group(group, CPU, tmp_path, conditions, 0.01)}
+        found = {r.implementation: r for r in measure.measure_group(group, CPU, tmp_path, conditions, 0.01)}
         assert [r.status for r in found.values()] == ["ok", "ok", "skipped", "failed", "skipped"]
         assert found["missing peer"].reason == "No module named 'someone_elses'"
         assert found["broken peer"].reason == "RuntimeError: does not compile here"
         assert found["gpu peer"].reason == "needs cuda"
-        again = suite.measure_group(group, CPU, tmp_path, conditions, 0.01)
+        again = measure.measure_group(group, CPU, tmp_path, conditions, 0.01)
         assert {r.implementation for r in again} == {"missing peer", "broken peer", "gpu peer"}
         # Another commit is measured anew.
-        assert len(suite.measure_group(group, CPU, tmp_path, conditions | {"commit": "later"}, 0.01)) == 5
+        assert len(measure.measure_group(group, CPU, tmp_path, conditions | {"commit": "later"}, 0.01)) == 5
     ours = found["ours"]
     assert ours.runs >= 3 and ours.median_ms and ours.floor_ms and ours.ratio_to_floor == ours.median_ms / ours.floor_ms
     assert max(ours.errors.values()) < 1e-4
@@ -121,7 +123,7 @@ def test_unsloth_s_layer_is_called_as_its_models_call_it(monkeypatch: pytest.Mon
         for name in ("unsloth", "unsloth.kernels", "unsloth.kernels.fast_lora"):
             patched.setitem(sys.modules, name, stand_in)
         torch.testing.assert_close(lora.unsloth(problem)(problem.x), lora.ours(problem)(problem.x))
-    listed = [group for group in load_part("kernels")(torch.device("cuda")) if group.op == "lora_linear"]
+    listed = [group for group in PARTS["kernels"].groups(torch.device("cuda")) if group.op == "lora_linear"]
     assert listed and all(group.implementations[-1].patches for group in listed)
     assert not any(group.own_process for group in listed)
     monkeypatch.setattr(lora_part, "find_spec", lambda name: name)
@@ -155,18 +157,18 @@ def test_sequences_are_uneven_and_none_is_empty() -> None:
 def test_every_part_lists_groups_for_both_devices_without_touching_them() -> None:
     for name in PARTS:
         for device in (CPU, torch.device("cuda")):
-            groups = load_part(name)(device)
+            groups = PARTS[name].groups(device)
             assert groups and all(group.part == name for group in groups)
             assert len({(group.op, group.case) for group in groups}) == len(groups)
 
 
 def test_the_typical_size_is_measured_whole_before_any_other() -> None:
-    sizes = [group.shape.get("N", 4096) for group in load_part("kernels")(torch.device("cuda"))]
+    sizes = [group.shape.get("N", 4096) for group in PARTS["kernels"].groups(torch.device("cuda"))]
     assert 4096 not in sizes[sizes.index(1024) :]
 
 
 def test_all_parts_fit_ten_minutes_of_a_cpu() -> None:
-    assert sum(suite.CPU_MINUTES[name] for name in PARTS) <= 10
+    assert sum(part.cpu_minutes for part in PARTS.values()) <= 10
 
 
 def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,26 +190,26 @@ def test_a_time_that_no_clock_reaches_is_one_line(
 
 
 def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
+    group = next(g for g in PARTS["kernels"].groups(CPU) if g.op == "sequence_logps")
 
     def prepare_here() -> None:
         raise AssertionError("measured in the suite's own process")
 
     apart = dataclasses.replace(group, own_process=True, prepare=prepare_here)
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
-    records = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
+    monkeypatch.setitem(PARTS, "kernels", types.SimpleNamespace(groups=lambda device, tiny: [apart]))
+    records = measure.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert {r.implementation for r in records} == {i.name for i in group.implementations}
     assert all(record in records for record in read_records(tmp_path))
     assert next(r for r in records if r.implementation == "ours").median_ms
 
 
 def test_no_process_is_started_to_find_that_all_peers_are_missing(tmp_path: Path, monkeypatch) -> None:
-    group = next(g for g in load_part("kernels")(CPU) if g.op == "sequence_logps")
+    group = next(g for g in PARTS["kernels"].groups(CPU) if g.op == "sequence_logps")
     missing = Implementation(name="missing peer", role="peer", load=not_installed)
     apart = dataclasses.replace(group, own_process=True, implementations=(missing,))
-    monkeypatch.setattr(suite, "load_part", lambda name: lambda device, tiny: [apart])
-    monkeypatch.setattr(suite, "_measure_apart", lambda *arguments: pytest.fail("a process was started"))
-    (record,) = suite.run_part("kernels", CPU, tmp_path, 1, 0.01)
+    monkeypatch.setitem(PARTS, "kernels", types.SimpleNamespace(groups=lambda device, tiny: [apart]))
+    monkeypatch.setattr(measure, "_measure_apart", lambda *arguments: pytest.fail("a process was started"))
+    (record,) = measure.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert (record.status, record.reason) == ("skipped", "No module named 'someone_elses'")
 
 

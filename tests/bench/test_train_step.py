@@ -9,18 +9,18 @@ import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import flops
-from bench.implementations.train_step import (
+from bench.inputs.models import BUNNY_3B, LLAVA_7B, TINY, build
+from bench.inputs.preference_rows import preference_rows
+from bench.suite import flops
+from bench.suite.implementations.train_problem import TrainProblem
+from bench.suite.implementations.train_step import (
     PEFT_LORA,
     TRAIN_STEP,
     TRAIN_STEP_COMPILED,
     TRAIN_STEP_LIGER,
-    TrainProblem,
     token_budget,
 )
-from bench.models import BUNNY_3B, LLAVA_7B, TINY, build
-from bench.parts.step import groups
-from bench.preference_rows import preference_rows
+from bench.suite.parts.step import groups
 from mdpo.models.fused_lora import FusedLoraLinear
 from mdpo.packing import plan
 from mdpo.trainer import trainer

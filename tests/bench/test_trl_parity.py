@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.trl_parity import LOSS_BOUND, MODELS, WAYS, collate, compare, examples_of, main
+from bench.scripts.trl_parity import LOSS_BOUND, MODELS, WAYS, collate, compare, examples_of, main
 
-RECORD = Path(__file__).parents[2] / "bench/results/host/trl_parity.json"
+RECORD = Path(__file__).parents[2] / "bench/scripts/results/trl_parity.json"
 HAS_TRL = importlib.util.find_spec("trl") is not None
 
 

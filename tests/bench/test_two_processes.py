@@ -5,7 +5,7 @@ import json
 import pytest
 import torch.distributed
 
-from bench.two_processes import main, tokens_per_second
+from bench.scripts.two_processes import main, tokens_per_second
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")

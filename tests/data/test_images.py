@@ -1,10 +1,8 @@
 """Images as they come from strangers: damaged, huge, turned, of odd modes."""
 
-import io
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image
 
-from mdpo.data import images, parse_rows
+from mdpo.data import images
 from mdpo.data.images import Inspector, StoredImage, Use, check_images, open_image
 from mdpo.errors import InputError
-
-
-def noise(height: int = 40, width: int = 36) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def encoded(image: Image.Image, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
+from tests.data.pictures import encoded, noise, rows
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -37,10 +26,6 @@ def bomb(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
-
-
-def rows(folder: Path, *names: str) -> list:
-    return parse_rows([{"img_path": n, "prompt": "q?", "chosen": "a", "rejected": "b"} for n in names], folder)
 
 
 @pytest.mark.parametrize(

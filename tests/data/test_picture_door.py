@@ -14,7 +14,7 @@ from mdpo.data import images, picture_memory
 from mdpo.data.images import StoredImage, check_images, open_image
 from mdpo.data.picture_memory import ROOM, decoding_bytes, webp_size
 from mdpo.errors import InputError
-from tests.data.test_images import encoded, noise, rows
+from tests.data.pictures import encoded, noise, rows
 
 
 def stored(data: bytes) -> StoredImage:

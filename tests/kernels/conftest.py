@@ -4,8 +4,8 @@
     pytest tests/kernels                        on a machine with a GPU
 
 Triton decides when the package is imported, so one process cannot do both. A test that needs the kernels takes the
-`device` fixture, which fails, rather than skips, when neither holds: otherwise a forgotten variable would leave every
-kernel untested and the suite green.
+`device` fixture. Where neither holds pytest ends in one line instead of skipping such tests: otherwise a forgotten
+variable would leave every kernel untested and the suite green.
 """
 
 from collections.abc import Iterator
@@ -29,14 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs compiled kernels, and TRITON_INTERPRET is set"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if backend.INTERPRETED or torch.cuda.is_available():
+        return
+    if any("device" in getattr(item, "fixturenames", ()) for item in session.items):
+        raise pytest.UsageError(
+            "tests/kernels: no GPU is here; set TRITON_INTERPRET=1, in a process of its own, or run make test"
+        )
+
+
 @pytest.fixture
 def device(poisoned_memory: None, rounding_to_bfloat16: None) -> torch.device:
     """The device on which the Triton kernels run in this process; uninitialised memory is full of NaN."""
-    if backend.INTERPRETED:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        pytest.fail("the kernels' tests need TRITON_INTERPRET=1 in the environment, or a GPU; there is neither")
-    return torch.device("cuda")
+    return torch.device("cpu" if backend.INTERPRETED else "cuda")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The packed attention against the oracle in float64: every backend that is here, forward and every gradient."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from mdpo_kernels import (
     varlen_attention,
 )
 from mdpo_kernels.attention import Backend, choose_backend
+from tests.kernels.packed_rows import PATTERNS, Grads, inputs, run
 from tests.numerics import assert_as_exact_as_torch
 
 needs_gpu = pytest.mark.skipif(
@@ -24,44 +24,9 @@ needs_gpu = pytest.mark.skipif(
 needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and not backend.INTERPRETED, reason="no CUDA device and TRITON_INTERPRET is not 1"
 )
-Grads = tuple[torch.Tensor, ...]
 
-# What a packed batch is made of, and what could go wrong in it. Prefix 7, responses 3 and 4 unless said otherwise.
-PATTERNS = {
-    # one sequence alone: nothing is gathered
-    "single": Segments.build([(0, 9)], [[(0, 9)]]),
-    "unshared": Segments.build([(0, 5), (5, 6), (6, 17)], [[(0, 5)], [(5, 6)], [(6, 17)]]),
-    # the layout of one example: [prefix][y_w][y_l][prefix'][y_w]
-    "example": Segments.build([(0, 10), (10, 14), (14, 24)], [[(0, 10)], [(0, 7), (10, 14)], [(14, 24)]]),
-    # a prefix with three readers beside a prefix with two: the table of copies has holes
-    "three-readers": Segments.build(
-        [(0, 9), (9, 12), (12, 17), (17, 22), (22, 24)],
-        [[(0, 9)], [(0, 7), (9, 12)], [(0, 7), (12, 17)], [(17, 22)], [(17, 20), (22, 24)]],
-    ),
-    # an absent branch leaves a segment without rows
-    "empty-segment": Segments.build([(0, 8), (8, 8), (8, 11)], [[(0, 8)], [(0, 5)], [(0, 5), (8, 11)]]),
-    # keys in several runs, and the prefix alone as a segment that every response reads
-    "runs": Segments.build([(0, 6), (6, 9), (9, 11)], [[(0, 6)], [(0, 6), (6, 9)], [(0, 2), (4, 6), (9, 11)]]),
-    # one row each: block sizes of one
-    "one-row": Segments.build([(0, 1), (1, 2)], [[(0, 1)], [(0, 1), (1, 2)]]),
-}
 # Heads: none shared, groups of two and of three. Head dims: LLaVA's 128, Phi's 80, tiny and odd ones of test models.
 HEADS = [(2, 2, 16), (4, 2, 80), (3, 1, 5), (2, 2, 128)]
-
-
-def inputs(rows: int, heads: tuple[int, int, int], dtype: torch.dtype = torch.float64, device: str = "cpu") -> Grads:
-    generator = torch.Generator().manual_seed(0)
-    query_heads, key_heads, head_dim = heads
-    shapes = [(rows, h, head_dim) for h in (query_heads, key_heads, key_heads, query_heads)]
-    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes)
-
-
-def run(attention: Callable[..., torch.Tensor], tensors: Grads, segments: Segments, **options: object) -> Grads:
-    """(out, dquery, dkey, dvalue) in float64."""
-    leaves = [t.detach().clone().requires_grad_() for t in tensors[:3]]
-    out = attention(*leaves, segments, **options)
-    grads = torch.autograd.grad(out, leaves, tensors[3])
-    return tuple(t.detach().double() for t in (out, *grads))
 
 
 def assert_as_good_as_torch(ours: Grads, tensors: Grads, segments: Segments, **options: object) -> None:

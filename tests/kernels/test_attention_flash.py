@@ -12,7 +12,7 @@ import torch._inductor.config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdpo_kernels import Segments, attention_flash, reference, varlen_attention
-from tests.kernels.test_attention import PATTERNS, Grads, inputs, run
+from tests.kernels.packed_rows import PATTERNS, Grads, inputs, run
 
 
 class PlainFlash:

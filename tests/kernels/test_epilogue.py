@@ -10,8 +10,8 @@ import torch
 
 from mdpo_kernels import backend
 from mdpo_kernels.linear_token_logps_epilogue import linear_token_logps_epilogue
-from tests.kernels.test_linear_token_logps import CASES, Case, eager, make, value_and_grads
-from tests.kernels.test_variants import MACHINE_CODE
+from tests.kernels.linear_cases import CASES, Case, eager, make, value_and_grads
+from tests.kernels.machine_code import MACHINE_CODE
 from tests.numerics import assert_as_exact_as_torch, relative_error
 
 FROZEN = [case for case in CASES if not case.train]

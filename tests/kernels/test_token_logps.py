@@ -19,6 +19,7 @@ class Case(NamedTuple):
     spread: float = 3.0  # standard deviation of the logits
     lead: float = 0.0  # added to the target's logit
     options: dict[str, Any] = {}
+    seed: int = 0
 
 
 CASES = [
@@ -51,7 +52,7 @@ CASES = [
 
 def make(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """logits (N, V), targets (N,) of which the last is ignored if there are several, and a gradient from above (N,)."""
-    generator = torch.Generator().manual_seed(len(case.why))
+    generator = torch.Generator().manual_seed(case.seed)
     logits = case.spread * torch.randn(case.rows, case.columns, generator=generator)
     targets = torch.randint(case.columns, (case.rows,), generator=generator)
     logits[torch.arange(case.rows), targets] += case.lead

@@ -16,7 +16,7 @@ from mdpo.models.logps import unwrap
 from mdpo.packing import Batch, PackedBatch, PreferenceTokens, SeparateBatch, pack
 from tests import tiny, wide
 from tests.models import separate_models, test_separate
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 LAYERS = 4
 RANK = 8

@@ -18,7 +18,7 @@ def test_the_peak_is_within_a_tenth_of_max_memory_allocated(family, checkpointed
     import transformers
     from peft.helpers import disable_input_dtype_casting
 
-    from bench.models import CPU_60M, build
+    from bench.inputs.models import CPU_60M, build
     from mdpo.models import PackedPolicy, checkpoint_first_layers
     from mdpo.models.logps import unwrap
     from mdpo.packing import PreferenceTokens, pack

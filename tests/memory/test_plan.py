@@ -81,7 +81,7 @@ def test_an_optimizers_states_take_what_they_say(name):
     ids=["llava-bf16", "llava-nf4", "llava-8GB-card", "bunny-nf4"],
 )
 def test_the_caps_are_within_reach(shape, prompt_tokens, quantized, cap):
-    """Computed; bench/memory_caps.py shows it on a GPU. Nothing paged."""
+    """Computed; bench/scripts/memory_caps.py shows it on a GPU. Nothing paged."""
     constraints = replace(
         CONSTRAINTS, quantized=(quantized,), driver_bytes=0, optimizers=("adamw_torch_fused", "adamw_8bit")
     )

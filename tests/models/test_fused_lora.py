@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
 from tests import tiny
-
-IDS = torch.arange(8, 20).view(2, 6)
+from tests.models.fused_lora_steps import IDS, assert_the_same_after_twenty_steps
 
 
 def config(**changes) -> LoraConfig:
@@ -51,22 +50,6 @@ def fused(model: nn.Module) -> list[FusedLoraLinear]:
 def takes_the_fused_way(model: nn.Module) -> bool:
     x = torch.zeros(1, 32, dtype=fused(model)[0].base_layer.weight.dtype)
     return all(layer.obstacle(x.dtype) is None for layer in fused(model))
-
-
-def assert_the_same_after_twenty_steps(plain: PeftModel, own: PeftModel) -> None:
-    """Of float32 models, which both round alike."""
-    for model in (plain, own):
-        model.train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        for _ in range(20):
-            model(input_ids=IDS, labels=IDS).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    theirs = dict(plain.named_parameters())
-    for name, parameter in own.named_parameters():
-        torch.testing.assert_close(
-            parameter, theirs[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}"
-        )
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mdpo.models import LANGUAGE_LINEAR, fuse_lora, load
 from mdpo.models.fused_lora import FusedLora, describe_lora
 from tests import wide
-from tests.models.test_fused_lora import assert_the_same_after_twenty_steps
+from tests.models.fused_lora_steps import assert_the_same_after_twenty_steps
 
 pytest.importorskip("bitsandbytes", reason='4-bit weights need bitsandbytes: pip install -e ".[quant]"')
 

@@ -14,7 +14,7 @@ from mdpo.models.merge import merge
 from mdpo.models.model_card import FinishedRun, adapter_kind, model_card, run_card
 from mdpo.packing import pack
 from tests import tiny
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 
 @pytest.fixture

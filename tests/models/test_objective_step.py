@@ -13,7 +13,7 @@ from mdpo.packing import PackedBatch, PreferenceTokens, branch_of, pack, part
 from mdpo_kernels import preference_loss
 from tests import tiny
 from tests.models.packed_examples import FAMILIES, IMAGE, examples, pixels
-from tests.models.test_packed_step import assert_same_gradients, plain_token_logps
+from tests.models.separate_forwards import assert_same_gradients, plain_token_logps
 
 NAN = float("nan")
 

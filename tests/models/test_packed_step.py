@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,65 +13,13 @@ from mdpo.models.attention import NAME
 from mdpo.packing import PreferenceTokens, pack
 from mdpo_kernels import mdpo_loss
 from tests import tiny
+from tests.models.adapters import with_lora
 from tests.models.packed_examples import FAMILIES, IMAGE, examples
-
-
-def plain_token_logps(model, prompt: Sequence[int], images: dict | None, response: Sequence[int]) -> torch.Tensor:
-    """A branch by itself through the model's own forward: no packing, no kernels, no shared code."""
-    ids = torch.tensor([[*prompt, *response]])
-    inputs = {"input_ids": ids, **(images or {})}
-    if "image_grid_thw" in inputs:
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
-    logits = model(**inputs).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-
-
-def three_passes(model, example: PreferenceTokens) -> list[torch.Tensor]:
-    branches = [(example.images, example.chosen_ids), (example.images, example.rejected_ids)]
-    branches += [(example.rejected_images, example.chosen_ids)] if example.rejected_images is not None else []
-    return [plain_token_logps(model, example.prompt_ids, images, response).sum() for images, response in branches]
-
-
-def expected_logps(model, batch) -> torch.Tensor:
-    columns = [three_passes(model, example) for example in batch]
-    absent = torch.tensor(float("nan"))
-    return torch.stack([torch.stack(column + [absent] * (3 - len(column))) for column in columns], dim=1)
-
-
-def with_lora(model):
-    targets = r".*(language|text)_model.*\.(q_proj|v_proj|dense|down_proj|fc2)"
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-    torch.manual_seed(2)
-    peft = get_peft_model(model, lora)
-    with torch.no_grad():
-        for name, parameter in peft.named_parameters():
-            if "lora_B" in name:  # zero at the start, which would hide half the gradients
-                parameter.normal_(std=0.1)
-    return peft
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(model, oracle) -> None:
-    ours, theirs = gradients(model), gradients(oracle)
-    assert ours.keys() == theirs.keys()
-    # A key bias shifts every score of a query alike: its gradient is zero but for rounding, so it is held to the scale
-    # of the others instead of its own.
-    floor = 1e-3 * max(gradient.norm() for gradient in theirs.values())
-    for name, gradient in theirs.items():
-        error = (ours[name] - gradient).norm() / gradient.norm().clamp_min(floor if "k_proj.bias" in name else 1e-6)
-        assert error <= 1e-4, f"{name}: {error:.1e}"
-
-
-def assert_same_step(model, oracle, batch, packed) -> None:
-    reference = torch.zeros(3, len(batch))
-    policy, expected = sequence_logps(model, packed), expected_logps(oracle, batch)
-    torch.testing.assert_close(policy, expected, atol=2e-5, rtol=0, equal_nan=True)
-    mdpo_loss(policy, reference).loss.backward()
-    mdpo_loss(expected, reference).loss.backward()
-    assert_same_gradients(model, oracle)
+from tests.models.separate_forwards import (
+    assert_same_step,
+    expected_logps,
+    gradients,
+)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])

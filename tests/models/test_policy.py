@@ -7,7 +7,8 @@ from peft import LoraConfig, get_peft_model
 from mdpo.models import PackedPolicy, sequence_logps
 from mdpo.packing import pack
 from tests import tiny
-from tests.models.test_packed_step import examples, with_lora
+from tests.models.adapters import with_lora
+from tests.models.packed_examples import examples
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

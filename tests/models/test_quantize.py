@@ -10,7 +10,7 @@ from mdpo.models import quantize as quantize_module
 from mdpo.models.quantize import quantized_modules
 from mdpo.packing import pack
 from tests import tiny, wide
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 pytest.importorskip("bitsandbytes", reason='4-bit weights need bitsandbytes: pip install -e ".[quant]"')
 

@@ -11,20 +11,11 @@ from mdpo.models.head import linear_head
 from mdpo.models.reference import is_adapter_parameter
 from mdpo.packing import pack
 from tests import tiny
+from tests.models.adapters import LANGUAGE, nudge
 from tests.models.packed_examples import examples
-from tests.models.test_packed_step import expected_logps
+from tests.models.separate_forwards import expected_logps
 
-LANGUAGE = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 TEXT = r".*text_model.*\.(q_proj|v_proj|down_proj)"
-
-
-def nudge(model, scale: float = 0.1) -> None:
-    """What training does to whatever trains."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 def trained_adapter(model=None, **options):

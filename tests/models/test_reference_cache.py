@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from mdpo.models import PackedPolicy, ReferenceCache, fingerprint
 from mdpo.packing import pack
 from tests import tiny
-from tests.models.test_packed_step import examples
+from tests.models.packed_examples import examples
 
 
 @pytest.fixture

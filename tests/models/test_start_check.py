@@ -16,9 +16,9 @@ from mdpo.models.dropout import disable_dropout
 from mdpo.models.start_check import check_equal_start, check_packed, first_examples, rounding_of
 from mdpo.packing import PreferenceTokens, pack
 from tests import tiny
+from tests.models.adapters import LANGUAGE, nudge
 from tests.models.packed_examples import FAMILIES, examples
 from tests.models.separate_models import build
-from tests.models.test_reference import LANGUAGE, nudge
 
 
 def check(model, family="llava-llama", **options):

@@ -14,8 +14,9 @@ from mdpo.trainer.steps import Step
 from tests import tiny
 from tests.fake_cuda import Wait, needs_cuda_build, waits
 from tests.graph import run_backward
+from tests.models.adapters import with_lora
 from tests.models.packed_examples import FAMILIES, examples
-from tests.models.test_packed_step import gradients, with_lora
+from tests.models.separate_forwards import gradients
 
 LLAVA_NEXT = "transformers/models/llava_next/modeling_llava_next.py"
 READ = "_local_scalar_dense"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bench.plan import PROMPTS, realistic_lengths
+from bench.inputs.lengths import PROMPTS, realistic_lengths
 from mdpo.packing import plan
 
 

@@ -10,7 +10,7 @@ from mdpo import InputError, MDPOConfig, cli
 from mdpo.config import build_config, load_config, parse_overrides
 from mdpo.data.text_options import read_template
 from mdpo.settings import PATHS
-from tests.test_advice import parsers
+from tests.command_line import parsers
 
 REQUIRED = {"model_name_or_path": "m", "train_data": "d", "output_dir": "out", "use_cpu": True}
 

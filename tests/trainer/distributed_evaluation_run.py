@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 torch.set_num_threads(1)
 
 from mdpo.data import read_rows  # noqa: E402  (after the path is set)
-from tests.trainer.test_training import trainer  # noqa: E402
+from tests.trainer.runs import trainer  # noqa: E402
 
 model, data, output = map(Path, sys.argv[1:4])
 rows = read_rows(data)

@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 torch.set_num_threads(1)
 
-from tests.trainer.test_training import trainer  # noqa: E402  (after the path is set)
+from tests.trainer.runs import trainer  # noqa: E402  (after the path is set)
 
 model, data, output = map(Path, sys.argv[1:4])
 options = dict(argument.split("=") for argument in sys.argv[4:])

@@ -20,7 +20,8 @@ torch.set_num_threads(1)
 from mdpo.models import PackedPolicy  # noqa: E402  (after the path is set)
 from mdpo.packing import pack  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.models.test_packed_step import examples, with_lora  # noqa: E402
+from tests.models.adapters import with_lora  # noqa: E402
+from tests.models.packed_examples import examples  # noqa: E402
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

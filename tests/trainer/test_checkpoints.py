@@ -18,8 +18,7 @@ from mdpo.trainer import checkpoints, keeps_checkpoints
 from mdpo.trainer.checkpoints import STAGING, last_whole_checkpoint, recover
 from mdpo.trainer.finite import is_finite, weights_not_finite
 from mdpo.trainer.not_finite import StopsWhereNotFinite
-from tests.trainer.test_damaged_checkpoints import start
-from tests.trainer.test_resume_full import ROWS
+from tests.trainer.runs import ROWS, start
 
 
 def names(folder: Path) -> list[str]:

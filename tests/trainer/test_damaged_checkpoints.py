@@ -12,14 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError
+from mdpo import InputError, MDPOTrainer, TrainingError
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from mdpo.trainer.manifest import SETTINGS_NAME, Unfit, check_signed
 from mdpo.trainer.resume import check_folder, checkpoint_to_resume
-from tests import tiny
 from tests.trainer.resigned import edit_state, resign
-from tests.trainer.test_resume_full import ROWS
-from tests.trainer.test_training import lora
+from tests.trainer.runs import start
 
 GARBAGE = [
     -1,
@@ -38,24 +36,6 @@ GARBAGE = [
     [[[[1]]]],
     {"a": {"b": []}},
 ]
-
-
-def start(output: Path, *, eval_rows: list[dict] | None = None, **settings) -> MDPOTrainer:
-    defaults = {
-        "learning_rate": 1e-2,
-        "examples_per_step": 2,
-        "max_steps": 3,
-        "save_steps": 1,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "conditional": False,
-        "anchors": [],
-        "check_start": False,
-    }
-    args = MDPOConfig(output_dir=str(output), **{**defaults, **settings})
-    return MDPOTrainer(tiny.llava(), args, ROWS, eval_rows, processing_class=tiny.processor(), peft_config=lora())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.trainer.test_distributed import run
+from tests.trainer.processes import run
 
 SCRIPT = Path(__file__).with_name("distributed_evaluation_run.py")
 

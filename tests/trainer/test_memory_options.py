@@ -14,6 +14,7 @@ from mdpo.data import read_rows
 from mdpo.models import LANGUAGE_LINEAR, language_layers, load, load_processor
 from mdpo.models.quantize import quantized_modules
 from tests import tiny, wide
+from tests.numerics import relative_distance
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,7 @@ def trained(world, output_dir, **settings) -> MDPOTrainer:
 
 def relative_difference(one: MDPOTrainer, other: MDPOTrainer) -> float:
     """‖Δ − Δ'‖ / ‖Δ‖ of what two runs have moved the adapter by, from the same start."""
-    ones, others = adapter(one), adapter(other)
-    moved = sum((ones[name] - one.start[name]).norm() ** 2 for name in ones)
-    apart = sum((ones[name] - others[name]).norm() ** 2 for name in ones)
-    return float((apart / moved).sqrt())
+    return relative_distance(adapter(one), adapter(other), one.start)
 
 
 @pytest.fixture(scope="module")

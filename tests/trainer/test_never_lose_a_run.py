@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from mdpo import InputError, TrainingError
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
-from tests.trainer.test_training import trainer
+from tests.trainer.runs import trainer
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.trainer.test_training import trainer
+from tests.trainer.runs import trainer
 run = trainer((Path({model!r}), Path({data!r})), Path({out!r}), save_steps=1)
 run.train(resume_from_checkpoint=True if sys.argv[1:] else None)
 run.save_model()

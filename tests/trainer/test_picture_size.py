@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from mdpo import cli
 from mdpo.config import load_config, parse_overrides
-from mdpo.memory.wishes import examples_of, shape_of
+from mdpo.memory.constraints import examples_of, shape_of
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 

@@ -19,7 +19,7 @@ from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli, traini
 from mdpo.data import read_rows
 from mdpo.models import load, load_processor
 from tests import tiny
-from tests.trainer.test_training import lora
+from tests.trainer.runs import lora
 
 
 @pytest.fixture(scope="module")

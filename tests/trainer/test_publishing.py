@@ -20,7 +20,7 @@ from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
 from mdpo.models.base_digest import weights_digest
 from tests import tiny
-from tests.test_hub import forget, hub  # noqa: F401 (a fixture)
+from tests.hub import forget
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_card_of_the_users_own_stays(world, tmp_path, monkeypatch):
     )
 
 
-def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", hub.writer)
     hub.add("tiny/model", world[0])
     words = config(
@@ -135,7 +135,7 @@ def test_a_run_uploads_adapter_and_card_and_nothing_else(hub, world, tmp_path, m
         load_adapter(load(other), "tiny/dogs", base=str(other))
 
 
-def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_path, capsys):  # noqa: F811
+def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_path, capsys):
     assert (
         main(["train", config(world, tmp_path, push_to_hub=True, hub_model_id="tiny/dogs", hub_token="hf_reads")]) == 2
     )
@@ -144,7 +144,7 @@ def test_a_token_that_may_not_write_is_found_before_training(hub, world, tmp_pat
     assert not list(Path("out").glob("*.safetensors")) and not hub.repos
 
 
-def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsys):  # noqa: F811
+def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsys):
     hub.full = True
     settings = {"push_to_hub": True, "hub_model_id": "dogs", "hub_token": hub.writer}
     assert main(["train", config(world, tmp_path, **settings)]) == 1
@@ -158,7 +158,7 @@ def test_a_hub_that_refuses_at_the_end_loses_nothing(hub, world, tmp_path, capsy
     assert not set(words[1::2]) & {"trainer_state.json", "mdpo_run.json", "training_args.bin"}
 
 
-def test_from_python_as_with_the_base_class(hub, world, tmp_path):  # noqa: F811
+def test_from_python_as_with_the_base_class(hub, world, tmp_path):
     args = MDPOConfig(
         output_dir="out",
         max_steps=1,

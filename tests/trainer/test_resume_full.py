@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mdpo import InputError, MDPOConfig, MDPOTrainer, TrainingError, cli
 from tests import tiny
 from tests.trainer.resigned import resign
-from tests.trainer.test_training import lora, trainer
+from tests.trainer.runs import ROWS, lora, trainer
 
 FAMILIES = {
     "llava": tiny.llava,
@@ -27,11 +27,6 @@ FAMILIES = {
     "smolvlm": tiny.smolvlm,
     "internvl": tiny.internvl,
 }
-# Without images, because the weights are what is tried here, and one processor serves every family so.
-ROWS = [
-    {"id": f"row{index}", "prompt": "what is this?", "chosen": f"a {one} cat", "rejected": f"the {other} dog on grass"}
-    for index, (one, other) in enumerate([("red", "blue"), ("big", "small"), ("one", "two"), ("small", "red")])
-]
 
 
 def full(model, output, **settings) -> MDPOTrainer:

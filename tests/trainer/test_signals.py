@@ -11,7 +11,6 @@ import threading
 import time
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -21,6 +20,7 @@ from mdpo.stops import resumed_command
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
+from tests.trainer.runs import config, same, trainer
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -46,18 +46,6 @@ def the_handlers_are_put_back():
     assert not multiprocessing.active_children()
 
 
-def config(world, folder, **changes):
-    settings = {
-        "model_name_or_path": str(world[0]), "train_data": str(world[1]), "output_dir": str(folder / "out"),
-        "examples_per_step": 4, "num_train_epochs": 2, "lora_r": 2, "lora_dropout": 0.1, "use_cpu": True,
-        "learning_rate": 1e-3, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1,
-        "check_start": False, **changes,
-    }  # fmt: skip
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
 @pytest.fixture
 def send(monkeypatch):
     """send("method", step, number): that signal comes when the trainer's method is called after so many steps."""
@@ -80,10 +68,6 @@ def send(monkeypatch):
 
 def weights(folder, name="adapter_model.safetensors"):
     return load_file(folder / name)
-
-
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def go_on(path, capsys, whole) -> None:
@@ -322,8 +306,6 @@ def test_a_worker_that_was_killed_is_told_and_nothing_lost(world, whole, tmp_pat
 
 
 def test_outside_of_the_main_thread_training_warns_and_trains(world, tmp_path, caplog):
-    from tests.trainer.test_training import trainer
-
     run = trainer(world, tmp_path, max_steps=1, save_strategy="no")
     thread = threading.Thread(target=run.train)
     thread.start()
@@ -340,8 +322,6 @@ def test_the_command_that_goes_on_is_the_one_typed():
 
 
 def test_a_trainer_without_the_command_line(world, tmp_path, send):
-    from tests.trainer.test_training import trainer
-
     send("training_step", 2, signal.SIGINT)
     run = trainer(world, tmp_path, save_strategy="no")
     run.train()

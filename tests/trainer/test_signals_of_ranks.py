@@ -18,7 +18,7 @@ from mdpo.trainer import keeps_checkpoints
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
-from tests.trainer.test_signals import config, same
+from tests.trainer.runs import config, same
 
 
 class Ranks:

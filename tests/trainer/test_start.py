@@ -19,7 +19,7 @@ from mdpo.models import load, load_processor
 from mdpo.models.adapters import load_adapter
 from mdpo.models.base_digest import weights_digest
 from tests import tiny
-from tests.models.test_reference import LANGUAGE, nudge
+from tests.models.adapters import LANGUAGE, nudge
 
 
 @pytest.fixture(scope="module")

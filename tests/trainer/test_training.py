@@ -16,6 +16,8 @@ from mdpo.data import read_rows
 from mdpo.models import load, load_processor, sequence_logps
 from mdpo.packing import pack
 from tests import tiny
+from tests.numerics import relative_distance
+from tests.trainer.runs import trainer
 
 METRICS = {
     "rewards/chosen",
@@ -34,33 +36,6 @@ METRICS = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return tiny.world(tmp_path_factory.mktemp("world"), count=10)
-
-
-def lora() -> LoraConfig:
-    return LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)")
-
-
-def trainer(world, output_dir, *, peft=True, rows=None, eval_rows=None, **settings) -> MDPOTrainer:
-    model_dir, data = world
-    defaults = {
-        "learning_rate": 1e-3,
-        "examples_per_step": 4,
-        "token_budget": 200,
-        "num_train_epochs": 2,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    return MDPOTrainer(
-        model=load(model_dir),
-        args=MDPOConfig(output_dir=str(output_dir), **{**defaults, **settings}),
-        train_dataset=read_rows(data) if rows is None else rows,
-        eval_dataset=eval_rows,
-        processing_class=load_processor(model_dir),
-        peft_config=lora() if peft else None,
-    )
 
 
 def logged(run: MDPOTrainer, key: str) -> list[float]:
@@ -204,10 +179,11 @@ def test_the_log_is_json(world, tmp_path):
 
 def relative_difference(one: MDPOTrainer, other: MDPOTrainer) -> float:
     """‖Δ − Δ'‖ / ‖Δ‖ of two runs' trained weights, from the same start."""
-    start, ones, others = ([p for p in m.parameters() if p.requires_grad] for m in (one.start, one.model, other.model))
-    moved = sum((a - s).norm() ** 2 for a, s in zip(ones, start, strict=True))
-    apart = sum((a - b).norm() ** 2 for a, b in zip(ones, others, strict=True))
-    return (apart / moved).sqrt().item()
+    start, ones, others = (
+        {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for model in (one.start, one.model, other.model)
+    )
+    return relative_distance(ones, others, start)
 
 
 def test_the_cached_reference_changes_nothing_but_the_work(world, tmp_path):
