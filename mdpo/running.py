@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -55,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     try:
         _log_to_terminal()
-        for package in ("mdpo", "mdpo_kernels"):
-            logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger("mdpo").setLevel(logging.INFO)  # not of mdpo_kernels, whose choices a run's banner names
         if options.command in ("train", "plan"):
             _check_config_first(options.config, options.words)
         if hasattr(options, "dtype"):
@@ -102,9 +102,23 @@ def _log_to_terminal() -> None:
         root.addHandler(handler)
         root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
+    _leave_out()
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     logging.getLogger("huggingface_hub").handlers.clear()  # its lines come here too
+
+
+def _leave_out() -> None:
+    """Leaves out what other libraries say and no user can act on; who imports this package keeps all of it."""
+    # peft asks for the old name of checkpointing, whatever the user has set.
+    old = "`is_gradient_checkpointing` is deprecated"
+    warnings.filterwarnings("ignore", old, FutureWarning, r"transformers\.modeling_utils")
+    # transformers copies the tokenizer's ids into the config, as it should; nothing here reads them from there.
+    logging.getLogger("transformers.trainer_utils").addFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("The tokenizer has new PAD/BOS/EOS tokens")
 
 
 def _check_config_first(config: Path, words: Sequence[str]) -> None:
