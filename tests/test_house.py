@@ -1,6 +1,7 @@
 """The plan of the house: imports point one way, and kernels/ stays a source root."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,22 @@ def test_the_planner_does_without_torch():
 
 def test_kernels_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package of that name"
+
+
+CONTENTS = sorted(
+    page
+    for page in [*(ROOT / "mdpo").rglob("__init__.py"), *(ROOT / "kernels").rglob("__init__.py")]
+    if ".py " in (ast.get_docstring(ast.parse(page.read_text())) or "")
+)
+
+
+@pytest.mark.parametrize("page", CONTENTS, ids=lambda page: str(page.parent.relative_to(ROOT)))
+def test_a_contents_page_has_a_line_for_each_file_and_no_other(page):
+    docstring = ast.get_docstring(ast.parse(page.read_text())) or ""
+    listed = [
+        name
+        for line in docstring.splitlines()
+        for name in re.findall(r"[\w./]+\.py(?=,| )", line.partition("   ")[0] + " ")
+    ]
+    there = {path.name for path in page.parent.glob("*.py")} - {"__init__.py"}
+    assert sorted(listed) == sorted(there)

@@ -18,10 +18,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from . import attention_flash, attention_segmentwise
-from .attention_segments import Segments
+from .attention_segments import Attention, Segments
 from .autocast import autocast_is_on
 from .checks import FLOATING, check_positive, check_same_device, check_tensor, check_whole, describe
-from .derivatives import differentiable_once, refuse_forward_mode
+from .derivatives import differentiable_once, gradients, refuse_forward_mode
 
 __all__ = ["Backend", "Segments", "choose_backend", "varlen_attention"]
 
@@ -76,31 +76,18 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """→ out (T, Hq, D), lse (Hq, T) float32 or float64. window: 0 for none."""
     segments = Segments(cu_seqlens_q, cu_seqlens_k, key_rows, max_seqlen_q, max_seqlen_k, copies)
+    call = Attention(query, key, value, segments, scale, window)
     backend = _resolve(backend, query)
     if query.shape[0] == 0:
         return query.new_empty(query.shape), query.new_empty((query.shape[1], 0), dtype=_lse_dtype(query))
     with torch.autocast(query.device.type, enabled=False):
         if backend == "segmentwise":
-            return attention_segmentwise.forward(query, key, value, segments, scale, window)
-        return attention_flash.forward(query, key, value, segments, scale, window, _package(backend))
+            return attention_segmentwise.forward(call)
+        return attention_flash.forward(call, _package(backend))
 
 
 @_attention.register_fake
-def _(
-    query,
-    key,
-    value,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    key_rows,
-    copies,
-    max_seqlen_q,
-    max_seqlen_k,
-    scale,
-    window,
-    deterministic,
-    backend,
-):
+def _(query, *rest):
     lse = query.new_empty((query.shape[1], query.shape[0]), dtype=_lse_dtype(query))
     return query.new_empty(query.shape), lse
 
@@ -113,15 +100,14 @@ def _attention_backward(
     max_seqlen_q: int, max_seqlen_k: int, scale: float, window: int, deterministic: bool, backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     segments = Segments(cu_seqlens_q, cu_seqlens_k, key_rows, max_seqlen_q, max_seqlen_k, copies)
+    call = Attention(query, key, value, segments, scale, window)
     backend = _resolve(backend, query)
     if query.shape[0] == 0:
         return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
     with torch.autocast(query.device.type, enabled=False):
         if backend == "segmentwise":
-            return attention_segmentwise.backward(grad_out, query, key, value, out, lse, segments, scale, window)
-        return attention_flash.backward(
-            grad_out, query, key, value, out, lse, segments, scale, window, deterministic, _package(backend)
-        )
+            return attention_segmentwise.backward(call, grad_out, out, lse)
+        return attention_flash.backward(call, grad_out, out, lse, deterministic, _package(backend))
 
 
 @_attention_backward.register_fake
@@ -139,7 +125,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 
 def _differentiate(ctx: Any, grad_out: torch.Tensor | None, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 13
+        return gradients(ctx)
     query, key, value, cu_seqlens_q, cu_seqlens_k, key_rows, copies, out, lse = ctx.saved_tensors
     with torch.no_grad():
         grads = _attention_backward(
@@ -147,7 +133,7 @@ def _differentiate(ctx: Any, grad_out: torch.Tensor | None, *_: torch.Tensor | N
             ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.window, ctx.deterministic, ctx.backend,
         )  # fmt: skip
     parents = query, key, value, grad_out
-    return *(differentiable_once("varlen_attention", grad, *parents) for grad in grads), *(None,) * 10
+    return gradients(ctx, *(differentiable_once("varlen_attention", grad, *parents) for grad in grads))
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)

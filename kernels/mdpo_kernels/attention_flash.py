@@ -15,25 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from .attention_gather import gather_rows, sum_copies
-from .attention_segments import Segments
+from .attention_segments import Attention, Segments
 
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16)
 _LANES = 8  # the kernels read 16 bytes at a time, so D is padded to a multiple of 8 elements
 
 
-def forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: Segments,
-    scale: float,
-    window: int,
-    package: Any | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, Hq, D), (T, Hkv, D) ×2 → out (T, Hq, D), lse (Hq, T). window: 0 for none. package: flash-attn's, or None for
-    PyTorch's."""
-    q, k, v = _padded(query), _padded(_gather(key, segments)), _padded(_gather(value, segments))
+def forward(call: Attention, package: Any | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """→ out (T, Hq, D), lse (Hq, T). package: flash-attn's, or None for PyTorch's."""
+    q, k, v, segments, scale, window = _gathered(call)
     if package is None:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
@@ -44,38 +35,32 @@ def forward(
             q, k, v, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.max_seqlen_q, segments.max_seqlen_k,
             dropout_p=0.0, softmax_scale=scale, causal=True, window_size_left=_before(window), window_size_right=0,
         )  # fmt: skip
-    return out[..., : query.shape[-1]].contiguous(), lse
+    return out[..., : call.query.shape[-1]].contiguous(), lse
 
 
 def backward(
+    call: Attention,
     grad_out: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    segments: Segments,
-    scale: float,
-    window: int,
     deterministic: bool,
     package: Any | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value, in their dtype."""
-    q, k, v = _padded(query), _padded(_gather(key, segments)), _padded(_gather(value, segments))
-    grads = (_padded(grad_out), q, k, v, _padded(out), lse, segments, scale, window, deterministic)
-    grad_q, grad_k, grad_v = _torch_backward(*grads) if package is None else _package_backward(*grads, package)
-    head_dim = query.shape[-1]
+    given = (_gathered(call), _padded(grad_out), _padded(out), lse, deterministic)
+    grad_q, grad_k, grad_v = _torch_backward(*given) if package is None else _package_backward(*given, package)
+    head_dim, copies = call.query.shape[-1], call.segments.copies
     return (
         grad_q[..., :head_dim].contiguous(),
-        sum_copies(grad_k[..., :head_dim], segments.copies).contiguous(),
-        sum_copies(grad_v[..., :head_dim], segments.copies).contiguous(),
+        sum_copies(grad_k[..., :head_dim], copies).contiguous(),
+        sum_copies(grad_v[..., :head_dim], copies).contiguous(),
     )
 
 
 def _torch_backward(
-    grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    segments: Segments, scale: float, window: int, deterministic: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    call: Attention, grad_out: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, deterministic: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q, k, v, segments, scale, window = call
     # Nothing is dropped out, so the generator's state is never read, but the op wants one.
     rng_state, unused = torch.empty(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
     with _deterministic_algorithms() if deterministic else nullcontext():
@@ -102,9 +87,9 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _package_backward(
-    grad_out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-    segments: Segments, scale: float, window: int, deterministic: bool, package: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    call: Attention, grad_out: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, deterministic: bool, package: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q, k, v, segments, scale, window = call
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     package._flash_attn_varlen_backward(
         grad_out, q, k, v, out, lse, grad_q, grad_k, grad_v,
@@ -120,6 +105,12 @@ def _before(window: int) -> int:
     """The keys that a query sees before its own, as FlashAttention counts them: by their place in the segment, aligned
     bottom-right; −1 for all."""
     return window - 1
+
+
+def _gathered(call: Attention) -> Attention:
+    """With the keys that each segment reads behind each other, and heads as wide as the kernels take them."""
+    key, value = _gather(call.key, call.segments), _gather(call.value, call.segments)
+    return call._replace(query=_padded(call.query), key=_padded(key), value=_padded(value))
 
 
 def _gather(tensor: torch.Tensor, segments: Segments) -> torch.Tensor:

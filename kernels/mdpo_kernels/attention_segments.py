@@ -97,6 +97,21 @@ class Segments(NamedTuple):
         )
 
 
+class Attention(NamedTuple):
+    """An attention to compute: what every backend is called with, forward and backward."""
+
+    query: torch.Tensor
+    """(T, Hq, D)"""
+    key: torch.Tensor
+    """(T, Hkv, D)"""
+    value: torch.Tensor
+    """(T, Hkv, D)"""
+    segments: Segments
+    scale: float
+    window: int
+    """How many of its segment's keys a query sees at most; 0: all before it."""
+
+
 def _count_keys(segment: int, queries: int, ranges: Sequence[Range], rows: int) -> int:
     for first, last in ranges:
         if not 0 <= first <= last <= rows:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from .attention_segments import Range, Segments
+from .attention_segments import Attention, Range, Segments
 
 _WINDOW_QUERIES = 512  # taken at a time where a window cuts: their scores are held, queries · (queries + window)
 
@@ -39,10 +39,9 @@ class _Block(NamedTuple):
     mask: _Mask | None
 
 
-def forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float, window: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, Hq, D), (T, Hkv, D) ×2 → out (T, Hq, D), lse (Hq, T). window: 0 for none."""
+def forward(call: Attention) -> tuple[torch.Tensor, torch.Tensor]:
+    """→ out (T, Hq, D), lse (Hq, T)."""
+    query, key, value, segments, scale, window = call
     out = query.new_empty(query.shape)
     lse = query.new_empty((query.shape[1], query.shape[0]), dtype=_wide(query.dtype))
     q, k, v, o = (_heads_first(t) for t in (query, key, value, out))
@@ -67,17 +66,10 @@ def _share(out: torch.Tensor, lse: torch.Tensor, merged: torch.Tensor) -> torch.
 
 
 def backward(
-    grad_out: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    segments: Segments,
-    scale: float,
-    window: int,
+    call: Attention, grad_out: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value, in their dtypes; those of shared rows summed in fp32."""
+    query, key, value, segments, scale, window = call
     grads = tuple(t.new_zeros(t.shape, dtype=_wide(t.dtype)) for t in (query, key, value))
     grad_q, grad_k, grad_v, do, q, k, v, o = (_heads_first(t) for t in (*grads, grad_out, query, key, value, out))
     for pair in _blocks(segments, window):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .autocast import autocast_is_on
+from .head import Head
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int64, torch.int32)
@@ -191,19 +192,13 @@ def check_logits_arguments(
 
 
 def check_linear_arguments(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    ignore_index: int,
-    softcap: float | None,
-    scale: float,
-    max_workspace_bytes: int,
+    hidden: Tensor, head: Head, targets: Tensor, ignore_index: int, max_workspace_bytes: int
 ) -> Tensor:
     """The arguments of linear_token_logps fit one another. Returns `hidden`, under autocast in the weight's dtype.
 
     Autocast would cast the weight, and a second copy of it is what these ops are there to avoid.
     """
+    weight, bias, softcap, scale = head
     _check_weight(weight)
     if weight.shape[0] < 1:
         raise ValueError(f"weight is {describe(weight)}; expected at least one row, one for each token")

@@ -40,6 +40,11 @@ def differentiable_once(op: str, gradient: Tensor, *inputs: Tensor) -> Tensor:
     return _DifferentiableOnce.apply(op, gradient, *inputs) if torch.is_grad_enabled() else gradient  # pyright: ignore[reportReturnType]
 
 
+def gradients(ctx: Any, *of_the_first: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of an op's first inputs, and None for the rest of them."""
+    return *of_the_first, *(None,) * (len(ctx.needs_input_grad) - len(of_the_first))
+
+
 def refuse_forward_mode(op: str, *inputs: Tensor | None) -> None:
     """Raises NotImplementedError naming `op` if an input carries a tangent, which a registered op drops in silence."""
     if torch.compiler.is_compiling():  # which does not trace forward mode at all

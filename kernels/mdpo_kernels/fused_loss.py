@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from .backend import tl, triton, use_triton
-from .checks import check_same_device, check_sequences
-from .derivatives import differentiable_once, refuse_forward_mode
+from .derivatives import differentiable_once, gradients, refuse_forward_mode
 from .linear_token_logps import linear_token_logps
-from .loss import MDPOLoss, PreferenceLoss, check_options, examples_to_divide_by
+from .loss import MDPOLoss, Objective, PreferenceLoss, check_loss_arguments, examples_to_divide_by
 from .online_softmax import log_sigmoid
 from .reference import loss_of_logps as reference_loss_of_logps
-from .terms import BRANCHES, LINEAR, SQUARE, Matrix, Term, matrix_of, mdpo_terms
+from .terms import BRANCHES, LINEAR, SQUARE, Term, matrix_of, mdpo_terms
 from .token_logps import token_logps
 
 _SQUARE, _LINEAR = tl.constexpr(SQUARE), tl.constexpr(LINEAR)
@@ -264,31 +263,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, grad_losses: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_losses is None:
-        return (None,) * 11
+        return gradients(ctx)
     slopes, cu_seqlens, logps = ctx.saved_tensors
     with torch.no_grad():
         found = _backward(grad_losses, slopes, cu_seqlens, logps.shape[0])
-    return differentiable_once("fused_linear_preference_loss", found, logps, grad_losses), *(None,) * 10
+    return gradients(ctx, differentiable_once("fused_linear_preference_loss", found, logps, grad_losses))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _loss_of_logps(
-    logps: Tensor,
-    cu_seqlens: Tensor,
-    reference: Tensor | None,
-    matrix: Matrix,
-    beta: float | Tensor,
-    num_examples: int | None,
-) -> PreferenceLoss:
+def _loss_of_logps(logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, objective: Objective) -> PreferenceLoss:
     """Token log-probs (N,) → the loss."""
+    check_loss_arguments(logps, cu_seqlens, reference, objective)
     if not use_triton(logps):
-        return reference_loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
-    check_sequences(logps, cu_seqlens, reference, matrix.branches)
-    check_options(beta, (cu_seqlens.shape[0] - 1) // len(matrix.branches), num_examples)
+        return reference_loss_of_logps(logps, cu_seqlens, reference, objective)
+    matrix, beta, num_examples = objective
     betas = beta.detach().contiguous() if isinstance(beta, Tensor) else None
-    check_same_device(logps=logps, beta=betas)
     refuse_forward_mode("fused_linear_preference_loss", logps)
     losses, rewards, values, _ = _forward(
         logps,
@@ -339,7 +330,8 @@ def fused_mdpo_loss(
     """
     logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
     terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
-    return _loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, BRANCHES), beta, num_examples)
+    objective = Objective(matrix_of(terms, BRANCHES), beta, num_examples)
+    return _loss_of_logps(logps, cu_seqlens, reference, objective)
 
 
 def fused_linear_mdpo_loss(
@@ -429,4 +421,4 @@ def fused_linear_preference_loss(
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
     )
-    return _loss_of_logps(logps, cu_seqlens, reference, matrix, beta, num_examples)
+    return _loss_of_logps(logps, cu_seqlens, reference, Objective(matrix, beta, num_examples))

@@ -16,7 +16,7 @@ Trainable head. The coefficients of dW are known only in the backward, which com
 2NHV and no U.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from torch import Tensor
 from . import reference
 from .backend import tl, triton, use_triton
 from .checks import check_linear_arguments
-from .derivatives import differentiable_once, refuse_forward_mode
+from .derivatives import differentiable_once, gradients, refuse_forward_mode
+from .head import Head
 from .linear_token_logps_backward import trainable_head_backward
 from .online_softmax import add_lanes, add_totals, empty_lanes, exp, log_prob, others_of, reduce_lanes, scale_and_cap
 from .tiling import ALIGNED, Tiling, float32_product, launch_options, padded, plan_tiles
@@ -144,6 +145,14 @@ def linear_token_logps_finish_kernel(
             tl.store(unit + row * HIDDEN_SIZE + column, gradient, mask=inside)
 
 
+class _Buffers(NamedTuple):
+    """The workspace of one tile. Without U the coefficients and A are not used, and the logits stand for them."""
+
+    logits: Tensor  # (R, T) float32
+    coefficients: Tensor  # (R, T) in the weight's dtype
+    weighted: Tensor  # (R, H) float32: A
+
+
 @torch.library.custom_op("mdpo_kernels::linear_token_logps", mutates_args=())
 def _forward(
     hidden: Tensor,
@@ -165,31 +174,18 @@ def _forward(
     logps, unit, stats = _allocate_outputs(hidden, with_unit)
     if rows == 0:
         return logps, unit, stats
+    head = Head(weight, padded(bias), softcap, scale)
     # The same tiles with a gradient and without: policy and reference of equal weights get bit-equal log-probs.
-    bytes_per_entry = 4 + weight.itemsize
-    bias = padded(bias)
-    tiling = plan_tiles(
-        rows,
-        weight.shape[0],
-        max_workspace_bytes // bytes_per_entry,
-        whole_rows=WHOLE_ROWS,
-        tiled_rows=TILED_ROWS,
-    )
-    logits = tiling.buffer(torch.float32, hidden.device)
-    coefficients = tiling.buffer(weight.dtype, hidden.device) if with_unit else logits
-    weighted = (
-        torch.empty((tiling.rows, hidden_size), dtype=torch.float32, device=hidden.device) if with_unit else logits
-    )
+    max_entries = max_workspace_bytes // (4 + weight.itemsize)
+    tiling = plan_tiles(rows, head.vocabulary, max_entries, whole_rows=WHOLE_ROWS, tiled_rows=TILED_ROWS)
+    buffers = _allocate_buffers(hidden, head, tiling, with_unit)
     # Triton launches on the current GPU, whichever one the tensors are on.
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
         for first_row in range(0, rows, tiling.rows):
             chunk = slice(first_row, first_row + tiling.rows)
-            state = _forward_rows(
-                hidden[chunk], weight, targets[chunk], bias, softcap, scale, with_unit,
-                tiling, logits, coefficients, weighted,
-            )  # fmt: skip
+            state = _forward_rows(hidden[chunk], head, targets[chunk], tiling, buffers, with_unit)
             linear_token_logps_finish_kernel[(state.shape[1],)](
-                state, targets[chunk], weight, weighted, logps[chunk], stats[:, chunk], unit[chunk],
+                state, targets[chunk], weight, buffers.weighted, logps[chunk], stats[:, chunk], unit[chunk],
                 weight.stride(0), weight.stride(1), state.shape[1], rows, ignore_index, scale,
                 HIDDEN_SIZE=hidden_size, WITH_UNIT=with_unit, **launch_options(hidden_size),
             )  # fmt: skip
@@ -208,38 +204,35 @@ def _allocate_outputs(hidden: Tensor, with_unit: bool) -> tuple[Tensor, Tensor, 
     return logps, unit, torch.empty((3, rows), dtype=torch.float32, device=hidden.device)
 
 
+def _allocate_buffers(hidden: Tensor, head: Head, tiling: Tiling, with_unit: bool) -> _Buffers:
+    logits = tiling.buffer(torch.float32, hidden.device)
+    if not with_unit:
+        return _Buffers(logits, logits, logits)
+    weighted = torch.empty((tiling.rows, hidden.shape[1]), dtype=torch.float32, device=hidden.device)
+    return _Buffers(logits, tiling.buffer(head.weight.dtype, hidden.device), weighted)
+
+
 def _forward_rows(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    scale: float,
-    with_unit: bool,
-    tiling: Tiling,
-    logits: Tensor,
-    coefficients: Tensor,
-    weighted: Tensor,
+    hidden: Tensor, head: Head, targets: Tensor, tiling: Tiling, buffers: _Buffers, with_unit: bool
 ) -> Tensor:
-    """All vocabulary tiles of one chunk of rows → the rows' state (4, R); leaves A in `weighted`."""
-    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    """All vocabulary tiles of one chunk of rows → the rows' state (4, R); leaves A in the buffer `weighted`."""
+    rows = hidden.shape[0]
     state = torch.empty((4, rows), dtype=torch.float32, device=hidden.device)
     rescale = torch.empty((rows, 1), dtype=torch.float32, device=hidden.device)
-    for first in range(0, vocabulary, tiling.columns):
-        weight_tile = weight[first : first + tiling.columns]
-        columns = weight_tile.shape[0]
-        float32_product(hidden, weight_tile.T, out=logits[:rows, :columns])
+    weighted = buffers.weighted[:rows]
+    for number, tile in enumerate(head.tiles(tiling.columns)):
+        columns, first = tile.vocabulary, number * tiling.columns
+        float32_product(hidden, tile.weight.T, out=buffers.logits[:rows, :columns])
         linear_token_logps_fwd_kernel[(rows,)](
-            logits, None if bias is None else bias[first:], targets, state, rescale, coefficients,
-            tiling.row_stride, rows, columns, first, scale, softcap or 1.0,
-            FIRST=first == 0, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
-            WITH_COEFFICIENTS=with_unit, **launch_options(vocabulary),
+            buffers.logits, tile.bias, targets, state, rescale, buffers.coefficients,
+            tiling.row_stride, rows, columns, first, tile.scale, tile.softcap or 1.0,
+            FIRST=first == 0, WITH_COEFFICIENTS=with_unit, **tile.flags, **launch_options(head.vocabulary),
         )  # fmt: skip
         if with_unit and first == 0:
-            float32_product(coefficients[:rows, :columns], weight_tile, out=weighted[:rows])
+            float32_product(buffers.coefficients[:rows, :columns], tile.weight, out=weighted)
         elif with_unit:
-            tile = float32_product(coefficients[:rows, :columns], weight_tile)
-            torch.addcmul(tile, weighted[:rows], rescale, out=weighted[:rows])
+            product = float32_product(buffers.coefficients[:rows, :columns], tile.weight)
+            torch.addcmul(product, weighted, rescale, out=weighted)
     return state
 
 
@@ -255,16 +248,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad_logps: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads: list[Tensor | None] = [None] * 10
     if grad_logps is None:
-        return tuple(grads)
+        return gradients(ctx)
     if ctx.with_unit:
         unit, graph = ctx.saved_tensors
         with torch.no_grad():
             # out= keeps the float32 product from being stored before it is rounded.
             found = torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit))
-        grads[0] = differentiable_once("linear_token_logps", found, graph, grad_logps)
-        return tuple(grads)
+        return gradients(ctx, differentiable_once("linear_token_logps", found, graph, grad_logps))
     hidden, weight, targets, bias, stats = ctx.saved_tensors
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
     with torch.no_grad():
@@ -281,9 +272,11 @@ def _differentiate(ctx: Any, grad_logps: Tensor | None, *_: Tensor | None) -> tu
             *needed,
         )
     parents = [hidden, weight, grad_logps, *([] if bias is None else [bias])]
-    for position, grad, need in zip((0, 1, 3), found, needed, strict=True):
-        grads[position] = differentiable_once("linear_token_logps", grad, *parents) if need else None
-    return tuple(grads)
+    of_hidden, of_weight, of_bias = (
+        differentiable_once("linear_token_logps", grad, *parents) if need else None
+        for grad, need in zip(found, needed, strict=True)
+    )
+    return gradients(ctx, of_hidden, of_weight, None, of_bias)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -321,21 +314,12 @@ def linear_token_logps(
     out of range (on a GPU: an assertion on the device, so that nothing synchronises). Plain PyTorch can be
     differentiated twice and in forward mode; the kernels raise NotImplementedError where that is tried.
     """
-    hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
+    head = Head(weight, bias, softcap, scale)
+    hidden = check_linear_arguments(hidden, head, targets, ignore_index, max_workspace_bytes)
     if not use_triton(hidden):
-        return reference.linear_token_logps(
-            hidden,
-            weight,
-            targets,
-            bias=bias,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            scale=scale,
-            max_workspace_bytes=max_workspace_bytes,
-        )
+        return reference.linear_token_logps_of(hidden, head, targets, ignore_index, max_workspace_bytes)
     refuse_forward_mode("linear_token_logps", hidden, weight, bias)
-    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
-    with_unit = torch.is_grad_enabled() and hidden.requires_grad and frozen
+    with_unit = torch.is_grad_enabled() and hidden.requires_grad and not head.trains
     bias = None if bias is None else bias.contiguous()
     graph = hidden[:0].clone()  # a slice alone would keep all of hidden for the backward
     options = (ignore_index, softcap, scale, min(max_workspace_bytes, 2**62), with_unit)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .backend import tl, triton
+from .head import Head
 from .online_softmax import logit_gradient, others_of, scale_and_cap
 from .tiling import ALIGNED, float32_product, launch_options, padded, plan_tiles
 
@@ -71,7 +72,7 @@ def trainable_head_backward(
 
     The vocabulary is the outer loop, so that one tile of dW at a time is added up in float32 and rounded once.
     """
-    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    rows = hidden.shape[0]
     hidden_sum, grad_weight, bias_sum = (
         torch.zeros(like.shape if needed else (0,), dtype=dtype, device=hidden.device)
         for like, needed, dtype in (
@@ -82,33 +83,34 @@ def trainable_head_backward(
     )
     if rows == 0:
         return hidden_sum.to(hidden.dtype), grad_weight, bias_sum if bias is None else bias_sum.to(bias.dtype)
+    head = Head(weight, padded(bias), softcap, scale)
     max_entries = max_workspace_bytes // (4 + weight.itemsize)
-    tiling = plan_tiles(rows, vocabulary, max_entries, whole_rows=rows, tiled_rows=TILED_ROWS)
-    options, padded_bias = launch_options(vocabulary), padded(bias)
+    tiling = plan_tiles(rows, head.vocabulary, max_entries, whole_rows=rows, tiled_rows=TILED_ROWS)
+    options = launch_options(head.vocabulary)
     logits, coefficients = (tiling.buffer(dtype, hidden.device) for dtype in (torch.float32, weight.dtype))
     with torch.cuda.device_of(hidden), torch.autocast(hidden.device.type, enabled=False):
-        for first in range(0, vocabulary, tiling.columns):
-            tile = slice(first, min(first + tiling.columns, vocabulary))
+        for number, tile in enumerate(head.tiles(tiling.columns)):
+            first = number * tiling.columns
+            tokens = slice(first, first + tile.vocabulary)
             # A single chunk of rows leaves nothing to add up: the product itself rounds once.
             summed = needs_weight and tiling.rows < rows
-            weight_sum = torch.zeros_like(weight[tile], dtype=torch.float32) if summed else grad_weight[tile]
+            weight_sum = torch.zeros_like(tile.weight, dtype=torch.float32) if summed else grad_weight[tokens]
             for first_row in range(0, rows, tiling.rows):
                 chunk = slice(first_row, min(first_row + tiling.rows, rows))
                 gradient = _logits_gradient(
-                    grad_logps[chunk], hidden[chunk], weight[tile], targets[chunk],
-                    None if padded_bias is None else padded_bias[first:], stats[:, chunk], first, softcap, scale,
-                    logits, coefficients, options,
+                    grad_logps[chunk], hidden[chunk], tile, targets[chunk], stats[:, chunk], first, logits,
+                    coefficients, options,
                 )  # fmt: skip
                 if needs_hidden:
-                    hidden_sum[chunk] += float32_product(gradient, weight[tile])
+                    hidden_sum[chunk] += float32_product(gradient, tile.weight)
                 if summed:
                     weight_sum += float32_product(gradient.T, hidden[chunk])
                 elif needs_weight:
                     torch.mm(gradient.T, hidden[chunk], out=weight_sum)
                 if needs_bias:
-                    bias_sum[tile] += gradient.sum(0, dtype=torch.float32)
+                    bias_sum[tokens] += gradient.sum(0, dtype=torch.float32)
             if summed:
-                grad_weight[tile] = weight_sum
+                grad_weight[tokens] = weight_sum
     return hidden_sum.to(hidden.dtype), grad_weight, bias_sum if bias is None else bias_sum.to(bias.dtype)
 
 
@@ -129,23 +131,20 @@ def _(grad_logps, hidden, weight, targets, bias, stats, softcap, scale, max_work
 def _logits_gradient(
     grad_logps: Tensor,
     hidden: Tensor,
-    weight: Tensor,
+    tile: Head,
     targets: Tensor,
-    bias: Tensor | None,
     stats: Tensor,
     first_column: int,
-    softcap: float | None,
-    scale: float,
     logits: Tensor,
     coefficients: Tensor,
     options: dict[str, int],
 ) -> Tensor:
     """The logits' gradient of one tile, (R, T) in the weight's dtype, in the buffer `coefficients`."""
-    rows, columns = hidden.shape[0], weight.shape[0]
-    float32_product(hidden, weight.T, out=logits[:rows, :columns])
+    rows, columns = hidden.shape[0], tile.vocabulary
+    float32_product(hidden, tile.weight.T, out=logits[:rows, :columns])
     linear_token_logps_bwd_kernel[(rows, triton.cdiv(columns, options["BLOCK"]))](
-        grad_logps, logits, bias, targets, stats, coefficients,
-        logits.stride(0), stats.stride(0), columns, first_column, scale, softcap or 1.0,
-        HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None, **options,
+        grad_logps, logits, tile.bias, targets, stats, coefficients,
+        logits.stride(0), stats.stride(0), columns, first_column, tile.scale, tile.softcap or 1.0,
+        **tile.flags, **options,
     )  # fmt: skip
     return coefficients[:rows, :columns]

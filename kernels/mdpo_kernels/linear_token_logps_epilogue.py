@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from .backend import tl, triton
 from .checks import check_linear_arguments
+from .head import Head
 from .linear_token_logps import linear_token_logps_finish_kernel
 from .online_softmax import scale_and_cap
 from .tiling import ALIGNMENT, launch_options
@@ -212,13 +213,13 @@ class _Launch(NamedTuple):
     options: dict[str, Any]
 
 
-def _launch(hidden: Tensor, bias: Tensor | None, softcap: float | None, with_unit: bool) -> _Launch:
+def _launch(hidden: Tensor, head: Head, with_unit: bool) -> _Launch:
     if hidden.device.type != "cuda":  # the interpreter; small blocks, so that small problems have several of them
         return _Launch(16, 16, {"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 16, "BLOCK_DEPTH": 16, "WIDEN": True})
     card = torch.cuda.get_device_properties(hidden.device)
     return launch_on(
-        card.major, card.shared_memory_per_block_optin, hidden.itemsize, has_bias=bias is not None,
-        has_softcap=softcap is not None, with_powers=with_unit,
+        card.major, card.shared_memory_per_block_optin, hidden.itemsize, has_bias=head.bias is not None,
+        has_softcap=head.softcap is not None, with_powers=with_unit,
     )  # fmt: skip
 
 
@@ -247,18 +248,17 @@ def launch_on(
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, ignore_index: int, softcap: float | None,
-    scale: float, max_workspace_bytes: int, *, with_unit: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    hidden: Tensor, head: Head, targets: Tensor, ignore_index: int, max_workspace_bytes: int, *, with_unit: bool
+) -> tuple[Tensor, Tensor]:
     """→ logps (N,) float32 and U (N, H) or (0, H)."""
-    (rows, hidden_size), vocabulary, device = hidden.shape, weight.shape[0], hidden.device
+    (rows, hidden_size), weight, device = hidden.shape, head.weight, hidden.device
     logps = torch.empty(rows, dtype=torch.float32, device=device)
     unit = torch.empty((rows if with_unit else 0, hidden_size), dtype=hidden.dtype, device=device)
     if rows == 0:
         return logps, unit
-    launch = _launch(hidden, bias, softcap, with_unit)
-    tiles = triton.cdiv(vocabulary, launch.columns)
-    row_stride = triton.cdiv(vocabulary, ALIGNMENT) * ALIGNMENT if with_unit else 0
+    launch = _launch(hidden, head, with_unit)
+    tiles = triton.cdiv(head.vocabulary, launch.columns)
+    row_stride = triton.cdiv(head.vocabulary, ALIGNMENT) * ALIGNMENT if with_unit else 0
     row_bytes = row_stride * weight.itemsize + 8 * tiles
     chunk_rows = min(rows, max(max_workspace_bytes // row_bytes // ROWS * ROWS, ROWS))
     powers = torch.empty((chunk_rows, row_stride), dtype=weight.dtype, device=device)
@@ -266,38 +266,35 @@ def _forward(
     with torch.cuda.device_of(hidden):
         for first in range(0, rows, chunk_rows):
             chunk = slice(first, min(first + chunk_rows, rows))
-            state = _forward_rows(
-                hidden[chunk], weight, targets[chunk], bias, softcap, scale, with_unit, launch, powers, weighted
-            )
+            state = _forward_rows(hidden[chunk], head, targets[chunk], launch, powers, weighted, with_unit)
             stats = torch.empty((3, state.shape[1]), dtype=torch.float32, device=device)
             linear_token_logps_finish_kernel[(state.shape[1],)](
                 state, targets[chunk], weight, weighted, logps[chunk], stats, unit[chunk],
-                weight.stride(0), weight.stride(1), state.shape[1], state.shape[1], ignore_index, scale,
+                weight.stride(0), weight.stride(1), state.shape[1], state.shape[1], ignore_index, head.scale,
                 HIDDEN_SIZE=hidden_size, WITH_UNIT=with_unit, **launch_options(hidden_size),
             )  # fmt: skip
     return logps, unit
 
 
 def _forward_rows(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
-    with_unit: bool, launch: _Launch, powers: Tensor, weighted: Tensor,
-) -> Tensor:  # fmt: skip
+    hidden: Tensor, head: Head, targets: Tensor, launch: _Launch, powers: Tensor, weighted: Tensor, with_unit: bool
+) -> Tensor:
     """One chunk of rows → the rows' state (4, R); leaves A in ``weighted``."""
-    (rows, hidden_size), vocabulary = hidden.shape, weight.shape[0]
+    (rows, hidden_size), weight, vocabulary = hidden.shape, head.weight, head.vocabulary
     tiles, blocks = triton.cdiv(vocabulary, launch.columns), triton.cdiv(rows, launch.rows)
     maxima, totals = torch.empty((2, tiles, rows), dtype=torch.float32, device=hidden.device)
     # A target of no token leaves its own at 0: such a row is not scored.
     target_logits = torch.zeros((2, rows), dtype=torch.float32, device=hidden.device)
     state = torch.empty((4, rows), dtype=torch.float32, device=hidden.device)
     powers_kernel[(blocks, tiles)](
-        hidden, weight, bias, targets, powers, maxima, totals, target_logits,
+        hidden, weight, head.bias, targets, powers, maxima, totals, target_logits,
         hidden.stride(0), hidden.stride(1), weight.stride(0), weight.stride(1), powers.stride(0), rows, vocabulary,
-        scale, softcap or 1.0, HIDDEN_SIZE=hidden_size, HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None,
-        WITH_POWERS=with_unit, **launch.options,
+        head.scale, head.softcap or 1.0, HIDDEN_SIZE=hidden_size, WITH_POWERS=with_unit, **head.flags,
+        **launch.options,
     )  # fmt: skip
     totals_kernel[(triton.cdiv(rows, 16),)](
         maxima, totals, target_logits, state, tiles, rows,
-        HAS_SOFTCAP=softcap is not None, BLOCK_ROWS=16, BLOCK_TILES=64,
+        HAS_SOFTCAP=head.softcap is not None, BLOCK_ROWS=16, BLOCK_TILES=64,
     )  # fmt: skip
     if with_unit:
         weighted_kernel[(blocks, triton.cdiv(hidden_size, launch.columns))](
@@ -309,8 +306,11 @@ def _forward_rows(
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, *arguments: Any) -> Tensor:
-        logps, unit = _forward(hidden, *arguments, with_unit=ctx.needs_input_grad[0])
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, ignore_index: int, max_workspace_bytes: int
+    ) -> Tensor:
+        arguments = (hidden, head, targets, ignore_index, max_workspace_bytes)
+        logps, unit = _forward(*arguments, with_unit=ctx.needs_input_grad[0])
         ctx.save_for_backward(unit)
         return logps
 
@@ -318,7 +318,7 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (unit,), (grad_logps,) = ctx.saved_tensors, grad_outputs
-        return torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit)), *[None] * 7
+        return torch.mul(unit, grad_logps.unsqueeze(1), out=torch.empty_like(unit)), *[None] * 4
 
 
 def linear_token_logps_epilogue(
@@ -338,10 +338,11 @@ def linear_token_logps_epilogue(
 
     Raises ValueError as that one does, and where the head wants a gradient or a tensor is float64.
     """
-    hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
-    if weight.requires_grad or (bias is not None and bias.requires_grad) or hidden.dtype == torch.float64:
+    head = Head(weight, bias, softcap, scale)
+    hidden = check_linear_arguments(hidden, head, targets, ignore_index, max_workspace_bytes)
+    if head.trains or hidden.dtype == torch.float64:
         raise ValueError("linear_token_logps_epilogue is for a frozen head in float32, bfloat16 or float16")
-    bias = None if bias is None else bias.contiguous()
+    head = head._replace(bias=None if bias is None else bias.contiguous())
     return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
-        hidden, weight, targets.contiguous(), bias, ignore_index, softcap, scale, max_workspace_bytes
+        hidden, head, targets.contiguous(), ignore_index, max_workspace_bytes
     )

@@ -9,13 +9,21 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_branch_logps, check_cu_seqlens, check_positive, check_same_device, check_values, check_vector
+from .checks import (
+    check_branch_logps,
+    check_cu_seqlens,
+    check_positive,
+    check_same_device,
+    check_sequences,
+    check_values,
+    check_vector,
+)
 from .terms import BRANCHES, LINEAR, SQUARE, Matrix, Term, matrix_of, mdpo_terms
 
 
@@ -37,6 +45,15 @@ class PreferenceLoss:
 
 # Of mDPO's three branches and terms.
 MDPOLoss = PreferenceLoss
+
+
+class Objective(NamedTuple):
+    """What a loss is asked for, behind its public function: the terms over K branches, β, and what the sum over B
+    examples is divided by if not B."""
+
+    matrix: Matrix
+    beta: float | Tensor
+    num_examples: int | None
 
 
 class _SequenceSums(torch.autograd.Function):
@@ -80,6 +97,11 @@ def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor, weights: Tensor | No
     if weights is not None:
         check_vector("weights", weights, floating=True, length=token_logps.shape[0])
     check_same_device(token_logps=token_logps, cu_seqlens=cu_seqlens, weights=weights)
+    return sums_of(token_logps, cu_seqlens, weights)
+
+
+def sums_of(token_logps: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`sequence_logps` of arguments that have been checked."""
     values = token_logps.double()
     if weights is not None:
         weights = weights.detach().double()
@@ -114,8 +136,10 @@ def preference_loss(
     if reference is not None:
         check_branch_logps("reference", reference, branches=branches, examples=policy.shape[1])
     check_same_device(policy=policy, reference=reference)
+    objective = Objective(matrix, beta, num_examples)
+    _check_options(objective, policy.shape[1], policy=policy)
     present = ~policy.isnan() if reference is None else ~(policy.isnan() | reference.isnan())
-    return loss_of_branches(policy, reference, present, matrix, beta=beta, num_examples=num_examples)
+    return loss_of_branches(policy, reference, present, objective)
 
 
 def mdpo_loss(
@@ -144,20 +168,11 @@ def mdpo_loss(
     return preference_loss(policy, reference, terms, branches=BRANCHES, beta=beta, num_examples=num_examples)
 
 
-def loss_of_branches(
-    policy: Tensor,
-    reference: Tensor | None,
-    present: Tensor,
-    matrix: Matrix,
-    *,
-    beta: float | Tensor,
-    num_examples: int | None,
-) -> PreferenceLoss:
-    """`preference_loss` where `present`, (K, B) bool, says which branches there are: a NaN of a present one stays a
-    NaN.
+def loss_of_branches(policy: Tensor, reference: Tensor | None, present: Tensor, objective: Objective) -> PreferenceLoss:
+    """`preference_loss` of arguments that have been checked, where `present`, (K, B) bool, says which branches there
+    are: a NaN of a present one stays a NaN.
     """
-    check_options(beta, policy.shape[1], num_examples)
-    check_same_device(policy=policy, beta=beta if isinstance(beta, Tensor) else None)
+    matrix, beta, num_examples = objective
     # NaN is replaced before it enters any arithmetic: a NaN that is masked afterwards still poisons the gradient.
     dtype = result_dtype(policy, *([] if reference is None else [reference]))
     ratio = policy.to(dtype).where(present, 0)
@@ -203,10 +218,19 @@ def _linked(link: int, arguments: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.zeros_like(arguments[0]), *(-argument for argument in arguments)]).logsumexp(0)
 
 
-def check_options(beta: float | Tensor, examples: int, num_examples: int | None) -> None:
-    """Raises ValueError where β is neither a number above 0 nor one for each of the examples, and for a count that is
-    none.
+def check_loss_arguments(logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, objective: Objective) -> None:
+    """Token log-probs (N,), the bounds of their sequences, a reference and the objective's options fit one another:
+    what the fused losses check, once, before they choose how to compute."""
+    branches = objective.matrix.branches
+    check_sequences(logps, cu_seqlens, reference, branches)
+    _check_options(objective, (cu_seqlens.shape[0] - 1) // len(branches), logps=logps)
+
+
+def _check_options(objective: Objective, examples: int, **beside: Tensor) -> None:
+    """Raises ValueError where β is neither a number above 0 nor one for each of the examples, on the device of the
+    tensor beside it, and for a count that is none.
     """
+    _, beta, num_examples = objective
     if isinstance(beta, Tensor):
         check_vector("beta", beta, floating=True, length=examples)
         check_values(
@@ -216,6 +240,7 @@ def check_options(beta: float | Tensor, examples: int, num_examples: int | None)
         check_positive("beta", beta)
     if num_examples is not None:
         check_positive("num_examples", num_examples, ", or None for the batch's own")
+    check_same_device(**beside, beta=beta if isinstance(beta, Tensor) else None)
 
 
 def examples_to_divide_by(examples: int, num_examples: int | None) -> int:

@@ -20,15 +20,22 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention_reference import varlen_attention
 from .autocast import without_autocast
-from .checks import (
-    check_linear_arguments,
-    check_logits_arguments,
-    check_lora_arguments,
-    check_sequences,
-)
+from .checks import check_linear_arguments, check_logits_arguments, check_lora_arguments
+from .head import Head
 from .lora_linear import LoraLayer, check_one_dtype
-from .loss import MDPOLoss, PreferenceLoss, loss_of_branches, mdpo_loss, preference_loss, result_dtype, sequence_logps
-from .terms import BRANCHES, Matrix, Term, matrix_of, mdpo_terms
+from .loss import (
+    MDPOLoss,
+    Objective,
+    PreferenceLoss,
+    check_loss_arguments,
+    loss_of_branches,
+    mdpo_loss,
+    preference_loss,
+    result_dtype,
+    sequence_logps,
+    sums_of,
+)
+from .terms import BRANCHES, Term, matrix_of, mdpo_terms
 
 __all__ = [
     "fused_linear_mdpo_loss",
@@ -63,6 +70,11 @@ def token_logps(
 ) -> Tensor:
     """`mdpo_kernels.token_logps` in plain PyTorch; `inplace_backward` is accepted and changes nothing."""
     check_logits_arguments(logits, targets, ignore_index, softcap, scale)
+    return token_logps_of(logits, targets, ignore_index, softcap, scale)
+
+
+def token_logps_of(logits: Tensor, targets: Tensor, ignore_index: int, softcap: float | None, scale: float) -> Tensor:
+    """`token_logps` of arguments that have been checked."""
     targets = targets.long()  # against an int32 tensor PyTorch compares an ignore_index modulo 2³²
     scored = targets != ignore_index
     # A row that is not scored has no gradient, whatever is in it: 0 times NaN would be one.
@@ -82,13 +94,20 @@ def linear_token_logps(
     max_workspace_bytes: int = 256 * 2**20,
 ) -> Tensor:
     """`mdpo_kernels.linear_token_logps` in plain PyTorch: vocabulary tiles, each recomputed in the backward."""
-    hidden = check_linear_arguments(hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes)
+    head = Head(weight, bias, softcap, scale)
+    hidden = check_linear_arguments(hidden, head, targets, ignore_index, max_workspace_bytes)
+    return linear_token_logps_of(hidden, head, targets, ignore_index, max_workspace_bytes)
+
+
+def linear_token_logps_of(
+    hidden: Tensor, head: Head, targets: Tensor, ignore_index: int, max_workspace_bytes: int
+) -> Tensor:
+    """`linear_token_logps` of arguments that have been checked."""
     dtype = result_dtype(hidden)
-    temporaries = TILE_TEMPORARIES if softcap is None else SOFTCAP_TILE_TEMPORARIES
+    temporaries = TILE_TEMPORARIES if head.softcap is None else SOFTCAP_TILE_TEMPORARIES
     elements = max_workspace_bytes // (temporaries * dtype.itemsize)
-    rows, columns = _tile_shape(hidden.shape[0], hidden.shape[1], weight.shape[0], elements)
-    weight_tiles = weight.split(columns)
-    bias_tiles = [None] * len(weight_tiles) if bias is None else bias.split(columns)
+    rows, columns = _tile_shape(hidden.shape[0], hidden.shape[1], head.vocabulary, elements)
+    head_tiles = head.tiles(columns)
 
     logps = []
     # The cast is out here, so that autograd adds the tiles' gradients up in float32 and rounds their sum once.
@@ -99,11 +118,11 @@ def linear_token_logps(
         tiles = [
             checkpoint(
                 _linear_tile_statistics,
-                *(hidden_rows, weight_tile, bias_tile, target_rows, scored_positions, tile * columns, softcap, scale),
+                *(hidden_rows, tile, target_rows, scored_positions, number * columns),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            for tile, (weight_tile, bias_tile) in enumerate(zip(weight_tiles, bias_tiles, strict=True))
+            for number, tile in enumerate(head_tiles)
         ]
         maxima, sums, target_logits = (torch.stack(parts) for parts in zip(*tiles, strict=True))
         maximum = maxima.amax(0)
@@ -130,7 +149,9 @@ def fused_mdpo_loss(
     """`mdpo_kernels.fused_mdpo_loss` in plain PyTorch."""
     logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
     matrix = matrix_of(mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor), BRANCHES)
-    return loss_of_logps(logps, cu_seqlens, reference, matrix, beta=beta, num_examples=num_examples)
+    objective = Objective(matrix, beta, num_examples)
+    check_loss_arguments(logps, cu_seqlens, reference, objective)
+    return loss_of_logps(logps, cu_seqlens, reference, objective)
 
 
 def fused_linear_mdpo_loss(
@@ -198,29 +219,23 @@ def fused_linear_preference_loss(
         scale=scale,
         max_workspace_bytes=max_workspace_bytes,
     )
-    return loss_of_logps(logps, cu_seqlens, reference, matrix_of(terms, branches), beta=beta, num_examples=num_examples)
+    objective = Objective(matrix_of(terms, branches), beta, num_examples)
+    check_loss_arguments(logps, cu_seqlens, reference, objective)
+    return loss_of_logps(logps, cu_seqlens, reference, objective)
 
 
-def loss_of_logps(
-    logps: Tensor,
-    cu_seqlens: Tensor,
-    reference: Tensor | None,
-    matrix: Matrix,
-    *,
-    beta: float | Tensor,
-    num_examples: int | None,
-) -> PreferenceLoss:
-    """Token log-probs (N,) → the loss of `matrix`; without a reference, of their means over each sequence.
+def loss_of_logps(logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None, objective: Objective) -> PreferenceLoss:
+    """Token log-probs (N,) → the loss; without a reference, of their means over each sequence. Arguments as
+    `check_loss_arguments` has found them.
 
     An empty sequence is an absent branch, a NaN log-prob is not: it makes the loss NaN instead of dropping the terms.
     """
-    check_sequences(logps, cu_seqlens, reference, matrix.branches)
-    policy = sequence_logps(logps, cu_seqlens).view(len(matrix.branches), -1)
+    policy = sums_of(logps, cu_seqlens).view(len(objective.matrix.branches), -1)
     lengths = cu_seqlens.diff().view_as(policy)
     present = lengths > 0 if reference is None else (lengths > 0) & ~reference.isnan()
     if reference is None:
         policy = policy / lengths.clamp_min(1)
-    return loss_of_branches(policy, reference, present, matrix, beta=beta, num_examples=num_examples)
+    return loss_of_branches(policy, reference, present, objective)
 
 
 def _scale_and_cap(logits: Tensor, softcap: float | None, scale: float) -> Tensor:
@@ -230,16 +245,10 @@ def _scale_and_cap(logits: Tensor, softcap: float | None, scale: float) -> Tenso
 
 
 def _linear_tile_statistics(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    scored: Tensor,
-    first_column: int,
-    softcap: float | None,
-    scale: float,
+    hidden: Tensor, tile: Head, targets: Tensor, scored: Tensor, first_column: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_tile_statistics` of hidden @ weightᵀ + bias for a tile of the head, (T, H) and (T,)."""
+    """`_tile_statistics` of hidden @ weightᵀ + bias for a tile of the head."""
+    weight, bias, softcap, scale = tile
     # Casting the tile, not the product: bf16 logits would cost 1e-2 a token. Autocast would round them again.
     with without_autocast(hidden.device):
         logits = F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))

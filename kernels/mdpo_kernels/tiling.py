@@ -46,8 +46,8 @@ def plan_tiles(rows: int, columns: int, max_entries: int, *, whole_rows: int, ti
 
 
 def padded(bias: Tensor | None) -> Tensor | None:
-    """The bias with zeros up to a multiple of ALIGNMENT, so that it can be read as a buffer's rows are."""
-    return None if bias is None else torch.nn.functional.pad(bias, (0, -len(bias) % ALIGNMENT))
+    """The bias, (V,), followed in memory by zeros up to a multiple of ALIGNMENT, as a row of a buffer is."""
+    return None if bias is None else torch.nn.functional.pad(bias, (0, -len(bias) % ALIGNMENT))[: len(bias)]
 
 
 def float32_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import reference
 from .backend import tl, triton, use_triton
 from .checks import check_logits_arguments
-from .derivatives import differentiable_once, refuse_forward_mode
+from .derivatives import differentiable_once, gradients, refuse_forward_mode
 from .online_softmax import (
     add_lanes,
     add_totals,
@@ -209,7 +209,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad_logps: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_logps is None:
-        return (None,) * 6
+        return gradients(ctx)
     logits, targets, stats = ctx.saved_tensors
     with torch.no_grad():
         if ctx.inplace_backward:
@@ -217,7 +217,7 @@ def _differentiate(ctx: Any, grad_logps: Tensor | None, _: Tensor | None) -> tup
             _backward_inplace(grad_logps, found, targets, stats, ctx.softcap, ctx.scale)
         else:
             found = _backward(grad_logps, logits, targets, stats, ctx.softcap, ctx.scale)
-    return differentiable_once("token_logps", found, logits, grad_logps), *(None,) * 5
+    return gradients(ctx, differentiable_once("token_logps", found, logits, grad_logps))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -252,7 +252,7 @@ def token_logps(
     """
     check_logits_arguments(logits, targets, ignore_index, softcap, scale)
     if not use_triton(logits):
-        return reference.token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
+        return reference.token_logps_of(logits, targets, ignore_index, softcap, scale)
     refuse_forward_mode("token_logps", logits)
     if logits.stride(1) != 1:
         logits = logits.contiguous()

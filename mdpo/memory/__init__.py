@@ -1,4 +1,21 @@
-"""Model and data → what takes memory, and the settings that fit a budget. Arithmetic alone: nothing is allocated."""
+"""Model and data → what takes memory, and the settings that fit a budget. Arithmetic alone: nothing is allocated.
+
+size.py          bytes as people write them, and as a card has them free
+precision.py     in which numbers a model computes
+shapes.py        what of a model decides its memory
+pictures.py      how large a picture is when the model sees it
+lengths.py       how long the examples are
+layer.py         what a language layer keeps for its backward, by an equation
+counted.py       the same, counted on any model
+live.py          live bytes where no allocator keeps statistics
+footprint.py     what a step takes at its fullest, part by part
+constraints.py   what a configuration asks for, and leaves open
+choose.py        the settings that fit: the most exact, then the fastest
+automatic.py     what mdpo train chooses by itself on a GPU
+allocator.py     how PyTorch's allocator cuts a GPU's memory
+table.py         a plan as text
+commands.py      mdpo plan, and mdpo train --memory
+"""
 
 from .choose import Plan, choose, smallest
 from .footprint import Footprint, Setup, footprint

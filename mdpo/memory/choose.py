@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from mdpo.packing import plan as plan_steps
 
@@ -91,16 +92,10 @@ def wished_optimizers(configured: str) -> tuple[str, ...]:
 
 def choose(shape: ModelShape, examples: Examples, constraints: Constraints, memory_bytes: int) -> Plan | None:
     """The plan for ``memory_bytes``, or None where nothing fits."""
+    search = _Search(shape, examples, constraints)
     for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers):
-        fitting = [
-            plan
-            for budget, micro_batches, tokens in _budgets(examples, constraints)
-            if (
-                plan := _fewest_checkpointed(
-                    shape, examples, constraints, quantized, optimizer, budget, micro_batches, tokens, memory_bytes
-                )
-            )
-        ]
+        fewest = (search.fewest_checkpointed(quantized, optimizer, step, memory_bytes) for step in search.steps())
+        fitting = [plan for plan in fewest if plan is not None]
         if fitting:
             return min(fitting, key=lambda plan: plan.work)
     return None
@@ -108,9 +103,10 @@ def choose(shape: ModelShape, examples: Examples, constraints: Constraints, memo
 
 def smallest(shape: ModelShape, examples: Examples, constraints: Constraints) -> Plan:
     """The plan that takes the least, whatever it costs in time."""
-    budget, micro_batches, tokens = next(_budgets(examples, constraints))
+    search = _Search(shape, examples, constraints)
+    step = next(search.steps())
     plans = (
-        _plan(shape, examples, constraints, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
+        search.plan(_Candidate(quantized, optimizer, checkpointed, step))
         for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers)
         for checkpointed in constraints.counts(shape.layers)
     )
@@ -134,77 +130,90 @@ def setup_of(
     )
 
 
-def _budgets(examples: Examples, constraints: Constraints) -> Iterator[tuple[int, float, float]]:
-    """Token budgets with the micro-batches and tokens of a step under each. The first is the longest example."""
-    highest = max(examples.longest, constraints.token_budget)
-    budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
-    if constraints.fixed_budget:
-        budgets = {highest}
-    lengths: Sequence[int] = examples.packed[: 16 * constraints.examples_per_step]  # enough steps for a mean
-    tokens = fmean(lengths) * constraints.examples_per_step
-    for budget in sorted(budgets):
-        steps = plan_steps(lengths, budget, examples_per_step=constraints.examples_per_step, padded=examples.separate)
-        whole = [step for step in steps if sum(map(len, step)) == constraints.examples_per_step]
-        yield budget, fmean(map(len, whole or steps)), tokens
+class _Step(NamedTuple):
+    """An optimizer step under a token budget: its micro-batches and its packed tokens, both on average."""
+
+    budget: int
+    micro_batches: float
+    tokens: float
 
 
-def _fewest_checkpointed(
-    shape: ModelShape,
-    examples: Examples,
-    constraints: Constraints,
-    quantized: bool,
-    optimizer: str,
-    budget: int,
-    micro_batches: float,
-    tokens: float,
-    memory_bytes: int,
-) -> Plan | None:
-    for checkpointed in constraints.counts(shape.layers):
-        plan = _plan(shape, examples, constraints, quantized, optimizer, checkpointed, budget, micro_batches, tokens)
-        if plan.footprint.total <= memory_bytes:
-            return plan
-    return None
+class _Candidate(NamedTuple):
+    """What a plan is made of. checkpointed: the number of layers."""
+
+    quantized: bool
+    optimizer: str
+    checkpointed: int
+    step: _Step
 
 
-def _plan(
-    shape: ModelShape,
-    examples: Examples,
-    constraints: Constraints,
-    quantized: bool,
-    optimizer: str,
-    checkpointed: int,
-    budget: int,
-    micro_batches: float,
-    tokens: float,
-) -> Plan:
-    setup = setup_of(
-        examples, constraints, quantized=quantized, optimizer=optimizer, checkpointed=checkpointed, tokens=budget
-    )
-    cost = tokens / micro_batches + OVERHEAD_TOKENS[quantized]
-    floor = _floor_tokens(shape, constraints)
-    passes = 3 if shape.trained_base else 2  # the weights' own gradient is a third
-    launches = 2  # a forward and a backward, whatever the backward computes
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The plans of a model for these examples, as far as the configuration leaves them open."""
 
-    def work(recomputed: float) -> float:
-        return micro_batches * max(cost * (passes + recomputed), floor * (launches + recomputed))
+    shape: ModelShape
+    examples: Examples
+    constraints: Constraints
 
-    return Plan(
-        quantized,
-        optimizer,
-        checkpointed,
-        budget,
-        constraints.compiled,
-        footprint(shape, setup),
-        tokens,
-        micro_batches,
-        work=work(checkpointed / shape.layers),
-        work_checkpointed=work(1.0),
-    )
+    def steps(self) -> Iterator[_Step]:
+        """A step for each token budget to try. The first has that of the longest example."""
+        examples, constraints = self.examples, self.constraints
+        highest = max(examples.longest, constraints.token_budget)
+        budgets = {min(int(examples.longest * multiple), highest) for multiple in _MULTIPLES}
+        if constraints.fixed_budget:
+            budgets = {highest}
+        count = constraints.examples_per_step
+        lengths: Sequence[int] = examples.packed[: 16 * count]  # enough steps for a mean
+        tokens = fmean(lengths) * count
+        for budget in sorted(budgets):
+            steps = plan_steps(lengths, budget, examples_per_step=count, padded=examples.separate)
+            whole = [step for step in steps if sum(map(len, step)) == count]
+            yield _Step(budget, fmean(map(len, whole or steps)), tokens)
 
+    def fewest_checkpointed(self, quantized: bool, optimizer: str, step: _Step, memory_bytes: int) -> Plan | None:
+        """The first plan that fits, of more and more checkpointed layers."""
+        for checkpointed in self.constraints.counts(self.shape.layers):
+            plan = self.plan(_Candidate(quantized, optimizer, checkpointed, step))
+            if plan.footprint.total <= memory_bytes:
+                return plan
+        return None
 
-def _floor_tokens(shape: ModelShape, constraints: Constraints) -> float:
-    """Packed tokens whose forward through a layer takes a GPU as long as the host takes to launch it."""
-    if not constraints.precision.cuda:
-        return 0.0
-    operations = 2 * shape.language_linear / shape.layers  # of a token
-    return HOST_SECONDS[constraints.compiled] * LAYER_RATE[constraints.compiled] / operations
+    def plan(self, candidate: _Candidate) -> Plan:
+        quantized, optimizer, checkpointed, step = candidate
+        setup = setup_of(
+            self.examples,
+            self.constraints,
+            quantized=quantized,
+            optimizer=optimizer,
+            checkpointed=checkpointed,
+            tokens=step.budget,
+        )
+        return Plan(
+            quantized,
+            optimizer,
+            checkpointed,
+            step.budget,
+            self.constraints.compiled,
+            footprint(self.shape, setup),
+            step.tokens,
+            step.micro_batches,
+            work=self._work(candidate, checkpointed / self.shape.layers),
+            work_checkpointed=self._work(candidate, 1.0),
+        )
+
+    def _work(self, candidate: _Candidate, recomputed: float) -> float:
+        """Of a step, in tokens' forwards. recomputed: the share of the layers that are computed once more."""
+        step = candidate.step
+        cost = step.tokens / step.micro_batches + OVERHEAD_TOKENS[candidate.quantized]
+        passes = 3 if self.shape.trained_base else 2  # the weights' own gradient is a third
+        launches = 2  # a forward and a backward, whatever the backward computes
+        floor = self._floor_tokens() * (launches + recomputed)
+        return step.micro_batches * max(cost * (passes + recomputed), floor)
+
+    def _floor_tokens(self) -> float:
+        """Packed tokens whose forward through a layer takes a GPU as long as the host takes to launch it."""
+        compiled = self.constraints.compiled
+        if not self.constraints.precision.cuda:
+            return 0.0
+        operations = 2 * self.shape.language_linear / self.shape.layers  # of a token
+        return HOST_SECONDS[compiled] * LAYER_RATE[compiled] / operations

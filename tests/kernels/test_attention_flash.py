@@ -12,6 +12,7 @@ import torch._inductor.config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdpo_kernels import Segments, attention_flash, reference, varlen_attention
+from mdpo_kernels.attention_segments import Attention
 from tests.kernels.packed_rows import PATTERNS, Grads, inputs, run
 
 
@@ -53,8 +54,9 @@ def test_flash_gathers_pads_and_sums(pattern: str, window: int) -> None:
     are summed."""
     segments = PATTERNS[pattern]
     query, key, value, grad = inputs(segments.copies.shape[0], (4, 2, 5))
-    out, lse = attention_flash.forward(query, key, value, segments, 0.4, window, PlainFlash())
-    grads = attention_flash.backward(grad, query, key, value, out, lse, segments, 0.4, window, False, PlainFlash())
+    call = Attention(query, key, value, segments, 0.4, window)
+    out, lse = attention_flash.forward(call, PlainFlash())
+    grads = attention_flash.backward(call, grad, out, lse, False, PlainFlash())
     expected = run(reference.varlen_attention, (query, key, value, grad), segments, scale=0.4, window=window or None)
     for got, wanted in zip((out, *grads), expected, strict=True):
         torch.testing.assert_close(got, wanted)
@@ -64,10 +66,9 @@ def flash_on_meta(deterministic: bool) -> tuple[Grads, Grads]:
     """PyTorch's FlashAttention, forward (out, lse) and backward, in shapes alone."""
     segments = PATTERNS["unshared"].to("meta")
     query, key, value, grad = inputs(17, (4, 2, 5), torch.bfloat16, "meta")
-    out, lse = attention_flash.forward(query, key, value, segments, 0.4, 4, None)
-    return (out, lse), attention_flash.backward(
-        grad, query, key, value, out, lse, segments, 0.4, 4, deterministic, None
-    )
+    call = Attention(query, key, value, segments, 0.4, 4)
+    out, lse = attention_flash.forward(call, None)
+    return (out, lse), attention_flash.backward(call, grad, out, lse, deterministic, None)
 
 
 def test_torchs_flash_attention_takes_our_arguments() -> None:
@@ -116,11 +117,13 @@ def test_a_backward_does_not_import_inductor() -> None:
     code = """
 import sys, torch
 from mdpo_kernels import Segments, attention_flash
+from mdpo_kernels.attention_segments import Attention
 segments = Segments.build([(0, 9)], [[(0, 9)]]).to("meta")
 q, k, v, grad = (torch.empty(9, 2, 8, dtype=torch.bfloat16, device="meta") for _ in range(4))
-out, lse = attention_flash.forward(q, k, v, segments, 0.4, 0, None)
+call = Attention(q, k, v, segments, 0.4, 0)
+out, lse = attention_flash.forward(call, None)
 for deterministic in (False, True):
-    attention_flash.backward(grad, q, k, v, out, lse, segments, 0.4, 0, deterministic, None)
+    attention_flash.backward(call, grad, out, lse, deterministic, None)
 print([name for name in sys.modules if name.startswith("torch._inductor")])
 """
     environment = {**os.environ, "PYTHONPATH": str(root / "kernels")}

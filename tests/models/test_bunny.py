@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from mdpo.errors import InputError
 from mdpo.models import convert_bunny, load, sequence_logps
-from mdpo.packing import PreferenceTokens, pack
+from mdpo.packing import MDPO_BRANCHES, PreferenceTokens, pack
 from mdpo_kernels import mdpo_loss
 
 OFFICIAL = Path(__file__).parents[1] / "golden" / "bunny-official"
-BRANCHES = ("chosen", "rejected", "image_rejected")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def rows(model, expected) -> list[PreferenceTokens]:
 
 
 def table(values: dict) -> torch.Tensor:
-    return torch.tensor([values[branch] for branch in BRANCHES])
+    return torch.tensor([values[branch] for branch in MDPO_BRANCHES])
 
 
 def test_losses_rewards_and_gradients_are_the_authors(converted, expected):

@@ -1,4 +1,19 @@
-"""Ways of scoring answers, and what all of them are held to."""
+"""Ways of scoring answers, and what all of them are held to.
+
+way.py         what every way has in common
+rubric.py      what a judge rates by
+pictures.py    images as a judge gets them
+judge.py       a judge, by a rubric
+objects.py     objects named, against those annotated
+function.py    a Python function of the user's own
+claims.py      what an answer says, asked back one by one
+confirm.py     how sure a model is of yes
+agreement.py   what an answer has in common with the others
+rank.py        answers → scores, whichever way
+length.py      whether scores reward length
+summary.py     what a ranking comes to, for the terminal
+files.py       scored answers as they are written
+"""
 
 from .agreement import Agreement
 from .claims import Claims
