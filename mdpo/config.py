@@ -181,7 +181,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     values = read_yaml(text, f"config {path}")
     values = {} if plain(values) is None else values
     if not isinstance(values, dict):
-        raise InputError(f"config {path}: expected keys and values, found a {type(plain(values)).__name__}")
+        raise InputError(f"config {path} is a {type(plain(values)).__name__}; expected keys and values")
     return build_config({**_named(values), **(overrides or {})}, source=str(path))
 
 

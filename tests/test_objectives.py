@@ -229,7 +229,7 @@ def term(**changes) -> list[dict]:
         (term(rows={"image_rejected": 1, "rejected@negative_3": -1}),
             "'rejected@negative_3' is read, and none with negative_2;"),
         ("sympo", "objective: 'sympo' is unknown; did you mean symmpo?"),
-        ([], r"objective: expected dpo, .* or a list of terms .*, got \[\]"),
+        ([], r"objective is \[\]; expected dpo, .* or a list of terms .*"),
         (term(wieght=1), "objective: term a: key 'wieght' is unknown; did you mean weight?"),
         (term(link="log_sigmoide"), "objective: term a: link 'log_sigmoide' is unknown; did you mean log_sigmoid?"),
         (term(rows={"chosen": 1, "chosen@negativ": -1}),
@@ -245,7 +245,7 @@ def term(**changes) -> list[dict]:
         (term() + term(), "objective: terms has two by the name 'a'"),
         ([{"rows": {"chosen": 1}}], "objective: term 1: key 'name' is missing"),
         ([{"name": "a"}], "objective: term a: key 'rows' is missing"),
-        (["dpo"], "objective: term 1: expected a mapping with name and rows, got 'dpo'"),
+        (["dpo"], "objective: term 1 is 'dpo'; expected a mapping with name and rows"),
     ],
 )  # fmt: skip
 def test_what_is_no_objective_is_one_line(tmp_path, objective, message):

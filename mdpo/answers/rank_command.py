@@ -103,7 +103,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.by != "self" and (text_options(options) != TextOptions() or size_options(options).values()):
         raise InputError(f"settings of text and pictures belong to --by self, not to --by {options.by}; leave them out")
     if options.batch_size < 1:
-        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+        raise InputError(f"--batch-size is {options.batch_size}; expected a number above 0")
     if options.price is not None and not all(0 <= price < 1e9 for price in options.price):
         raise InputError(f"--price {' '.join(map(str, options.price))}: prices are numbers from 0 on")
 

@@ -93,7 +93,7 @@ def run_check(
 
 def run_preview(options: argparse.Namespace) -> None:
     if options.rows < 1:
-        raise InputError(f"--rows {options.rows}: expected a number above 0")
+        raise InputError(f"--rows is {options.rows}; expected a number above 0")
     check_picture_name(options.output)
     rows = read_rows(
         options.data, options.image_dir, allow_outside=options.allow_outside, ignore_columns=options.ignore_columns

@@ -24,7 +24,7 @@ from .trained_text import say_other_prompt
 def check_answer_options(options: argparse.Namespace) -> None:
     """What can be said before anything is read. Raises InputError for a value that cannot be used."""
     if options.batch_size < 1:
-        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+        raise InputError(f"--batch-size is {options.batch_size}; expected a number above 0")
     text_options(options)
     size_options(options)
 

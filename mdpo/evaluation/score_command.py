@@ -35,7 +35,7 @@ def scored_files(options: argparse.Namespace) -> list[Output]:
 def run_score(options: argparse.Namespace) -> None:
     check_range("--beta", options.beta, BETA)
     if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: expected a number from 0 on")
+        raise InputError(f"--seed is {options.seed}; expected a number from 0 on")
     size = size_options(options)
     check_trainable(options.model)  # before gigabytes of data are fetched
     adapter = None if options.adapter is None else folder_of(options.adapter, called="adapter")

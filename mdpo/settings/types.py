@@ -32,7 +32,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """``value`` as a field of type ``hint`` holds it.
 
     value: plain, or as ``read_yaml`` leaves it. where: the setting's name, for messages.
-    Raises InputError: "WHERE: expected TYPE, got VALUE".
+    Raises InputError: "WHERE is VALUE; expected TYPE".
     """
     options = alternatives(hint)
     read = value.value if isinstance(value, Written) else value
@@ -48,7 +48,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if choices:
         names = ", ".join(str(member.value) for member in choices[0])
         raise InputError(f"{where}: {shown(value)} is unknown; choose from {names}")
-    raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got {shown(value)}")
+    raise InputError(f"{where} is {shown(value)}; expected {' or '.join(_name(option) for option in options)}")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -78,7 +78,7 @@ def read_argument(text: str, hint: Any, where: str) -> Any:
     kinds = {typing.get_origin(option) or option for option in options}
     takes_text = str in kinds or is_list(hint)
     if not takes_text and not text.strip():
-        raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got nothing")
+        raise InputError(f"{where} is empty; expected {' or '.join(_name(option) for option in options)}")
     try:
         read = read_yaml(text, where)
     except InputError:
@@ -186,7 +186,7 @@ def _name(option: Any) -> str:
 def shown(value: Any) -> str:
     """A value in a message: as it was written, shortened, without characters that move a terminal's cursor."""
     value = getattr(value, "value", value) if isinstance(value, Enum) else value
-    text = value.text or "nothing" if isinstance(value, Written) else repr(plain(value))
+    text = value.text or "empty" if isinstance(value, Written) else repr(plain(value))
     return shown_text(text, 80)
 
 

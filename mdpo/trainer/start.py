@@ -37,8 +37,8 @@ def switch_dropout_off(model: nn.Module, args: MDPOConfig) -> None:
     found = None if isinstance(family_of(model), Separate) else attention_dropout(model)
     if found is not None:
         raise InputError(
-            "disable_dropout: false needs a model without attention dropout, of which a packed row has none, "
-            f"found {found}; set it to true"
+            f"disable_dropout is false, and the model has {found}; a packed row has no attention dropout: set "
+            "disable_dropout to true"
         )
 
 

@@ -173,9 +173,9 @@ def test_object_halbench_by_judge(tmp_path, words, chair, judge, capsys):
     ("line", "message"),
     [
         ('{"id": 1, "response": "x"}', "row 0 has no text, answer or caption, only id, response"),
-        ('{"prompt": "", "text": "x"}', "image_id is a COCO image's number, found None.*--questions"),
-        ('{"image_id": Infinity, "text": "x"}', "image_id is a COCO image's number, found inf"),
-        ('{"image_id": 1e999, "text": "x"}', "image_id is a COCO image's number, found inf"),
+        ('{"prompt": "", "text": "x"}', "image_id is None; expected the number of a COCO image.*--questions"),
+        ('{"image_id": Infinity, "text": "x"}', "image_id is inf; expected the number of a COCO image"),
+        ('{"image_id": 1e999, "text": "x"}', "image_id is inf; expected the number of a COCO image"),
         ('{"image_id": 77, "text": "x"}', r"no COCO file describes: 1 \(77\)"),
         ('{"image_id": 4, "text": "x"}\n{"image_id": 4, "text": "y"}', "row 1 answers image 4 again, as row 0"),
     ],

@@ -75,10 +75,10 @@ def test_a_flag_without_a_value(config, tmp_path):
         (["--eval_steps", "2"], "eval_steps: there are no rows"),
         (["--fp16"], "fp16: a CPU has no float16 training"),
         (["--eval_data", "x.jsonl", "--metric_for_best_model", "acc"], "metric_for_best_model: 'acc' is not measured"),
-        (["--optim_args", " "], "optim_args: expected name=value, separated by commas, got ' '"),
+        (["--optim_args", " "], "optim_args is ' '; expected name=value, separated by commas"),
         (
             ["--optim_args", "momentum=0.9,"],
-            "optim_args: expected name=value, separated by commas, got 'momentum=0.9,'",
+            "optim_args is 'momentum=0.9,'; expected name=value, separated by commas",
         ),
         (["--optim", "sgd", "--optim_args", "momentumm=1"], "optim_args: sgd reads no 'momentumm'"),
         (

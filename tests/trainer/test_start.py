@@ -96,7 +96,7 @@ def test_dropout_that_stays_on_by_wish(world, tmp_path):
     config = tiny.llava().config
     config.text_config.attention_dropout = 0.1
     model = tiny._build(transformers.LlavaForConditionalGeneration, config, 0)
-    with pytest.raises(InputError, match="disable_dropout: .*attention_dropout=0.1"):
+    with pytest.raises(InputError, match="disable_dropout is false, .*attention_dropout=0.1"):
         run(model, world, tmp_path, peft_config=lora(), disable_dropout=False)
 
 
