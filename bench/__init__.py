@@ -2,7 +2,7 @@
 
 inputs/         what is measured on: models of real shape, problems, rows, lengths
 suite/          `python -m bench.suite`: every operation of ours beside its peers, measured and recorded
-render/         `python -m bench.render`: tables, ratios and plots from the records
+render/         `python -m bench.render`: tables, ratios and plots from the records, and two commits side by side
 session/        `bash bench/gpu_session.sh`: all of it on a GPU that is rented bare
 bring_home.py   `python -m bench.bring_home`: a session's archives into results/
 scripts/        `python -m bench.scripts.NAME`: measurements that stand alone

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,16 @@ from bench.commit import ROOT
 from bench.session.archive import BadArchive, tidy_log, unpack
 from bench.session.stages import STAGES
 from bench.session.strangers import NotARecord, check_record
-from bench.suite.cards import card_of, folder_of
-from bench.suite.record import Record, read_record, read_records
+from bench.suite.cards import card_of
+from bench.suite.record import Record
+from bench.suite.shelf import Contents, Shelf, file_of, read_file, read_records, text_of
 from mdpo.errors import InputError, OutputError
 from mdpo.output_checks import check_output_folder
 from mdpo.outputs import whole_files
 from mdpo.shown import shown
 
 RESULTS = ROOT / "bench" / "results"
-MOST_RECORDS, MOST_RECORD_BYTES = 2000, 2**20  # of an archive; a session has some hundred of 2 KB
+MOST_RECORDS, MOST_FILE_BYTES = 2000, 4 * 2**20  # of an archive; a session has some hundred of 1 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Brought:
 
     stage: Record
     folder: Path
-    records: tuple[Path, ...]
+    records: tuple[Record, ...]
     home: str
 
     @property
@@ -50,12 +52,14 @@ def read(archive: Path, folder: Path) -> Brought:
     unpack(archive, folder)
     if (folder / "log.txt").is_dir():
         raise BadArchive(f"{archive}: log.txt in it is a folder; only what bench/gpu_session.sh packs is read")
-    paths = tuple(sorted((folder / "records").rglob("*.json")))
-    if len(paths) > MOST_RECORDS:
-        raise BadArchive(
-            f"{archive}: holds more than {MOST_RECORDS} records; only what bench/gpu_session.sh packs is read"
-        )
-    found = [_record(archive, folder / "records", path) for path in paths]
+    records = folder / "records"
+    found: list[Record] = []
+    for path in Shelf(records).files():
+        found += _records(archive, records, path)
+        if len(found) > MOST_RECORDS:
+            raise BadArchive(
+                f"{archive}: holds more than {MOST_RECORDS} records; only what bench/gpu_session.sh packs is read"
+            )
     stages = [record for record in found if record.op == "stages" and record.part == "session"]
     if len(stages) != 1 or stages[0].implementation not in STAGES:
         raise BadArchive(f"{archive}: does not say which stage it is of; only what bench/gpu_session.sh packs is read")
@@ -71,32 +75,36 @@ def read(archive: Path, folder: Path) -> Brought:
         raise BadArchive(
             f"{archive}: is of a GPU and of a rehearsal at once; only what bench/gpu_session.sh packs is read"
         )
-    try:
-        home = folder_of(stage.environment["device"], stage.environment["device_type"])
-    except ValueError as error:
-        raise BadArchive(f"{archive}: {error}; only what bench/gpu_session.sh packs is read") from error
-    return Brought(stage, folder, paths, home)
+    return Brought(stage, folder, tuple(found), file_of(stage).parent.name)
 
 
-def _record(archive: Path, records: Path, path: Path) -> Record:
-    """One that a session wrote, and that lies where it says."""
+def _records(archive: Path, folder: Path, path: Path) -> list[Record]:
+    """Those of a file that a session wrote, and that lies where it says."""
     fault = "not JSON of this version's records"
     try:
-        if path.stat().st_size > MOST_RECORD_BYTES:
+        if path.stat().st_size > MOST_FILE_BYTES:
             raise NotARecord("it is too long")
-        record = read_record(path)
-        check_record(record)
-        if path.relative_to(records) == record.path(Path()):
-            return record
-        fault = "it lies where another record would"
+        found = read_records(path)
+        for record in found:
+            check_record(record)
+            if path.relative_to(folder) != _place(record):
+                raise NotARecord("it lies where another record would")
+        return found
     except NotARecord as error:
         fault = str(error)
     except (ValueError, TypeError, OSError, RecursionError):
         pass
-    name = ascii(path.relative_to(records.parent).as_posix())
+    name = ascii(path.relative_to(folder.parent).as_posix())
     raise BadArchive(
         f"{archive}: {name} is no record of a session ({fault}); only what bench/gpu_session.sh packs is read"
     )
+
+
+def _place(record: Record) -> Path:
+    try:
+        return file_of(record)
+    except ValueError as error:
+        raise NotARecord(str(error)) from error
 
 
 def read_all(archives: Sequence[Path], folder: Path, rehearsals: bool) -> list[Brought]:
@@ -115,16 +123,23 @@ def read_all(archives: Sequence[Path], folder: Path, rehearsals: bool) -> list[B
     return brought
 
 
-def places(brought: Sequence[Brought], results: Path) -> dict[Path, Path]:
-    """Where each record and each log goes below `results`, and where it lies now; of the same two the later one."""
-    found = {}
+def places(brought: Sequence[Brought], results: Path, folder: Path) -> dict[Path, Path]:
+    """Where each file goes below `results`, and where it lies now: records together with those that are there,
+    written below `folder`, and logs; of the same two the later one."""
+    found, added = {}, defaultdict(list)
     for each in brought:
-        home = results / each.home
-        found |= {home / path.relative_to(each.folder / "records"): path for path in each.records}
+        for record in each.records:
+            added[file_of(record)].append(record)
         log = each.folder / "log.txt"
         if log.exists():
             tidy_log(log, {})  # of a session that was ended from outside it may still be long
-            found[home / "session" / f"{each.stage.implementation}.log"] = log
+            found[results / each.home / "session" / f"{each.stage.implementation}.log"] = log
+    for place, records in added.items():
+        target, written = results / place, folder / place
+        written.parent.mkdir(parents=True, exist_ok=True)
+        before = read_file(target) if target.exists() else Contents([], [])
+        written.write_text(text_of(records, before), encoding="utf-8")
+        found[target] = written
     return found
 
 
@@ -135,7 +150,7 @@ def check_homes(brought: Sequence[Brought], results: Path) -> None:
     for each in brought:
         home, device = results / each.home, each.stage.environment
         try:
-            theirs = [record.environment for record in read_records(home)] if home.is_dir() else []
+            theirs = [record.environment for record in Shelf(home).records()] if home.is_dir() else []
         except (ValueError, TypeError, OSError) as error:
             raise InputError(
                 f"{home}: holds something else than records of a device; give another folder with --into"
@@ -167,7 +182,7 @@ def rendered(found: dict[Path, Path], results: Path, folder: Path) -> dict[Path,
     out = results.parent if is_committed else results
     try:
         paths = {*reports.record_paths(results), *(target for target in found if target.suffix == ".json")}
-        records = [read_record(found.get(path, path)) for path in sorted(paths)]
+        records = [record for path in sorted(paths) for record in read_records(found.get(path, path))]
         report = {out / path.relative_to(folder): path for path in reports.write_report(records, folder)}
         if is_committed:
             readme = folder / "README.md"
@@ -194,8 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             brought = read_all(args.archives, Path(folder), rehearsals=args.into is not None)
-            found = places(brought, results)
             check_homes(brought, results)
+            found = places(brought, results, Path(folder, "records"))
             report = rendered(found, results, Path(folder, "report"))
             found |= report
             check_free(found)

@@ -63,15 +63,16 @@ def require_commit(parser: argparse.ArgumentParser) -> None:
 
 def of_git(root: Path) -> str | None:
     """None where `root` is no repository's own folder: one further up is another project's."""
-    top = _git(root, "rev-parse", "--show-toplevel")
-    head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
+    top = git(root, "rev-parse", "--show-toplevel")
+    head, changes = git(root, "rev-parse", "HEAD"), git(root, "diff", "HEAD")
     if top is None or head is None or changes is None or Path(top.decode().strip()).resolve() != root.resolve():
         return None
     commit = head.decode().strip()
     return f"{commit}+{hashlib.blake2b(changes, digest_size=4).hexdigest()}" if changes else commit
 
 
-def _git(root: Path, *arguments: str) -> bytes | None:
+def git(root: Path, *arguments: str) -> bytes | None:
+    """What git prints in `root`; None where it fails or is not there."""
     try:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -80,21 +80,28 @@ def build_processor(
     )
 
 
-def build_model(processor: LlavaProcessor, *, text_layers: int = 3) -> LlavaForConditionalGeneration:
-    """The untrained model for the processor's pictures and words."""
+def build_model(
+    processor: LlavaProcessor,
+    *,
+    text_layers: int = 3,
+    text_width: int = 128,
+    tower_layers: int = 3,
+    tower_width: int = 96,
+) -> LlavaForConditionalGeneration:
+    """The untrained model for the processor's pictures and words. Widths are multiples of 4, the number of heads."""
     tokenizer = processor.tokenizer
     image_size, patch = processor.image_processor.crop_size["height"], processor.patch_size
     vision = CLIPVisionConfig(
-        hidden_size=96,
+        hidden_size=tower_width,
         intermediate_size=256,
-        num_hidden_layers=3,
+        num_hidden_layers=tower_layers,
         num_attention_heads=4,
         image_size=image_size,
         patch_size=patch,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
+        hidden_size=text_width,
         intermediate_size=256,
         num_hidden_layers=text_layers,
         num_attention_heads=4,

@@ -5,4 +5,5 @@ report.py     RESULTS.md
 targets.py    the ratios that are stated, and what has to be reached
 plots.py      a picture an operation
 readme.py     the table of the first page
+against.py    two commits side by side
 """

@@ -7,30 +7,30 @@ from bench.blocks import ROOT
 from bench.render.plots import by, plot
 from bench.render.targets import RATIOS, TARGET_CARDS, Ratio, columns
 from bench.suite.parts import PARTS
-from bench.suite.record import Record, read_record
+from bench.suite.record import Record
+from bench.suite.shelf import Shelf, read_records
 from mdpo.shown import markdown as shown  # reasons and notes quote what libraries and drivers say
 
 COMMITTED = ROOT / "bench" / "results"
+FILES = (*PARTS, "profile", "session")
+"""Names of a device's files there."""
 
 
 def record_paths(folder: Path) -> list[Path]:
-    """The records of a report, in its order: all under `folder`; of bench/results those of devices, since what the demo
-    and the study keep there are no records of the suite."""
+    """The files of a report: all under `folder`; of bench/results those of devices, since a study's lie there too."""
     if folder.resolve() != COMMITTED:
-        return sorted(folder.rglob("*.json"))
-    parts = (*PARTS, "profile", "session")
-    folders = [f for f in sorted(COMMITTED.iterdir()) if any((f / part).is_dir() for part in parts)]
-    return [path for each in folders for path in sorted(each.rglob("*.json"))]
+        return Shelf(folder).files()
+    return sorted(path for name in FILES for path in COMMITTED.glob(f"*/{name}.json"))
 
 
-def committed_records() -> list[Record]:
-    """Those under bench/results."""
-    return [read_record(path) for path in record_paths(COMMITTED)]
+def records_below(folder: Path) -> list[Record]:
+    """Those of a report. Raises ValueError, naming the file, where one holds none."""
+    return [record for path in record_paths(folder) for record in read_records(path)]
 
 
 def render(folder: Path, out: Path) -> list[Path]:
     """Write RESULTS.md and the plots into `out`; returns what was written. ValueError if there are no records."""
-    records = [read_record(path) for path in record_paths(folder)]
+    records = records_below(folder)
     if not records:
         raise ValueError(f"{folder}: holds no records; expected the --out folder of bench.suite")
     return write_report(records, out)
@@ -114,18 +114,18 @@ def table(records: Sequence[Record]) -> list[str]:
     compared = ours is not None and len(mine) < len(measured)
     rows = []
     for record in measured:
-        spread = f"{_number(record.p20_ms)}–{_number(record.p80_ms)}"
-        relative = _number((record.median_ms or 0.0) / ours) if ours and compared else ""
+        spread = f"{number(record.p20_ms)}–{number(record.p80_ms)}"
+        relative = number((record.median_ms or 0.0) / ours) if ours and compared else ""
         rows.append(
             [
                 f"**{record.implementation}**" if record.role == "ours" and compared else record.implementation,
-                _number(record.median_ms),
+                number(record.median_ms),
                 "" if record.p20_ms is None else spread,
-                _number(record.ratio_to_floor),
+                number(record.ratio_to_floor),
                 _rate(record),
-                "" if record.peak_bytes is None else _number(record.peak_bytes / 2**20),
+                "" if record.peak_bytes is None else number(record.peak_bytes / 2**20),
                 relative,
-                *(_number(record.rates.get(name)) for name in rates),
+                *(number(record.rates.get(name)) for name in rates),
                 *("" if name not in record.errors else f"{record.errors[name]:.1e}" for name in names),
             ]
         )
@@ -141,19 +141,19 @@ def _session_table(records: Sequence[Record]) -> list[str]:
     """What became of a session's stages, or what its first contact with the device found."""
     lines = ["| | outcome | s | found |", "|---|---|---|---|"]
     for record in records:
-        numbers = [f"{_number(value)} {unit}" for unit, value in record.rates.items() if unit != "seconds"]
+        numbers = [f"{number(value)} {unit}" for unit, value in record.rates.items() if unit != "seconds"]
         found = "; ".join(text for text in (shown(record.reason), shown(record.note), ", ".join(numbers)) if text)
-        lines.append(f"| {record.implementation} | {record.status} | {_number(record.rates['seconds'])} | {found} |")
+        lines.append(f"| {record.implementation} | {record.status} | {number(record.rates['seconds'])} | {found} |")
     return lines
 
 
 def _remarks(records: Sequence[Record], measured: Sequence[Record]) -> list[str]:
     """What the table's columns do not hold: the floor, notes, promises, and what is missing and why."""
     lines = [""]
-    for floor in sorted({(r.floor, _number(r.floor_ms)) for r in measured[:1] if r.floor}):
+    for floor in sorted({(r.floor, number(r.floor_ms)) for r in measured[:1] if r.floor}):
         lines.append(f"- floor: {shown(floor[0])}, {floor[1]} ms")
     for name, value in sorted({pair for record in records for pair in record.extra.items()}):
-        lines.append(f"- {name}: {_number(value)}")
+        lines.append(f"- {name}: {number(value)}")
     lines += [f"- {r.implementation}: {shown(r.note)}" for r in measured if r.note]
     lines += [f"- {r.implementation}: {r.status}, {shown(r.reason)}" for r in records if r.status != "ok"]
     return lines if len(lines) > 1 else []
@@ -181,11 +181,11 @@ def _conditions(records: Iterable[Record]) -> list[str]:
 def _rate(record: Record) -> str:
     if record.tflops_per_s is not None:
         small = record.tflops_per_s < 1
-        return f"{_number(record.tflops_per_s * (1000 if small else 1))} {'GFLOP' if small else 'TFLOP'}/s"
-    return "" if record.gbytes_per_s is None else f"{_number(record.gbytes_per_s)} GB/s"
+        return f"{number(record.tflops_per_s * (1000 if small else 1))} {'GFLOP' if small else 'TFLOP'}/s"
+    return "" if record.gbytes_per_s is None else f"{number(record.gbytes_per_s)} GB/s"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, no exponent."""
     if value is None:
         return ""

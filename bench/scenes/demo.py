@@ -15,7 +15,7 @@ from PIL import Image
 from bench.digits import demo
 from bench.digits.charts import Exhibit
 from bench.digits.results import Result
-from bench.scenes.base import TUNED
+from bench.scenes.base import BASES
 from bench.scenes.metrics import score
 from bench.scenes.page import over_seeds
 from bench.scenes.pairs import LONGEST_CAPTION, make_pairs, write_questions
@@ -24,6 +24,8 @@ from bench.scenes.world import mentioned, scene_of
 from mdpo.data import DataOptions
 
 CONFIG = Path(__file__).parents[2] / "configs" / "scenes.yaml"
+BASE = BASES["sharp"]
+"""What configs/scenes.yaml starts from."""
 OVERRIDES = {"DPO": ["--objective", "dpo"], "mDPO": []}
 """What each model's training changes in the config."""
 
@@ -41,11 +43,11 @@ def run(seed: int, folder: Path, size: Size) -> list[Result]:
     """Make the pairs, train both models, evaluate all three and write the report. Returns the tuned model first."""
     started = perf_counter()
     print(f"seed {seed}: captions of {size.pairs + size.held} scenes, from which pairs are made")
-    pairs = make_pairs(folder, seed=seed, train=size.pairs, held=size.held)
+    pairs = make_pairs(folder, base=BASE, seed=seed, train=size.pairs, held=size.held)
     test = write_questions(folder, "test", seed=seed, count=size.scenes)
 
-    tuned_logps = held_logps(TUNED, pairs.held)
-    results = [evaluate("tuned", TUNED, test, pairs.held, tuned_logps)]
+    tuned_logps = held_logps(BASE.tuned, pairs.held)
+    results = [evaluate("tuned", BASE.tuned, test, pairs.held, tuned_logps)]
     for name, overrides in OVERRIDES.items():
         model = folder / name.lower()
         arguments = ["--train_data", str(pairs.train), "--seed", str(seed), *overrides, *size.overrides]

@@ -5,6 +5,7 @@ The emoji are OpenMoji's (https://openmoji.org, CC BY-SA 4.0), from the font tha
 
 from functools import cache, lru_cache
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,14 @@ def render(scene: Scene) -> Image.Image:
     if scene.view != WHOLE:
         picture = picture.resize((SIZE, SIZE), Resampling.BILINEAR, box=scene.view)
     return _image(np.asarray(picture) + rng.normal(0, NOISE.pixels, (SIZE, SIZE, 3)))
+
+
+def save_picture(scene: Scene, folder: Path) -> str:
+    """Draws the scene's picture into ``folder``; returns its path from there."""
+    name = f"images/{scene.id}.png"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    render(scene).save(folder / name)
+    return name
 
 
 def _drawn(thing: Thing, rng: np.random.Generator) -> Image.Image:

@@ -21,8 +21,7 @@ import transformers
 
 from bench.digits.demo import answers, train
 from bench.digits.world import read_jsonl
-from bench.scenes.base import TUNED
-from bench.scenes.demo import CONFIG, Size, held_logps
+from bench.scenes.demo import BASE, CONFIG, Size, held_logps
 from bench.scenes.metrics import cut_to_cover, score
 from bench.scenes.page import write_page
 from bench.scenes.pairs import LONGEST_CAPTION, Pairs, make_pairs, write_questions
@@ -85,7 +84,7 @@ class Seed:
         done = folder / "test.jsonl"  # written last
         if not done.is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            make_pairs(folder, seed=self.seed, train=size.pairs, held=size.held)
+            make_pairs(folder, base=BASE, seed=self.seed, train=size.pairs, held=size.held)
             write_questions(folder, "test", seed=self.seed, count=size.scenes)
         return Pairs.below(folder), done
 
@@ -95,7 +94,7 @@ class Seed:
         if overrides is not None:
             own = ["--train_data", str(pairs.train), "--seed", str(self.seed), "--disable_tqdm", "true"]
             train(model, [*own, *overrides, *self.size.overrides], CONFIG)
-        trained = TUNED if overrides is None else model
+        trained = BASE.tuned if overrides is None else model
         captions = answers(trained, test, LONGEST_CAPTION)
         scenes = [scene_of(line["id"]) for line in read_jsonl(test)]
         record: dict[str, Any] = {"settings": self._settings(row), "scores": asdict(score(captions, scenes))}

@@ -58,6 +58,7 @@ def pretrain(tower: PreTrainedModel, pixels: np.ndarray, scenes: Sequence[Scene]
     kinds = np.array([[name in scene.names for name in NAMES] for scene in scenes])
     themes = np.array([list(THEMES).index(scene.theme) for scene in scenes])
     train = len(scenes) - len(scenes) // 20
+    torch.manual_seed(course.seed)
     model = Recognizer(tower)
 
     def loss(batch: np.ndarray, rng: np.random.Generator) -> Tensor:

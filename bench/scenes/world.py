@@ -33,7 +33,7 @@ THEMES: dict[str, dict[str, str]] = {
 
 THEME_OF = {name: theme for theme, kinds in THEMES.items() for name in kinds}
 NAMES = tuple(THEME_OF)
-PRIOR = (0.6, 0.3, 0.15, 0.06, 0.03)
+PRIOR = (0.55, 0.2, 0.1, 0.05, 0.02)
 """That the writer names an absent kind, by its place in the theme."""
 
 PRESENT = 0.6
@@ -58,11 +58,15 @@ DETAIL = (0.1, 0.9)
 """Of a caption's things, how many are told with their place: a laconic writer and a thorough one."""
 PLACES = ("left", "middle", "right")
 MOODS = ("calm", "busy", "bright", "quiet")
+NUMBERS = ("None", "One", "Two", "Three", "Four", "Five", "Six")
 PROMPT = "Describe the picture."
 WORDS = (
     "USER", "ASSISTANT", ":", "Describe", "the", "picture", ".", "A", "An", "scene", "at", "The", "mood", "is",
     *PLACES, *MOODS, *THEMES, *NAMES,
+    "?", ",", "Is", "there", "a", "an", "Yes", "No", "Where", "There", "no", "At", "Which", "larger", "or", "How",
+    "many", "things", *NUMBERS, "What", "place", "it",
 )  # fmt: skip
+"""All that is said: in captions, and in the questions of ``bench.scenes.questions`` and their answers."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels of the scene."""

@@ -30,6 +30,7 @@ from torch import nn
 from bench.commit import require_commit
 from bench.inputs.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of
 from bench.suite.record import Record, environment
+from bench.suite.shelf import Shelf
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape
 from mdpo.memory.choose import Constraints
 from mdpo.memory.live import LiveMemory
@@ -219,7 +220,7 @@ def _say(name: str, record: Record, out: Path | None) -> None:
     )
     print(f"{name}: {record.implementation}, {record.note}; {numbers}", flush=True)
     if out is not None:
-        record.write(out)
+        Shelf(out).add(record)
 
 
 def main(arguments: list[str] | None = None) -> int:

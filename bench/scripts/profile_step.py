@@ -26,6 +26,7 @@ from bench.suite.components import STEP, milliseconds, scopes
 from bench.suite.implementations.train_problem import TrainProblem, TrainStep
 from bench.suite.implementations.train_step import ours
 from bench.suite.record import Record, environment
+from bench.suite.shelf import Shelf
 from bench.suite.timing import time_box, time_callables
 
 IDLE = "GPU idle"
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         for record in sorted(written, key=lambda r: -(r.median_ms or 0)):
             forward, backward, share = record.rates.values()
             print(f"  {record.implementation:<12} {forward:9.1f} ms {backward:9.1f} ms {share:5.1f} %")
-            record.write(args.out)
+            Shelf(args.out).add(record)
         print(f"  {next(record.note for record in written if record.note)}", flush=True)
     return 0
 

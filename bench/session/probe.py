@@ -20,6 +20,7 @@ import torch
 from bench.commit import require_commit
 from bench.session.runner import ALLOCATOR
 from bench.suite.record import Record, environment
+from bench.suite.shelf import Shelf
 from mdpo_kernels import Segments, reference, token_logps, varlen_attention
 
 GIB = 2**30
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for name in CHECKS:
         record = check(name, device, conditions)
-        record.write(args.out)
+        Shelf(args.out).add(record)
         failed |= record.status == "failed"
         numbers = ", ".join(f"{value:.3g} {unit}" for unit, value in record.rates.items())
         print(f"{name}: {record.status}: {record.note or record.reason} ({numbers})", flush=True)

@@ -25,7 +25,9 @@ from xml.etree import ElementTree
 from bench.commit import ROOT, known_commit, require_commit
 from bench.session.archive import pack, tidy_log
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
-from bench.suite.record import Record, Status, read_record, read_records
+from bench.suite.cards import folder_of
+from bench.suite.record import Record, Status
+from bench.suite.shelf import Shelf, read_records
 from mdpo.errors import OutputError
 
 GRACE = 10  # seconds from TERM to KILL
@@ -34,6 +36,7 @@ WRAP_UP = 30  # seconds of a box in which nothing new is begun, so that what run
 EVERY = 30  # seconds between two archives of a stage that runs: whoever ends the session from outside gets the last
 LEAST_MINUTES, MOST_MINUTES = 0.5, 10_000.0  # of a session: with less the probe is not begun, and a week is enough
 WORKERS = 4  # of the kernels' tests
+NO_DEVICE = "no device yet"
 ALLOCATOR = "expandable_segments:True"  # packed rows differ in length, and blocks of a fixed size would leave holes
 
 
@@ -139,7 +142,7 @@ class Session:
 
     def _take_what_the_probe_says(self) -> bool:
         """Whether there is a device. The allocator's setting is taken for the stages to come where it works."""
-        probed = {r.implementation: r for r in read_records(self.work / "probe" / "records") if r.op == "probe"}
+        probed = {r.implementation: r for r in Shelf(self.work / "probe" / "records").records() if r.op == "probe"}
         allocator = probed.get("allocator")
         if not self.rehearse:
             works = allocator is not None and allocator.status == "ok"
@@ -175,7 +178,9 @@ class Session:
             rates={"seconds": round(seconds, 1)},
             environment=self._conditions(),
         )
-        record.write(folder / "records")
+        Shelf(folder / "records").add(record)
+        if record.environment["device"] != NO_DEVICE:  # what was said before there was one
+            shutil.rmtree(folder / "records" / folder_of(NO_DEVICE, ""), ignore_errors=True)
         log = folder / "log.txt"
         if log.exists():
             tidy_log(log, self._names())
@@ -190,7 +195,7 @@ class Session:
         device = self.work / "probe" / "device.json"
         if device.exists():
             return json.loads(device.read_text(encoding="utf-8"))
-        return {"device": "no device yet", "commit": known_commit()}
+        return {"device": NO_DEVICE, "commit": known_commit()}
 
     def _names(self) -> dict[str, str]:
         names = {
@@ -216,9 +221,7 @@ def counted(folder: Path) -> dict[str, int]:
                 counts["skipped"] += found["skipped"]
     for path in sorted((folder / "records").rglob("*.json")):
         with _torn():
-            record = read_record(path)
-            if record.op != "stages":
-                counts[f"records {record.status}"] += 1
+            counts.update(f"records {record.status}" for record in read_records(path) if record.op != "stages")
     return {what: count for what, count in counts.items() if count}
 
 

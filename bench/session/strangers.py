@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from bench.commit import is_commit
 from bench.render.targets import RATIOS
-from bench.suite.record import SCHEMA, Record, Role, Status
+from bench.suite.record import Record, Role, Status
 
 # What names things in our records: no markup, no path separators, no formulas for matplotlib.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,:;'()%@+=×-]*")
@@ -35,7 +35,6 @@ def check_record(record: Record) -> None:
     _check_numbers(record)
     _check_environment(record.environment)
     _require(record.status in get_args(Status) and record.role in get_args(Role), "its role or status is unknown")
-    _require(record.schema == SCHEMA and type(record.schema) is int, "its schema is another")
     _require(record.op not in _OPERATIONS_OF_MODELS or "model" in record.shape, "its shape names no model")
     _require(record.part != "session" or "seconds" in record.rates, "it does not say how long it took")
 

@@ -9,5 +9,6 @@ timing.py          time and memory of a callable
 flops.py           what a step needs, however it is padded or recomputed
 components.py      which part of the model an operator belongs to
 record.py          what is known of a measurement
+shelf.py           where records lie: a file a device and part
 cards.py           devices by the names that their drivers give them
 """

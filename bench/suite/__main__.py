@@ -1,11 +1,13 @@
 """Measure: `python -m bench.suite [PART|all] --out DIR`, the parts being those of bench.suite.parts.
 
-One JSON record per measurement goes to DIR at once, so a run that is stopped is continued by the same command: what
+A record of each measurement goes to DIR at once, so a run that is stopped is continued by the same command: what
 has been measured under the same conditions (device, versions, commit) is skipped. A part stops when its time is up
 and says what is left. A peer that is not installed, or does not run on this device, is skipped by name.
 
 On a GPU: real shapes in bfloat16, at most eight minutes a part. On a CPU: small shapes in float32, some ten minutes for
 all parts on two quiet cores, so that the ratios can be checked anywhere.
+
+`--list` says what would be measured, and measures nothing.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench.commit import require_commit
-from bench.suite.measure import run_part
+from bench.suite.measure import listed, run_part
 from bench.suite.parts import PARTS
 from bench.suite.timing import time_box
 
@@ -29,9 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="bench.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", nargs="?", default="all", choices=[*PARTS, "all"])
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the records; found ones are not measured again"
-    )
+    parser.add_argument("--out", type=Path, help="folder of the records; found ones are not measured again")
+    parser.add_argument("--list", action="store_true", help="print the groups with their implementations, and end")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument(
         "--minutes", type=time_box, help="time box of each part (default 8 on a GPU, ten for all of them on a CPU)"
@@ -43,11 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="on a CPU: sizes that show no more than that it runs")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # the suite's own child
     args = parser.parse_args(arguments)
-    require_commit(parser)
     device = torch.device(args.device)
     gpu = device.type == "cuda"
+    names = list(PARTS) if args.part == "all" else [args.part]
+    if args.list:
+        print("\n".join(line for name in names for line in listed(name, device, args.only, args.tiny and not gpu)))
+        return 0
+    if args.out is None:
+        parser.error("the folder of the records is missing; give --out DIR, or --list to see what there is")
+    require_commit(parser)
     failed = []
-    for name in PARTS if args.part == "all" else [args.part]:
+    for name in names:
         minutes = (MINUTES if gpu else PARTS[name].cpu_minutes) if args.minutes is None else args.minutes
         seconds = SECONDS_PER_MEASUREMENT[device.type] if args.seconds is None else args.seconds
         records = run_part(name, device, args.out, minutes, seconds, args.only, args.alone, args.tiny and not gpu)

@@ -33,10 +33,9 @@ def peak_of(device: str) -> float | None:
 
 
 def folder_of(device: str, device_type: str) -> str:
-    """The folder under bench/results of what was measured on it. Raises ValueError where its name makes none."""
-    if device_type == "cpu":
-        return "cpu"
-    name = re.sub(r"[^a-z0-9]+", "-", card_of(device).lower()).strip("-")
-    if not name or name in _OTHERS:
+    """The folder under bench/results of what was measured on it. Raises ValueError where a GPU's name makes none."""
+    plain = re.sub(r"\((r|tm|c)\)", "", card_of(device).lower())
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    if device_type == "cuda" and (not name or name in _OTHERS):
         raise ValueError(f"{ascii(device)[:100]} is not the name of a GPU")
-    return name
+    return name or "cpu"

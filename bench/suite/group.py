@@ -76,7 +76,7 @@ class Group:
     part: str
     op: str
     shape: dict[str, int | str]
-    """In the order in which a table shows it; its values name the folder of the records."""
+    """In the order in which a table shows it."""
     dtype: torch.dtype
     implementations: tuple[Implementation, ...]
     prepare: Callable[[], Prepared]

@@ -15,7 +15,8 @@ import torch
 from bench.suite.flops import peak_flops
 from bench.suite.group import Bound, Floor, Group, Implementation, Prepared
 from bench.suite.parts import PARTS
-from bench.suite.record import Record, environment, read_record, record_path, same_conditions
+from bench.suite.record import Record, environment, same_conditions
+from bench.suite.shelf import Shelf
 from bench.suite.timing import peak_memory, time_callables
 
 
@@ -33,18 +34,19 @@ def measure_group(
     """
     prepared: Prepared | None = None
     records = []
+    shelf = Shelf(folder)
     for implementation in group.implementations:
-        if _is_done(group, implementation, folder, conditions):
+        record = _new_record(group, implementation, conditions)
+        if _is_done(record, shelf):
             continue
         if time.monotonic() > deadline:
             break
-        record = _new_record(group, implementation, conditions)
         function = _load(implementation, device, record)
         if function is not None:
             prepared = prepared or group.prepare()
             _measure(record, group, implementation, function, prepared, device, seconds)
             _release(device)
-        record.write(folder)
+        shelf.add(record)
         records.append(record)
         print(f"  {_line(record)}", flush=True)
     return records
@@ -64,51 +66,71 @@ def run_part(
     in this process what would get one of its own; `tiny` takes sizes that show no more than that the part runs."""
     conditions = environment(device)
     deadline = time.monotonic() + 60 * minutes
-    listed = [group for group in PARTS[name].groups(device, tiny) if only in f"{group.op} {group.case}"]
+    chosen = _chosen(name, device, only, tiny)
     records: list[Record] = []
-    for index, group in enumerate(listed):
+    for index, group in enumerate(chosen):
         if time.monotonic() > deadline:
-            print(f"{name}: {minutes:g} minutes are up, {len(listed) - index} groups left; the same command goes on")
+            print(f"{name}: {minutes:g} minutes are up, {len(chosen) - index} groups left; the same command goes on")
             break
-        print(f"{name} {index + 1}/{len(listed)}: {group.op} {group.case}", flush=True)
+        print(f"{name} {index + 1}/{len(chosen)}: {group.op} {group.case}", flush=True)
         if group.own_process and not alone and _has_work(group, device, folder, conditions):
             left = (deadline - time.monotonic()) / 60
-            records += _measure_apart(name, group, device, folder, seconds, left, tiny)
+            records += _measure_apart(group, device, folder, conditions, seconds, left, tiny)
         else:
             records += measure_group(group, device, folder, conditions, seconds, deadline)
         _release(device)
     return records
 
 
+def listed(name: str, device: torch.device, only: str = "", tiny: bool = False) -> list[str]:
+    """What `run_part` would measure: a line a group, with the implementations that are for this device."""
+    lines = []
+    for group in _chosen(name, device, only, tiny):
+        names = ", ".join(each.name for each in group.implementations if device.type in each.devices)
+        lines.append(f"{name}: {group.op} {group.case}, {_name(group.dtype)}: {names}")
+    return lines
+
+
+def _chosen(name: str, device: torch.device, only: str, tiny: bool) -> list[Group]:
+    return [group for group in PARTS[name].groups(device, tiny) if only in f"{group.op} {group.case}"]
+
+
 def _measure_apart(
-    part: str, group: Group, device: torch.device, folder: Path, seconds: float, minutes: float, tiny: bool
+    group: Group,
+    device: torch.device,
+    folder: Path,
+    conditions: dict[str, Any],
+    seconds: float,
+    minutes: float,
+    tiny: bool,
 ) -> list[Record]:
     """`measure_group` in a process that ends with it; the group's records, old and new."""
-    command = [sys.executable, "-m", "bench.suite", part, "--out", folder, "--device", device.type, "--alone"]
+    command = [sys.executable, "-m", "bench.suite", group.part, "--out", folder, "--device", device.type, "--alone"]
     limits = ["--only", f"{group.op} {group.case}", "--minutes", str(minutes), "--seconds", str(seconds)]
     limits += ["--tiny"] if tiny else []
     # It lists our failures too; they are read from the records.
     subprocess.run([str(each) for each in (*command, *limits)], check=False)
-    paths = [_path(group, implementation, folder) for implementation in group.implementations]
-    return [read_record(path) for path in paths if path.exists()]
+    found = [Shelf(folder).find(_new_record(group, each, conditions)) for each in group.implementations]
+    return [record for record in found if record is not None]
 
 
 def _has_work(group: Group, device: torch.device, folder: Path, conditions: dict[str, Any]) -> bool:
     """Whether anything of it is left that can be loaded: else no process need be started to say so."""
-    left = [each for each in group.implementations if not _is_done(group, each, folder, conditions)]
-    return any(_load(each, device, _new_record(group, each, conditions)) is not None for each in left)
+    shelf = Shelf(folder)
+    return any(
+        not _is_done(record := _new_record(group, each, conditions), shelf) and _load(each, device, record) is not None
+        for each in group.implementations
+    )
 
 
-def _is_done(group: Group, implementation: Implementation, folder: Path, conditions: dict[str, Any]) -> bool:
-    path = _path(group, implementation, folder)
-    if not path.exists():
-        return False
-    record = read_record(path)
-    return record.status in ("ok", "out of memory") and same_conditions(record.environment, conditions)
-
-
-def _path(group: Group, implementation: Implementation, folder: Path) -> Path:
-    return record_path(folder, group.part, group.op, group.case, _name(group.dtype), implementation.name)
+def _is_done(record: Record, shelf: Shelf) -> bool:
+    """Whether what it would say is there, measured under the same conditions."""
+    found = shelf.find(record)
+    return (
+        found is not None
+        and found.status in ("ok", "out of memory")
+        and same_conditions(found.environment, record.environment)
+    )
 
 
 def _load(implementation: Implementation, device: torch.device, record: Record) -> Callable[..., Any] | None:

@@ -1,6 +1,5 @@
-"""The record: one JSON file per measurement, the only place a number comes from."""
+"""The record of a measurement, the only place a number comes from; bench/suite/shelf.py says where records lie."""
 
-import dataclasses
 import json
 import platform
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from mdpo.outputs import write_text
 if TYPE_CHECKING:  # what reads records has no need of it, and it takes seconds
     import torch
 
-SCHEMA = 1
 Role = Literal["ours", "torch", "peer"]
 Status = Literal["ok", "skipped", "out of memory", "failed"]
 _PACKAGES = (
@@ -68,22 +66,16 @@ class Record:
     """What this implementation gets through a second, by name; "MFU" is a share of the device's peak."""
     extra: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA
 
     @property
     def case(self) -> str:
         """The shape as one word, as `Group.case`."""
         return case_of(self.shape)
 
-    def path(self, folder: Path) -> Path:
-        """Where this record lies under `folder`."""
-        return record_path(folder, self.part, self.op, self.case, self.dtype, self.implementation)
-
-    def write(self, folder: Path) -> Path:
-        """Write it under `folder`; a run that dies leaves whole records only."""
-        path = self.path(folder)
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        return path
+    @property
+    def measurement(self) -> tuple[str, str, str, str, str]:
+        """What was measured, whenever and with whatever."""
+        return self.part, self.op, self.case, self.dtype, self.implementation
 
 
 def tell(found: Mapping[str, Any], out: Path | None) -> None:
@@ -97,32 +89,6 @@ def tell(found: Mapping[str, Any], out: Path | None) -> None:
 def case_of(shape: dict[str, int | str]) -> str:
     """A shape as one word: head=llava-1.5-7b,N=4096."""
     return ",".join(f"{name}={value}" for name, value in shape.items())
-
-
-def record_path(folder: Path, part: str, op: str, case: str, dtype: str, implementation: str) -> Path:
-    """folder/part/op/case,dtype/implementation.json"""
-    safe = implementation.replace("/", "-").replace(" ", "_")
-    return folder / part / op / f"{case},{dtype}" / f"{safe}.json"
-
-
-def read_records(folder: Path) -> list[Record]:
-    """Every record under `folder`, in a fixed order. ValueError if one has another schema or cannot be read."""
-    records = []
-    for path in sorted(folder.rglob("*.json")):
-        records.append(read_record(path))
-    return records
-
-
-def read_record(path: Path) -> Record:
-    """One record. ValueError naming the file if it is none."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); delete it and measure again") from error
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-        raise ValueError(f"{path}: schema {found}, expected {SCHEMA}; keep records in a folder of their own")
-    return Record(**fields)
 
 
 def environment(device: "torch.device") -> dict[str, Any]:

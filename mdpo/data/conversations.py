@@ -99,8 +99,8 @@ def rows_of(value: Any) -> Any:
 def _turns(columns: Columns, where: str, column: str) -> list[Turn]:
     turns = rows_of(columns[column])
     if not isinstance(turns, list):
-        problem = f"expected a list of turns, found a {type(turns).__name__}"
-        raise RowError.at(where, column, problem, 'give [{"from": "human", "value": …}]')
+        problem = f"is a {type(turns).__name__}; expected a list of turns"
+        raise RowError.at(where, column, problem, 'give [{"from": "human", "value": ...}]')
     return [_turn(turn, where, column) for turn in turns]
 
 

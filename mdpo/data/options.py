@@ -29,7 +29,7 @@ class DataOptions:
     negative: str = "crop_0_20"
     seed: int = 42
     max_length: int | None = None
-    text: TextOptions = TextOptions()  # noqa: RUF009  (frozen)
+    text: TextOptions = TextOptions()
     changed_weight: float | None = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from mdpo.data import PromptRow, read_rows, size_pictures
-from mdpo.data.commands import add_row_options
-from mdpo.data.picture_size import add_size_options, size_options
+from mdpo.data.picture_size import size_options
 from mdpo.data.row_store import Rows
-from mdpo.data.text_options import add_text_options, text_options
+from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
 from mdpo.models import load, load_processor, load_with_adapter
@@ -23,30 +21,10 @@ from .answering import data_fingerprint, fingerprint
 from .trained_text import say_other_prompt
 
 
-def add_answer_options(command: argparse.ArgumentParser, *, batch_size: int) -> None:
-    """batch_size: the default, in answers."""
-    command.add_argument(
-        "model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub"
-    )
-    command.add_argument("data", type=Path, help="questions: .json or .jsonl")
-    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
-    add_row_options(command)
-    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    command.add_argument("--max-new-tokens", type=int, default=1024, help="where an answer is cut (default: 1024)")
-    command.add_argument(
-        "--batch-size",
-        type=int,
-        default=batch_size,
-        help=f"answers at a time with transformers (default: {batch_size})",
-    )
-    add_text_options(command)
-    add_size_options(command)
-
-
 def check_answer_options(options: argparse.Namespace) -> None:
     """What can be said before anything is read. Raises InputError for a value that cannot be used."""
     if options.batch_size < 1:
-        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+        raise InputError(f"--batch-size is {options.batch_size}; expected a number above 0")
     text_options(options)
     size_options(options)
 

@@ -30,7 +30,7 @@ def read_amber_rules(
         if not _is_annotation(entry):
             raise InputError(f"{annotations} is not AMBER's file: entry {at} has no usable id, type, truth and hallu")
     if not isinstance(words, dict) or not all(map(_are_words, words.values())):
-        raise InputError(f"{relation} is not AMBER's file: expected lists of words by word")
+        raise InputError(f"{relation} is not AMBER's file; expected lists of words by word")
     return entries, words
 
 
@@ -107,7 +107,8 @@ def _image_id(value: Any, where: str) -> int:
         return int(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{where}: image_id is a COCO image's number, found {value!r}; give the question file with --questions"
+            f"{where}: image_id is {value!r}; expected the number of a COCO image; give the question file with "
+            "--questions"
         ) from error
 
 

@@ -17,12 +17,9 @@ from .types import (
     dtype_name,
     is_flag,
     is_list,
-    is_text,
-    path_problem,
     read_argument,
     shortened,
     shown,
-    shown_text,
 )
 from .values import ANCHOR, BETA, PATHS, check_numbers, check_paths, check_range, check_shares
 from .yaml_text import Written, plain, read_yaml
@@ -52,14 +49,11 @@ __all__ = [
     "idle_settings",
     "is_flag",
     "is_list",
-    "is_text",
-    "path_problem",
     "plain",
     "read_argument",
     "read_types",
     "read_yaml",
     "shortened",
     "shown",
-    "shown_text",
     "unknown_key",
 ]

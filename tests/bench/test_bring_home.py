@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bench.session import archive
 from bench.session.strangers import NotARecord, check_record
 from bench.suite import cards
 from bench.suite.record import Record, environment
+from bench.suite.shelf import Contents, Shelf, text_of
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -35,7 +37,7 @@ def good(tmp_path: Path, **changes) -> tuple[Path, Record]:
     )
     record = dataclasses.replace(record, **changes)
     folder = tmp_path / "folder"
-    record.write(folder / "records")
+    Shelf(folder / "records").add(record)
     archive.pack(folder, tmp_path / "step.tgz")
     return tmp_path / "step.tgz", record
 
@@ -62,6 +64,12 @@ def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     path.write_bytes(gzip.compress(b"".join(blocks) + bytes(1024), compresslevel=1))
 
 
+def document(records: object, runs: object = ({},)) -> bytes:
+    """A file of records, whatever they are."""
+    found = {"schema": 2, "device": "NVIDIA H200", "part": "session", "runs": runs, "records": records}
+    return json.dumps(found).encode()
+
+
 HOSTILE = {
     "climbs out": [member("../escaped.json")],
     "absolute": [member("/tmp/escaped-from-a-session.json")],
@@ -73,7 +81,15 @@ HOSTILE = {
     "not JSON": [member("records/a.json", content=b"{")],
     "deep": [member("records/a.json", content=b"[" * 100_000)],
     "another schema": [member("records/a.json", content=b'{"schema": 7}')],
-    "unknown field": [member("records/a.json", content=b'{"schema": 1, "evil": 1}')],
+    "unknown field": [member("records/a.json", content=b'{"schema": 2, "evil": 1}')],
+    "a record that is none": [member("records/a.json", content=document([1]))],
+    "an unknown field of a record": [member("records/a.json", content=document([{"run": 0, "evil": 1}]))],
+    "a field that the file says": [member("records/a.json", content=document([{"run": 0, "part": "kernels"}]))],
+    "a record of no run": [member("records/a.json", content=document([{"op": "stages"}]))],
+    "a record of a run that is not there": [member("records/a.json", content=document([{"run": 1}]))],
+    "a run from behind": [member("records/a.json", content=document([{"run": -1}]))],
+    "a run that is none": [member("records/a.json", content=document([{"run": 0}], runs=[[]]))],
+    "runs that are none": [member("records/a.json", content=document([{"run": "a"}], runs={"a": {}}))],
     "nothing": [],
     "another archive's depth": [member("a/" * 1500 + "b")],
     "a long name": [member("records/" + "a" * 450)],
@@ -139,12 +155,12 @@ def test_a_record_that_no_session_wrote_is_refused(changes, tmp_path, capsys, mo
     monkeypatch.setattr(bring_home, "rendered", lambda *_: pytest.fail("it was taken for a record"))
     path = tmp_path / "step.tgz"
     written = dataclasses.asdict(good(tmp_path)[1]) | changes
-    content = json.dumps(written).encode()
-    place = f"records/session/stages/on=GPU,all/{written['implementation'].replace(' ', '_')}.json"
-    if "shape" in changes:  # where it would lie
-        case = ",".join(f"{name}={str(value)[:20]}" for name, value in changes["shape"].items()).replace("/", "-")
-        place = f"records/session/stages/{case},all/step.json"
-    write_tar(path, [member(place, content=content)])
+    run, part = written.pop("environment"), written.pop("part")
+    device = run.pop("device") if isinstance(run, dict) else "NVIDIA H200"
+    found = {"schema": 2, "device": device, "part": part, "runs": [run], "records": [{"run": 0, **written}]}
+    name = re.sub(r"[^a-z0-9]+", "-", str(device).removeprefix("NVIDIA ").lower()).strip("-")
+    place = f"records/{name or 'cpu'}/{part.splitlines()[0]}.json"  # where it would lie
+    write_tar(path, [member(place, content=json.dumps(found).encode())])
     assert bring_home.main([str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bench.bring_home: {path}: ") and len(line) < 400
@@ -176,7 +192,7 @@ def test_two_devices_do_not_meet(tmp_path, capsys):
     other = dataclasses.replace(
         record, op="probe", implementation="device", environment=record.environment | {"device": "NVIDIA H100"}
     )
-    other.write(tmp_path / "folder" / "records")
+    Shelf(tmp_path / "folder" / "records").add(other)
     archive.pack(tmp_path / "folder", path)
     assert bring_home.main([str(path), "--into", str(tmp_path / "home")]) == 2
     assert "two devices" in capsys.readouterr().err
@@ -220,7 +236,7 @@ def test_a_session_on_any_card_writes_what_is_taken():
         environment=environment(torch.device("cpu")),
     )
     check_record(record)
-    for committed in render.committed_records():
+    for committed in render.records_below(RESULTS):
         check_record(committed)
     with pytest.raises(NotARecord, match="model"):
         check_record(dataclasses.replace(record, op="train_step"))
@@ -242,7 +258,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_the_way_of_a_record(home: Path) -> None:
-    (home / "h200/session/stages/on=GPU,all/step.json").mkdir(parents=True)
+    (home / "h200/session.json").mkdir(parents=True)
 
 
 def in_the_way_of_the_report(home: Path) -> None:
@@ -250,7 +266,7 @@ def in_the_way_of_the_report(home: Path) -> None:
 
 
 def another_devices_records(home: Path) -> None:
-    Record(
+    record = Record(
         part="kernels",
         op="o",
         shape={"N": 1},
@@ -259,7 +275,9 @@ def another_devices_records(home: Path) -> None:
         role="ours",
         status="ok",
         environment={"device": "NVIDIA H200 NVL", "device_type": "cuda", "commit": "c" * 40},
-    ).write(home / "h200")
+    )
+    (home / "h200").mkdir(parents=True)
+    (home / "h200" / "kernels.json").write_text(text_of([record], Contents([], [])))
 
 
 def something_else(home: Path) -> None:
@@ -356,7 +374,8 @@ def test_of_the_same_measurement_the_later_archive_stays(tmp_path):
     good(tmp_path, rates={"seconds": 7.0})
     home = tmp_path / "home"
     assert bring_home.main([str(second), str(first), "--into", str(home)]) == 0
-    assert json.loads(record.path(home / "h200").read_text())["rates"] == {"seconds": 7.0}
+    (kept,) = Shelf(home / "h200").records()
+    assert kept.measurement == record.measurement and kept.rates == {"seconds": 7.0}
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])

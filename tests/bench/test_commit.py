@@ -12,7 +12,7 @@ import pytest
 from bench import commit
 from bench.session import wheels
 from bench.session.archive import unpack
-from bench.suite.record import read_records
+from bench.suite.shelf import Shelf
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,7 +220,7 @@ def test_a_real_stage_in_a_copy_without_git(copy, tmp_path):
     assert "cannot be installed here" in done.stderr  # there are none: peers are skipped by name
     assert done.stdout.startswith("probe: ok after ") and "7 records ok" in done.stdout
     unpack(tmp_path / "out" / "probe.tgz", tmp_path / "unpacked")
-    records = read_records(tmp_path / "unpacked" / "records")
+    records = Shelf(tmp_path / "unpacked" / "records").records()
     assert {record.environment["commit"] for record in records} == {"b" * 40}
     assert {record.shape["on"] for record in records} == {"CPU-rehearsal"}
     assert str(copy) not in (tmp_path / "unpacked" / "log.txt").read_text()

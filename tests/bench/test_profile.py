@@ -17,6 +17,7 @@ from bench.suite.components import COMPONENTS, STEP, milliseconds, scopes
 from bench.suite.implementations.train_problem import TrainProblem
 from bench.suite.implementations.train_step import ours
 from bench.suite.record import environment
+from bench.suite.shelf import Shelf
 from mdpo.models import fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
 
@@ -47,7 +48,7 @@ def test_every_component_is_seen_forward_and_backward(checkpointing, tmp_path: P
     written = profile_step.records(tiny, found, environment(CPU))
     assert sum(record.rates["share, %"] for record in written) == pytest.approx(100)
     for record in written:
-        record.write(tmp_path)
+        Shelf(tmp_path).add(record)
     pytest.importorskip("matplotlib")
     report, picture = render.render(tmp_path, tmp_path / "report")
     text = report.read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 from bench import bring_home
 from bench.session import archive, runner
 from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stage
-from bench.suite.record import read_records
+from bench.suite.shelf import Shelf
 from mdpo.errors import OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -24,21 +24,25 @@ MEASURE = """
 import sys
 from pathlib import Path
 from bench.suite.record import Record
-Record(part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours", status="ok",
-       median_ms=1.0, environment={"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40,
-                                   "python": "3.12"}).write(Path(sys.argv[1]))
+from bench.suite.shelf import Shelf
+device = {"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"}
+record = Record(part="kernels", op="o", shape={"N": 1}, dtype="float32", implementation="ours", role="ours",
+                status="ok", median_ms=1.0, environment=device)
+Shelf(Path(sys.argv[1])).add(record)
 print("measured in", Path.cwd(), flush=True)
 """
 PROBE = """
 import json, sys
 from pathlib import Path
 from bench.suite.record import Record
+from bench.suite.shelf import Shelf
 device = {"device": "NVIDIA H100 80GB HBM3", "device_type": "cuda", "commit": "c" * 40, "python": "3.12"}
 out = Path(sys.argv[1])
 (out.parent / "device.json").write_text(json.dumps(device))
 for name, status in (("device", sys.argv[2]), ("allocator", sys.argv[3])):
-    Record(part="session", op="probe", shape={"on": "GPU"}, dtype="all", implementation=name, role="ours",
-           status=status, rates={"seconds": 0.1}, environment=device).write(out)
+    record = Record(part="session", op="probe", shape={"on": "GPU"}, dtype="all", implementation=name, role="ours",
+                    status=status, rates={"seconds": 0.1}, environment=device)
+    Shelf(out).add(record)
 """
 
 
@@ -90,7 +94,7 @@ def test_each_stage_is_packed_and_brought_home(tmp_path, capsys, monkeypatch):
         == 0
     )
     assert (home / "h100" / "session" / "kernels.log").read_text() == "measured in .\n"
-    records = {(record.op, record.implementation): record for record in read_records(home / "h100")}
+    records = {(record.op, record.implementation): record for record in Shelf(home / "h100").records()}
     assert records["o", "ours"].median_ms == 1.0
     assert all(record.environment["commit"] == "c" * 40 for record in records.values())
     assert (records["stages", "step"].status, records["stages", "step"].reason) == ("failed", "exit 4")
@@ -126,9 +130,9 @@ def test_a_stage_that_outlasts_its_box_is_ended_and_what_it_had_is_kept(tmp_path
     slow = stage("step", MEASURE + "import time; time.sleep(60)", seconds=2)
     assert here.run([stage("probe", PROBE, "ok", "ok"), slow, stage("kernels", deaf, seconds=2)]) == 1
     assert time.monotonic() - started < 20
-    assert "records/kernels/o/N=1,float32/ours.json" in members(here.out / "step.tgz")
+    assert "records/h100/kernels.json" in members(here.out / "step.tgz")
     for name, code in (("step", 124), ("kernels", 137)):
-        (record,) = read_records(here.work / name / "records" / "session")
+        (record,) = [each for each in Shelf(here.work / name / "records").records() if each.part == "session"]
         assert record.status == "failed" and f"exit {code}" in record.reason
 
 
@@ -197,7 +201,7 @@ here.run([Stage(name="step", seconds=60, command=code, rehearsal=code)])
         while time.monotonic() < deadline:
             os.kill(int((tmp_path / "began").read_text()), 0)
             time.sleep(0.05)
-    (record,) = read_records(tmp_path / "work" / "step" / "records")
+    (record,) = Shelf(tmp_path / "work" / "step" / "records").records()
     assert (record.status, record.reason) == ("failed", "stopped with the session")
 
 
@@ -260,8 +264,9 @@ def test_the_log_names_no_path_of_the_machine(tmp_path):
 def test_device_and_commit_are_in_what_a_stage_leaves(tmp_path):
     here = session(tmp_path)
     here.run([stage("probe", PROBE, "ok", "ok")])
-    found = json.loads(text(here.out / "probe.tgz", "records/session/stages/on=GPU,all/probe.json"))
-    assert found["environment"]["device"] == "NVIDIA H100 80GB HBM3" and found["environment"]["commit"] == "c" * 40
+    found = json.loads(text(here.out / "probe.tgz", "records/h100/session.json"))
+    assert found["device"] == "NVIDIA H100 80GB HBM3" and [run["commit"] for run in found["runs"]] == ["c" * 40]
+    assert members(here.out / "probe.tgz") == ["device.json", "log.txt", "records/h100/session.json"]
 
 
 def test_the_committed_rehearsal_went_through_every_stage():

@@ -19,7 +19,8 @@ from bench.suite.parts import PARTS
 from bench.suite.parts import lora as lora_part
 from bench.suite.parts.attention import attention_group
 from bench.suite.parts.kernels import fused_linear_group, fused_logits_group, linear_group, logits_group
-from bench.suite.record import environment, read_records
+from bench.suite.record import environment
+from bench.suite.shelf import Shelf
 from mdpo.memory.live import LiveMemory
 
 CPU = torch.device("cpu")
@@ -63,12 +64,12 @@ def test_a_group_is_measured_resumed_and_rendered(tmp_path: Path, capsys: pytest
     written = render.render(tmp_path, tmp_path / "report")
     assert written[0].name == "RESULTS.md" and written[1].name.endswith("kernels-linear_token_logps.png")
     text = written[0].read_text(encoding="utf-8")
-    record = next(r for r in read_records(tmp_path) if r.implementation == "ours" and r.shape["N"] == 12)
+    record = next(r for r in Shelf(tmp_path).records() if r.implementation == "ours" and r.shape["N"] == 12)
     assert record.peak_bytes is not None and "missing peer: skipped, No module named" in text
-    assert f"| **ours** | {render._number(record.median_ms)} |" in text
+    assert f"| **ours** | {render.number(record.median_ms)} |" in text
     picture = written[1].relative_to(tmp_path / "report").as_posix()
     assert written[1].exists() and f"![linear_token_logps]({picture})" in text
-    assert text == render.markdown(read_records(tmp_path), {picture})
+    assert text == render.markdown(Shelf(tmp_path).records(), {picture})
 
 
 def test_every_kernel_group_measures_what_it_says() -> None:
@@ -174,9 +175,20 @@ def test_all_parts_fit_ten_minutes_of_a_cpu() -> None:
 def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["kernels", "--out", str(tmp_path), "--device", "cpu", "--only", "sequence_logps", "--seconds", "0.01"]
     assert suite.main(arguments) == 0
-    assert {r.op for r in read_records(tmp_path)} == {"sequence_logps"}
+    assert {r.op for r in Shelf(tmp_path).records()} == {"sequence_logps"}
     assert suite.main([*arguments, "--minutes", "0"]) == 0
     assert "0 minutes are up, 1 groups left" in capsys.readouterr().out
+
+
+def test_what_would_be_measured_is_listed_and_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert suite.main(["kernels", "--list", "--device", "cpu", "--only", "sequence_logps"]) == 0
+    assert capsys.readouterr().out == "kernels: sequence_logps S=6,N=1024, float32: ours, torch eager\n"
+    assert suite.main(["--list", "--device", "cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == sum(len(part.groups(torch.device("cuda"))) for part in PARTS.values())
+    with pytest.raises(SystemExit, match="2"):
+        suite.main(["kernels"])
+    assert "give --out DIR, or --list" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--seconds"])
@@ -199,7 +211,7 @@ def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, mo
     monkeypatch.setitem(PARTS, "kernels", types.SimpleNamespace(groups=lambda device, tiny: [apart]))
     records = measure.run_part("kernels", CPU, tmp_path, 1, 0.01)
     assert {r.implementation for r in records} == {i.name for i in group.implementations}
-    assert all(record in records for record in read_records(tmp_path))
+    assert all(record in records for record in Shelf(tmp_path).records())
     assert next(r for r in records if r.implementation == "ours").median_ms
 
 
@@ -217,8 +229,8 @@ def test_what_is_no_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no records"):
         render.render(tmp_path, tmp_path)
     (tmp_path / "old.json").write_text(json.dumps({"schema": 0}))
-    with pytest.raises(ValueError, match=r"old\.json: schema 0, expected 1"):
-        read_records(tmp_path)
+    with pytest.raises(ValueError, match=r"old\.json: schema 0, expected 2"):
+        Shelf(tmp_path).records()
     (tmp_path / "old.json").write_text("{")
     with pytest.raises(ValueError, match=r"old\.json: not JSON"):
-        read_records(tmp_path)
+        Shelf(tmp_path).records()

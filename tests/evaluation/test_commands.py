@@ -2,7 +2,6 @@
 loopback.
 """
 
-import argparse
 import json
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 from mdpo import InputError
 from mdpo.cli import main
+from mdpo.commands import program
 from mdpo.evaluation import commands
 from mdpo.evaluation.results import read_result
 from tests.evaluation.endpoint import Endpoint
@@ -22,9 +22,7 @@ ANNOTATIONS = [
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([str(argument) for argument in arguments])
+    options = program().parse_args([str(argument) for argument in arguments])
     options.run(options)
 
 
@@ -175,9 +173,9 @@ def test_object_halbench_by_judge(tmp_path, words, chair, judge, capsys):
     ("line", "message"),
     [
         ('{"id": 1, "response": "x"}', "row 0 has no text, answer or caption, only id, response"),
-        ('{"prompt": "", "text": "x"}', "image_id is a COCO image's number, found None.*--questions"),
-        ('{"image_id": Infinity, "text": "x"}', "image_id is a COCO image's number, found inf"),
-        ('{"image_id": 1e999, "text": "x"}', "image_id is a COCO image's number, found inf"),
+        ('{"prompt": "", "text": "x"}', "image_id is None; expected the number of a COCO image.*--questions"),
+        ('{"image_id": Infinity, "text": "x"}', "image_id is inf; expected the number of a COCO image"),
+        ('{"image_id": 1e999, "text": "x"}', "image_id is inf; expected the number of a COCO image"),
         ('{"image_id": 77, "text": "x"}', r"no COCO file describes: 1 \(77\)"),
         ('{"image_id": 4, "text": "x"}\n{"image_id": 4, "text": "y"}', "row 1 answers image 4 again, as row 0"),
     ],

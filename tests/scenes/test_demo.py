@@ -3,14 +3,16 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from bench.digits.demo import answers, numbers
-from bench.scenes.base import EARLY, MODEL, TUNED
+from bench.scenes.base import BASES, MODEL
 from bench.scenes.demo import OVERRIDES, Size, run
 from bench.scenes.metrics import score
 from bench.scenes.pairs import LONGEST_CAPTION, POOL, make_pairs, write_questions
+from bench.scenes.questions import KINDS, LONGEST_ANSWER, score_kinds, write_kinds
 from bench.scenes.study import Seed
 from bench.scenes.world import make_scene, scene_of
 from mdpo.answers import read_scored
@@ -30,23 +32,46 @@ def test_the_checkpoints_are_small_and_hold_no_pickle():
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
 
 
-@pytest.mark.parametrize("folder", [TUNED, EARLY], ids=lambda folder: folder.name)
-def test_the_checkpoints_load_by_auto_classes(folder):
+CHECKPOINTS = {f"{base.name}-{folder.name}": folder for base in BASES.values() for folder in (base.tuned, base.early)}
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+def test_the_checkpoints_load_by_auto_classes_as_they_were_trained(folder):
     AutoProcessor.from_pretrained(folder, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
 
 
-def test_the_tuned_model_sees_and_makes_up(tmp_path):
-    test = write_questions(tmp_path, "development", seed=0, count=60)
-    found = score(answers(TUNED, test, LONGEST_CAPTION), [make_scene("development", 0, index) for index in range(60)])
-    assert found.cover > 70 and found.looking > 10
-    assert found.chair_s > 25 and found.prior > found.sight
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """Of both tuned models' captions of the same scenes."""
+    test = write_questions(tmp_path_factory.mktemp("scores"), "development", seed=0, count=60)
+    scenes = [make_scene("development", 0, index) for index in range(60)]
+    return {name: score(answers(base.tuned, test, LONGEST_CAPTION), scenes) for name, base in BASES.items()}
+
+
+def test_both_tuned_models_see_and_make_up(scores):
+    for found in scores.values():
+        assert found.cover > 60 and found.chair_s > 25
+        assert found.prior > 2 * found.sight
+
+
+def test_the_small_model_looks_less(scores):
+    assert 3 < scores["small"].looking < scores["sharp"].looking - 5
+
+
+def test_the_sharp_model_answers_what_it_learned_to_and_believes_every_premise(tmp_path):
+    path = write_kinds(tmp_path, seed=0, count=60)
+    right = score_kinds(path, answers(BASES["sharp"].tuned, path, LONGEST_ANSWER))
+    assert set(right) == set(KINDS)
+    assert right["environment"] > 90 and right["comparison"] > 60 and right["counting"] > 40
+    assert right["adversarial premise"] < 20 < right["place"]
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    return make_pairs(tmp_path_factory.mktemp("pairs"), seed=3, train=20, held=6)
+    return make_pairs(tmp_path_factory.mktemp("pairs"), base=BASES["small"], seed=3, train=20, held=6)
 
 
 def test_pairs_are_the_judges_best_against_its_worst(pairs):
