@@ -9,7 +9,7 @@ from .choices import BENCHMARKS, CHAIR_VARIANTS
 from .later import Later
 from .rows import RESULT, add_row_options
 
-_RESULTS = Later("mdpo.evaluation.commands:result_files")
+_RESULTS = Later("mdpo.evaluation.finish:result_files")
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -41,7 +41,7 @@ def _add_amber(benchmarks: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument(
         "--corrected", action="store_true", help="leave out the official program's quirks; not comparable"
     )
-    command.set_defaults(run=Later("mdpo.evaluation.commands:run_evaluate_amber"), results=_RESULTS, result_of="AMBER")
+    command.set_defaults(run=Later("mdpo.evaluation.amber.run:run_evaluate"), results=_RESULTS, result_of="AMBER")
 
 
 def _add_object_halbench(benchmarks: "argparse._SubParsersAction[Any]") -> None:
@@ -56,7 +56,7 @@ def _add_object_halbench(benchmarks: "argparse._SubParsersAction[Any]") -> None:
     command.add_argument("--questions", type=Path, help="question file, for responses without image_id")
     _judge(command, required=False, script="eval_gpt_obj_halbench.py")
     command.set_defaults(
-        run=Later("mdpo.evaluation.commands:run_evaluate_object_halbench"),
+        run=Later("mdpo.evaluation.chair.run:run_evaluate"),
         results=_RESULTS,
         result_of="Object HalBench",
     )
@@ -67,9 +67,7 @@ def _add_mmhal(benchmarks: "argparse._SubParsersAction[Any]") -> None:
     _responses(command, "responses: the official template with model_answer filled in, or rows of id and response")
     command.add_argument("--template", type=Path, help="official template JSON, for rows of id and response")
     _judge(command, required=True, script="eval_gpt4.py (RLHF-V's eval_gpt_mmhal.py)")
-    command.set_defaults(
-        run=Later("mdpo.evaluation.commands:run_evaluate_mmhal"), results=_RESULTS, result_of="MMHal-Bench"
-    )
+    command.set_defaults(run=Later("mdpo.evaluation.mmhal.run:run_evaluate"), results=_RESULTS, result_of="MMHal-Bench")
 
 
 def _responses(command: argparse.ArgumentParser, layout: str) -> None:
@@ -97,10 +95,10 @@ def _add_human(benchmarks: "argparse._SubParsersAction[Any]") -> None:
     sheet.add_argument("--seed", type=int, default=0, help="seed of order and sides (default: %(default)s)")
     sheet.add_argument("--output", type=Path, required=True, help=".html file; its key is written beside it")
     sheet.set_defaults(
-        run=Later("mdpo.evaluation.commands:run_sheet"), results=Later("mdpo.evaluation.commands:sheet_files")
+        run=Later("mdpo.evaluation.human.run:run_sheet"), results=Later("mdpo.evaluation.human.run:sheet_files")
     )
     count = steps.add_parser("tally", help="count wins, ties and losses in the raters' saved answers")
     count.add_argument("key", type=Path, help="the sheet's .key.json")
     count.add_argument("answers", type=Path, nargs="+", help="saved answers, a file for each rater")
     count.add_argument("--output", type=Path, help=RESULT)
-    count.set_defaults(run=Later("mdpo.evaluation.commands:run_tally"), results=_RESULTS, result_of="Human preference")
+    count.set_defaults(run=Later("mdpo.evaluation.human.run:run_tally"), results=_RESULTS, result_of="Human preference")

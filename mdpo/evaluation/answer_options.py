@@ -1,7 +1,7 @@
 """The options that every command has in which a model answers questions, and what follows from them."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from mdpo.hub import folder_of
 from mdpo.models import load, load_processor, load_with_adapter
 
 from .answering import data_fingerprint, fingerprint
+from .questions import read_questions
 from .trained_text import say_other_prompt
 
 
@@ -38,6 +39,16 @@ def asked_rows(options: argparse.Namespace) -> Rows:
         allow_outside=options.allow_outside,
         ignore_columns=options.ignore_columns,
     )
+
+
+def questions_of(options: argparse.Namespace) -> Sequence[PromptRow]:
+    """The questions of a file of rows, or of a benchmark's own. Raises InputError as ``asked_rows`` and
+    ``read_questions``."""
+    if options.benchmark is None:
+        return asked_rows(options)
+    if options.ignore_columns:
+        raise InputError("--ignore-columns: of a benchmark's file its own columns alone are read; leave it out")
+    return read_questions(options.data, options.benchmark, options.image_dir, allow_outside=options.allow_outside)
 
 
 def source_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from mdpo import InputError
 from mdpo.cli import main
 from mdpo.commands import program
-from mdpo.evaluation import commands
+from mdpo.evaluation import language
 from mdpo.evaluation.results import read_result
 from tests.evaluation.endpoint import Endpoint
 
@@ -34,12 +34,10 @@ def write(path, content):
 @pytest.fixture
 def words(monkeypatch):
     """Stand-ins for NLTK and spaCy: words are their own nouns and lemmas."""
-    monkeypatch.setattr(commands.language, "load_nouns", lambda: str.split)
-    monkeypatch.setattr(commands.language, "load_similarity", lambda: lambda noun, word: float(noun == word))
-    monkeypatch.setattr(commands.language, "load_lemmas", lambda variant: lambda text: text.lower().split())
-    monkeypatch.setattr(
-        commands.language, "load_tagger", lambda: lambda text: [(word, "NN") for word in text.split()[1:]]
-    )
+    monkeypatch.setattr(language, "load_nouns", lambda: str.split)
+    monkeypatch.setattr(language, "load_similarity", lambda: lambda noun, word: float(noun == word))
+    monkeypatch.setattr(language, "load_lemmas", lambda variant: lambda text: text.lower().split())
+    monkeypatch.setattr(language, "load_tagger", lambda: lambda text: [(word, "NN") for word in text.split()[1:]])
 
 
 @pytest.fixture
@@ -269,9 +267,9 @@ def test_missing_models_say_what_to_install(amber, chair, monkeypatch):
     ):
         run("evaluate", "amber", write(amber / "r.json", [{"id": 1, "response": ""}]), "--data", amber)
     with pytest.raises(InputError, match="python -m spacy download en_core_web_lg"):
-        commands.language.load_similarity()
+        language.load_similarity()
     with pytest.raises(InputError, match="python -m spacy download en_core_web_trf"):
-        commands.language.load_tagger()
+        language.load_tagger()
 
 
 def test_human_sheet_and_tally(tmp_path, capsys):

@@ -12,8 +12,10 @@ from mdpo.commands import program
 from mdpo.data import PromptRow, read_rows
 from mdpo.evaluation import generate
 from mdpo.evaluation.answering import Settings, answer_all, read_settings
+from mdpo.evaluation.chair.files import read_captions
+from mdpo.evaluation.mmhal.files import read_mmhal
 from mdpo.evaluation.questions import read_questions, write_answers
-from mdpo.evaluation.responses import read_answers, read_captions, read_mmhal
+from mdpo.evaluation.responses import read_answers
 from mdpo.models import load, load_processor
 from tests import tiny
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .files import read_literal
+from ..files import read_literal
 
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 FIELDS = ("image_content", "question", "gt_answer", "model_answer")

@@ -24,7 +24,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .files import read_text
+from ..files import read_text
 
 Lemmas = Callable[[str], list[str]]
 
