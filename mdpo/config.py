@@ -1,4 +1,7 @@
-"""Every setting of a run: ``MDPOConfig`` for the trainer, ``RunConfig`` for what the command line adds around it."""
+"""Every setting of a run: ``MDPOConfig`` for the trainer, ``RunConfig`` for what the command line adds around it.
+
+The fields of our own are declared in ``mdpo.own_settings``; here they are read and checked.
+"""
 
 # eval_strategy may be None until __post_init__, which transformers' own may not.
 # pyright: reportIncompatibleVariableOverride=false
@@ -6,7 +9,7 @@
 import functools
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 from mdpo.errors import InputError
 from mdpo.hub import with_revision
 from mdpo.objectives import objective_of, read_objective
+from mdpo.own_settings import OwnRunSettings, OwnTrainerSettings
 from mdpo.settings import (
     ALWAYS_REFUSED,
     ANCHOR,
@@ -31,12 +35,10 @@ from mdpo.settings import (
     check_range,
     check_shares,
     coerce,
-    default_of,
     dtype_name,
     given,
     is_flag,
     is_list,
-    path_problem,
     plain,
     read_argument,
     read_types,
@@ -45,13 +47,14 @@ from mdpo.settings import (
     shown,
     unknown_key,
 )
+from mdpo.typed import path_problem
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass
-class MDPOConfig(TrainingArguments):
+class MDPOConfig(OwnTrainerSettings, TrainingArguments):
     """The trainer's settings: those of ``transformers.TrainingArguments``, with the paper's defaults, and these.
 
     An optimizer step is ``examples_per_step`` preference pairs, in as many packed micro-batches as ``token_budget``
@@ -61,109 +64,13 @@ class MDPOConfig(TrainingArguments):
     Raises InputError, "KEY: what is wrong; what to do", for a value that cannot be used.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warmup; below 1, a share of all steps."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: a NaN loss has to be seen."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Off: rows are not model inputs."})
-    # None until __post_init__, so that a strategy the user has set is told from the default.
-    eval_strategy: IntervalStrategy | str | None = field(
-        default=None, metadata={"help": "no, steps or epoch; None: once an epoch where there are rows to evaluate on."}
-    )
-
-    examples_per_step: int = field(default=32, metadata={"help": "Preference pairs of an optimizer step, all ranks."})
-    token_budget: int = field(default=16384, metadata={"help": "Packed tokens of a micro-batch at the most."})
-    beta: float = field(default=0.1, metadata={"help": "β of the DPO terms and the rewards."})
-    objective: str | list[dict] = field(
-        default="mdpo", metadata={"help": "What is compared: a preset's name (below) or a list of terms."}
-    )
-    conditional: bool = field(default=True, metadata={"help": "mdpo's: with the image preference (CoPO)."})
-    anchors: list[str] = field(
-        default_factory=lambda: ["chosen"],
-        metadata={"help": "mdpo's anchored branches: chosen, rejected, image_rejected."},
-    )
-    anchor: float | list[float] = field(
-        default=0.0, metadata={"help": "mdpo's anchor δ in reward units, one number or one per entry of anchors."}
-    )
-    negative: str = field(default="crop_0_20", metadata={"help": "How the rejected image is made."})
-    negative_per_epoch: bool = field(default=False, metadata={"help": "A fresh negative in every epoch."})
-    cache_reference: bool = field(default=True, metadata={"help": "Keep the reference log-probs on disk."})
-    reference_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the cache, shared by runs; None: below output_dir."}
-    )
-    drop_images: bool = field(default=False, metadata={"help": "Train on the text alone (the paper's Figure 1)."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens of prompt and response; None: no limit."})
-    changed_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "How much the words count in which the two answers differ, such as 5 (dense DPO); None: as all."
-        },
-    )
-    ignore_columns: list[str] = field(
-        default_factory=list, metadata={"help": "Columns to read the rows without; other unknown ones are an error."}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System turn for rows that have none of their own."}
-    )
-    chat_template: str | None = field(
-        default=None, metadata={"help": "Jinja template, or the path of a .jinja file; None: the processor's."}
-    )
-    chat_template_kwargs: dict | None = field(
-        default=None, metadata={"help": "Variables for the chat template, such as {enable_thinking: false}."}
-    )
-    prompt_is_rendered: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether plain-text prompts already contain the template's turns; None: recognised row by row."
-        },
-    )
-
-    reference: str = field(
-        default="start", metadata={"help": "Measured against: start, the model as it is given; base, without adapter."}
-    )
-    check_start: bool = field(
-        default=True,
-        metadata={"help": "Compare with the model's own forward before the first step, on the first rows."},
-    )
-    eval_skip_not_finite: bool = field(
-        default=False, metadata={"help": "Evaluate without rows whose loss is not finite; false: they end the run."}
-    )
-    sample_prompts: int = field(
-        default=0,
-        metadata={"help": "Rows whose answers are written to sample_answers.html at every evaluation; 0: none."},
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Dropout of model and adapter off while training."})
-    resume_from_checkpoint: str | bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=None, metadata={"help": "A checkpoint's folder, or true for the newest in output_dir."}
-    )
-
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={
-            "help": "Remove the run that output_dir holds, right before the first step; not when resuming from it."
-        },
-    )
-
-    checkpoint_layers: int | None = field(
-        default=None,
-        metadata={"help": "Layers to recompute in the backward; None: all or none by gradient_checkpointing."},
-    )
-    compile_layers: bool = field(
-        default=False,
-        metadata={"help": "torch.compile of the repeated layers; mdpo train on a GPU does unless this is set."},
-    )
-
-    fused_lora: bool = field(
-        default=True, metadata={"help": "LoRA layers add to their base's product in place; false: peft's own forward."}
-    )
+    eval_strategy: IntervalStrategy | str | None = None
 
     def __post_init__(self) -> None:
         self.objective = read_objective(self.objective)
-        read_types(self, MDPOConfig.__annotations__)
+        read_types(self, OwnTrainerSettings.__annotations__)
         # What was given in a file or on the command line replaces it (build_config).
-        self.given = given(self, MDPOConfig.__annotations__)
+        self.given = given(self, OwnTrainerSettings.__annotations__)
         for name in ("examples_per_step", "token_budget", "beta", "max_length"):
             check_range(name, getattr(self, name), "(0, inf)")
         check_range("checkpoint_layers", self.checkpoint_layers, "[0, inf)")
@@ -229,70 +136,12 @@ class MDPOConfig(TrainingArguments):
 
 
 @dataclass
-class RunConfig:
+class RunConfig(OwnRunSettings):
     """What ``mdpo train`` needs beside the trainer's settings."""
 
-    model_name_or_path: str = field(
-        metadata={"help": "Model and its processor: folder, or owner/name[@revision] on the hub."}
-    )
-    train_data: str | list[str] | dict[str, float] = field(
-        metadata={
-            "help": (
-                "Preference rows: file, folder, pattern, list of files, or owner/name[@revision][:split] on the "
-                "hub; or several of these with their shares: {a.jsonl: 0.7, owner/b: 0.3}."
-            )
-        }
-    )
-    model_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of model_name_or_path on the hub; as owner/name@revision."},
-    )
-    adapter_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Adapter to go on from, folder or name on the hub; it is the reference too, see reference."},
-    )
-    max_pixels: int | None = field(
-        default=None,
-        metadata={"help": "Of a picture, larger ones are made smaller; None: as the model's processor has it."},
-    )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Of a picture, smaller ones are made larger; as max_pixels."}
-    )
-    image_processor_kwargs: dict | None = field(
-        default=None, metadata={"help": "The same by the image processor's own names, such as {max_patches: 6}."}
-    )
-    image_dir: str | None = field(default=None, metadata={"help": "Folder of the images; None: the data file's."})
-    allow_outside: bool = field(
-        default=False, metadata={"help": "Image paths and links may lead out of the image folder."}
-    )
-    eval_data: str | list[str] | None = field(default=None, metadata={"help": "Rows to evaluate on, as train_data."})
-    eval_fraction: float = field(default=0.0, metadata={"help": "Share of train_data held out, without eval_data."})
-    dtype: str = field(default="auto", metadata={"help": "Weights of the base model: auto, bfloat16, float32."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "The language model's linear layers in NF4 (QLoRA)."})
-    use_lora: bool = field(default=True, metadata={"help": "False: full fine-tuning against a frozen copy."})
-    lora_r: int = field(default=64, metadata={"help": "LoRA rank."})
-    lora_alpha: int = field(default=128, metadata={"help": "LoRA scale."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Above 0, branches that share a prompt share its mask."})
-    lora_target_modules: str | list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers of the language model by name, or one regular expression; None: every linear one."},
-    )
-    plan_model_shape: str | None = field(
-        default=None, metadata={"help": "mdpo plan: llava-1.5-7b or bunny-v1.0-3b, where the model is not here."}
-    )
-    plan_prompt_tokens: int | None = field(
-        default=None, metadata={"help": "mdpo plan: of a prompt with its image, where the data is not here."}
-    )
-    plan_response_tokens_median: int | None = field(
-        default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."}
-    )
-    plan_response_tokens_max: int | None = field(default=None, metadata={"help": "mdpo plan: as plan_prompt_tokens."})
-    freeze_vision_tower: bool = field(default=True, metadata={"help": "In full fine-tuning."})
-    freeze_multi_modal_projector: bool = field(default=True, metadata={"help": "In full fine-tuning."})
-
     def __post_init__(self) -> None:
-        read_types(self, RunConfig.__annotations__)
-        self.given = given(self, RunConfig.__annotations__)
+        read_types(self, OwnRunSettings.__annotations__)
+        self.given = given(self, OwnRunSettings.__annotations__)
         check_range("eval_fraction", self.eval_fraction, "[0, 1)")
         check_range("lora_dropout", self.lora_dropout, "[0, 1)")
         lengths = ("plan_prompt_tokens", "plan_response_tokens_median", "plan_response_tokens_max")
@@ -332,7 +181,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     values = read_yaml(text, f"config {path}")
     values = {} if plain(values) is None else values
     if not isinstance(values, dict):
-        raise InputError(f"config {path}: expected keys and values, found a {type(plain(values)).__name__}")
+        raise InputError(f"config {path} is a {type(plain(values)).__name__}; expected keys and values")
     return build_config({**_named(values), **(overrides or {})}, source=str(path))
 
 
@@ -425,27 +274,6 @@ def takes_value(option: str) -> bool:
     """Whether ``--key``, with dashes or underscores, is a setting that may not stand on the command line alone."""
     hints, key = _hints(), option.removeprefix("--").replace("-", "_")
     return key in hints and not is_flag(hints[key])
-
-
-def settings_help() -> str:
-    """A line for each setting of our own: name, default and what it is."""
-    lines = ["settings, in the YAML file or as --key value:"]
-    for kind in (RunConfig, MDPOConfig):
-        own = kind.__annotations__
-        lines += [f"  {f.name:<29} {_default(f):<12} {f.metadata['help']}" for f in fields(kind) if f.name in own]
-    lines.append("and those of transformers.TrainingArguments; one that would not do what it says is refused by name")
-    return "\n".join(lines)
-
-
-def _default(field: Field) -> str:
-    value = default_of(field)
-    if value is MISSING:
-        return "required"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(str, value))}]"
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def _model_and_data(model: str, others: list[str], overrides: dict[str, Any], co
             raise InputError(f"{name}: given twice, as a word and as --{name}; keep one of them")
     if len(others) > 1:
         raise InputError(
-            f"{shown(others[1])}: expected --key value after the data, got another word; several data files are typed "
+            f"{shown(others[1])} is a word too many; expected --key value after the data; several data files are typed "
             f"as {command} {shown(model)} --train_data {' '.join(map(shown, others))}"
         )
     if others and Path(others[0]).suffix.lower() in _YAML:

@@ -36,6 +36,12 @@ def shown(text: object) -> str:
     return _ODD.sub(_spelled, str(text))
 
 
+def shown_text(text: str, length: int) -> str:
+    """At most ``length`` characters of a text, in one line, with those that move a terminal's cursor spelled out."""
+    text = shown(text)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def shown_lines(text: object) -> str:
     """As ``shown``, but the lines stay lines; those after the first are indented, so that none looks like a line of
     ours.

@@ -45,8 +45,6 @@ def what_is_kept(options: argparse.Namespace) -> str:
 
     options: of the command line. ``words``: what was typed.
     """
-    if not hasattr(options, "run"):  # it was not even read
-        return "; nothing had begun"
     command = options.words[0]
     if command == "train":
         return " before the first step; nothing was trained"

@@ -1,11 +1,11 @@
 """The command line as it stands: every command's parser by its name."""
 
-from mdpo import cli
+from mdpo.commands import program
 
 
 def parsers(parser=None, name="") -> dict:
     """Every command's parser by its name, such as "data check"."""
-    parser = parser or cli._parser()
+    parser = parser or program()
     below = [action for action in parser._actions if hasattr(action, "choices") and isinstance(action.choices, dict)]
     found = {name: parser} if name else {}
     for action in below:

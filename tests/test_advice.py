@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 from mdpo import MDPOTrainer, cli, training
+from mdpo.commands import program
 from mdpo.config import build_config, parse_overrides
 from mdpo.errors import OutputError
-from mdpo.program import outline
 from mdpo.trainer import keeps_checkpoints
 from tests import tiny
 from tests.command_line import parsers
@@ -63,7 +63,6 @@ def _text(node: ast.AST) -> str | None:
 
 # Who says the messages of a file: an option in one of them has to be an option of one of these commands.
 SAID_BY = {
-    "mdpo/__main__.py": ["", "train"],
     "mdpo/answers/pairing.py": ["pairs"],
     "mdpo/answers/pairs_command.py": ["pairs"],
     "mdpo/answers/rank_command.py": ["rank"],
@@ -73,7 +72,9 @@ SAID_BY = {
     "mdpo/answers/records.py": ["rank"],
     "mdpo/answers/sample_command.py": ["sample"],
     "mdpo/answers/vllm_engine.py": ["sample"],
-    "mdpo/cli.py": ["train"],
+    "mdpo/cli.py": [""],
+    "mdpo/commands/rows.py": ["report"],
+    "mdpo/commands/train.py": ["train"],
     "mdpo/config.py": ["train", "plan"],
     "mdpo/settings/arguments.py": ["train", "score"],
     "mdpo/settings/own.py": ["train"],
@@ -90,11 +91,15 @@ SAID_BY = {
     "mdpo/data/text_options.py": ["score", "generate", "sample", "data check"],
     "mdpo/evaluation/answer_options.py": ["generate", "sample"],
     "mdpo/evaluation/answering.py": ["generate", "sample"],
-    "mdpo/evaluation/commands.py": ["generate", "evaluate object-halbench"],
+    "mdpo/evaluation/chair/files.py": ["evaluate object-halbench"],
+    "mdpo/evaluation/chair/run.py": ["evaluate object-halbench"],
+    "mdpo/evaluation/commands.py": ["generate"],
+    "mdpo/evaluation/finish.py": ["evaluate mmhal", "evaluate object-halbench"],
+    "mdpo/evaluation/human/run.py": ["evaluate human sheet"],
     "mdpo/evaluation/judge.py": ["evaluate mmhal", "evaluate object-halbench", "rank"],
     "mdpo/evaluation/language.py": ["evaluate amber", "evaluate object-halbench"],
+    "mdpo/evaluation/mmhal/files.py": ["evaluate mmhal"],
     "mdpo/evaluation/questions.py": ["generate"],
-    "mdpo/evaluation/responses.py": ["evaluate object-halbench", "evaluate mmhal"],
     "mdpo/evaluation/results.py": ["report"],
     "mdpo/evaluation/score_command.py": ["score"],
     "mdpo/hub/names.py": ["train"],
@@ -110,13 +115,14 @@ SAID_BY = {
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
     "mdpo/models/quantize.py": ["train"],
-    "mdpo/program.py": ["", "train"],
+    "mdpo/own_settings.py": ["train"],
     "mdpo/reports/charts.py": ["report"],
     "mdpo/reports/commands.py": ["report"],
     "mdpo/reports/markdown.py": ["report"],
     "mdpo/reports/page.py": ["report"],
     "mdpo/reports/runs.py": ["report"],
     "mdpo/reports/write.py": ["report"],
+    "mdpo/running.py": ["train", "score"],
     "mdpo/run_folder.py": ["train"],
     "mdpo/run_lock.py": ["train"],
     "mdpo/run_source.py": ["train"],
@@ -133,7 +139,7 @@ SAID_BY = {
 
 def options(command: str) -> set[str]:
     if command == "":  # the program itself
-        return {option for action in outline()._actions for option in action.option_strings}
+        return {option for action in program()._actions for option in action.option_strings}
     found = {option for action in parsers()[command]._actions for option in action.option_strings}
     if command in ("train", "plan"):  # any setting, and KEY stands for one
         from dataclasses import fields
@@ -303,7 +309,7 @@ def test_nothing_to_resume_from_is_one_line(world, tmp_path, capsys):
 
 def test_the_judges_advice_parses():
     required = ["answers", "--instances", "i", "--captions", "c", "--synonyms", "s"]
-    _, rest = cli._parser().parse_known_args(
+    _, rest = program().parse_known_args(
         ["evaluate", "object-halbench", *required, "--judge", "m", *"--variant rlhfv --script FILE".split()]
     )
     assert not rest

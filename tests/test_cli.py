@@ -97,8 +97,8 @@ def bad_data(world: tuple[Path, Path], folder: Path, **changes) -> Path:
     ("arguments", "message"),
     [
         (["--learning_rat", "1e-4"], "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
-        (["--beta", "strong"], "beta: expected a number, got 'strong'"),
-        (["--conditional", "maybe"], "conditional: expected true or false, got 'maybe'"),
+        (["--beta", "strong"], "beta is 'strong'; expected a number"),
+        (["--conditional", "maybe"], "conditional is 'maybe'; expected true or false"),
         (["--beta"], "--beta has no value"),
         (["beta", "1"], "unexpected argument 'beta'"),
         (["--train_data", "nowhere.json"], "nowhere.json does not exist"),

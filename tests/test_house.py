@@ -15,7 +15,8 @@ EVERYBODYS = {
     "mdpo.hub",
     "mdpo.outputs",
     "mdpo.output_checks",
-    "mdpo.program",
+    "mdpo.own_settings",
+    "mdpo.typed",
     "mdpo.reading",
     "mdpo.run_folder",
     "mdpo.run_lock",
@@ -28,7 +29,9 @@ ALLOWED = {
     "mdpo.settings": {"mdpo.settings"},
     "mdpo.outputs": set(),
     "mdpo.output_checks": set(),
-    "mdpo.program": {"mdpo"},
+    "mdpo.own_settings": set(),
+    "mdpo.typed": set(),
+    "mdpo.commands": {"mdpo", "mdpo.commands"},
     "mdpo.reading": set(),
     "mdpo.run_folder": set(),
     "mdpo.run_lock": set(),
@@ -56,6 +59,8 @@ ALLOWED = {
     },
     "mdpo": {"mdpo.config", "mdpo.trainer"},
     "mdpo.__main__": {"mdpo.cli", "mdpo.stops"},
+    "mdpo.cli": {"mdpo.commands", "mdpo.running", "mdpo.stops"},
+    "mdpo.running": {"mdpo.config", "mdpo.data", "mdpo.settings", "mdpo.stops", "mdpo.trainer"},
     "mdpo.training": {
         "mdpo.launch", "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.memory", "mdpo.settings",
         "mdpo.stops", "mdpo.trainer", "mdpo.run_source",
@@ -63,12 +68,6 @@ ALLOWED = {
     "mdpo.loop": {
         "mdpo.loop", "mdpo.answers", "mdpo.config", "mdpo.settings", "mdpo.data", "mdpo.evaluation", "mdpo.reports",
         "mdpo.__main__",
-    },
-    "mdpo.cli": {
-        "mdpo.answers", "mdpo.loop",
-        "mdpo.config", "mdpo.objectives", "mdpo.data", "mdpo.models", "mdpo.trainer", "mdpo.evaluation", "mdpo.reports",
-        "mdpo.memory",
-        "mdpo.settings", "mdpo.stops", "mdpo.training", "mdpo.launch",
     },
 }  # fmt: skip
 KERNEL_LIBRARIES = {"torch", "triton", "flash_attn"}
@@ -140,3 +139,25 @@ def test_a_contents_page_has_a_line_for_each_file_and_no_other(page):
     ]
     there = {path.name for path in page.parent.glob("*.py")} - {"__init__.py"}
     assert sorted(listed) == sorted(there)
+
+
+def _said(tree: ast.AST) -> list[str]:
+    """The texts of errors: what is raised, and the problem and remedy that a row's error is made of."""
+    told = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        or isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id in ("problem", "remedy") for target in node.targets)
+    ]
+    parts = [part for node in told for part in ast.walk(node)]
+    return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_errors_are_ascii_and_of_one_grammar(path):
+    """They are searched for, quoted and matched: no dash, dot or cross that a keyboard does not have; and a value that
+    cannot be used is told as "X is V; expected E"."""
+    for text in _said(ast.parse(path.read_text())):
+        assert text.isascii(), text
+        assert not text.rstrip().endswith((", got", ", found")) and ": expected " not in text, text

@@ -168,11 +168,13 @@ def test_a_read_only_folder_is_one_error(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_filled_meanwhile_is_left_alone(tmp_path):
-    with pytest.raises(OutputError, match="something else has been written there meanwhile"):
-        with whole_folder(tmp_path / "merged") as part:
-            (part / "config.json").write_text("{}")
-            (tmp_path / "merged").mkdir()
-            (tmp_path / "merged" / "theirs").write_text("")
+    with (
+        pytest.raises(OutputError, match="something else has been written there meanwhile"),
+        whole_folder(tmp_path / "merged") as part,
+    ):
+        (part / "config.json").write_text("{}")
+        (tmp_path / "merged").mkdir()
+        (tmp_path / "merged" / "theirs").write_text("")
     assert names(tmp_path) == ["merged"] and names(tmp_path / "merged") == ["theirs"]
 
 

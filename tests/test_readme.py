@@ -86,7 +86,14 @@ def test_table_overrides_are_valid_settings():
 
 
 @pytest.mark.parametrize(
-    "writer", ["bench.study.own_answers", "bench.digits.readme", "bench.scenes.readme", "bench.study.readme"]
+    "writer",
+    [
+        "bench.render.settings_table",
+        "bench.study.own_answers",
+        "bench.digits.readme",
+        "bench.scenes.readme",
+        "bench.study.readme",
+    ],
 )
 def test_the_pages_show_the_committed_numbers(writer):
     module = import_module(writer)

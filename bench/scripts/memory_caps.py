@@ -22,23 +22,23 @@ from pathlib import Path
 # Before PyTorch reads it: packed rows differ in length, and blocks of a fixed size would leave holes.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
-import torch  # noqa: E402
-from peft import PeftModel, get_peft_model  # noqa: E402
-from peft.helpers import disable_input_dtype_casting  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from peft import PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
 
-from bench.commit import require_commit  # noqa: E402
-from bench.inputs.lengths import LONGEST, RESPONSE_MEDIAN, SPREAD  # noqa: E402
-from bench.inputs.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of  # noqa: E402
-from bench.suite.record import Record, environment  # noqa: E402
-from bench.suite.shelf import Shelf  # noqa: E402
-from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape  # noqa: E402
-from mdpo.memory.choose import Constraints  # noqa: E402
-from mdpo.memory.live import LiveMemory  # noqa: E402
-from mdpo.memory.precision import Precision  # noqa: E402
-from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora, language_layers  # noqa: E402
-from mdpo.models.logps import unwrap  # noqa: E402
-from mdpo.packing import Batch, PreferenceTokens, pack, plan  # noqa: E402
+from bench.commit import require_commit
+from bench.inputs.lengths import LONGEST, RESPONSE_MEDIAN, SPREAD
+from bench.inputs.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of
+from bench.suite.record import Record, environment
+from bench.suite.shelf import Shelf
+from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape
+from mdpo.memory.choose import Constraints
+from mdpo.memory.live import LiveMemory
+from mdpo.memory.precision import Precision
+from mdpo.models import LANGUAGE_LINEAR, PackedPolicy, checkpoint_first_layers, fuse_lora, language_layers
+from mdpo.models.logps import unwrap
+from mdpo.packing import Batch, PreferenceTokens, pack, plan
 
 GIB = 2**30
 RANK = 64

@@ -26,6 +26,7 @@ from bench.digits.world import PARTNER_PROBABILITY, PROMPT, Scene, make_scene, r
 from bench.study.statistics import Interval, difference, interval
 from mdpo import cli
 from mdpo.answers import read_scored
+from mdpo.commands import check_words
 from mdpo.loop.config import read_loop
 from mdpo.loop.report import result_of
 from mdpo.loop.run import run_loop
@@ -100,7 +101,7 @@ def run(seed: int, folder: Path, size: Size) -> list[dict[str, float]]:
     if not config.is_file():  # else the same loop goes on
         config = write_world(folder, seed=seed, size=size)
     # In this process: loading PyTorch for each of the small stages would take most of the time.
-    code = run_loop(read_loop(config, rounds=size.rounds), cli.check_words, lambda words, journal: cli.main(words))
+    code = run_loop(read_loop(config, rounds=size.rounds), check_words, lambda words, journal: cli.main(words))
     if code:
         raise SystemExit(code)
     rounds = [

@@ -94,7 +94,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, *, rows: int, branches: int = 1, exampl
         raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; expected at least 1 entry")
     if examples is not None and cu_seqlens.shape[0] != branches * examples + 1:
         raise ValueError(
-            f"cu_seqlens is {describe(cu_seqlens)}; expected {branches}·{examples} + 1 entries for {examples} examples"
+            f"cu_seqlens is {describe(cu_seqlens)}; expected {branches}*{examples} + 1 entries for {examples} examples"
         )
     fits = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == rows) & (cu_seqlens.diff() >= 0).all()
     check_values("cu_seqlens", fits, lambda: f"does not run from 0 to the {rows} rows without decreasing")
@@ -107,7 +107,7 @@ def check_sequences(logps: Tensor, cu_seqlens: Tensor, reference: Tensor | None,
     if reference is None:
         check_tensor("cu_seqlens", cu_seqlens, "(S + 1,)", INTEGER)
         if cu_seqlens.shape[0] % count != 1 % count:
-            raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; expected {count}·B + 1 entries for B examples")
+            raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; expected {count}*B + 1 entries for B examples")
     else:
         check_branch_logps("reference", reference, branches=branches)
     examples = (cu_seqlens.shape[0] - 1) // count if reference is None else reference.shape[1]
@@ -231,7 +231,7 @@ def check_lora_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tens
     check_dense("x", x)
     if not isinstance(x, Tensor) or x.dim() < 1 or x.dtype not in FLOATING or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"x is {describe(x)}; expected (…, {weight.shape[1]}), floating, as the weight {describe(weight)} reads"
+            f"x is {describe(x)}; expected (..., {weight.shape[1]}), floating, as the weight {describe(weight)} reads"
         )
     if x.dtype != weight.dtype and not autocast_is_on(x.device):
         raise ValueError(f"x is {describe(x)}; expected the dtype of weight {describe(weight)}, or autocast")

@@ -247,7 +247,7 @@ def lora_linears(x: Tensor, layers: Sequence[LoraLayer]) -> tuple[Tensor, ...]:
     Raises ValueError as `lora_linear`, and where there is no layer or their weights differ in dtype.
     """
     check_one_dtype(layers)
-    values = [check_lora_arguments(x, *layer) for layer in layers][0]
+    values = [check_lora_arguments(x, *layer) for layer in layers][0]  # noqa: RUF015  (all are checked)
     refuse_forward_mode("lora_linears", x, *(tensor for layer in layers for tensor in (layer.A, layer.B)))
     rows = values.reshape(-1, x.shape[-1])
     cast = [layer._replace(bias=None if layer.bias is None else layer.bias.to(rows.dtype)) for layer in layers]

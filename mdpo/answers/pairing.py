@@ -55,12 +55,12 @@ class Rules:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise InputError(f"--margin {self.margin:g}: expected a number from 0 on")
+            raise InputError(f"--margin is {self.margin:g}; expected a number from 0 on")
         for name, score in (("above", self.above), ("below", self.below)):
             if score is not None and not math.isfinite(score):
-                raise InputError(f"--{name} {score:g}: expected a score, which is a number")
+                raise InputError(f"--{name} is {score:g}; expected a score, which is a number")
         if self.per_question < 1:
-            raise InputError(f"--per-question {self.per_question}: expected a number above 0")
+            raise InputError(f"--per-question is {self.per_question}; expected a number above 0")
         if self.above is not None and self.below is not None and self.above < self.below:
             raise InputError(
                 f"--above {self.above:g} is less than --below {self.below:g}; an answer could be chosen and rejected"

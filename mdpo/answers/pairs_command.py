@@ -18,7 +18,6 @@ from mdpo.errors import InputError
 from mdpo.evaluation.files import as_json
 from mdpo.output_checks import Output
 from mdpo.outputs import whole_files, write_part
-from mdpo.program import COMMANDS
 from mdpo.shown import say, shown
 
 from .pairing import Pair, Paired, Rules, make_pairs
@@ -27,28 +26,8 @@ from .records import Scored, length_unit, read_scored
 _MOST_WRITERS = 8  # that the table shows
 
 
-def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Registers ``pairs``; its ``run`` takes the parsed options."""
-    command = subparsers.add_parser(
-        "pairs",
-        help=COMMANDS["pairs"],
-        description="Written are the pairs as mdpo train reads them, and beside them what each came from "
-        "(.origins.jsonl) and how they were made (.record.json).",
-    )
-    command.add_argument("scored", type=Path, help="what mdpo rank wrote")
-    command.add_argument("--output", type=Path, required=True, help=".jsonl, to train on")
-    command.add_argument(
-        "--margin", type=float, default=0.0, help="least difference of the two scores; equal ones never make a pair"
-    )
-    command.add_argument(
-        "--per-question", type=int, default=1, help="at most so many pairs of a question, each answer in one of them"
-    )
-    command.add_argument("--above", type=float, help="least score of a chosen answer")
-    command.add_argument("--below", type=float, help="greatest score of a rejected answer")
-    command.add_argument(
-        "--allow-outside", action="store_true", help="image paths and links may lead out of the folder of the file"
-    )
-    command.set_defaults(run=run_pairs, results=lambda options: pair_files(options.output), check=check_pairs)
+def paired_files(options: argparse.Namespace) -> list[Output]:
+    return pair_files(options.output)
 
 
 def pair_files(output: Path) -> list[Output]:

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from mdpo.data import PromptRow, TextOptions
-from mdpo.data.picture_size import add_size_options, size_options
-from mdpo.data.text_options import add_text_options, text_options
+from mdpo.data.picture_size import size_options
+from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.evaluation.answer_options import open_model, reader_of
 from mdpo.evaluation.answering import fingerprint, settings_path
-from mdpo.evaluation.judge_options import add_judge_options, open_judge
+from mdpo.evaluation.judge_options import open_judge
 from mdpo.evaluation.judge_requests import Estimate
 from mdpo.models import check_model
 from mdpo.output_checks import Output
-from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .ranking import (
@@ -48,63 +47,6 @@ _OWN = {
     "self": ("model", "adapter"),
     "agreement": (),
 }
-
-
-def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Registers ``rank``; its parser's ``run`` takes the parsed options."""
-    command = subparsers.add_parser(
-        "rank",
-        help=COMMANDS["rank"],
-        description="What a judge or a model says is kept as it comes: the same command goes on where it was stopped.",
-    )
-    command.add_argument(
-        "answers", type=Path, nargs="+", help=".jsonl of mdpo sample, or any with id, images, prompt, response"
-    )
-    command.add_argument("--by", choices=list(_OWN), required=True, help="the way of scoring: see the groups below")
-    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per answer")
-    command.add_argument(
-        "--length-control", action="store_true", help="take off the scores what length alone predicts, within questions"
-    )
-    command.add_argument(
-        "--allow-outside", action="store_true", help="images may lie outside the folders of the answers' files"
-    )
-    _add_ways(command)
-    add_text_options(command)
-    add_size_options(command)
-    command.set_defaults(run=run_rank, results=_ranked, check=check_rank)
-
-
-def _add_ways(command: argparse.ArgumentParser) -> None:
-    group = add_judge_options(command, required=False)
-    group.add_argument(
-        "--rubric",
-        type=Path,
-        help=(
-            "YAML with aspects, scale, weights, instructions (default: helpfulness, visual faithfulness, ethics, 1 "
-            "to 5)"
-        ),
-    )
-    group.add_argument(
-        "--price",
-        type=float,
-        nargs=2,
-        metavar=("IN", "OUT"),
-        help="per million prompt and reply tokens: print the cost",
-    )
-    group = command.add_argument_group("chair", "F1 of the objects that an answer names against those in the picture")
-    group.add_argument("--objects", type=Path, help=".json or .jsonl: id and objects, a list of words")
-    group.add_argument("--synonyms", type=Path, help="text, a line for each object: its words, apart by ', '")
-    group = command.add_argument_group("function", "a Python function of yours, run in this process")
-    group.add_argument(
-        "--function",
-        metavar="MODULE:NAME",
-        help="takes question, answer, images (PIL) and id; returns a number or None",
-    )
-    group = command.add_argument_group("self", "a model is asked back each claim; minus the number that it rejects")
-    group.add_argument("--model", type=Path, help="folder, or owner/name[@revision] on the hub")
-    group.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
-    group.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    group.add_argument("--batch-size", type=int, default=8, help="claims at a time")
 
 
 def check_rank(options: argparse.Namespace) -> None:
@@ -161,12 +103,12 @@ def _check(options: argparse.Namespace) -> None:
     if options.by != "self" and (text_options(options) != TextOptions() or size_options(options).values()):
         raise InputError(f"settings of text and pictures belong to --by self, not to --by {options.by}; leave them out")
     if options.batch_size < 1:
-        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+        raise InputError(f"--batch-size is {options.batch_size}; expected a number above 0")
     if options.price is not None and not all(0 <= price < 1e9 for price in options.price):
         raise InputError(f"--price {' '.join(map(str, options.price))}: prices are numbers from 0 on")
 
 
-def _ranked(options: argparse.Namespace) -> list[Output]:
+def ranked_files(options: argparse.Namespace) -> list[Output]:
     if options.dry_run:
         return []
     found = [Output("--output", options.output), Output("--output", settings_path(options.output), resumed=True)]

@@ -213,9 +213,7 @@ def _answer(
 ) -> Answer:
     response = record.get("response")
     if not isinstance(response, str):
-        raise RowError.at(
-            where, "response", f"expected text, found {shortened(response, 40)}", "give the answer's text"
-        )
+        raise RowError.at(where, "response", f"is {shortened(response, 40)}; expected text", "give the answer's text")
     try:
         response.encode()
     except UnicodeEncodeError as error:
@@ -223,9 +221,7 @@ def _answer(
         raise RowError.at(where, "response", problem, "fix the text") from error
     writer = record.get("writer", name)
     if not isinstance(writer, str) or not writer:
-        raise RowError.at(
-            where, "writer", f"expected a name, found {shortened(writer, 40)}", "say who wrote the answer"
-        )
+        raise RowError.at(where, "writer", f"is {shortened(writer, 40)}; expected a name", "say who wrote the answer")
     number = record.get("answer")
     if number is None:
         number = counted[row.id, writer]
@@ -233,27 +229,25 @@ def _answer(
     tokens, whole = record.get("tokens"), record.get("whole", True)
     if not _is_count(number):
         raise RowError.at(
-            where, "answer", f"expected a whole number from 0 on, found {shortened(number, 40)}", "number the answers"
+            where, "answer", f"is {shortened(number, 40)}; expected a whole number from 0 on", "number the answers"
         )
     if tokens is not None and not _is_count(tokens):
         raise RowError.at(
-            where, "tokens", f"expected a whole number or null, found {shortened(tokens, 40)}", "leave it out"
+            where, "tokens", f"is {shortened(tokens, 40)}; expected a whole number or null", "leave it out"
         )
     if not isinstance(whole, bool):
-        raise RowError.at(where, "whole", f"expected true or false, found {shortened(whole, 40)}", "leave it out")
+        raise RowError.at(where, "whole", f"is {shortened(whole, 40)}; expected true or false", "leave it out")
     return Answer(row, response, number, writer, tokens, whole)
 
 
 def _scored(answer: Answer, record: Mapping[str, Any], where: str) -> Scored:
     score, by, details = record["score"], record.get("by", ""), record.get("details", {})
     if score is not None and not _is_finite(score):
-        raise RowError.at(
-            where, "score", f"expected a number or null, found {shortened(score, 40)}", "leave the line out"
-        )
+        raise RowError.at(where, "score", f"is {shortened(score, 40)}; expected a number or null", "leave the line out")
     if not isinstance(by, str):
-        raise RowError.at(where, "by", f"expected a name, found {shortened(by, 40)}", "say what scored the answer")
+        raise RowError.at(where, "by", f"is {shortened(by, 40)}; expected a name", "say what scored the answer")
     if not isinstance(details, Mapping):
-        raise RowError.at(where, "details", f"expected an object, found {shortened(details, 40)}", "leave it out")
+        raise RowError.at(where, "details", f"is {shortened(details, 40)}; expected an object", "leave it out")
     return Scored(answer, score if score is None else float(score), by, details)
 
 

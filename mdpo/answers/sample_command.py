@@ -6,8 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -18,7 +16,6 @@ from mdpo.data.sources import check_there
 from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.evaluation.answer_options import (
-    add_answer_options,
     asked_rows,
     check_answer_options,
     memory_advice,
@@ -32,12 +29,11 @@ from mdpo.evaluation.generate import Writer
 from mdpo.hub import base_of, folder_of
 from mdpo.models import check_model
 from mdpo.output_checks import Output
-from mdpo.program import COMMANDS
 from mdpo.shown import say
 
 from .draw import Item, Sampling, answer_of, draw
 from .records import answer_columns
-from .vllm_engine import ENGINES, VLLM, choose_engine, engine_versions, open_vllm
+from .vllm_engine import VLLM, choose_engine, engine_versions, open_vllm
 
 Drawer = Callable[[Sequence[Item]], Iterator[Written]]
 
@@ -57,37 +53,7 @@ class SampleSettings(Source):
         return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
-def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Registers ``sample``."""
-    command = subparsers.add_parser(
-        "sample",
-        help=COMMANDS["sample"],
-        description="Answers that are in --output already are kept, and a larger --n adds to them; started again "
-        "with other settings, it refuses.",
-    )
-    add_answer_options(command, batch_size=16)
-    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per answer")
-    command.add_argument("--n", type=int, default=6, help="answers per question (default: 6)")
-    command.add_argument(
-        "--temperature", type=float, default=1.0, help="divides the logits; 0 takes the likeliest token (default: 1)"
-    )
-    command.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="share of the probability, likeliest tokens first, to draw from (default: 1)",
-    )
-    command.add_argument("--seed", type=int, default=42, help="seed of the random numbers (default: 42)")
-    command.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="auto",
-        help="what runs the model; auto is vllm if that is installed and there is a GPU (default: auto)",
-    )
-    command.set_defaults(run=run_sample, results=_sampled, check=check_sample)
-
-
-def _sampled(options: argparse.Namespace) -> list[Output]:
+def sampled_files(options: argparse.Namespace) -> list[Output]:
     return [Output("--output", path, resumed=True) for path in (options.output, settings_path(options.output))]
 
 

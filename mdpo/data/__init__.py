@@ -73,8 +73,8 @@ from .sources import data_files
 from .text_options import TextOptions
 
 __all__ = [
-    "DataOptions",
     "NEGATIVES",
+    "DataOptions",
     "PictureSize",
     "PreferenceDataset",
     "PreferenceRow",

@@ -32,6 +32,7 @@ NAME = ".mdpo-cache"
 SMALLEST = 2**24  # bytes of data: what is smaller is prepared in a second or two
 _KEPT = 4  # entries of a kind; the oldest go
 _MANIFEST = "manifest.json"
+_READ_BYTES = 2**20  # at a time
 
 
 class Cache:
@@ -142,8 +143,11 @@ def _digests(folder: Path) -> dict[str, list]:
 
 def file_digest(path: Path) -> str:
     """Of a file's content."""
+    found = new_digest()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, new_digest).hexdigest()
+        while part := file.read(_READ_BYTES):  # hashlib.file_digest is Python 3.11's
+            found.update(part)
+    return found.hexdigest()
 
 
 def new_digest() -> Any:

@@ -167,7 +167,7 @@ def _oddities(row: PreferenceRow, images: list[ImageFacts], seen: FirstSeen) -> 
         yield Note(row.where, "rejected", "chosen = rejected", "teaches nothing about the responses")
     for image in images:
         if min(image.height, image.width) < TINY:
-            yield Note(row.where, "images", "tiny image", f"{image.width} × {image.height} pixels")
+            yield Note(row.where, "images", "tiny image", f"{image.width} x {image.height} pixels")
     content = json.dumps([[repr(image.key) for image in images], row.prompt, row.chosen, row.rejected])
     first = seen.add(content, row.where)
     if first is not None:

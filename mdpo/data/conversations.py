@@ -69,7 +69,7 @@ def shared_start(chosen: str, rejected: str) -> Columns | None:
     The blank between prompt and answers goes: the chat template writes its own. None where they share no word, or an
     answer would be left empty.
     """
-    shared = commonprefix([chosen, rejected])
+    shared = commonprefix([chosen, rejected])  # noqa: RUF071  (of texts)
     if any(text[len(shared) :] and not text[len(shared)].isspace() for text in (chosen, rejected)):
         shared = re.sub(r"\S*\Z", "", shared)  # it may end inside a word
     columns = {
@@ -99,8 +99,8 @@ def rows_of(value: Any) -> Any:
 def _turns(columns: Columns, where: str, column: str) -> list[Turn]:
     turns = rows_of(columns[column])
     if not isinstance(turns, list):
-        problem = f"expected a list of turns, found a {type(turns).__name__}"
-        raise RowError.at(where, column, problem, 'give [{"from": "human", "value": …}]')
+        problem = f"is a {type(turns).__name__}; expected a list of turns"
+        raise RowError.at(where, column, problem, 'give [{"from": "human", "value": ...}]')
     return [_turn(turn, where, column) for turn in turns]
 
 

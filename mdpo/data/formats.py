@@ -64,7 +64,7 @@ def to_canonical(
     Raises RowError where the record is no object, names its images twice, or has a column that is not known.
     """
     if not isinstance(record, Mapping):
-        problem = f"expected an object with columns, found a {type(record).__name__}"
+        problem = f"is a {type(record).__name__}; expected an object with columns"
         raise RowError.at(where, "row", problem, "give a JSON object a row")
     columns = {str(name): value for name, value in record.items() if value is not None}
     columns = without(columns, ignore)
@@ -136,7 +136,7 @@ def _rlhf_v(columns: Columns, where: str) -> Columns:
         except (ValueError, RecursionError) as error:
             raise RowError.at(where, "text", f"not JSON: {error}", "give question, chosen and rejected") from error
     if not isinstance(text, Mapping):
-        problem = f"expected a JSON object, found a {type(text).__name__}"
+        problem = f"is a {type(text).__name__}; expected a JSON object"
         raise RowError.at(where, "text", problem, "give question, chosen and rejected")
     inner = {str(name): value for name, value in text.items() if value is not None}
     for name, value in inner.items():
@@ -211,8 +211,8 @@ def _vlfeedback(columns: Columns, where: str) -> Columns | Dropped:
     """
     completions = rows_of(columns["completions"])
     if not isinstance(completions, list) or not all(isinstance(completion, Mapping) for completion in completions):
-        problem = "expected a list of completions with response and annotations"
-        raise RowError.at(where, "completions", problem, f"found {shortened(columns['completions'])}")
+        problem = f"is {shortened(columns['completions'])}; expected a list of completions"
+        raise RowError.at(where, "completions", problem, "give each its response and annotations")
     rated = [(_rating(completion.get("annotations")), completion.get("response")) for completion in completions]
     rated = [(rating, text) for rating, text in rated if rating is not None and isinstance(text, str) and text.strip()]
     if not rated:

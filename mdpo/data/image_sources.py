@@ -66,7 +66,7 @@ def image_source(value: Any, root: ImageRoot, where: str, field: str) -> ImageSo
     if isinstance(value, bytes):
         return _stored(value, field)
     if not isinstance(value, (str, Path)) or not str(value):
-        problem = f"an image must be a path or a PIL image, found {_kind(value)}"
+        problem = f"an image is {_kind(value)}; expected a path or a PIL image"
         raise RowError.at(where, field, problem, "give the path of its file")
     text = str(value)
     if text[:5].lower() == "data:":
@@ -101,7 +101,7 @@ def _data_uri(text: str, where: str, field: str) -> StoredImage:
     head = _DATA_URI.match(text)
     if head is None or not head["kind"].lower().startswith("image/") or not head["rest"].lower().endswith(";base64"):
         problem = f"image {shortened(text)} is not a data URI of an image in base64"
-        raise RowError.at(where, field, problem, "write data:image/png;base64,…, or give the path of its file")
+        raise RowError.at(where, field, problem, "write data:image/png;base64,..., or give the path of its file")
     return _base64(text[head.end() :], text, where, field)
 
 
@@ -124,4 +124,4 @@ def _kind(value: Any) -> str:
         return "NaN, as pandas writes a missing value"
     if isinstance(value, Mapping):
         return f"an object with {names(value)}"
-    return "no text" if isinstance(value, str) and not value else type(value).__name__
+    return "an empty text" if isinstance(value, str) and not value else f"a {type(value).__name__}"

@@ -159,7 +159,7 @@ def _take(room: ExitStack, image: Any, file_bytes: int, name: str, where: str, f
 def _check_size(size: tuple[int, int], name: str, where: str, field: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        problem = f"image {name} has {width} × {height} pixels, above the limit of {MAX_PIXELS}"
+        problem = f"image {name} has {width} x {height} pixels, above the limit of {MAX_PIXELS}"
         raise RowError.at(where, field, problem, "shrink it")
     if not width * height:
         raise RowError.at(where, field, f"image {name} has no pixels", "replace it or drop the row")

@@ -71,7 +71,7 @@ def stretches(files: Sequence[Path], count: int) -> list[list[Stretch]]:
                 start = Stretch(file, offset, None, line, row, position)
             # What is left of a line that is too long has been skipped, and is counted by ``_lines``.
             offset += text.size if isinstance(text, _Long) else len(text)
-            line += 1
+            line += 1  # noqa: SIM113  (over all files)
             if text.strip():
                 row += 1
                 position += 1

@@ -25,7 +25,7 @@ def row_text(columns: Mapping[str, Any], images: int, where: str) -> dict[str, A
     prompt = parse_prompt(columns["prompt"], images, where)
     system = columns.get("system")
     if system is not None and not isinstance(system, str):
-        raise RowError.at(where, "system", f"expected text, found {_kind(system)}", "give the system turn's text")
+        raise RowError.at(where, "system", f"is {_kind(system)}; expected text", "give the system turn's text")
     if system and system.strip():
         if any(message["role"] == "system" for message in prompt):
             problem = "the row has a system column and a system turn in its prompt"
@@ -34,12 +34,10 @@ def row_text(columns: Mapping[str, Any], images: int, where: str) -> dict[str, A
     plain = columns["prompt"] if isinstance(columns["prompt"], str) else None
     tools = _without_none(_from_json(columns.get("tools"), where, "tools"))
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise RowError.at(
-            where, "tools", f"expected a list of objects, found {_kind(tools)}", "give their JSON schemas"
-        )
+        raise RowError.at(where, "tools", f"is {_kind(tools)}; expected a list of objects", "give their JSON schemas")
     kwargs = _without_none(_from_json(columns.get("chat_template_kwargs"), where, "chat_template_kwargs"))
     if kwargs is not None and not isinstance(kwargs, dict):
-        problem = f"expected an object, found {_kind(kwargs)}"
+        problem = f"is {_kind(kwargs)}; expected an object"
         raise RowError.at(where, "chat_template_kwargs", problem, "give the template's variables by name")
     return {"prompt": prompt, "plain": plain, "tools": tools or None, "template_kwargs": kwargs or None}
 
@@ -85,7 +83,7 @@ def parse_prompt(value: Any, images: int, where: str) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, (list, tuple)) or not value:
-        problem = f"expected text or a list of messages, found {_kind(value)}"
+        problem = f"is {_kind(value)}; expected text or a list of messages"
         raise RowError.at(where, "prompt", problem, "give the question")
     messages = []
     for message in value:
@@ -117,21 +115,21 @@ def parse_response(value: Any, column: str, where: str) -> str:
         value = [value]
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
-            problem = f"expected text or one assistant message, found {len(value)} messages"
+            problem = f"has {len(value)} messages; expected text or one assistant message"
             raise RowError.at(where, column, problem, "earlier turns belong to the prompt")
         role, content, beside = _message(value[0], where, column)
         if beside:
             problem = f"holds {', '.join(beside)} beside its text"
             raise RowError.at(where, column, problem, "a response is scored as text: write it into the content")
         if role != "assistant":
-            problem = f"expected an assistant message, found one of role {role!r}"
+            problem = f"is a message of role {role!r}; expected an assistant message"
             raise RowError.at(where, column, problem, "give the answer as text")
         parts = _parts(content, where, column, tags=False)
         if any(part["type"] != "text" for part in parts):
             raise RowError.at(where, column, "holds an image", "responses are text; put images into images")
         value = "".join(part["text"] for part in parts)
     if not isinstance(value, str):
-        problem = f"expected text or one assistant message, found {_kind(value)}"
+        problem = f"is {_kind(value)}; expected text or one assistant message"
         raise RowError.at(where, column, problem, "give the answer as text")
     if not value.strip():
         raise RowError.at(where, column, "is empty", "a response needs at least one word")
@@ -166,8 +164,8 @@ def _parts(content: Any, where: str, field: str, *, tags: bool) -> list[Part]:
             parts += [{"type": "text", "text": _text(text, where, field)}] * bool(text)
         return parts
     if not isinstance(content, (list, tuple)):
-        problem = f"a message's content must be text or parts, found {_kind(content)}"
-        raise RowError.at(where, field, problem, 'give text, or [{"type": "text", "text": …}]')
+        problem = f"has a message whose content is {_kind(content)}; expected text or parts"
+        raise RowError.at(where, field, problem, 'give text, or [{"type": "text", "text": ...}]')
     parts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -228,4 +226,4 @@ def _text(text: str, where: str, field: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value in (None, "", [], ()) else type(value).__name__
+    return "empty" if value in (None, "", [], ()) else f"a {type(value).__name__}"

@@ -43,7 +43,7 @@ class PictureSize:
         for name in ("max_pixels", "min_pixels"):
             value = getattr(self, name)
             if value is not None and not _is_count(value):
-                raise InputError(f"{name}: expected a whole number above 0, got {str(value)[:40]}")
+                raise InputError(f"{name} is {str(value)[:40]}; expected a whole number above 0")
         if self.max_pixels is not None and self.min_pixels is not None and self.min_pixels > self.max_pixels:
             raise InputError(f"min_pixels: {self.min_pixels} is more than max_pixels {self.max_pixels}; lower it")
         if self.image_processor_kwargs is not None and not isinstance(self.image_processor_kwargs, Mapping):
@@ -65,18 +65,11 @@ class PictureSize:
         return {name: value for name, value in named.items() if value}
 
 
-def add_size_options(command: argparse.ArgumentParser) -> None:
-    """The options of ``PictureSize`` for a command that reads pictures; ``size_options`` reads them back."""
-    group = command.add_argument_group("pictures", "as in the training configuration, so that the model sees the same")
-    group.add_argument("--max-pixels", type=int, metavar="N", help="of a picture; larger ones are made smaller")
-    group.add_argument("--min-pixels", type=int, metavar="N", help="of a picture; smaller ones are made larger")
-    group.add_argument(
-        "--image-processor-kwargs", metavar="JSON", help="the same by the image processor's own names, a JSON object"
-    )
-
-
 def size_options(options: argparse.Namespace) -> PictureSize:
-    """The parsed options as ``PictureSize``. Raises InputError if --image-processor-kwargs is not a JSON object."""
+    """The options of ``mdpo.commands.rows.add_size_options`` as ``PictureSize``.
+
+    Raises InputError if --image-processor-kwargs is not a JSON object.
+    """
     kwargs = options.image_processor_kwargs
     if kwargs is not None:
         try:
@@ -197,7 +190,7 @@ class _LongestEdge(Sizes):
             )
         if not self.images.do_image_splitting:
             raise InputError(
-                f"max_pixels: do_image_splitting is false, so every picture is taken at {self._tile} × "
+                f"max_pixels: do_image_splitting is false, so every picture is taken at {self._tile} x "
                 f"{self._tile}; leave it out"
             )
         self._at_least(most, self._tile**2, "one tile")
@@ -226,7 +219,7 @@ class _Patches(Sizes):
             size = self.images.size
             raise InputError(
                 f"{'min_pixels' if most is None else 'max_pixels'}: crop_to_patches is false, so every picture is "
-                f"taken at {size['height']} × {size['width']}; leave it out"
+                f"taken at {size['height']} x {size['width']}; leave it out"
             )
         self._at_least(most, self._tile, "one tile")
         low, high = _bounds(
@@ -272,14 +265,14 @@ def _fixed(images: Any) -> str:
     """How an image processor whose pictures cannot be sized has them, and what to do."""
     name, grids = type(images).__name__, getattr(images, "image_grid_pinpoints", None)
     if grids:
-        shown = ", ".join(f"{height} × {width}" for height, width in grids[:3])
+        shown = ", ".join(f"{height} x {width}" for height, width in grids[:3])
         return (
             f"{name} takes pictures at resolutions that the model was built with (image_grid_pinpoints: {shown}, "
             "…), a small picture at a small one; leave it out, and make large pictures smaller beforehand"
         )
     size = getattr(images, "crop_size", None) or getattr(images, "size", None) or {}
     known = all(edge in size for edge in ("height", "width"))
-    taken = f"{size['height']} × {size['width']}" if known else "the model's own size"
+    taken = f"{size['height']} x {size['width']}" if known else "the model's own size"
     return f"{name} takes every picture at {taken}; leave it out"
 
 
@@ -303,7 +296,7 @@ def _checked(kwargs: Mapping[str, Any], sizes: Sizes) -> Mapping[str, Any]:
         else:
             sound, wanted = _is_count(value), "a whole number above 0"
         if not sound:
-            raise InputError(f"{where}: expected {wanted}, got {str(value)[:60]}")
+            raise InputError(f"{where} is {str(value)[:60]}; expected {wanted}")
     return kwargs
 
 

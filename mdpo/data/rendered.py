@@ -158,8 +158,8 @@ class Turns:
         between, _, after = whole.removeprefix(prompt).partition(_ANSWER)
         again = Conversation([*first.answered(_ANSWER, "prompt").messages, *question(_AGAIN).messages])
         (text,) = template.render([again], prompt=True)
-        next = text.partition(_ANSWER)[2].partition(_AGAIN)[0] if isinstance(text, str) else ""
-        return cls(first.messages, head, ask, between, after, next)
+        following = text.partition(_ANSWER)[2].partition(_AGAIN)[0] if isinstance(text, str) else ""
+        return cls(first.messages, head, ask, between, after, following)
 
     def texts(self) -> tuple[str, ...]:
         return (self.head, self.ask, self.between, self.after, self.next)
@@ -209,7 +209,10 @@ def image_text(template: ChatTemplate) -> str:
     content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
     with_image = template.text_of(Conversation([{"role": "user", "content": content}]), prompt=False)
     without = template.text_of(question(), prompt=False)
-    head = os.path.commonprefix([with_image.partition(_QUESTION)[0], without.partition(_QUESTION)[0]])
+    # Of texts, character by character.
+    head = os.path.commonprefix(  # noqa: RUF071
+        [with_image.partition(_QUESTION)[0], without.partition(_QUESTION)[0]]
+    )
     return with_image.partition(_QUESTION)[0].removeprefix(head).strip()
 
 

@@ -95,7 +95,7 @@ def _id(columns: Mapping, index: int, where: str) -> str:
     value = columns.get("id", index)
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise RowError.at(
-            where, "id", f"expected text or a whole number, found {shortened(value, 40)}", "give each row its own"
+            where, "id", f"is {shortened(value, 40)}; expected text or a whole number", "give each row its own"
         )
     try:
         str(value).encode()

@@ -45,7 +45,7 @@ def sample_file(
     if output.suffix != ".jsonl":
         raise InputError(f"--output {output}: rows are written as JSONL; give a name that ends in .jsonl")
     if count is not None and count < 1:
-        raise InputError(f"--count {count}: expected a number above 0")
+        raise InputError(f"--count is {count}; expected a number above 0")
     check_outputs(sample_files(output), {"data": [Path(path)]})
     dropped: Counter[str] = Counter()
     keyed = _keyed(check_rows(open_source(path), root, PreferenceRow, ignore_columns), seed, dropped)

@@ -214,5 +214,5 @@ def _json_rows(path: Path) -> Iterable[Record]:
             remedy = "a row a line is JSONL: name the file .jsonl"
         raise InputError(f"{path}: {error}; {remedy}") from error
     if not isinstance(records, list):
-        raise InputError(f"{path}: expected a list of rows, found a {type(records).__name__}; wrap the rows in [ ]")
+        raise InputError(f"{path} is a {type(records).__name__}; expected a list of rows; wrap the rows in [ ]")
     return ((f"{path.name}, row {index}", record) for index, record in enumerate(records))

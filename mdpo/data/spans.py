@@ -1,6 +1,7 @@
 """How much stretches of an answer count: from a row's columns, or from what differs between its two answers."""
 
 import difflib
+import itertools
 import math
 import re
 from typing import Any
@@ -24,9 +25,9 @@ def parse_spans(value: Any, text: str, where: str, field: str) -> tuple[Span, ..
         return ()
     remedy = "give [[start, end, weight], ...] in characters of the answer"
     if not isinstance(value, (list, tuple)):
-        raise RowError.at(where, field, f"expected a list of spans, found {shortened(value, 40)}", remedy)
+        raise RowError.at(where, field, f"is {shortened(value, 40)}; expected a list of spans", remedy)
     spans = sorted(_span(entry, text, where, field, remedy) for entry in value)
-    for (_, end, _), (start, _, _) in zip(spans, spans[1:], strict=False):
+    for (_, end, _), (start, _, _) in itertools.pairwise(spans):
         if start < end:
             raise RowError.at(where, field, f"two spans overlap at character {start}", "give each character one weight")
     kept = list(text)

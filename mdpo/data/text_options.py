@@ -60,25 +60,11 @@ class TextOptions:
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def add_text_options(command: argparse.ArgumentParser) -> None:
-    """The options of ``TextOptions`` for a command that reads rows; ``text_options`` reads them back."""
-    group = command.add_argument_group(
-        "text", "as in the training configuration, so that the model reads the same text"
-    )
-    group.add_argument("--system-prompt", metavar="TEXT", help="system turn for rows that have none of their own")
-    group.add_argument(
-        "--chat-template", metavar="JINJA", help="template, or path of a .jinja file (default: the processor's)"
-    )
-    group.add_argument("--chat-template-kwargs", metavar="JSON", help="variables for the chat template, a JSON object")
-    group.add_argument(
-        "--prompt-is-rendered",
-        choices=("true", "false"),
-        help="whether plain-text prompts already contain the template's turns (default: recognised)",
-    )
-
-
 def text_options(options: argparse.Namespace) -> TextOptions:
-    """The parsed options as ``TextOptions``. Raises InputError if --chat-template-kwargs is not a JSON object."""
+    """The options of ``mdpo.commands.rows.add_text_options`` as ``TextOptions``.
+
+    Raises InputError if --chat-template-kwargs is not a JSON object.
+    """
     kwargs = options.chat_template_kwargs
     if kwargs is not None:
         try:

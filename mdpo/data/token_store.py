@@ -1,6 +1,7 @@
 """Token ids of many rows in one flat file, or in memory where they are few: 2 or 4 bytes a token, and 4 for its weight
 where it has one."""
 
+import itertools
 from array import array
 from pathlib import Path
 
@@ -31,14 +32,14 @@ class Tokens:
         """The sequences of a row, by PARTS, as (length,) int32."""
         bounds = self._bounds(index, self.ends, len(PARTS))
         found = self._read(bounds[0], bounds[-1]).astype(np.int32)
-        return [found[start - bounds[0] : stop - bounds[0]] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [found[start - bounds[0] : stop - bounds[0]] for start, stop in itertools.pairwise(bounds)]
 
     def weights_of(self, index: int) -> list[np.ndarray]:
         """The weights of a row's answers, by WEIGHTED, as (length,) float32; empty for an answer without."""
         bounds = self._bounds(index, self.weight_ends, len(WEIGHTED))
         return [
             np.frombuffer(self.weights.read(start * 4, stop * 4), np.float32)
-            for start, stop in zip(bounds, bounds[1:], strict=False)
+            for start, stop in itertools.pairwise(bounds)
         ]
 
     def weighted(self) -> np.ndarray:

@@ -1,9 +1,8 @@
 """The options that every command has in which a model answers questions, and what follows from them."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,42 +10,22 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from mdpo.data import PromptRow, read_rows, size_pictures
-from mdpo.data.commands import add_row_options
-from mdpo.data.picture_size import add_size_options, size_options
+from mdpo.data.picture_size import size_options
 from mdpo.data.row_store import Rows
-from mdpo.data.text_options import add_text_options, text_options
+from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
 from mdpo.models import load, load_processor, load_with_adapter
 
 from .answering import data_fingerprint, fingerprint
+from .questions import read_questions
 from .trained_text import say_other_prompt
-
-
-def add_answer_options(command: argparse.ArgumentParser, *, batch_size: int) -> None:
-    """batch_size: the default, in answers."""
-    command.add_argument(
-        "model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub"
-    )
-    command.add_argument("data", type=Path, help="questions: .json or .jsonl")
-    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
-    add_row_options(command)
-    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    command.add_argument("--max-new-tokens", type=int, default=1024, help="where an answer is cut (default: 1024)")
-    command.add_argument(
-        "--batch-size",
-        type=int,
-        default=batch_size,
-        help=f"answers at a time with transformers (default: {batch_size})",
-    )
-    add_text_options(command)
-    add_size_options(command)
 
 
 def check_answer_options(options: argparse.Namespace) -> None:
     """What can be said before anything is read. Raises InputError for a value that cannot be used."""
     if options.batch_size < 1:
-        raise InputError(f"--batch-size is at least 1, found {options.batch_size}")
+        raise InputError(f"--batch-size is {options.batch_size}; expected a number above 0")
     text_options(options)
     size_options(options)
 
@@ -60,6 +39,16 @@ def asked_rows(options: argparse.Namespace) -> Rows:
         allow_outside=options.allow_outside,
         ignore_columns=options.ignore_columns,
     )
+
+
+def questions_of(options: argparse.Namespace) -> Sequence[PromptRow]:
+    """The questions of a file of rows, or of a benchmark's own. Raises InputError as ``asked_rows`` and
+    ``read_questions``."""
+    if options.benchmark is None:
+        return asked_rows(options)
+    if options.ignore_columns:
+        raise InputError("--ignore-columns: of a benchmark's file its own columns alone are read; leave it out")
+    return read_questions(options.data, options.benchmark, options.image_dir, allow_outside=options.allow_outside)
 
 
 def source_of(options: argparse.Namespace) -> dict[str, Any]:

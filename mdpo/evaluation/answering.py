@@ -40,7 +40,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens is at least 1, found {self.max_new_tokens}")
+            raise InputError(f"--max-new-tokens is {self.max_new_tokens}; expected a number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def _done(journal: Journal, ids: set[str]) -> dict[str, str]:
     for number, record in enumerate(journal.records, start=1):
         id, answer = record.get("id"), record.get("response")
         if not isinstance(id, str) or not isinstance(answer, str):
-            raise InputError(f"{journal.path}, line {number}: expected an id and a response; give another --output")
+            raise InputError(f"{journal.path}, line {number} has no id or no response; give another --output")
         if id not in ids:
             raise InputError(
                 f"{journal.path}, line {number}: id {id!r} is not among the questions; give another --output"

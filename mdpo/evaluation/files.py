@@ -71,7 +71,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 def records_in(content: Any, path: str | Path) -> list[dict[str, Any]]:
     """The objects of a list that ``read_json`` found in ``path``. Raises as ``read_records``."""
     if not isinstance(content, list):
-        raise InputError(f"{path}: expected a list of objects, found a {type(content).__name__}")
+        raise InputError(f"{path} is a {type(content).__name__}; expected a list of objects")
     return [_object(record, f"{path}, entry {index}") for index, record in enumerate(content)]
 
 
@@ -90,7 +90,7 @@ def _said(error: Exception) -> str:
 
 def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected an object, found a {type(record).__name__}")
+        raise InputError(f"{where} is a {type(record).__name__}; expected an object")
     return record
 
 
@@ -123,9 +123,9 @@ def read_literal(path: str | Path, name: str) -> str:
             continue
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         value = statement.value
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                return value.value
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
     raise InputError(f"{path} has no top-level string literal {name!r}; give the official script or a text file")
 
 

@@ -229,7 +229,7 @@ class Judge:
         status = error.status_code
         quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting mends
         return Failure(
-            self._redact(f"HTTP {status}: {str(error.message):.300}"),
+            self._redact(f"HTTP {status}: {error.message!s:.300}"),
             transient=not quota and (status in TRANSIENT or status >= 500),
             hopeless=quota or status in HOPELESS,
             refused=status < 500 and status not in TRANSIENT and status not in HOPELESS,
@@ -278,7 +278,7 @@ def _replies(journal: Journal) -> dict[str, Reply]:
         missing = {"key", "text", "model", "raw"} - record.keys()
         if missing or not isinstance(record["key"], str):
             raise InputError(
-                f"{journal.path} is not a judge's cache: a line has no {repr(min(missing, default='key'))}; give "
+                f"{journal.path} is not a judge's cache: a line has no {min(missing, default='key')!r}; give "
                 "another file"
             )
         raw = record["raw"] if isinstance(record["raw"], Mapping) else {}

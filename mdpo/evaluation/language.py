@@ -11,7 +11,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .objects import Tagger
+from .chair.objects import Tagger
 
 _EXTRA = 'pip install -e ".[eval]" in the clone of mDPO'
 _NLTK_DATA = "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"

@@ -4,15 +4,12 @@ import argparse
 import json
 import logging
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from mdpo.data import DataOptions, PreferenceDataset, read_rows, size_pictures
-from mdpo.data.commands import add_row_options
-from mdpo.data.picture_size import add_size_options, size_options
-from mdpo.data.text_options import add_text_options, text_options
+from mdpo.data.picture_size import size_options
+from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
 from mdpo.hub import folder_of
 from mdpo.models import ReferenceCache, check_trainable, fingerprint, load, load_processor
@@ -21,7 +18,6 @@ from mdpo.models.image_embeddings import image_embeddings
 from mdpo.objectives import PRESETS
 from mdpo.output_checks import Output
 from mdpo.outputs import write_text
-from mdpo.program import COMMANDS
 from mdpo.settings import BETA, check_range
 from mdpo.shown import say
 
@@ -32,42 +28,14 @@ from .trained_text import say_other_prompt
 _log = logging.getLogger(__name__)
 
 
-def add_command(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Registers ``score``; its ``run`` takes the parsed options."""
-    command = subparsers.add_parser("score", help=COMMANDS["score"])
-    _model_and_data(command)
-    command.add_argument("--beta", type=float, default=0.1)
-    command.add_argument("--objective", choices=list(PRESETS), default="mdpo", help="whose branches are scored")
-    command.add_argument(
-        "--changed-weight", type=float, help="how much the words count in which the answers differ, as in training"
-    )
-    command.add_argument("--negative", default="crop_0_20", help="how the rejected image is made")
-    command.add_argument("--seed", type=int, default=42, help="of the rejected images")
-    command.add_argument("--token-budget", type=int, default=16384, help="packed tokens of a micro-batch")
-    command.add_argument("--reference", type=Path, help="also fill the reference cache at this folder, for training")
-    command.add_argument(
-        "--no-check-start", action="store_true", help="do not compare the first rows with the model's own forward"
-    )
-    add_text_options(command)
-    add_size_options(command)
-    command.set_defaults(run=run_score, results=lambda options: [Output("--output", options.output)])
-
-
-def _model_and_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "model", type=Path, help="base model and its processor: folder, or owner/name[@revision] on the hub"
-    )
-    command.add_argument("data", type=Path, help="file, folder or hub dataset, as for mdpo data")
-    command.add_argument("--adapter", type=Path, help="PEFT adapter: folder, or owner/name[@revision] on the hub")
-    add_row_options(command)
-    command.add_argument("--output", type=Path, required=True, help=".jsonl, a line per row")
-    command.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+def scored_files(options: argparse.Namespace) -> list[Output]:
+    return [Output("--output", options.output)]
 
 
 def run_score(options: argparse.Namespace) -> None:
     check_range("--beta", options.beta, BETA)
     if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: expected a number from 0 on")
+        raise InputError(f"--seed is {options.seed}; expected a number from 0 on")
     size = size_options(options)
     check_trainable(options.model)  # before gigabytes of data are fetched
     adapter = None if options.adapter is None else folder_of(options.adapter, called="adapter")

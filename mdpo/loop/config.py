@@ -81,7 +81,7 @@ def read_loop(path: Path, *, rounds: int | None = None, output_dir: Path | None 
 def _section(values: Any, where: str, kind: type) -> dict[str, Any]:
     """A mapping whose keys are the fields of ``kind``, none that must be there missing."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: expected keys and values, found {_kind(values)}")
+        raise InputError(f"{where} is {_kind(values)}; expected keys and values")
     known = {f.name: f for f in fields(kind)}
     for key in values:
         if key not in known:
@@ -95,18 +95,16 @@ def _section(values: Any, where: str, kind: type) -> dict[str, Any]:
 def _check_kinds(values: dict[str, Any], where: str) -> None:
     for name in ("prompts", "output_dir"):
         if not isinstance(values[name], str) or not values[name]:
-            raise InputError(f"{where}: {name}: expected a path, found {_kind(values[name])}")
+            raise InputError(f"{where}: {name} is {_kind(values[name])}; expected a path")
     for name, least in (("rounds", 1), ("seed", 0)):
         number = plain(values.get(name, least))
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(f"{where}: {name}: expected a whole number from {least} on, found {str(number)[:40]}")
+            raise InputError(f"{where}: {name} is {str(number)[:40]}; expected a whole number from {least} on")
         if name in values:
             values[name] = number
     values["output_dir"] = str(Path(values["output_dir"]).expanduser())
     if not isinstance(values["train"], (str, Mapping)):
-        raise InputError(
-            f"{where}: train: expected the path of a YAML file or settings, found {_kind(values['train'])}"
-        )
+        raise InputError(f"{where}: train is {_kind(values['train'])}; expected the path of a YAML file or settings")
     for name in ("sample", "rank", "pairs"):
         values[name] = _options(values.get(name), f"{where}: {name}", name)
     if isinstance(values["train"], Mapping):
@@ -117,7 +115,7 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
     if given is not None and plain(given) is not None:
         inner = _section(given, f"{where}: evaluate", Evaluation)
         if not isinstance(inner["prompts"], str) or not inner["prompts"]:
-            raise InputError(f"{where}: evaluate: prompts: expected a path, found {_kind(inner['prompts'])}")
+            raise InputError(f"{where}: evaluate: prompts is {_kind(inner['prompts'])}; expected a path")
         if inner["prompts"] == values["prompts"] or is_same(inner["prompts"], values["prompts"]):
             raise InputError(
                 f"{where}: evaluate: prompts: these are the questions that are trained on; hold others out"
@@ -132,7 +130,7 @@ def _options(values: Any, where: str, command: str) -> dict[str, Any]:
     if plain(values) is None:
         return {}
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: expected options of mdpo {command}, found {_kind(values)}")
+        raise InputError(f"{where} is {_kind(values)}; expected options of mdpo {command}")
     named: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -151,7 +149,7 @@ def _refuse(options: Mapping[str, Any], names: Iterable[str], where: str) -> Non
 
 def _kind(value: Any) -> str:
     value = plain(value)
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "empty" if value in (None, "") else f"a {type(value).__name__}"
 
 
 def words_of(options: Mapping[str, Any]) -> list[str]:

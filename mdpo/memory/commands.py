@@ -9,6 +9,7 @@ import torch
 
 from mdpo.config import MDPOConfig, RunConfig
 from mdpo.errors import InputError
+from mdpo.models import LANGUAGE_LINEAR
 from mdpo.models.compiler import compiler_fault
 from mdpo.run_source import RunSource
 
@@ -28,9 +29,9 @@ def run_plan(options: argparse.Namespace) -> None:
     run, args = RunSource.of(options).load(here)
     memory = memory_of(AUTO if options.memory is None else options.memory, lambda: free_memory(args.device))
     if options.memory is None:
-        _print_automatic(run, args, memory, options.lora_pattern)
+        _print_automatic(run, args, memory, LANGUAGE_LINEAR)
     else:
-        plan_run(run, args, memory, options.lora_pattern, cuda=True)
+        plan_run(run, args, memory, LANGUAGE_LINEAR, cuda=True)
 
 
 def _print_automatic(run: RunConfig, args: MDPOConfig, memory: Memory, lora_pattern: str) -> None:

@@ -119,7 +119,7 @@ def checkpointed_by(args: MDPOConfig, layers: int) -> int | None:
     if args.checkpoint_layers is None:
         return layers if args.gradient_checkpointing else 0
     if args.checkpoint_layers > layers:
-        raise InputError(f"checkpoint_layers: the model has {layers} layers, got {args.checkpoint_layers}")
+        raise InputError(f"checkpoint_layers is {args.checkpoint_layers}; expected at most the model's {layers} layers")
     return args.checkpoint_layers
 
 
@@ -191,7 +191,7 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> tuple[Mo
     if args.max_length is not None:
         most = min(most, args.max_length - prompt)
     if min(prompt, median, most) < 1:
-        raise InputError(f"{', '.join(keys)}: expected numbers above 0 that max_length leaves room for")
+        raise InputError(f"{', '.join(keys)} do not fit; expected numbers above 0 that max_length leaves room for")
     if PictureSize.of(run).values() and not args.drop_images and _has_processor(run):
         shape = with_picture(shape, largest_picture(_processor(run), _model_config(run)))
     return shape, log_normal(

@@ -59,7 +59,7 @@ def parse_size(text: str) -> int:
     count = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2], 0)
     if not 1 <= count < 2**63:
         raise InputError(
-            f"--memory {text[:80]!r}: expected a size of at least a byte with its unit, as in 24GiB, or auto"
+            f"--memory is {text[:80]!r}; expected a size of at least a byte with its unit, as in 24GiB, or auto"
         )
     return int(count)
 

@@ -50,7 +50,10 @@ def packed_attention(
             **kwargs,
         )
     if dropout:
-        raise ValueError(f"packed attention has no dropout, got {dropout}; set attention_dropout to 0 in the config")
+        raise ValueError(
+            f"dropout is {dropout}; expected 0, since the packed attention has none; set attention_dropout to 0 in the "
+            "config"
+        )
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return varlen_attention(query, key, value, segments, scale=scaling, window=sliding_window)[None], None
 

@@ -46,7 +46,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged: {short(error)}; copy it again from where it came") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: expected an object, found a {type(value).__name__}; copy it again")
+        raise InputError(f"{path} is damaged: it is a {type(value).__name__}; expected an object; copy it again")
     return value
 
 

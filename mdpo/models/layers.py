@@ -31,7 +31,7 @@ def check_checkpoint_layers(model: nn.Module, count: int) -> None:
     """Raises InputError where the model has fewer than ``count`` layers."""
     have = len(language_layers(model))
     if not 0 <= count <= have:
-        raise InputError(f"checkpoint_layers: the model has {have} layers, got {count}")
+        raise InputError(f"checkpoint_layers is {count}; expected at most the model's {have} layers")
 
 
 def checkpoint_first_layers(model: nn.Module, count: int) -> None:

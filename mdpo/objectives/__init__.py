@@ -9,6 +9,6 @@ table.py       the presets' packed tokens and what they ask of a row, as a table
 from .objective import Objective
 from .presets import PRESETS, mdpo
 from .spelled import objective_of, read_objective
-from .table import help_table, rows
+from .table import rows
 
-__all__ = ["PRESETS", "Objective", "help_table", "mdpo", "objective_of", "read_objective", "rows"]
+__all__ = ["PRESETS", "Objective", "mdpo", "objective_of", "read_objective", "rows"]

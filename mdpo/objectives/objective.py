@@ -73,7 +73,7 @@ def _check_negatives(branches: tuple[str, ...]) -> None:
             missing = "negative" if number == 1 else f"negative_{number}"
             raise InputError(
                 f"branch {last!r} is read, and none with {missing}; number the rejected pictures without a gap: "
-                "negative, negative_2, …"
+                "negative, negative_2, ..."
             )
 
 

@@ -48,8 +48,8 @@ def read_objective(value: Any) -> str | list[dict[str, Any]]:
         return name
     if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)) or not value:
         raise InputError(
-            f"objective: expected {', '.join(PRESETS)} or a list of terms such as "
-            f"{{name: a, rows: {{chosen: 1, rejected: -1}}}}, got {_shown(value)}"
+            f"objective is {_shown(value)}; expected {', '.join(PRESETS)} or a list of terms such as "
+            f"{{name: a, rows: {{chosen: 1, rejected: -1}}}}"
         )
     try:
         objective = Objective.of(*(_term(term, number) for number, term in enumerate(value, 1)), source="")
@@ -67,7 +67,7 @@ def _term(value: Any, number: int) -> Term:
     if isinstance(value, Term):
         value = _plain(value)
     if not isinstance(value, Mapping):
-        raise InputError(f"term {number}: expected a mapping with name and rows, got {_shown(value)}")
+        raise InputError(f"term {number} is {_shown(value)}; expected a mapping with name and rows")
     name, called = value.get("name"), f"term {number}"
     if "name" in value and (not isinstance(name, str) or not re.fullmatch(r"[\w.@-]{1,64}", name)):
         raise InputError(f"{called}: name is {_shown(name)}; give a word of letters, digits, _ . @ and -")

@@ -30,26 +30,6 @@ def rows(prompt: int = PROMPT, text: int = TEXT, response: int = RESPONSE) -> li
     ]
 
 
-def help_table() -> str:
-    """The rows as `mdpo train --help` prints them."""
-    head = ("preset", "packed", "unshared", "a row brings", "branches")
-    lines = [
-        head,
-        *((row.name, f"{row.packed:,}", f"{row.unshared:,}", row.brings, ", ".join(row.branches)) for row in rows()),
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = "\n".join(
-        f"  {line[0]:<{widths[0]}}  {line[1]:>{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:<{widths[3]}}  {line[4]}"
-        for line in lines
-    )
-    return (
-        f"objectives, as objective: NAME; tokens of a pair with a prompt of {PROMPT} tokens ({TEXT} without its "
-        f"picture) and answers of {RESPONSE},\npacked as here and with a prompt for every branch:\n{text}\n"
-        "or a list of terms, each with name and rows, and link, weight and offset where they are not log_sigmoid, 1 "
-        "and 0"
-    )
-
-
 def _tokens(objective: Objective, prompt: int, text: int, response: int) -> tuple[int, int]:
     pictures = objective.pictures
     prompts = {picture: text if picture == "none" else prompt for picture in pictures}
@@ -58,9 +38,11 @@ def _tokens(objective: Objective, prompt: int, text: int, response: int) -> tupl
 
 
 def _brings(objective: Objective) -> str:
-    """What a row needs beside its prompt and its two answers."""
+    """What a row needs beside its prompt and its two answers. contrast: the answer that is right for the rejected
+    image.
+    """
     count = objective.negatives
-    parts = ["a picture"] if count or "none" in objective.pictures else []
-    parts += [f"{count} rejected picture{'s' * (count > 1)}"] if count else []
-    parts += ["the answer that is right for it"] if objective.reads_contrast else []
+    parts = ["an image"] if count or "none" in objective.pictures else []
+    parts += [f"{count} rejected image{'s' * (count > 1)}"] if count else []
+    parts += ["contrast"] if objective.reads_contrast else []
     return ", ".join(parts) or "nothing more"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from mdpo_kernels import Segments
 
 from .branches import MDPO_BRANCHES
 from .forks import Forks
+
+_Kind = TypeVar("_Kind", bound="Batch")  # typing.Self is Python 3.11's
 
 # Shapes: B examples, K branches, N scored tokens
 
@@ -57,17 +59,17 @@ class Batch:
         """(K, B) bool, on the batch's device: which branches each example has."""
         return (self.cu_seqlens.diff() > 0).view(len(self.branches), -1)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: _Kind, device: torch.device | str, non_blocking: bool = False) -> _Kind:
         """The batch on ``device``, but for the images that stay on the host."""
         moved = self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return replace(
             moved, images=moved.images | {name: self.images[name] for name in self.on_host if name in self.images}
         )
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self: _Kind) -> _Kind:
         return self.map_tensors(Tensor.pin_memory)
 
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self: _Kind, function: Callable[[Tensor], Tensor]) -> _Kind:
         """The batch with every tensor of it replaced."""
         changed = {}
         for field in fields(self):

@@ -95,7 +95,7 @@ def plan_steps(
     world_size = _integer("world_size", world_size, at_least=1)
     rank = _integer("rank", rank, at_least=0)
     if rank >= world_size:
-        raise InputError(f"rank is {rank}, expected less than world_size={world_size} (ranks are counted from 0)")
+        raise InputError(f"rank is {rank}; expected less than world_size={world_size} (ranks are counted from 0)")
     sizes = _checked_lengths(lengths, token_budget)
     drawn = (_integer("seed", seed), _integer("epoch", epoch))
     return _steps(sizes, drawn, token_budget, examples_per_step, rank, world_size, padded)
@@ -125,7 +125,7 @@ def _integer(name: str, value: SupportsIndex, at_least: int | None = None) -> in
     with suppress(TypeError):
         if at_least is None or index(value) >= at_least:
             return index(value)
-    raise InputError(f"{name} is {value!r}, expected an integer" + ("" if at_least is None else f" >= {at_least}"))
+    raise InputError(f"{name} is {value!r}; expected an integer" + ("" if at_least is None else f" >= {at_least}"))
 
 
 def _checked_lengths(lengths: Iterable[SupportsIndex], token_budget: int) -> np.ndarray:

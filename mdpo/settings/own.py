@@ -150,9 +150,9 @@ OBJECTIVE: dict[str, tuple[Condition, str]] = {
     "cache_reference": (lambda args: args.cache_reference and _keeps_nothing(args), _NOT_CACHED),
     "reference_cache_dir": (_keeps_nothing, _NOT_CACHED),
 }
-ADAPTER: dict[str, tuple[Condition, str]] = {
-    name: (_no_adapter, "use_lora is false") for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-}
+ADAPTER: dict[str, tuple[Condition, str]] = dict.fromkeys(
+    ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"), (_no_adapter, "use_lora is false")
+)
 
 
 def idle_settings(config: Any, table: dict[str, tuple[Condition, str]]) -> list[str]:

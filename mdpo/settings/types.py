@@ -2,16 +2,14 @@
 
 import numbers
 import os
-import re
 import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from mdpo.errors import InputError
-from mdpo.shown import shown as spelled_out
+from mdpo.shown import shown_text
 
 from .yaml_text import Written, plain, read_yaml
 
@@ -34,7 +32,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """``value`` as a field of type ``hint`` holds it.
 
     value: plain, or as ``read_yaml`` leaves it. where: the setting's name, for messages.
-    Raises InputError: "WHERE: expected TYPE, got VALUE".
+    Raises InputError: "WHERE is VALUE; expected TYPE".
     """
     options = alternatives(hint)
     read = value.value if isinstance(value, Written) else value
@@ -50,7 +48,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if choices:
         names = ", ".join(str(member.value) for member in choices[0])
         raise InputError(f"{where}: {shown(value)} is unknown; choose from {names}")
-    raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got {shown(value)}")
+    raise InputError(f"{where} is {shown(value)}; expected {' or '.join(_name(option) for option in options)}")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -80,7 +78,7 @@ def read_argument(text: str, hint: Any, where: str) -> Any:
     kinds = {typing.get_origin(option) or option for option in options}
     takes_text = str in kinds or is_list(hint)
     if not takes_text and not text.strip():
-        raise InputError(f"{where}: expected {' or '.join(_name(option) for option in options)}, got nothing")
+        raise InputError(f"{where} is empty; expected {' or '.join(_name(option) for option in options)}")
     try:
         read = read_yaml(text, where)
     except InputError:
@@ -188,35 +186,10 @@ def _name(option: Any) -> str:
 def shown(value: Any) -> str:
     """A value in a message: as it was written, shortened, without characters that move a terminal's cursor."""
     value = getattr(value, "value", value) if isinstance(value, Enum) else value
-    text = value.text or "nothing" if isinstance(value, Written) else repr(plain(value))
+    text = value.text or "empty" if isinstance(value, Written) else repr(plain(value))
     return shown_text(text, 80)
-
-
-def shown_text(text: str, length: int) -> str:
-    """At most ``length`` characters of a text, in one line, with those that move a terminal's cursor spelled out."""
-    text = spelled_out(text)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def shortened(error: object) -> str:
     """Another library's message as one line."""
     return shown_text(" ".join(str(error).split()), 400)
-
-
-def is_text(text: str) -> bool:
-    """Whether a file, a path and a log can all hold it: no NUL, and no half of a character
-    (bytes that are no UTF-8).
-    """
-    return re.search(r"[\x00\ud800-\udfff]", text) is None
-
-
-def path_problem(text: str) -> str | None:
-    """What is wrong with a path before anybody looks for it, and what to do; None where nothing is. An empty one, such
-    as an unset variable of a shell leaves, would be the working directory."""
-    if not text.strip():
-        return "the path is empty; give one"
-    try:
-        Path(text).expanduser()
-    except RuntimeError:
-        return f"the home directory that {shown(text)} begins with is not known here; write the path out"
-    return None

@@ -17,8 +17,9 @@ from transformers.integrations.deepspeed import is_deepspeed_available
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from mdpo.errors import InputError
+from mdpo.typed import is_text, path_problem
 
-from .types import is_text, path_problem, shortened, shown
+from .types import shortened, shown
 
 # The numbers that make sense; transformers checks few of them.
 _RANGES = {
@@ -59,7 +60,7 @@ def check_values(args: Any) -> None:
         check_range(name, getattr(args, name, None), interval)
     _check_choices(args)
     if args.max_steps == 0 or args.max_steps < -1:
-        raise InputError(f"max_steps: expected a number above 0, or -1 for num_train_epochs, got {args.max_steps}")
+        raise InputError(f"max_steps is {args.max_steps}; expected a number above 0, or -1 for num_train_epochs")
     for name in _MAPPINGS:
         _check_mapping(name, getattr(args, name, None))
     _check_accelerator(args)
@@ -79,9 +80,9 @@ def check_numbers(config: Any) -> None:
         value = getattr(config, field.name, None)
         for entry in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(entry, float) and not math.isfinite(entry):
-                raise InputError(f"{field.name}: expected a finite number, got {entry}")
+                raise InputError(f"{field.name} is {entry}; expected a finite number")
             if isinstance(entry, int) and abs(entry) > _LARGEST:
-                raise InputError(f"{field.name}: expected a number of at most {_LARGEST}, got {shown(entry)}")
+                raise InputError(f"{field.name} is {shown(entry)}; expected a number of at most {_LARGEST}")
             if isinstance(entry, str) and not is_text(entry):
                 raise InputError(
                     f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not "
@@ -111,11 +112,11 @@ def check_shares(name: str, value: Any) -> None:
         raise InputError(f"{name}: the mapping is empty; give data sets with their shares")
     for path, share in value.items():
         if not isinstance(path, str):
-            raise InputError(f"{name}: expected the name of a data set, got {shown(path)}; put it in quotes")
+            raise InputError(f"{name}: a data set is {shown(path)}; expected its name; put it in quotes")
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
             raise InputError(
-                f"{name}: expected a share above 0 for {shown(path)}, got {shown(share)}; leave it out to read "
-                "none of it"
+                f"{name}: the share of {shown(path)} is {shown(share)}; expected a number above 0; leave it out to "
+                "read none of it"
             )
 
 
@@ -134,7 +135,7 @@ def check_range(name: str, value: Any, interval: str) -> None:
             if interval[0] == "("
             else f"of at least {low:g}"
         )
-        raise InputError(f"{name}: expected a number {wanted}, got {shown(value)}")
+        raise InputError(f"{name} is {shown(value)}; expected a number {wanted}")
 
 
 def _check_choices(args: Any) -> None:
@@ -163,19 +164,19 @@ def _check_mapping(name: str, value: Any) -> None:
     if value is None or isinstance(value, (Mapping, AcceleratorConfig)):
         return
     if not isinstance(value, str):
-        raise InputError(f"{name}: expected a mapping, got {shown(value)}")
+        raise InputError(f"{name} is {shown(value)}; expected a mapping")
     if name in _FILES and not value.startswith("{"):
         if not value:  # deepspeed: "" is off
             return
         if not os.path.isfile(value):  # Path's own raises for a name that is too long
-            raise InputError(f"{name}: expected a mapping or a JSON file, and there is no file {shown(value)}")
+            raise InputError(f"{name} is {shown(value)}, and there is no such file; expected a mapping or a JSON file")
         value = Path(value).read_text(encoding="utf-8", errors="replace")
     try:
         read = json.loads(value)
     except (ValueError, RecursionError):
         read = None
     if not isinstance(read, dict):
-        raise InputError(f"{name}: expected a mapping such as {{key: value}}, got {shown(value)}")
+        raise InputError(f"{name} is {shown(value)}; expected a mapping such as {{key: value}}")
 
 
 def _check_accelerator(args: Any) -> None:
@@ -192,7 +193,7 @@ def _check_accelerator(args: Any) -> None:
             raise InputError(f"accelerator_config: unknown key {shown(key)}; choose from {', '.join(defaults)}")
         if key == "use_configured_state":
             if not isinstance(entry, bool):
-                raise InputError(f"accelerator_config.{key}: expected true or false, got {shown(entry)}")
+                raise InputError(f"accelerator_config.{key} is {shown(entry)}; expected true or false")
         elif entry != defaults[key] and (entry or defaults[key]):  # an empty mapping is as good as none
             raise InputError(f"accelerator_config.{key}: the planner deals the rows, not accelerate; leave it out")
 
@@ -205,7 +206,7 @@ def _check_optimizer(args: Any) -> None:
         raise InputError(f"optim: {name} is not supported: {_LAYERWISE}; choose another, such as adamw_torch_fused")
     for part in args.optim_args.replace(" ", "").split(",") if args.optim_args else ():
         if part.count("=") != 1:
-            raise InputError(f"optim_args: expected name=value, separated by commas, got {shown(args.optim_args)}")
+            raise InputError(f"optim_args is {shown(args.optim_args)}; expected name=value, separated by commas")
 
 
 def _check_schedule(args: Any) -> None:
@@ -249,11 +250,11 @@ def _check_checkpointing(args: Any) -> None:
                 raise InputError(f"{name}: unknown key {shown(key)}; choose from {', '.join(sorted(known))}")
             if key == "every_n_layers":
                 if isinstance(entry, bool) or not isinstance(entry, int) or entry < 1:
-                    raise InputError(f"{name}.{key}: expected a whole number above 0, got {shown(entry)}")
+                    raise InputError(f"{name}.{key} is {shown(entry)}; expected a whole number above 0")
                 if args.checkpoint_layers is not None:
                     raise InputError(f"{name}.{key}: checkpoint_layers says which layers too; keep one of them")
             elif key not in ("context_fn", "determinism_check") and not isinstance(entry, bool):
-                raise InputError(f"{name}.{key}: expected true or false, got {shown(entry)}")
+                raise InputError(f"{name}.{key} is {shown(entry)}; expected true or false")
             if key == "offload" and entry and (args.use_cpu or not torch.cuda.is_available()):
                 raise InputError(
                     f"{name}.{key}: it moves what a GPU keeps to the CPU, and there is no GPU; leave it out"

@@ -15,6 +15,7 @@ Before the first step
   layers.py              checkpointed, compiled, Liger's
   machine.py             what the machines can do, the same on every rank
   start.py               one look whether the numbers are right
+  banner.py              what the run is, in one block
 Steps
   steps.py               whole optimizer steps from a dataloader
   workers.py             its workers, and what goes wrong in one

@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise Unfit(f"is damaged ({path.name} is damaged: not JSON)") from error
     if not isinstance(value, dict):
-        raise Unfit(f"is damaged ({path.name} is damaged: expected an object, found a {type(value).__name__})")
+        raise Unfit(f"is damaged ({path.name} is a {type(value).__name__}; expected an object)")
     return value
 
 

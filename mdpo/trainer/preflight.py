@@ -79,16 +79,16 @@ def check_arguments(model: Any, args: Any, processing_class: Any, peft_config: A
     if isinstance(model, (str, Path)):
         raise InputError(f"model: {str(model)!r} is a path; pass the model: mdpo.models.load({str(model)!r})")
     if not isinstance(model, (PreTrainedModel, PeftModel)):
-        raise InputError(f"model: expected a Hugging Face model or a PEFT model, found a {type(model).__name__}")
+        raise InputError(f"model is a {type(model).__name__}; expected a Hugging Face model or a PEFT model")
     if unwrap(model).get_output_embeddings() is None:
         raise InputError(
             f"model: a {type(unwrap(model)).__name__} has no language-model head; load it with mdpo.models.load, or "
             "transformers' AutoModelForImageTextToText"
         )
     if not isinstance(args, MDPOConfig):
-        raise InputError(f"args: expected an mdpo.MDPOConfig, which has mDPO's settings, found a {type(args).__name__}")
+        raise InputError(f"args is a {type(args).__name__}; expected an mdpo.MDPOConfig, which has mDPO's settings")
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
-        raise InputError(f"peft_config: expected a peft.LoraConfig or its like, found a {type(peft_config).__name__}")
+        raise InputError(f"peft_config is a {type(peft_config).__name__}; expected a peft.LoraConfig or its like")
     for name, value in rows.items():
         if isinstance(value, (str, Path)):
             raise InputError(f"{name}: {str(value)!r} is a path; pass the rows: mdpo.data.read_rows({str(value)!r})")
@@ -116,7 +116,7 @@ def _check_processing_class(processing_class: Any) -> None:
     if not isinstance(processing_class, ProcessorMixin) or not hasattr(processing_class, "image_processor"):
         kind = "tokenizer" if isinstance(processing_class, PreTrainedTokenizerBase) else type(processing_class).__name__
         raise InputError(
-            f"processing_class: expected the model's processor, with its image processor, found a {kind}; pass "
+            f"processing_class is a {kind}; expected the model's processor, with its image processor; pass "
             "mdpo.models.load_processor(folder), or transformers' AutoProcessor"
         )
 

@@ -112,7 +112,7 @@ def check_schedule(folder: Path, step: int, *, exactly: bool) -> None:
     """
     schedule = read_pickle(folder / "scheduler.pt")
     if not isinstance(schedule, dict):
-        raise Unfit(f"is damaged (scheduler.pt: expected a dict, found a {type(schedule).__name__})")
+        raise Unfit(f"is damaged (scheduler.pt is a {type(schedule).__name__}; expected a dict)")
     if "base_lrs" not in schedule:  # a schedule that follows a metric, which counts evaluations
         return
     last = schedule.get("last_epoch")

@@ -195,9 +195,13 @@ class Signals:
                 self._echoes_until = None
             if self._overdue:
                 self._interrupt()
-            elif self._first is not None and not self._seen and not self.holding:
-                if time.monotonic() - self._first >= PATIENCE:
-                    self._leave(self._number)  # blocked outside of Python, where no exception reaches it
+            elif (
+                self._first is not None
+                and not self._seen
+                and not self.holding
+                and time.monotonic() - self._first >= PATIENCE
+            ):
+                self._leave(self._number)  # blocked outside of Python, where no exception reaches it
 
     def _came(self, number: int) -> None:
         now = time.monotonic()

@@ -37,13 +37,13 @@ def switch_dropout_off(model: nn.Module, args: MDPOConfig) -> None:
     found = None if isinstance(family_of(model), Separate) else attention_dropout(model)
     if found is not None:
         raise InputError(
-            "disable_dropout: false needs a model without attention dropout, of which a packed row has none, "
-            f"found {found}; set it to true"
+            f"disable_dropout is false, and the model has {found}; a packed row has no attention dropout: set "
+            "disable_dropout to true"
         )
 
 
 def describe_trained(model: nn.Module) -> str:
-    """What trains, in one line: how much of the model, and in front of the text model or in it."""
+    """How many of the model's parameters train, and in which part of it."""
     text = {id(parameter) for parameter in unwrap(model).get_decoder().parameters()}
     sizes = Counter[str]()
     for name, parameter in model.named_parameters():
@@ -55,7 +55,7 @@ def describe_trained(model: nn.Module) -> str:
     parts = ", ".join(f"{size:,} in the {part}" for part, size in sizes.most_common())
     # Two 4-bit weights share a number, which both libraries know.
     total = model.get_nb_trainable_parameters()[1] if isinstance(model, PeftModel) else unwrap(model).num_parameters()
-    return f"trains {sum(sizes.values()):,} of {total:,} parameters: {parts}"
+    return f"{sum(sizes.values()):,} of {total:,} parameters: {parts}"
 
 
 def check_start(

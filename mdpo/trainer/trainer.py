@@ -34,7 +34,7 @@ from mdpo.models.policy import PolicyOutput
 from mdpo.models.reference import Reference, in_mode
 from mdpo.models.start_check import first_examples
 from mdpo.objectives import objective_of
-from mdpo.packing import Batch, PreferenceTokens, Separate, cost_of, family_of
+from mdpo.packing import Batch, PreferenceTokens, Separate, family_of
 
 from .arguments import (
     check_fsdp,
@@ -45,6 +45,7 @@ from .arguments import (
     say_what_has_no_effect,
     settle_evaluation,
 )
+from .banner import banner
 from .checkpoints import recover
 from .datasets import EvalRows, Rows, cache_folder, dataset_of, eval_datasets_of, find_neighbours
 from .evaluation import Evaluation, predictions
@@ -58,7 +59,7 @@ from .publishes import Publishes
 from .resume import check_for_model, checkpoint_to_resume, saved_settings
 from .run_settings import check_same_run, recorded, run_settings
 from .samples import SampleAnswers
-from .start import check_start, describe_trained, switch_dropout_off
+from .start import check_start, switch_dropout_off
 from .steps import MicroBatches, Step, StepSampler, collate
 from .terminal import use_lines
 from .workers import begin_worker
@@ -154,14 +155,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             examples=self._first_examples,
             whole=not self.is_fsdp_enabled,
         )
-        if isinstance(self.family, Separate):
-            _log.info(self.family.line(args.branches))
-        else:
-            packed, separate = (cost_of(args.branches, packed=packed) for packed in (True, False))
-            _log.info("packed: %s tokens an example, where separate branches take %s", packed, separate)
-        _log.info("reference: %s", reference.description)
-        for line in filter(None, (describe_trained(model), describe_lora(model, self.step_dtype))):
-            _log.info(line)
+        lora = describe_lora(model, self.step_dtype)
+        if lora is not None:
+            _log.info(lora)
         self.layers = prepare_layers(model, reference.frozen, args)
         self.policy = PackedPolicy(
             model,
@@ -311,6 +307,8 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             if self.args.should_save:
                 self.settings_of_checkpoints()  # by its first checkpoint, some of its files may be gone
             self._check_start()
+            if self.is_world_process_zero() and self.train_dataset is not None:
+                _log.info(banner(self, self._planned_steps()))
             if self._makes_optimizer and self.state.global_step:
                 # An earlier training's has made more steps than a checkpoint of this one could go on from.
                 self.optimizer = self.lr_scheduler = None
@@ -347,14 +345,23 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
             raise InputError("train_dataset is missing")
         folder = Path(checkpoint_to_resume(self.args, requested))
         check_same_run(folder, saved_settings(folder), self.settings_of_checkpoints())
-        steps_per_epoch = -(-len(self.train_dataset) // self.args.examples_per_step)
-        max_steps = self.args.max_steps
-        if max_steps <= 0:
-            max_steps = math.ceil(self.args.num_train_epochs * steps_per_epoch)
         check_for_model(
-            folder, self.model, sharded=self.is_fsdp_enabled, max_steps=max_steps, steps_per_epoch=steps_per_epoch
+            folder,
+            self.model,
+            sharded=self.is_fsdp_enabled,
+            max_steps=self._planned_steps(),
+            steps_per_epoch=self._steps_per_epoch(),
         )
         return str(folder)
+
+    def _steps_per_epoch(self) -> int:
+        return -(-len(self.train_dataset) // self.args.examples_per_step)
+
+    def _planned_steps(self) -> int:
+        """Of the whole run, those before a checkpoint included."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
 
     def settings_of_checkpoints(self) -> dict[str, Any]:
         if self._run_settings is None:

@@ -121,7 +121,7 @@ def test_the_forms_of_a_file_of_objects(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"id": "q", "objects": "dog"}', "record 1: objects: expected a list of words"),
+        ('{"id": "q", "objects": "dog"}', "record 1: objects is 'dog'; expected a list of words"),
         ('{"id": "q", "objects": ["dog", 3]}', "record 1: objects"),
         ('{"objects": ["dog"]}', "record 1: id is missing"),
         ('{"id": "q", "objects": ["?"]}', "record 1: object '?' has no letter"),

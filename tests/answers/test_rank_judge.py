@@ -357,7 +357,7 @@ def test_a_rubric_from_a_file(tmp_path):
         ("aspects: {a: b}\nscale: [1, 5]\nweights: {a: -1}", "weights: 'a'"),
         ("aspects: {reason: b}\nscale: [1, 5]", "none of them 'reason'"),
         ("aspects: {a_b: c, A b: d}\nscale: [1, 5]", "all different"),
-        ("aspects: {a: b}\nscale: [1, 5]\ninstructions: ''", "instructions: expected text"),
+        ("aspects: {a: b}\nscale: [1, 5]\ninstructions: ''", "instructions is not text; expected text"),
         ("aspects: {a: b}\naspects: {a: b}", "stands twice"),
         ('aspects: {a: "b \\ud83d"}\nscale: [1, 5]', "no Unicode text"),
         ('aspects: {a: b}\nscale: [1, 5]\ninstructions: "\\ud83d"', "no Unicode text"),

@@ -92,13 +92,13 @@ def test_several_files_are_one_pool(folder):
     ("changes", "words"),
     [
         ({"id": None}, "id: is missing"),
-        ({"response": None}, "response: expected text"),
+        ({"response": None}, "response: is None; expected text"),
         ({"response": 3}, "response"),
         ({"response": "a\ud83d"}, "response: half a surrogate pair at character 1"),
-        ({"answer": -1}, "answer: expected a whole number"),
+        ({"answer": -1}, "answer: is -1; expected a whole number"),
         ({"answer": True}, "answer"),
         ({"tokens": "3"}, "tokens"),
-        ({"tokens": 10**400}, "tokens: expected a whole number"),
+        ({"tokens": 10**400}, "tokens: is 1000"),
         ({"whole": 1}, "whole"),
         ({"writer": ""}, "writer"),
         ({"answer": 0}, "is also that of"),
@@ -120,12 +120,12 @@ def test_what_is_not_right_is_named(folder, changes, words):
     ("changes", "words"),
     [
         ({}, "score: is missing"),
-        ({"score": "5"}, "score: expected a number"),
+        ({"score": "5"}, "score: is '5'; expected a number"),
         ({"score": True}, "score"),
         ({"score": 1, "by": 3}, "by"),
         ({"score": 1, "details": []}, "details"),
-        ({"score": 10**400}, "score: expected a number"),
-        ({"score": float("nan")}, "score: expected a number"),
+        ({"score": 10**400}, "score: is 1000"),
+        ({"score": float("nan")}, "score: is nan; expected a number"),
     ],
 )
 def test_scores_that_are_none_are_named(folder, changes, words):

@@ -184,7 +184,7 @@ def test_the_same_writer_answers_parts_of_the_questions(world, command, tmp_path
         (["--temperature", "0"], "at temperature 0 all answers are the same"),
         (["--top-p", "0"], "top_p is 0.0"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
-        (["--batch-size", "0"], "--batch-size is at least 1, found 0"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a number above 0"),
         (["--adapter", "nowhere"], "nowhere"),
         (["--engine", "vllm"], "--engine vllm: it does not import (it is not installed); install it, or give"),
     ],

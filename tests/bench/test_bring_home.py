@@ -181,7 +181,7 @@ def test_every_torn_archive_is_named(tmp_path, capsys):
 
 def test_an_archive_that_swells_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(archive, "MOST_BYTES", 1000)
-    path, _ = good(tmp_path)
+    good(tmp_path)
     write_tar(tmp_path / "bomb.tgz", [member("records/bomb", content=b"0" * 2000)])
     assert bring_home.main([str(tmp_path / "bomb.tgz"), "--into", str(tmp_path / "home")]) == 2
     assert "unpacks to more than" in capsys.readouterr().err

@@ -81,7 +81,7 @@ COLUMNS = {
     "rejected_weights": spans,
     "chosen_response_spans": value,
     "rejected_response_spans": value,
-    **{name: text | value for name in ("image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w")},
+    **dict.fromkeys(("image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w"), text | value),
     "prompt": answer,
     "question": answer,
     "chosen": answer,

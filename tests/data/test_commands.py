@@ -1,6 +1,5 @@
 """``mdpo data check | preview | sample`` as a user runs them."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdpo.data import DataOptions, PreferenceDataset, read_rows
-from mdpo.data.commands import add_commands
+from mdpo.commands import program
+from mdpo.data import DataOptions, PreferenceDataset, commands, read_rows
 from mdpo.errors import InputError
 from mdpo.objectives import PRESETS
 from tests import tiny
@@ -21,10 +20,11 @@ def load_processor(path: Path):
 
 
 def run(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(), load_processor, {name: each.branches for name, each in PRESETS.items()})
-    options = parser.parse_args(["data", *map(str, arguments)])
-    options.run(options)
+    options = program().parse_args(["data", *map(str, arguments)])
+    if arguments[0] == "check":
+        commands.run_check(options, load_processor, PRESETS)
+    else:
+        options.run(options)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_sound_file_is_reported_on(data, capsys, tmp_path):
     assert "broken    0" in output
     assert "chosen = rejected: 1" in output and "row 5 (line 6): rejected" in output
     assert "duplicate: 1" in output and "row 8 (line 9): row: the same as train.jsonl, row 0 (line 1)" in output
-    assert "tiny image: 1" in output and "5 × 50 pixels" in output
+    assert "tiny image: 1" in output and "5 x 50 pixels" in output
     assert "response cut" in output
     assert "lengths in tokens" in output and "packed" in output
     assert Image.open(tmp_path / "lengths.png").size > (100, 100)
@@ -204,12 +204,12 @@ def test_dropped_rows_and_own_negatives_are_counted(tmp_path, capsys):
         (("check", "gone.jsonl"), "does not exist"),
         (("check", "train.jsonl", "--max-length", "5"), "give --model"),
         (("check", "train.jsonl", "--picture", "x.nothing"), "--picture"),
-        (("preview", "train.jsonl", "--output", "x.png", "--rows", "0"), "--rows 0"),
+        (("preview", "train.jsonl", "--output", "x.png", "--rows", "0"), "--rows is 0; expected"),
         (("preview", "train.jsonl", "--output", "x.nothing"), "--output"),
         (("preview", "train.jsonl", "--output", "x.png", "--negative", "own"), "rejected_images: is missing"),
         (("preview", "text.jsonl", "--output", "x.png"), "no row has an image"),
         (("sample", "train.jsonl", "--output", "x.json"), "ends in .jsonl"),
-        (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "0"), "--count 0"),
+        (("sample", "train.jsonl", "--output", "x.jsonl", "--count", "0"), "--count is 0; expected"),
         (("sample", "train.jsonl", "--output", "train.jsonl"), "train.jsonl is the file that is read as data"),
         (
             ("sample", "train.jsonl", "--output", "./train.jsonl", "--count", "2"),

@@ -149,7 +149,7 @@ def test_held_out_rows_are_a_view(tmp_path, many):
     assert [data[index].packed_length for index in range(3)] == data.lengths.tolist()
 
 
-@pytest.mark.parametrize("line, message", [
+@pytest.mark.parametrize(("line", "message"), [
     (lambda: " " * limits.MAX_LINE + '{"prompt": 1}', r"line: has more than [\d,]+ bytes, the limit of a row"),
     (lambda: "[" + "1," * (limits.MAX_VALUES + 1) + "1]",
         r"line: holds some [\d,]+ values, above the limit of 500,000"),

@@ -104,7 +104,7 @@ def test_a_run_goes_on_with_the_same_mixture_and_no_other(files, tmp_path, capsy
     ("given", "problem"),
     [
         ({}, "the mapping is empty"),
-        ({"a": 0}, "expected a share above 0 for 'a', got 0"),
+        ({"a": 0}, "the share of 'a' is 0; expected a number above 0"),
         ({"a": -1}, "above 0"),
         ({"a": "much"}, "above 0"),
         ({"a": True}, "above 0"),

@@ -85,7 +85,7 @@ def test_crops_keep_the_share_of_the_area_that_they_should(low, high):
     areas = np.array([(r - x) * (b - y) / (width * height) for x, y, r, b in boxes])
     aspects = np.array([(r - x) / (b - y) for x, y, r, b in boxes])
     assert low * 0.98 <= areas.min() and areas.max() <= high * 1.02, "but for rounding to pixels"
-    assert 0.73 < aspects.min() and aspects.max() < 1.37
+    assert aspects.min() > 0.73 and aspects.max() < 1.37
     # Uniform on [low, high]: mean (low + high) / 2, variance (high - low)² / 12; here with 4 standard errors' room.
     error = (high - low) / math.sqrt(12 * len(boxes))
     assert abs(areas.mean() - (low + high) / 2) < 4 * error
@@ -163,10 +163,10 @@ def test_own_negatives_are_the_rows_and_required():
 
 def test_black_is_black_and_noise_keeps_what_vcd_keeps():
     image = Image.new("RGB", (200, 200), (255, 255, 255))
-    data = [row for row in parse_rows([{"image": image, "prompt": "q?", "chosen": "a", "rejected": "b"}], ".")]
+    data = list(parse_rows([{"image": image, "prompt": "q?", "chosen": "a", "rejected": "b"}], "."))
     assert made("black", data) == Image.new("RGB", (200, 200))
     grey = Image.new("RGB", (200, 200), (127, 127, 127))
-    data = [row for row in parse_rows([{"image": grey, "prompt": "q?", "chosen": "a", "rejected": "b"}], ".")]
+    data = list(parse_rows([{"image": grey, "prompt": "q?", "chosen": "a", "rejected": "b"}], "."))
     noisy = np.asarray(made("diffusion_noise", data), dtype=float) / 127.5 - 1
     # Σβ over steps 0…500 of the sigmoid schedule: 0.00499 × 999/12 × ln 2 + 501 × 1e-5 ≈ 0.296, so the noise has the
     # variance 1 − e^−0.296 ≈ 0.256; clipping at two standard deviations takes some of it.

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mdpo.commands.rows import add_size_options
 from mdpo.data import DataOptions, PictureSize, PreferenceDataset, parse_rows, size_pictures
 from mdpo.data.image_tokens import ImageTokens
-from mdpo.data.picture_size import add_size_options, size_options, size_settings, sizes_of
+from mdpo.data.picture_size import size_options, size_settings, sizes_of
 from mdpo.errors import InputError
 from mdpo.packing import family_of
 from tests import tiny
@@ -110,11 +111,11 @@ def test_the_size_is_the_image_processors_own_and_is_saved_with_it(tmp_path, fam
 @pytest.mark.parametrize(
     ("family", "size", "message"),
     [
-        ("llava", {"max_pixels": 9}, "max_pixels: CLIPImageProcessorPil takes every picture at 32 × 32; leave it out"),
+        ("llava", {"max_pixels": 9}, "max_pixels: CLIPImageProcessorPil takes every picture at 32 x 32; leave it out"),
         ("llava", {"image_processor_kwargs": {"size": {"shortest_edge": 9}}},
-            "image_processor_kwargs: CLIPImage.* at 32 × 32"),
+            "image_processor_kwargs: CLIPImage.* at 32 x 32"),
         ("llava_next", {"min_pixels": 9},
-            r"min_pixels: .* built with \(image_grid_pinpoints: 32 × 64, .*; leave it out, and make"),
+            r"min_pixels: .* built with \(image_grid_pinpoints: 32 x 64, .*; leave it out, and make"),
         ("qwen2_vl", {"max_pixels": 63}, "max_pixels: 63 is less than the 64 pixels of one token; give at least 64"),
         ("idefics3", {"max_pixels": 1023},
             "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
@@ -129,13 +130,13 @@ def test_the_size_is_the_image_processors_own_and_is_saved_with_it(tmp_path, fam
         ("internvl", {"image_processor_kwargs": {"min_patches": 13}},
             "image_processor_kwargs: the least, 13, is more than .*, 12;"),
         ("internvl", {"image_processor_kwargs": {"max_patches": True}},
-            "max_patches: expected a whole number above 0, got True"),
+            "max_patches is True; expected a whole number above 0"),
         ("idefics3", {"image_processor_kwargs": {"do_image_splitting": 1}},
-            "do_image_splitting: expected true or false, got 1"),
+            "do_image_splitting is 1; expected true or false"),
         ("idefics3", {"image_processor_kwargs": {"size": {"height": 9}}},
-            "size: expected whole .* names longest_edge, got"),
+            "size is .*; expected whole .* names longest_edge"),
         ("qwen2_vl", {"image_processor_kwargs": {"size": 9}},
-            "size: expected whole .* names shortest_edge, longest_edge, got 9"),
+            "size is 9; expected whole .* names shortest_edge, longest_edge"),
         (
             "qwen2_vl",
             {"max_pixels": 999, "image_processor_kwargs": {"size": {"longest_edge": 99}}},
@@ -155,7 +156,7 @@ def test_a_processor_that_cuts_no_tiles_has_pictures_of_one_size(monkeypatch, fa
         processor.image_processor.do_image_splitting = False
     else:
         monkeypatch.setattr("mdpo.data.picture_size.image_settings", lambda processor: {})
-    with pytest.raises(InputError, match="max_pixels: .* is false, so every picture is taken at 32 × 32; leave it out"):
+    with pytest.raises(InputError, match="max_pixels: .* is false, so every picture is taken at 32 x 32; leave it out"):
         size_pictures(processor, PictureSize(max_pixels=5000))
     data = dataset(processor, {"image": picture(200, 120)})
     with pytest.raises(InputError) as error:
@@ -166,8 +167,8 @@ def test_a_processor_that_cuts_no_tiles_has_pictures_of_one_size(monkeypatch, fa
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ({"max_pixels": 0}, "max_pixels: expected a whole number above 0, got 0"),
-        ({"min_pixels": 2.5}, "min_pixels: expected a whole number above 0, got 2.5"),
+        ({"max_pixels": 0}, "max_pixels is 0; expected a whole number above 0"),
+        ({"min_pixels": 2.5}, "min_pixels is 2.5; expected a whole number above 0"),
         ({"min_pixels": 3, "max_pixels": 2}, "min_pixels: 3 is more than max_pixels 2; lower it"),
         (
             {"image_processor_kwargs": [1]},

@@ -114,7 +114,7 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
     "null rejected": ({**GOOD, "rejected": None}, "rejected", "column 'rejected' is null; give it a text"),
     "empty chosen": ({**GOOD, "chosen": ""}, "chosen", "is empty"),
     "blank rejected": ({**GOOD, "rejected": " \n\t"}, "rejected", "is empty"),
-    "chosen is a number": ({**GOOD, "chosen": 7}, "chosen", "found int"),
+    "chosen is a number": ({**GOOD, "chosen": 7}, "chosen", "is a int; expected text"),
     "chosen is of the user": ({**GOOD, "chosen": [{"role": "user", "content": "x"}]}, "chosen", "role 'user'"),
     "chosen is two turns": ({**GOOD, "chosen": [{"role": "assistant", "content": "x"}] * 2}, "chosen", "2 messages"),
     "an image in an answer": (
@@ -124,10 +124,14 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
     ),
     "half a surrogate": ({**GOOD, "chosen": "\ud800"}, "chosen", "surrogate"),
     "empty prompt without image": ({**GOOD, "prompt": "", "img_path": None}, "prompt", "is empty"),
-    "empty list of messages": ({**GOOD, "prompt": []}, "prompt", "found nothing"),
-    "prompt is an object": ({**GOOD, "prompt": {"role": "user"}}, "prompt", "found dict"),
+    "empty list of messages": ({**GOOD, "prompt": []}, "prompt", "is empty; expected text"),
+    "prompt is an object": ({**GOOD, "prompt": {"role": "user"}}, "prompt", "is a dict; expected text"),
     "message without content": ({**GOOD, "prompt": [{"role": "user"}]}, "prompt", "a role and a content"),
-    "message of numbers": ({**GOOD, "prompt": [{"role": "user", "content": 3}]}, "prompt", "found int"),
+    "message of numbers": (
+        {**GOOD, "prompt": [{"role": "user", "content": 3}]},
+        "prompt",
+        "content is a int; expected text",
+    ),
     "unknown part": (
         {**GOOD, "prompt": [{"role": "user", "content": [{"type": "video"}]}]},
         "prompt",
@@ -150,9 +154,9 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
     "absolute": ({**GOOD, "img_path": "/etc/passwd"}, "images", "outside the image folder"),
     "a URL": ({**GOOD, "img_path": "https://example.org/a.png"}, "images", "nothing is fetched"),
     "null byte": ({**GOOD, "img_path": "a\0.png"}, "images", "control characters"),
-    "no path": ({**GOOD, "img_path": ""}, "images", "must be a path"),
-    "path is a number": ({**GOOD, "img_path": 3}, "images", "must be a path"),
-    "path in an object": ({**GOOD, "img_path": {"url": "a.png"}}, "images", "found an object with url"),
+    "no path": ({**GOOD, "img_path": ""}, "images", "is an empty text; expected a path"),
+    "path is a number": ({**GOOD, "img_path": 3}, "images", "is a int; expected a path"),
+    "path in an object": ({**GOOD, "img_path": {"url": "a.png"}}, "images", "is an object with url; expected a path"),
     "no path in it": ({**GOOD, "img_path": {"bytes": None, "path": None}}, "images", "an object with bytes, path"),
     "two image columns": ({**GOOD, "images": ["b.png"]}, "img_path", "img_path and images both name images"),
     "id is a list": ({**GOOD, "id": [1]}, "id", "expected text or a whole number"),
@@ -192,7 +196,7 @@ BROKEN = {  # what is wrong: (the row, field, part of the message)
         "chosen_weights",
         "every character has the weight 0",
     ),
-    "not an object": (["a", "b"], "row", "found a list"),
+    "not an object": (["a", "b"], "row", "is a list; expected an object"),
 }
 
 
@@ -240,7 +244,7 @@ def test_links_lead_out_only_where_that_is_allowed(folder, tmp_path_factory):
         ("t.jsonl", b'\xef\xbb\xbf[{"a": 1}, {"a": 2}]', "a JSON list"),
         ("t.json", b'{"a": 1}\n{"a": 2}\n', "JSONL: name the file .jsonl"),
         ("t.json", b"[", "t.json: not JSON: .*line 1"),
-        ("t.json", b"{}", "expected a list of rows, found a dict"),
+        ("t.json", b"{}", "is a dict; expected a list of rows"),
         ("t.json", b'["\xff"]', "not UTF-8"),
         ("t.json", b"[]", "holds no rows"),
         ("t.csv", b"a,b", r"unknown kind of file '.csv'"),

@@ -134,13 +134,13 @@ def test_a_format_that_hides_columns_hides_them(tmp_path):
         (lambda: datasets.DatasetDict(train=table(), test=table()), r"rows has splits: train, test; give one of them"),
         (lambda: table().cast_column("images", datasets.List(datasets.Image(mode="L"))), "asks for images of mode L"),
         (lambda: table().select([]), "rows holds no rows; give at least one"),
-        (lambda: [], "rows holds no rows; give at least one"),
+        (list, "rows holds no rows; give at least one"),
         (lambda: iter(()), "rows holds no rows; give at least one"),
         (lambda: {"train": []}, "rows is a dict; give rows"),
         (lambda: 7, "rows is a int; give rows"),
         (lambda: "train.jsonl", "rows is the path train.jsonl; read it with mdpo.data.read_rows"),
         (lambda: pytest.importorskip("pandas").DataFrame([TEXT]), r"rows is a DataFrame; .*to_dict\('records'\)"),
-        (lambda: ["a row"], "rows, row 0: row: expected an object with columns, found a str"),
+        (lambda: ["a row"], "rows, row 0: row: is a str; expected an object with columns"),
     ],
 )
 def test_what_is_no_list_of_rows_is_one_line(given, message, tmp_path):

@@ -233,16 +233,16 @@ def test_tools_and_variables_of_a_row_reach_the_template():
             "row 0: tools: the chat template ignores the tools; set a chat_template",
         ),
         ("chatml", {"tools": "[zoom"}, "row 0: tools: not JSON"),
-        ("chatml", {"tools": {"name": "zoom"}}, "row 0: tools: expected a list of objects, found dict"),
+        ("chatml", {"tools": {"name": "zoom"}}, "row 0: tools: is a dict; expected a list of objects"),
         (
             "chatml",
             {"chat_template_kwargs": {"enable": 1}},
             "chat_template_kwargs: the chat template does not read 'enable'",
         ),
         ("chatml", {"chat_template_kwargs": {"tokenize": 1}}, "chat_template_kwargs: 'tokenize' is not a variable"),
-        ("chatml", {"chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object, found list"),
+        ("chatml", {"chat_template_kwargs": [1]}, "chat_template_kwargs: is a list; expected an object"),
         ("chatml", {"system": "Be nice.", "prompt": [SYSTEM, USER]}, "row 0: system: .*keep one of them"),
-        ("chatml", {"system": ["Be nice."]}, "row 0: system: expected text, found list"),
+        ("chatml", {"system": ["Be nice."]}, "row 0: system: is a list; expected text"),
     ],
 )
 def test_columns_that_do_not_reach_the_model_are_refused(template, columns, message):

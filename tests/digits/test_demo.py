@@ -93,7 +93,7 @@ def test_the_demo_trains_both_ways_and_tells_them_apart(demo):
 
 
 def test_the_report_stands_alone(demo):
-    folder, results, _ = demo
+    folder, _, _ = demo
     page = _Page((folder / "report.html").read_text(encoding="utf-8"))
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert len(page.sources) == 3 + 12  # the charts, and a test picture each

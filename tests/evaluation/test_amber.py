@@ -25,8 +25,8 @@ def similarity(noun, word):
     return 1.0 if noun == word else 0.81 if (noun, word) in ALIKE else 0.8
 
 
-def annotation(truth, hallu=(), *, id=1, type="generative"):
-    return {"id": id, "type": type, "truth": list(truth), "hallu": list(hallu)}
+def annotation(truth, hallu=(), *, id=1, kind="generative"):
+    return {"id": id, "type": kind, "truth": list(truth), "hallu": list(hallu)}
 
 
 def score(text, truth, hallu=(), *, compat=True, safe=(), **options):
@@ -100,7 +100,7 @@ def test_denominators_start_at_a_thousandth():
 
 
 def test_the_lookup_is_positional_and_other_questions_are_passed_over():
-    annotations = [annotation(["sky"], id=2), annotation(["dog"], id=1), annotation(["cat"], id=3, type="relation")]
+    annotations = [annotation(["sky"], id=2), annotation(["dog"], id=1), annotation(["cat"], id=3, kind="relation")]
     responses = [{"id": 1, "response": "sky"}, {"id": 3, "response": "Yes"}]
     options = {"nouns": str.split, "similarity": similarity}
     official = amber.score(responses, annotations, RELATION, [], **options)
@@ -128,7 +128,7 @@ def test_the_closest_word_decides_when_corrected():
 
 
 def test_problems_are_counted():
-    annotations = [annotation([]), annotation([], id=2), annotation([], id=3), annotation([], id=4, type="relation")]
+    annotations = [annotation([]), annotation([], id=2), annotation([], id=3), annotation([], id=4, kind="relation")]
     responses = [{"id": id, "response": ""} for id in (1, 1, 9, 0)]
     assert amber.problems(responses, annotations) == {"missing": [2, 3], "duplicate": [1], "unknown": [0, 9]}
 

@@ -22,7 +22,7 @@ wine glass
 train, locomotive
 remote, remote control
 airplane, jet
-"""  # noqa: W291
+"""
 
 
 def lemmas(text):

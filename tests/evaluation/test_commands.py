@@ -2,7 +2,6 @@
 loopback.
 """
 
-import argparse
 import json
 import sys
 
@@ -10,7 +9,8 @@ import pytest
 
 from mdpo import InputError
 from mdpo.cli import main
-from mdpo.evaluation import commands
+from mdpo.commands import program
+from mdpo.evaluation import language
 from mdpo.evaluation.results import read_result
 from tests.evaluation.endpoint import Endpoint
 
@@ -22,9 +22,7 @@ ANNOTATIONS = [
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([str(argument) for argument in arguments])
+    options = program().parse_args([str(argument) for argument in arguments])
     options.run(options)
 
 
@@ -36,12 +34,10 @@ def write(path, content):
 @pytest.fixture
 def words(monkeypatch):
     """Stand-ins for NLTK and spaCy: words are their own nouns and lemmas."""
-    monkeypatch.setattr(commands.language, "load_nouns", lambda: str.split)
-    monkeypatch.setattr(commands.language, "load_similarity", lambda: lambda noun, word: float(noun == word))
-    monkeypatch.setattr(commands.language, "load_lemmas", lambda variant: lambda text: text.lower().split())
-    monkeypatch.setattr(
-        commands.language, "load_tagger", lambda: lambda text: [(word, "NN") for word in text.split()[1:]]
-    )
+    monkeypatch.setattr(language, "load_nouns", lambda: str.split)
+    monkeypatch.setattr(language, "load_similarity", lambda: lambda noun, word: float(noun == word))
+    monkeypatch.setattr(language, "load_lemmas", lambda variant: lambda text: text.lower().split())
+    monkeypatch.setattr(language, "load_tagger", lambda: lambda text: [(word, "NN") for word in text.split()[1:]])
 
 
 @pytest.fixture
@@ -175,9 +171,9 @@ def test_object_halbench_by_judge(tmp_path, words, chair, judge, capsys):
     ("line", "message"),
     [
         ('{"id": 1, "response": "x"}', "row 0 has no text, answer or caption, only id, response"),
-        ('{"prompt": "", "text": "x"}', "image_id is a COCO image's number, found None.*--questions"),
-        ('{"image_id": Infinity, "text": "x"}', "image_id is a COCO image's number, found inf"),
-        ('{"image_id": 1e999, "text": "x"}', "image_id is a COCO image's number, found inf"),
+        ('{"prompt": "", "text": "x"}', "image_id is None; expected the number of a COCO image.*--questions"),
+        ('{"image_id": Infinity, "text": "x"}', "image_id is inf; expected the number of a COCO image"),
+        ('{"image_id": 1e999, "text": "x"}', "image_id is inf; expected the number of a COCO image"),
         ('{"image_id": 77, "text": "x"}', r"no COCO file describes: 1 \(77\)"),
         ('{"image_id": 4, "text": "x"}\n{"image_id": 4, "text": "y"}', "row 1 answers image 4 again, as row 0"),
     ],
@@ -271,9 +267,9 @@ def test_missing_models_say_what_to_install(amber, chair, monkeypatch):
     ):
         run("evaluate", "amber", write(amber / "r.json", [{"id": 1, "response": ""}]), "--data", amber)
     with pytest.raises(InputError, match="python -m spacy download en_core_web_lg"):
-        commands.language.load_similarity()
+        language.load_similarity()
     with pytest.raises(InputError, match="python -m spacy download en_core_web_trf"):
-        commands.language.load_tagger()
+        language.load_tagger()
 
 
 def test_human_sheet_and_tally(tmp_path, capsys):

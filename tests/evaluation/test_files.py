@@ -42,7 +42,7 @@ def test_only_the_last_line_may_be_torn(tmp_path):
         Journal(path)
     assert path.read_text().count("\n") == 3, "nothing was changed"
     path.write_text("[1]\n")
-    with pytest.raises(InputError, match="line 1: expected an object, found a list"):
+    with pytest.raises(InputError, match="line 1 is a list; expected an object"):
         Journal(path)
 
 
@@ -63,8 +63,8 @@ def test_records_of_either_kind(tmp_path):
     ("name", "content", "message"),
     [
         ("x.json", b"{", "x.json, line 1: not JSON"),
-        ("x.json", b"{}", "expected a list of objects, found a dict"),
-        ("x.json", b"[1]", "entry 0: expected an object, found a int"),
+        ("x.json", b"{}", "is a dict; expected a list of objects"),
+        ("x.json", b"[1]", "entry 0 is a int; expected an object"),
         ("x.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
         ("x.json", b"\xff\xfe", "not UTF-8"),
     ],

@@ -2,18 +2,20 @@
 ones.
 """
 
-import argparse
 import base64
 import json
 
 import pytest
 
 from mdpo import InputError
+from mdpo.commands import program
 from mdpo.data import PromptRow, read_rows
-from mdpo.evaluation import commands, generate
+from mdpo.evaluation import generate
 from mdpo.evaluation.answering import Settings, answer_all, read_settings
+from mdpo.evaluation.chair.files import read_captions
+from mdpo.evaluation.mmhal.files import read_mmhal
 from mdpo.evaluation.questions import read_questions, write_answers
-from mdpo.evaluation.responses import read_answers, read_captions, read_mmhal
+from mdpo.evaluation.responses import read_answers
 from mdpo.models import load, load_processor
 from tests import tiny
 
@@ -26,9 +28,7 @@ def world(tmp_path_factory):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args([str(argument) for argument in arguments])
+    options = program().parse_args([str(argument) for argument in arguments])
     options.run(options)
 
 

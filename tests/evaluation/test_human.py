@@ -71,7 +71,7 @@ def test_tally(rows, tmp_path):
     ids = [row.id for row in rows]
     other = {"left": "right", "right": "left"}
     choices = {id: second_side(sheet, id) for id in ids[:12]}
-    choices |= {id: "tie" for id in ids[12:18]} | {id: other[second_side(sheet, id)] for id in ids[18:20]}
+    choices |= dict.fromkeys(ids[12:18], "tie") | {id: other[second_side(sheet, id)] for id in ids[18:20]}
     result = tally(key, [answers(tmp_path / "one.json", sheet, choices)])
     assert [metric.value for metric in result.metrics] == pytest.approx([60, 30, 10])
     assert result.counts == {"questions": 20, "raters": 1, "unanswered": 4}

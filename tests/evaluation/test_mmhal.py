@@ -47,7 +47,7 @@ def test_summary_of_the_official_96():
     counted = [index % 7 for index in range(95)] + [0]
     assert summary.average == sum(counted) / 96
     assert summary.hallucination_rate == sum(rating < 3 for rating in counted) / 96
-    assert summary.per_type == [sum(counted[type::8]) / 12 for type in range(8)]
+    assert summary.per_type == [sum(counted[kind::8]) / 12 for kind in range(8)]
     assert summary.informativeness == sum((0, 1, 2, 0, 1, 2, 3)[rating] for rating in counted) / 96 / 3 * 100
     assert summary.unparsed == 1
 

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdpo import InputError
-from mdpo.evaluation import objects
-from mdpo.evaluation.chair import Lexicon
+from mdpo.evaluation.chair import Lexicon, objects
 from mdpo.evaluation.judge import Reply
 
 TEMPLATE = "Q: {question}\nA: {answer}"

@@ -1,5 +1,6 @@
 """The packed attention against the oracle in float64: every backend that is here, forward and every gradient."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -376,7 +377,7 @@ def test_gpu_is_deterministic_on_request() -> None:
     end = 2 * prompt + 3 * response
     bounds = [0, prompt + response, prompt + 2 * response, end]
     keys = [[(0, bounds[1])], [(0, prompt), (bounds[1], bounds[2])], [(bounds[2], end)]]
-    segments = Segments.build(list(zip(bounds, bounds[1:], strict=False)), keys).to("cuda")
+    segments = Segments.build(list(itertools.pairwise(bounds)), keys).to("cuda")
     tensors = inputs(end, (8, 2, 80), torch.bfloat16, "cuda")
     before = torch.are_deterministic_algorithms_enabled()
     for name in gpu_backends(torch.bfloat16):

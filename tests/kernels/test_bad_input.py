@@ -31,7 +31,7 @@ NO_POSITIVE_NUMBER = (float("inf"), float("-inf"), float("nan"), 10**39, 1e-46, 
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"logits": LOGITS[0]}, r"logits is \(10,\) float32 on cpu; expected a \(N, V\) tensor of float32, bfloat16"),
         ({"logits": LOGITS.long()}, r"logits is \(3, 10\) int64"),
@@ -62,7 +62,7 @@ def test_token_logps(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"hidden": HIDDEN[None]}, r"hidden is \(1, 3, 4\) float32 on cpu; expected a \(N, H\) tensor"),
         ({"hidden": HIDDEN[:, :3]}, r"hidden is \(3, 3\) .*; expected 4 columns as in weight \(10, 4\)"),
@@ -130,7 +130,7 @@ OPS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 EACH = pytest.mark.parametrize(
-    "op, argument",
+    ("op", "argument"),
     [(op, name) for op, (_, given) in OPS.items() for name in given if isinstance(given[name], torch.Tensor)],
 )
 

@@ -91,7 +91,7 @@ for name, changes in json.loads(sys.argv[3]).items():
 ALSO = [pytest.param(capability, list(VARIANTS), marks=pytest.mark.slow) for capability in SHARED]
 
 
-@pytest.mark.parametrize("capability, variants", [("90", ["plain"]), *ALSO])
+@pytest.mark.parametrize(("capability", "variants"), [("90", ["plain"]), *ALSO])
 def test_its_products_run_on_the_matrix_units_and_nothing_spills(capability: str, variants: list[str]) -> None:
     """With the blocks that a card of this capability gets: an A100, an RTX 3090, an H100, a B200 and an RTX 5090."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

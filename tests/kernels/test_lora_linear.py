@@ -223,7 +223,7 @@ X, W, A, B = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(2, 4), torch.zero
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": X[:, :3]}, r"x is \(3, 3\) float32 on cpu; expected \(…, 4\)"),
+        ({"x": X[:, :3]}, r"x is \(3, 3\) float32 on cpu; expected \(\.\.\., 4\)"),
         ({"x": X.long()}, r"x is \(3, 4\) int64"),
         ({"x": X.bfloat16()}, "expected the dtype of weight"),
         ({"weight": torch.nn.Linear(4, 5)}, "weight is a torch.nn.modules.linear.Linear; expected a tensor"),
@@ -283,7 +283,7 @@ def one_by_one(x: Tensor, layers: list[LoraLayer]) -> list[Tensor]:
     return [reference.lora_linear(x, *layer) for layer in layers]
 
 
-@pytest.mark.parametrize("scale, size", [(1 / 64, 4000.0), (64.0, 2e-6)])
+@pytest.mark.parametrize(("scale", "size"), [(1 / 64, 4000.0), (64.0, 2e-6)])
 def test_in_float16_the_scale_comes_first(scale: float, size: float, device: torch.device) -> None:
     """dy·B alone would be infinite, or next to nothing."""
     case = Case("scaled", dtype=torch.float16, adapter=torch.float32, scale=scale)
@@ -366,5 +366,5 @@ def test_several_layers_that_do_not_fit_are_refused(device: torch.device) -> Non
             lora_linears(x, odd)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="layers have weights of float32, float64; expected one dtype"):
         lora_linears(x, [layers[0], layers[1]._replace(weight=layers[1].weight.double())])
-    with pytest.raises(ValueError, match=r"expected \(…, 32\)"):
+    with pytest.raises(ValueError, match=r"expected \(\.\.\., 32\)"):
         lora_linears(x, [layers[0], layers[1]._replace(weight=layers[1].weight[:, 1:])])

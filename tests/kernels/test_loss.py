@@ -156,7 +156,7 @@ def test_loss_and_sums_under_compile() -> None:
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"policy": POLICY[:2]}, r"policy is \(2, 2\) float32 on cpu; expected \(3, B\)"),
         ({"policy": POLICY[0]}, r"policy is \(2,\) float32 on cpu; expected a \(3, B\) tensor"),
@@ -188,7 +188,7 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "offsets, message",
+    ("offsets", "message"),
     [
         ([1, 4], "does not run from 0 to the 4 rows"),
         ([0, 3], "does not run from 0 to the 4 rows"),

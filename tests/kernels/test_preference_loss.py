@@ -296,11 +296,11 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
 def test_sequences_that_do_not_fit_are_refused(device: torch.device) -> None:
     tensors = make(device) | {"terms": [CHOSEN]}
     for function in (fused_linear_preference_loss, reference.fused_linear_preference_loss):
-        with pytest.raises(ValueError, match=r"expected 4·B \+ 1 entries"):
+        with pytest.raises(ValueError, match=r"expected 4\*B \+ 1 entries"):
             function(**tensors | {"reference": None}, branches=NAMES[:4])
         with pytest.raises(ValueError, match=r"reference is \(5, 3\) .*; expected \(4, B\)"):
             function(**tensors, branches=NAMES[:4])
-        with pytest.raises(ValueError, match=r"expected 5·2 \+ 1 entries for 2 examples"):
+        with pytest.raises(ValueError, match=r"expected 5\*2 \+ 1 entries for 2 examples"):
             function(**tensors | {"reference": tensors["reference"][:, :2]}, branches=NAMES)
 
 

@@ -167,7 +167,9 @@ def test_int32_targets(device: torch.device) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows, columns, apart", [(17000, 128256, 128256), (3, 1000, 2**30 + 8)], ids=["many", "apart"])
+@pytest.mark.parametrize(
+    ("rows", "columns", "apart"), [(17000, 128256, 128256), (3, 1000, 2**30 + 8)], ids=["many", "apart"]
+)
 def test_more_than_two_to_the_31_logits(rows: int, columns: int, apart: int) -> None:
     """Addresses past 2³¹ entries, of many rows or of rows far apart: the last row agrees with itself computed alone."""
     memory = torch.zeros((rows - 1) * apart + columns, dtype=torch.bfloat16, device="cuda")

@@ -92,7 +92,7 @@ def numbers_of_rows(budget: int) -> list[int]:
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
-@pytest.mark.parametrize("vocabulary, budget", CASES)
+@pytest.mark.parametrize(("vocabulary", "budget"), CASES)
 def test_a_handful_of_kernels_whatever_the_number_of_rows(vocabulary, budget, trained, recorders) -> None:
     where = "cpu" if backend.INTERPRETED else "cuda"
     weight = torch.zeros(vocabulary, 8, dtype=torch.bfloat16, device=where)

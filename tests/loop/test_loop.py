@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mdpo import cli
 from mdpo.answers import read_scored
+from mdpo.commands import check_words
 from mdpo.errors import InputError
 from mdpo.loop.config import read_loop, words_of
 from mdpo.loop.report import result_of
@@ -333,10 +333,10 @@ def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
     [
         ({"prompts": None}, "'prompts' is missing"), ({"train": None}, "'train' is missing"),
         ({"round": 3}, "unknown key 'round'.*'rounds'"),
-        ({"rounds": 0}, "rounds: expected a whole number from 1"), ({"rounds": "two"}, "rounds"),
+        ({"rounds": 0}, "rounds is 0; expected a whole number from 1"), ({"rounds": "two"}, "rounds"),
         ({"seed": -1}, "seed"),
-        ({"sample": [1]}, "sample: expected options of mdpo sample, found a list"),
-        ({"train": 3}, "train: expected the path"),
+        ({"sample": [1]}, "sample is a list; expected options of mdpo sample"),
+        ({"train": 3}, "train is a int; expected the path"),
         ({"sample": {"output": "x"}}, "sample: output is set by the loop"),
         ({"sample": {"seed": 3}}, "seed is set by the loop"),
         ({"train": {"model_name_or_path": "m", "train_data": "x"}}, "train: train_data is set by the loop"),
@@ -344,8 +344,8 @@ def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
         ({"train": "nowhere.yaml"}, "nowhere.yaml"),
         ({"evaluate": {"sample": {}}}, "evaluate: key 'prompts' is missing"),
         ({"evaluate": {"prompts": "prompts.jsonl"}}, "evaluate: prompts: these are the questions that are trained on"),
-        ({"evaluate": {"prompts": ""}}, "evaluate: prompts: expected a path"),
-        ({"prompts": 3}, "prompts: expected a path"),
+        ({"evaluate": {"prompts": ""}}, "evaluate: prompts is empty; expected a path"),
+        ({"prompts": 3}, "prompts is a int; expected a path"),
         ({"evaluate": {"prompts": "p", "sample": {"temperature": 0.7}}},
             "evaluate: sample: temperature is set by the loop"),
         ({"evaluate": {"prompts": "p", "sample": {"top-p": 0.7}}}, "evaluate: sample: top_p is set by the loop"),
@@ -392,7 +392,7 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
     loop = replace(
         loop, prompts=here, evaluate=replace(loop.evaluate, prompts=here), train={"model_name_or_path": "llava"}
     )
-    found = planned(loop, cli.check_words)
+    found = planned(loop, check_words)
     assert [stage.name for stage in found] == [
         "answer",
         "measure",
@@ -414,7 +414,7 @@ def test_the_shipped_configuration_makes_commands_that_are_right():
         ({"rank": {"by": "chair", "objects": "nowhere.json"}}, "rank: nowhere.json does not exist"),
         ({"rank": {"by": "chair"}}, "rank: --by chair needs --objects"),
         ({"sample": {"temperature": -1}}, "sample: temperature is -1"),
-        ({"pairs": {"margin": -1}}, "pairs: --margin -1"),
+        ({"pairs": {"margin": -1}}, "pairs: --margin is -1; expected"),
     ],
 )
 def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path, monkeypatch, changes, words):
@@ -423,5 +423,5 @@ def test_an_option_that_a_command_does_not_have_is_said_with_its_stage(tmp_path,
     (tmp_path / "questions.jsonl").touch()
     prompts = {"prompts": str(tmp_path / "questions.jsonl")}
     with pytest.raises(InputError, match=words) as found:
-        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **prompts, **changes}, evaluate=None), cli.check_words)
+        planned(config(tmp_path, **{"rank": {"by": "agreement"}, **prompts, **changes}, evaluate=None), check_words)
     assert "\n" not in str(found.value)

@@ -108,7 +108,7 @@ def test_no_more_layers_are_checkpointed_than_must_be():
 def test_what_the_user_wrote_stays(written, kept):
     found = chosen(78, **written)
     assert set(found.settings) == kept
-    run, args = configured(**{**written, **found.settings})  # which go together
+    _, args = configured(**{**written, **found.settings})  # which go together
     layers = {True: 32, False: 0}.get(written.get("gradient_checkpointing"), found.plan.checkpoint_layers)
     assert found.plan.checkpoint_layers == written.get("checkpoint_layers", layers)
     assert args.token_budget == written.get("token_budget", found.plan.token_budget)

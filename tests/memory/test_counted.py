@@ -123,7 +123,7 @@ def test_a_layer_without_an_equation_saves_what_was_counted(kind):
         total = sum(predicted) + counted.shared.of(run.tokens, run.longest)
         assert first + sum(others) == pytest.approx(total, rel=0.05)
         return
-    assert others == [pytest.approx(bytes, rel=0.015) for bytes in predicted[1:]]
+    assert others == [pytest.approx(size, rel=0.015) for size in predicted[1:]]
     assert first == pytest.approx(predicted[0], rel=0.1), "the first layer's input needs no gradient"
 
 

@@ -21,7 +21,7 @@ def _code(folder: Path, marker: Path, *names: str) -> None:
 def auto_map(folder: Path, marker: Path) -> None:
     _code(folder, marker, "evil.py")
     kinds = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForCausalLM")
-    update(folder / "config.json", auto_map={kind: "evil.Evil" for kind in kinds})
+    update(folder / "config.json", auto_map=dict.fromkeys(kinds, "evil.Evil"))
 
 
 def unknown_type(folder: Path, marker: Path) -> None:
@@ -45,10 +45,8 @@ def tokenizer(folder: Path, marker: Path) -> None:
 def processor(folder: Path, marker: Path) -> None:
     _code(folder, marker, "evil.py")
     kinds = ("AutoProcessor", "AutoImageProcessor")
-    update(folder / "processor_config.json", processor_class="Evil", auto_map={kind: "evil.Evil" for kind in kinds})
-    update(
-        folder / "preprocessor_config.json", image_processor_type="Evil", auto_map={kind: "evil.Evil" for kind in kinds}
-    )
+    update(folder / "processor_config.json", processor_class="Evil", auto_map=dict.fromkeys(kinds, "evil.Evil"))
+    update(folder / "preprocessor_config.json", image_processor_type="Evil", auto_map=dict.fromkeys(kinds, "evil.Evil"))
 
 
 def audio_tokenizer(folder: Path, marker: Path) -> None:

@@ -77,7 +77,7 @@ def examples(kind: str) -> list[PreferenceTokens]:
         ids = [20, 21]
         for length in (length for image in images for length in family.image_lengths(image)):
             ids += [IMAGE] * length + [22]
-        return ids + [23, 24]
+        return [*ids, 23, 24]
 
     return [
         PreferenceTokens("ordinary", prompt(first), [30, 31, 32, 1], [33, 1], first, crop),

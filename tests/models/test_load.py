@@ -120,7 +120,7 @@ def quantized(folder: Path) -> None:
         (pickled, "pytorch_model.bin is a pickle, which is not read"),
         (tear("config.json"), "config.json is damaged: not JSON"),
         (tear("generation_config.json"), "generation_config.json is damaged: not JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "expected an object, found a list"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "it is a list; expected an object"),
         (lambda folder: settings(folder, lambda c: c.update(text_config=[1])), "config.json is not a model's config"),
         (lambda folder: settings(folder, lambda c: c.update(model_type="nobodys")), "nobodys"),
         (quantized, "quantised with awq.*unquantised model"),

@@ -137,7 +137,7 @@ def test_layers_that_read_different_inputs_are_right(context: Any, calls: list[i
 
 def test_what_is_left_of_a_forward_changes_nothing_in_a_backward_s() -> None:
     """A checkpointed forward of q alone, one without gradients, and then the recomputation."""
-    q, k, v = attention()
+    q, k, _ = attention()
     x = torch.randn(3, 32, requires_grad=True)
     y = checkpoint(lambda x: q(x * 2).sum(), x, use_reentrant=False)
     with torch.no_grad():

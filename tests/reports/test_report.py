@@ -1,6 +1,5 @@
 """The report: figures and intervals counted by hand, runs that cannot be compared, and a page that fetches nothing."""
 
-import argparse
 import base64
 import json
 import re
@@ -9,9 +8,10 @@ import sys
 import pytest
 
 from mdpo import InputError
+from mdpo.commands import program
 from mdpo.evaluation.intervals import Interval, bootstrap_difference, bootstrap_ratio
 from mdpo.evaluation.results import Metric, Response, Result
-from mdpo.reports import commands, compare, load_run, write_report
+from mdpo.reports import compare, load_run, write_report
 from mdpo.reports.charts import curves
 from mdpo.reports.examples import choose, marked_html, unmarked
 from mdpo.reports.runs import Run
@@ -124,9 +124,7 @@ def folders(tmp_path):
 
 
 def report(*arguments):
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args(["report", *map(str, arguments)])
+    options = program().parse_args(["report", *map(str, arguments)])
     options.run(options)
 
 

@@ -133,16 +133,16 @@ def test_none_stays_a_word_where_transformers_knows_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("system_prompt", 3, "system_prompt: expected text or none, got 3"),
-        ("max_steps", "x", "max_steps: expected a whole number, got 'x'"),
-        ("max_steps", [2], r"max_steps: expected a whole number, got \[2\]"),
-        ("learning_rate", "fast", "learning_rate: expected a number, got 'fast'"),
-        ("beta", True, "beta: expected a number, got True"),
-        ("examples_per_step", 2.5, "examples_per_step: expected a whole number, got 2.5"),
-        ("ignore_columns", {"a": 1}, "ignore_columns: expected a list of words"),
+        ("system_prompt", 3, "system_prompt is 3; expected text or none"),
+        ("max_steps", "x", "max_steps is 'x'; expected a whole number"),
+        ("max_steps", [2], r"max_steps is \[2\]; expected a whole number"),
+        ("learning_rate", "fast", "learning_rate is 'fast'; expected a number"),
+        ("beta", True, "beta is True; expected a number"),
+        ("examples_per_step", 2.5, "examples_per_step is 2.5; expected a whole number"),
+        ("ignore_columns", {"a": 1}, "ignore_columns is {'a': 1}; expected a list of words"),
         ("anchors", "chosn", "anchors: 'chosn' is no branch"),
-        ("weight_decay", {}, "weight_decay: expected a number"),
-        ("optim_args", 3, "optim_args: expected text or none, got 3"),
+        ("weight_decay", {}, "weight_decay is {}; expected a number"),
+        ("optim_args", 3, "optim_args is 3; expected text or none"),
     ],
 )
 def test_a_value_of_another_type_from_python_is_named(tmp_path, name, value, message):
@@ -170,13 +170,13 @@ def test_a_value_from_python_that_can_be_meant_is_taken(tmp_path, name, value, t
     assert found == taken and type(found) is type(taken)
 
 
-def test_an_empty_value_is_called_nothing(tmp_path):
+def test_an_empty_value_is_called_empty(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model_name_or_path: m\ntrain_data: d\nanchors:\n")
-    with pytest.raises(InputError, match="anchors: expected a list of words, got nothing$"):
+    with pytest.raises(InputError, match="anchors is empty; expected a list of words$"):
         load_config(path)
     for name in ("anchors", "beta", "max_steps", "max_length", "compile_layers", "conditional"):
-        with pytest.raises(InputError, match=f"{name}: expected .*, got nothing$"):
+        with pytest.raises(InputError, match=f"{name} is empty; expected .*$"):
             build_config({**REQUIRED, **parse_overrides([f"--{name}="])}, source="run.yaml")
 
 

@@ -1,6 +1,7 @@
 """What a user writes is taken as it is meant, whatever YAML 1.1 makes of it; what cannot be meant is one line."""
 
 import dataclasses
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Literal
@@ -8,8 +9,10 @@ from typing import Literal
 import pytest
 
 from mdpo import MDPOConfig
-from mdpo.config import build_config, load_config, parse_overrides, settings_help
+from mdpo.commands.train import settings_help
+from mdpo.config import build_config, load_config, parse_overrides
 from mdpo.errors import InputError
+from mdpo.own_settings import OwnRunSettings, OwnTrainerSettings
 from mdpo.settings import Written, coerce, plain, read_yaml
 from mdpo.settings.yaml_text import MAX_ALIASES
 
@@ -138,19 +141,19 @@ def test_text_beside_another_type(load, name, text, value):
         ("save_strategy: yes", "save_strategy: yes is unknown; choose from no, steps, epoch, best"),
         ("optim: adam", "optim: 'adam' is unknown; choose from adamw_torch"),
         ("lr_scheduler_type: cos", "lr_scheduler_type: 'cos' is unknown; choose from linear"),
-        ("beta: .nan", "beta: expected a number above 0, got nan"),
-        ("beta: yes", "beta: expected a number, got yes"),
-        ("anchor: .nan", "anchor: expected a finite number"),
-        ("anchors: [chosen, rejected]\nanchor: [0, .inf]", "anchor: expected a finite number"),
-        ("learning_rate: -1", "learning_rate: expected a number of at least 0, got -1"),
-        ("adam_beta1: 1", "adam_beta1: expected a number in [0, 1), got 1.0"),
-        ("seed: -1", "seed: expected a number in [0, 4294967295], got -1"),
-        ("seed: .inf", "seed: expected a whole number, got .inf"),
-        (f"max_steps: 1{'0' * 400}.5", "max_steps: expected a whole number"),
-        ("max_steps: 0", "max_steps: expected a number above 0, or -1"),
-        ("lora_dropout: .inf", "lora_dropout: expected a number in [0, 1), got inf"),
-        ("lora_r: 0", "lora_r: expected a number above 0"),
-        ("eval_fraction: .nan", "eval_fraction: expected a number in [0, 1)"),
+        ("beta: .nan", "beta is nan; expected a number above 0"),
+        ("beta: yes", "beta is yes; expected a number"),
+        ("anchor: .nan", "anchor is nan; expected a finite number"),
+        ("anchors: [chosen, rejected]\nanchor: [0, .inf]", "anchor is inf; expected a finite number"),
+        ("learning_rate: -1", "learning_rate is -1.0; expected a number of at least 0"),
+        ("adam_beta1: 1", "adam_beta1 is 1.0; expected a number in [0, 1)"),
+        ("seed: -1", "seed is -1; expected a number in [0, 4294967295]"),
+        ("seed: .inf", "seed is .inf; expected a whole number"),
+        (f"max_steps: 1{'0' * 400}.5", "max_steps is 1000"),
+        ("max_steps: 0", "max_steps is 0; expected a number above 0, or -1"),
+        ("lora_dropout: .inf", "lora_dropout is inf; expected a number in [0, 1)"),
+        ("lora_r: 0", "lora_r is 0; expected a number above 0"),
+        ("eval_fraction: .nan", "eval_fraction is nan; expected a number in [0, 1)"),
         ("dtype: int8", "dtype: 'int8' is unknown; choose from auto, bfloat16"),
         ("ddp_backend: carrier_pigeon", "ddp_backend: 'carrier_pigeon' is unknown; choose from nccl, gloo"),
         ("log_level: loud", "log_level: 'loud' is unknown; choose from"),
@@ -164,21 +167,24 @@ def test_text_beside_another_type(load, name, text, value):
             "gradient_accumulation_kwargs: the planner",
         ),
         ("accelerator_config: {split: 1}", "accelerator_config: unknown key 'split'; choose from"),
-        ("accelerator_config: [1]", "accelerator_config: expected a mapping or text or none, got [1]"),
-        ("accelerator_config: /", "accelerator_config: expected a mapping or a JSON file, and there is no file '/'"),
-        ("fsdp_config: nowhere.json", "fsdp_config: expected a mapping or a JSON file"),
-        ("lr_scheduler_kwargs: fast", "lr_scheduler_kwargs: expected a mapping such as"),
+        ("accelerator_config: [1]", "accelerator_config is [1]; expected a mapping or text or none"),
+        (
+            "accelerator_config: /",
+            "accelerator_config is '/', and there is no such file; expected a mapping or a JSON file",
+        ),
+        ("fsdp_config: nowhere.json", "fsdp_config is 'nowhere.json', and there is no such file"),
+        ("lr_scheduler_kwargs: fast", "lr_scheduler_kwargs is 'fast'; expected a mapping such as"),
         ("lr_scheduler_kwargs: {min_lr: 1}", "lr_scheduler_kwargs: cosine does not take {'min_lr': 1}"),
         (
             "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: low}",
             "cosine_with_min_lr does not take",
         ),
         ("gradient_checkpointing_kwargs: {reentrant: true}", "gradient_checkpointing_kwargs: unknown key 'reentrant'"),
-        ("gradient_checkpointing_kwargs: {use_reentrant: 1}", "use_reentrant: expected true or false, got 1"),
+        ("gradient_checkpointing_kwargs: {use_reentrant: 1}", "use_reentrant is 1; expected true or false"),
         ("optim: lomo", "optim: lomo is not supported: it steps inside the backward"),
         ("optim: galore_adamw_layerwise", "optim: galore_adamw_layerwise is not supported"),
         ("optim: schedule_free_adamw", "optim: schedule_free_adamw keeps two sets of weights"),
-        ("optim_args: momentum", "optim_args: expected name=value"),
+        ("optim_args: momentum", "optim_args is 'momentum'; expected name=value"),
         ("debug: tpu_metrics_debug", "debug: 'tpu_metrics_debug' is unknown; choose from underflow_overflow"),
         ("dataloader_persistent_workers: true", "dataloader_persistent_workers: there are no workers"),
         ("dataloader_multiprocessing_context: thread", "dataloader_multiprocessing_context: 'thread' is unknown"),
@@ -194,7 +200,7 @@ def test_text_beside_another_type(load, name, text, value):
         ("run_name: !!set {a, b}", "tag tag:yaml.org,2002:set is not read"),
         ("? [a, b]\n: 1", "a key is a list or a mapping"),
         (f"run_name: {'[' * 3000}{']' * 3000}", "is not YAML: it is nested too deeply"),
-        (f"run_name: {'x' * 500}\nbeta: {'y' * 500}", "got 'yyyyyyyyyy"),
+        (f"run_name: {'x' * 500}\nbeta: {'y' * 500}", "beta is 'yyyyyyyyyy"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_that_names_it(load, lines, message):
@@ -237,7 +243,7 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     cases = {
         "latin.yaml": "cannot be read as UTF-8",
-        "list.yaml": "expected keys and values, found a list",
+        "list.yaml": "is a list; expected keys and values",
         ".": "is a folder",
         "empty.yaml": "'model_name_or_path' is missing",
         "none.yaml": "does not exist",
@@ -290,10 +296,11 @@ def test_do_flags_mean_what_they_say():
 
 
 def test_the_help_lists_every_setting_of_our_own():
-    lines = settings_help().splitlines()
-    assert any(line.split()[:2] == ["token_budget", "16384"] for line in lines)
-    assert any(line.split()[:2] == ["train_data", "required"] for line in lines)
-    assert all(len(line.split()) > 2 for line in lines)
+    text = " ".join(settings_help().split())
+    assert re.search(r"--token_budget [^-]*-batch \(default: 16384\)", text)
+    assert re.search(r"--train_data .*?\(required\)", text)
+    own = [name for kind in (OwnRunSettings, OwnTrainerSettings) for name in kind.__annotations__]
+    assert re.findall(r"--(\w+)", text) == ["key", *own]
 
 
 def test_yaml_of_strangers_is_bounded():

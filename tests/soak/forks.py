@@ -21,9 +21,9 @@ from .events import BEGUN, COUNTED, HELD, Gate
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
-import torch  # noqa: E402  (after the environment that it reads)
+import torch  # after the environment that it reads
 
-from mdpo import cli  # noqa: E402
+from mdpo import cli
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]

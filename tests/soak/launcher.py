@@ -161,9 +161,13 @@ class _Launcher:
     def _end(self, number: int, code: int) -> int:
         self._send(number)
         end = time.monotonic() + _GRACE
-        while time.monotonic() < end and not all([member.reap() for member in self.members]):
+        while time.monotonic() < end and not all(
+            [member.reap() for member in self.members]  # noqa: C419  (each of them)
+        ):
             time.sleep(0.02)
-        if not all(member.reap() for member in self.members):
+        if not all(
+            [member.reap() for member in self.members]  # noqa: C419  (each of them)
+        ):
             self._send(signal.SIGKILL)
             return code if code == 1 else 1
         return code

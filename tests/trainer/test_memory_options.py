@@ -163,8 +163,8 @@ def test_under_autocast_a_layers_input_is_not_copied(world, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"checkpoint_layers": 3}, "the model has 2 layers, got 3"),
-        ({"checkpoint_layers": -1}, "checkpoint_layers: expected a number of at least 0"),
+        ({"checkpoint_layers": 3}, "checkpoint_layers is 3; expected at most the model's 2 layers"),
+        ({"checkpoint_layers": -1}, "checkpoint_layers is -1; expected a number of at least 0"),
     ],
 )
 def test_bad_settings(world, tmp_path, settings, message):

@@ -167,8 +167,8 @@ def bare_arguments(world, output) -> dict:
     [
         ("model", lambda world: str(world[0]), r"model: .* is a path; pass the model: mdpo\.models\.load"),
         ("model", lambda world: Path(world[0]), "model: .* is a path"),
-        ("model", lambda world: torch.nn.Linear(2, 2), "model: expected a Hugging Face model .* found a Linear"),
-        ("model", lambda world: None, "model: expected a Hugging Face model .* found a NoneType"),
+        ("model", lambda world: torch.nn.Linear(2, 2), "model is a Linear; expected a Hugging Face model"),
+        ("model", lambda world: None, "model is a NoneType; expected a Hugging Face model"),
         ("model", lambda world: tiny.llava().model, "a LlavaModel has no language-model head"),
         (
             "train_dataset",
@@ -176,12 +176,20 @@ def bare_arguments(world, output) -> dict:
             r"train_dataset: .* is a path; pass the rows: mdpo\.data\.read_rows",
         ),
         ("eval_dataset", lambda world: Path(world[1]), "eval_dataset: .* is a path"),
-        ("peft_config", lambda world: {"r": 4}, "peft_config: expected a peft.LoraConfig .* found a dict"),
-        ("args", lambda world: TrainingArguments("x", report_to="none"), "args: expected an mdpo.MDPOConfig"),
-        ("args", lambda world: None, "args: expected an mdpo.MDPOConfig"),
+        ("peft_config", lambda world: {"r": 4}, "peft_config is a dict; expected a peft.LoraConfig"),
+        (
+            "args",
+            lambda world: TrainingArguments("x", report_to="none"),
+            "args is a TrainingArguments; expected an mdpo.MDPOConfig",
+        ),
+        ("args", lambda world: None, "args is a NoneType; expected an mdpo.MDPOConfig"),
         ("processing_class", lambda world: None, "processing_class is missing"),
-        ("processing_class", lambda world: tiny.tokenizer(), "found a tokenizer; pass mdpo.models.load_processor"),
-        ("processing_class", lambda world: tiny.processor().image_processor, "found a CLIPImageProcessor"),
+        (
+            "processing_class",
+            lambda world: tiny.tokenizer(),
+            "is a tokenizer; expected .*; pass mdpo.models.load_processor",
+        ),
+        ("processing_class", lambda world: tiny.processor().image_processor, "is a CLIPImageProcessor"),
         ("processing_class", lambda world: str(world[0]), "processing_class: .* is a path"),
     ],
 )

@@ -110,7 +110,7 @@ def test_words_of_others_stay_words_on_the_page():
 
 
 def test_a_negative_number_is_refused(tmp_path):
-    with pytest.raises(InputError, match="sample_prompts: expected a number of at least 0"):
+    with pytest.raises(InputError, match="sample_prompts is -1; expected a number of at least 0"):
         MDPOConfig(output_dir=str(tmp_path), use_cpu=True, sample_prompts=-1)
 
 

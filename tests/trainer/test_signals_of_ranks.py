@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mdpo import MDPOTrainer, cli, training
+from mdpo.errors import InputError, OutputError
 from mdpo.trainer import keeps_checkpoints
 from mdpo.trainer import signals as handlers
 from mdpo.trainer.checkpoints import last_whole_checkpoint
@@ -41,7 +43,7 @@ class Ranks:
             log = os.open(self.logs[rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            cli.sys.stdout, cli.sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
             os.environ |= {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -161,7 +163,7 @@ def test_an_error_that_all_meet_is_said_once(world, tmp_path):
 def test_a_disk_that_is_full_when_the_run_begins_is_said_once(world, tmp_path):
     def before(rank: int) -> None:
         def full(*arguments, **named):
-            raise cli.OutputError("mdpo_run.json could not be written: the disk is full")
+            raise OutputError("mdpo_run.json could not be written: the disk is full")
 
         training.write_run_record = full
 
@@ -173,7 +175,7 @@ def test_a_disk_that_is_full_when_the_run_begins_is_said_once(world, tmp_path):
 def test_what_one_meets_before_training_ends_all_and_is_said_once(world, tmp_path):
     def before(rank: int) -> None:
         def rows(*arguments):
-            raise cli.InputError("this machine has no such file")
+            raise InputError("this machine has no such file")
 
         if rank == 1:
             training._training_rows = rows

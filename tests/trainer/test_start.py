@@ -96,7 +96,7 @@ def test_dropout_that_stays_on_by_wish(world, tmp_path):
     config = tiny.llava().config
     config.text_config.attention_dropout = 0.1
     model = tiny._build(transformers.LlavaForConditionalGeneration, config, 0)
-    with pytest.raises(InputError, match="disable_dropout: .*attention_dropout=0.1"):
+    with pytest.raises(InputError, match="disable_dropout is false, .*attention_dropout=0.1"):
         run(model, world, tmp_path, peft_config=lora(), disable_dropout=False)
 
 
@@ -108,7 +108,7 @@ def test_an_sft_adapter_is_start_and_reference(world, sft, tmp_path, caplog):
     assert first(trained)["loss"] == pytest.approx(3 * math.log(2), abs=1e-5)
     assert first(trained)["rewards/chosen"] == pytest.approx(0, abs=1e-6)
     assert trained.state.log_history[2]["rewards/chosen"] != 0
-    assert "reference: the adapter as it starts, frozen" in caplog.text
+    assert "reference   the adapter as it starts, frozen" in caplog.text
     lines = [record.message for record in caplog.records if record.message.startswith("start check:")]
     assert len(lines) == 1 and "policy and reference by 0.0e+00" in lines[0]
 
@@ -119,7 +119,7 @@ def test_the_base_is_the_reference_of_an_sft_adapter_where_asked_for(world, sft,
         trained = run(model, world, tmp_path, reference="base")
         trained.train()
     assert first(trained)["loss"] != pytest.approx(3 * math.log(2), abs=1e-3)
-    assert "reference: the model with its adapter off" in caplog.text
+    assert "reference   the model with its adapter off" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"bias": "all"}, {"init_lora_weights": "pissa"}, {"use_dora": True}], ids=str)
@@ -209,7 +209,7 @@ def config(world, tmp_path):
 def test_the_command_line_goes_on_from_an_adapter(world, sft, config, tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO, "mdpo"):
         assert main(["train", str(config), "--adapter_name_or_path", str(sft)]) == 0
-    assert "reference: the adapter as it starts" in caplog.text
+    assert "reference   the adapter as it starts" in caplog.text
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert history[0]["loss"] == pytest.approx(3 * math.log(2), abs=1e-5)
     trained, before = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "out", sft))
@@ -341,7 +341,7 @@ def test_a_lora_without_targets_goes_to_the_language_model(world, tmp_path, capl
     assert names and all("language_model" in name for name in names)
     assert "target_modules is not set" in caplog.text
     total = sum(parameter.numel() for parameter in trained.model.parameters() if parameter.requires_grad)
-    assert f"trains {total:,} of" in caplog.text and f"{total:,} in the language model" in caplog.text
+    assert f"trained     {total:,} of" in caplog.text and f"{total:,} in the language model" in caplog.text
 
 
 def test_a_branch_that_outgrows_the_models_positions_is_named_before_training(world, tmp_path):

@@ -85,7 +85,7 @@ def records(cache) -> list[str]:
             {"chat_template_kwargs": {"thinking": True}},
             "chat_template_kwargs: the chat template does not read 'thinking'",
         ),
-        ({"chat_template_kwargs": 3}, "chat_template_kwargs: expected a mapping or none, got 3"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs is 3; expected a mapping or none"),
         (
             {
                 "system_prompt": SYSTEM,

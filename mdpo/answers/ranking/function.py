@@ -39,7 +39,7 @@ class Function:
         """
         module, colon, attribute = name.partition(":")
         if not (module and colon and attribute):
-            raise InputError(f"--function {name}: expected package.module:name, such as rewards:score")
+            raise InputError(f"--function is {name}; expected package.module:name, such as rewards:score")
         here = os.getcwd()
         if here not in sys.path:  # as python -m has it, and a script that pip installed has not
             sys.path.insert(0, here)

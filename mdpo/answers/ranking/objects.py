@@ -170,7 +170,7 @@ def _annotations(path: Path) -> dict[str, list[str]]:
     annotated: dict[str, list[str]] = {}
     for id, words, where in entries:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise InputError(f"{where}: objects: expected a list of words, found {shortened(words, 40)}; write one")
+            raise InputError(f"{where}: objects is {shortened(words, 40)}; expected a list of words; write one")
         for word in words:
             _named(word, where)
         if annotated.setdefault(id, words) != words:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from mdpo.data.problem import names, shortened
 from mdpo.errors import InputError
 from mdpo.evaluation.files import read_text
-from mdpo.settings import is_text, plain, read_yaml
+from mdpo.settings import plain, read_yaml
+from mdpo.typed import is_text
 
 REASON = "reason"  # the judge's word for why, beside its ratings
 _KEYS = ("aspects", "scale", "weights", "instructions")
@@ -60,13 +61,11 @@ class Rubric:
             if name not in self.aspects:
                 raise InputError(f"weights: {shortened(name, 40)} is no aspect; there are {names(self.aspects)}")
             if not _is_number(weight) or weight < 0:
-                raise InputError(
-                    f"weights: {shortened(name, 40)}: expected a number from 0 on, found {shortened(weight)}"
-                )
+                raise InputError(f"weights: {shortened(name, 40)} is {shortened(weight)}; expected a number from 0 on")
         if not sum(self._weight(name) for name in self.aspects) > 0:
             raise InputError("weights: all are 0; give at least one aspect a weight")
         if not isinstance(self.instructions, str) or not self.instructions.strip():
-            raise InputError("instructions: expected text; leave them out for the usual ones")
+            raise InputError("instructions is not text; expected text; leave it out for the usual ones")
 
         if not all(map(is_text, [*self.aspects, *self.aspects.values(), self.instructions])):
             raise InputError("aspects, instructions: half a surrogate pair, or NUL, which is no Unicode text; fix them")
@@ -147,7 +146,7 @@ class Rubric:
 
 def _read(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise InputError(f"expected keys, found {shortened(content, 40)}; write aspects: and scale:")
+        raise InputError(f"the file is {shortened(content, 40)}; expected keys; write aspects: and scale:")
     unknown = [key for key in content if key not in _KEYS]
     if unknown:
         raise InputError(f"{shortened(unknown[0], 40)} is not a rubric's key; there are {', '.join(_KEYS)}")

@@ -11,7 +11,7 @@ from typing import Any, get_origin, get_type_hints
 
 import yaml
 
-from mdpo import cli
+from mdpo.commands import program
 from mdpo.config import MDPOConfig, RunConfig
 from mdpo.settings.types import alternatives
 
@@ -32,7 +32,7 @@ _KEPT = {"use_cpu", "compile_layers", "torch_compile", "torch_compile_mode", "to
 @functools.cache
 def _options(*words: str) -> list[str]:
     """The options of the command that a command line begins with; of train and plan, every setting."""
-    parser = cli._parser()
+    parser = program()
     for word in words:
         commands = [
             action.choices
@@ -116,7 +116,7 @@ def model_files(random: Random, number: int, scene: Path) -> Case:
 
 
 def _changed(random: Random, scene: Path, commands: dict[str, Any], number: int) -> Case:
-    name, command = list(commands.items())[number % len(commands)]
+    _, command = list(commands.items())[number % len(commands)]
     read = random.choice([path for path in command.reads if (scene / path).is_file()])
     content = (scene / read).read_bytes()
     for _ in range(random.choice((1, 1, 2))):

@@ -19,7 +19,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .files import read_literal
+from ..files import read_literal
 
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 FIELDS = ("image_content", "question", "gt_answer", "model_answer")
@@ -84,7 +84,7 @@ def messages(record: Mapping[str, Any], template: str) -> list[dict[str, str]]:
             )
     content = record["image_content"]
     if not isinstance(content, (list, tuple)) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"image_content is a list of names, found {record['image_content']!r:.80}")
+        raise InputError(f"image_content is {record['image_content']!r:.80}; expected a list of names")
     check_template(template)
     contents = ", ".join(record["image_content"])
     prompt = template.format(contents, record["question"], record["gt_answer"], record["model_answer"])

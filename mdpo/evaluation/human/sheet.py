@@ -19,11 +19,11 @@ from mdpo.data.images import open_image
 from mdpo.errors import InputError
 from mdpo.outputs import whole_files, write_part
 
-from .files import as_json, read_json
-from .human_page import PAGE
-from .intervals import wilson
-from .responses import some
-from .results import Metric, Response, Result
+from ..files import as_json, read_json
+from ..intervals import wilson
+from ..responses import some
+from ..results import Metric, Response, Result
+from .page import PAGE
 
 KEY_SCHEMA = "mdpo-human-key-1"
 ANSWER_SCHEMA = "mdpo-human-answers-1"

@@ -24,7 +24,7 @@ from typing import Any
 
 from mdpo.errors import InputError
 
-from .files import read_text
+from ..files import read_text
 
 Lemmas = Callable[[str], list[str]]
 
@@ -70,7 +70,7 @@ class Lexicon:
                 synonyms = [synonym.strip() for synonym in synonyms]
             classes |= dict.fromkeys(synonyms, synonyms[0])
         if not classes:
-            raise InputError(f"{path}: empty; expected lines of synonyms apart by ', ', such as 'dog, puppy'")
+            raise InputError(f"{path} is empty; expected lines of synonyms apart by ', ', such as 'dog, puppy'")
         return cls(variant, Path(path).name, classes, _double_words(classes, variant))
 
     def merge(self, tokens: Sequence[str]) -> list[str]:
@@ -93,10 +93,7 @@ class Lexicon:
 
 
 def _double_words(classes: Mapping[str, str], variant: str) -> dict[str, str]:
-    if variant == "rohrbach":
-        listed = [*_ROHRBACH_DOUBLE_WORDS]
-    else:
-        listed = [word for word in classes if " " in word]
+    listed = [*_ROHRBACH_DOUBLE_WORDS] if variant == "rohrbach" else [word for word in classes if " " in word]
     double = {word: word for word in (*listed, *_BOTH_DOUBLE_WORDS)}
     for animal in _ANIMALS:
         # Else "baby" and "adult" would count as a person.

@@ -15,9 +15,9 @@ from typing import Any
 from mdpo.errors import InputError
 from mdpo.reading import parse_json
 
-from .chair import Lexicon
-from .files import read_literal
-from .judge import Judge, Reply, Request
+from ..files import read_literal
+from ..judge import Judge, Reply, Request
+from .metrics import Lexicon
 
 Tagger = Callable[[str], list[tuple[str, str]]]
 
