@@ -51,7 +51,7 @@ def read_amber(path: str | Path, annotations: Sequence[Mapping[str, Any]]) -> tu
     """
     responses = read_records(path)
     if not responses:
-        raise InputError(f"{path} holds no responses")
+        raise InputError(f"{path} contains no responses")
     try:
         found = amber.problems(responses, annotations)
     except InputError as error:
@@ -76,7 +76,7 @@ def read_captions(path: str | Path, questions: str | Path | None = None) -> list
     """
     rows = read_records(path)
     if not rows:
-        raise InputError(f"{path} holds no responses")
+        raise InputError(f"{path} contains no responses")
     asked = read_records(questions) if questions is not None else None
     captions, seen = [], {}
     for index, row in enumerate(rows):
@@ -196,6 +196,6 @@ def read_answers(path: str | Path) -> dict[str, str]:
         if answer is None:
             raise InputError(f"{path}, row {position} has no {' or '.join(names)}, only {', '.join(row)}")
         if id in answers:
-            raise InputError(f"{path}, row {position}: id {id} comes twice; keep one response for each")
+            raise InputError(f"{path}, row {position}: id {id} appears twice; keep one response for each")
         answers[id] = answer
     return answers
