@@ -17,6 +17,8 @@ from bench.scenes.study import Seed
 from bench.scenes.world import make_scene, scene_of
 from mdpo.answers import read_scored
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 6_000_000
 TINY = Size(
     pairs=20,
