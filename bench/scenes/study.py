@@ -1,156 +1,185 @@
-"""The paper's rows in the world of scenes, over seeds: ``python -m bench.scenes.study [--seeds N …] [--out FOLDER]``
+"""The paper's tables and figures in the world of scenes: ``python -m bench.scenes.study [--quick] [--out FOLDER]``
 
-Runs what is not there yet and writes ``results.json`` and ``SCENES.md`` to FOLDER, of all seeds that are complete
-there. A seed has its own pairs, order, rejected images and test scenes. A study that is stopped goes on with the same
-command; two commands with different seeds may share a folder.
+Runs what is not there yet, one row a core, and writes ``results.json``, ``SCENES.md`` and its pictures to FOLDER, of
+all that is there. A seed has its own pairs, order, rejected images and test scenes, on each of the two bases. A study
+that is stopped goes on with the same command. ``--quick``: fewer seeds, pairs and scenes, every row, in minutes; it
+shows that everything works, and its numbers mean nothing.
 """
 
+import gc
 import json
+import multiprocessing
 import os
 import platform
-import shutil
+import sys
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
-from bench.digits.demo import answers, train
-from bench.digits.world import read_jsonl
-from bench.scenes.demo import BASE, CONFIG, Size, held_logps
-from bench.scenes.metrics import cut_to_cover, score
+from bench.scenes.base import BASES
 from bench.scenes.page import write_page
-from bench.scenes.pairs import LONGEST_CAPTION, Pairs, make_pairs, write_questions
-from bench.scenes.world import scene_of
+from bench.scenes.rows import BLOCKS, Row, rows
+from bench.scenes.runs import Size, Trial
+from mdpo.models import load
 from mdpo.outputs import write_text
 
-SEEDS = tuple(range(1, 9))
-"""None of them had a part in choosing a setting; seed 0 had."""
-Rows = Mapping[str, tuple[str, ...] | None]
-ROWS: Rows = {
-    "tuned": None,
-    "DPO": ("--objective", "dpo"),
-    "DPO, no image": ("--objective", "dpo", "--drop_images", "true"),
-    "mDPO": (),
-    "mDPO - conditional": ("--conditional", "false"),
-    "mDPO - anchor": ("--anchors", "[]"),
-    "mDPO, random image": ("--negative", "random_image"),
-}
-"""What each row changes in configs/scenes.yaml; None: the tuned model as it is."""
+SEEDS = tuple(range(11, 19))
+"""None of them had a part in choosing a setting; seed 0 had, and on seeds 1 to 8 an earlier base was studied."""
 RESULTS = "results.json"
 
 
-class Seed:
-    """The data of a seed, and its rows as they are done, in a folder of its own."""
+class Task(NamedTuple):
+    """A row to run on a seed."""
 
-    def __init__(self, seed: int, out: Path, size: Size, rows: Rows = ROWS) -> None:
-        self.seed, self.size, self.rows = seed, size, rows
-        self._folder = out / "seeds" / str(seed)
+    seed: int
+    row: Row
 
-    def complete(self) -> dict[str, Any]:
-        """Runs the rows that are not there yet; returns every row's record."""
-        if any(self.read(row) is None for row in self.rows):
-            pairs, test = self._data()
-            for row in self.rows:
-                if self.read(row) is None:
-                    self._run(row, pairs, test)
-        shutil.rmtree(self._folder / "data", ignore_errors=True)
-        return self.records()
-
-    def records(self) -> dict[str, Any]:
-        """Every row's record, None where it is not there yet."""
-        return {row: self.read(row) for row in self.rows}
-
-    def read(self, row: str) -> dict[str, Any] | None:
-        """The row's record, unless it was run with other settings."""
-        path = self._path(row)
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        return record if record and record["settings"] == self._settings(row) else None
-
-    def _path(self, row: str) -> Path:
-        return self._folder / f"{row.replace(', ', '-').replace(' ', '')}.json"
-
-    def _settings(self, row: str) -> dict[str, Any]:
-        size = {name: value for name, value in asdict(self.size).items() if name != "overrides"}
-        overrides = None if (own := self.rows[row]) is None else [*own, *self.size.overrides]
-        return {"overrides": overrides, "config": CONFIG.read_text(encoding="utf-8")} | size
-
-    def _data(self) -> tuple[Pairs, Path]:
-        folder, size = self._folder / "data", self.size
-        done = folder / "test.jsonl"  # written last
-        if not done.is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            make_pairs(folder, base=BASE, seed=self.seed, train=size.pairs, held=size.held)
-            write_questions(folder, "test", seed=self.seed, count=size.scenes)
-        return Pairs.below(folder), done
-
-    def _run(self, row: str, pairs: Pairs, test: Path) -> None:
-        started = perf_counter()
-        overrides, model = self.rows[row], self._folder / "model"
-        if overrides is not None:
-            own = ["--train_data", str(pairs.train), "--seed", str(self.seed), "--disable_tqdm", "true"]
-            train(model, [*own, *overrides, *self.size.overrides], CONFIG)
-        trained = BASE.tuned if overrides is None else model
-        captions = answers(trained, test, LONGEST_CAPTION)
-        scenes = [scene_of(line["id"]) for line in read_jsonl(test)]
-        record: dict[str, Any] = {"settings": self._settings(row), "scores": asdict(score(captions, scenes))}
-        logps = held_logps(trained, pairs.held)
-        if overrides is None:
-            record |= {"captions": captions, "logps": logps.tolist()}
-        elif (tuned := self.read("tuned")) is not None:
-            ratios = (logps - torch.tensor(tuned["logps"])).mean(1).tolist()
-            record["scores"] |= dict(zip(("log_ratio", "log_ratio_rejected", "log_ratio_crop"), ratios, strict=True))
-            cut = cut_to_cover(tuned["captions"], scenes, record["scores"]["cover"])
-            record["scores"] |= dict(zip(("cut_chair_s", "cut_chair_i"), cut, strict=True))
-        record["seconds"] = perf_counter() - started
-        write_text(self._path(row), json.dumps(record) + "\n")
-        shutil.rmtree(model, ignore_errors=True)
+    @property
+    def trial(self) -> tuple[int, str]:
+        """Tasks of one trial share its data, and are not run at once."""
+        return self.seed, self.row.base
 
 
-def study(seeds: tuple[int, ...], out: Path, size: Size) -> Path:
-    """Completes the seeds, and writes results and page of all that are complete. Returns the page."""
-    for seed in seeds:
-        print(f"seed {seed}", flush=True)
-        Seed(seed, out, size).complete()
-    found = sorted(int(path.name) for path in (out / "seeds").iterdir() if path.name.isdigit())
-    records = {seed: Seed(seed, out, size).records() for seed in found}
-    whole = {seed: rows for seed, rows in records.items() if None not in rows.values()}
-    write_text(out / RESULTS, json.dumps(collected(whole, size), indent=1) + "\n")
-    return write_page(out / RESULTS)
+class Clock:
+    """How long is left, from how long each row took before."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def add(self, task: Task, seconds: float) -> None:
+        self._seconds[task.row.base, task.row.name].append(seconds)
+
+    def left(self, tasks: Sequence[Task]) -> float:
+        """Seconds, as if all jobs were busy to the end; a row that never ran counts as the mean of those that did."""
+        known = [second for seconds in self._seconds.values() for second in seconds]
+        expected = [mean(self._seconds.get((task.row.base, task.row.name)) or known) for task in tasks]
+        return sum(expected) / self._jobs
 
 
-def collected(records: Mapping[int, Mapping[str, Any]], size: Size) -> dict[str, Any]:
-    """What is committed: every score by seed and row, and what was run."""
-    seconds = sum(record["seconds"] for rows in records.values() for record in rows.values())
-    return {
-        "pairs": size.pairs,
-        "scenes": size.scenes,
-        "held": size.held,
-        "rows": {row: " ".join(overrides or ()) for row, overrides in ROWS.items()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "cores": os.cpu_count(),
-        "minutes": round(seconds / 60, 1),
-        "seeds": {seed: {row: rows[row]["scores"] for row in ROWS} for seed, rows in records.items()},
-    }
+class Study:
+    """Rows on seeds in parallel processes, each kept as it ends; one that fails does not stop the others."""
+
+    def __init__(self, out: Path, size: Size, seeds: Sequence[int]) -> None:
+        self.out, self.size, self.seeds = out, size, seeds
+        self.failed: list[Path] = []
+
+    def missing(self) -> list[Task]:
+        """What is not there yet, in the order in which it is run."""
+        tasks = [Task(seed, row) for block in BLOCKS for seed in self.seeds for row in block]
+        return [task for task in tasks if self._trial(task).read(task.row) is None]
+
+    def complete(self, jobs: int) -> None:
+        """Runs what is missing."""
+        waiting, clock = self.missing(), Clock(jobs)
+        if not waiting:
+            return
+        total, started = len(waiting), {}
+        context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+        with ProcessPoolExecutor(min(jobs, total), context, initializer=_prepare) as pool:
+            running: dict[Future, Task] = {}
+            while waiting or running:
+                for task in list(_startable(waiting, running, jobs)):
+                    waiting.remove(task)
+                    running[pool.submit(execute, task, self.out, self.size)] = task
+                    started[task] = perf_counter()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    seconds = perf_counter() - started[task]
+                    clock.add(task, seconds)
+                    left = [*waiting, *running.values()]
+                    self._say(task, future.exception(), seconds, total - len(left), total, clock.left(left))
+                    if task.trial not in {other.trial for other in left} and not self.failed:
+                        self._trial(task).clear()
+
+    def report(self) -> Path:
+        """Writes results and page of what is there; returns the page."""
+        write_text(self.out / RESULTS, json.dumps(self._collected(), indent=1) + "\n")
+        return write_page(self.out / RESULTS)
+
+    def _trial(self, task: Task) -> Trial:
+        return Trial(task.seed, task.row.base, self.out, self.size)
+
+    def _say(self, task: Task, error: BaseException | None, seconds: float, done: int, of: int, left: float) -> None:
+        what = f"{done} of {of}: seed {task.seed}, {task.row.base}, {task.row.name}"
+        if error is None:
+            print(f"{what}: {seconds:.0f} s; {left / 60:.0f} minutes left", flush=True)
+            return
+        log = self._trial(task).path(task.row).with_suffix(".log")
+        print(f"{what}: failed: {error!r}; see {log}", file=sys.stderr, flush=True)
+        self.failed.append(log)
+
+    def _collected(self) -> dict[str, Any]:
+        """Every score by seed, base and row, and what was run."""
+        seeds: dict[int, dict[str, dict[str, Any]]] = {}
+        seconds = 0.0
+        for seed in self.seeds:
+            found = {row: Trial(seed, row.base, self.out, self.size).read(row) for row in rows()}
+            for row, record in found.items():
+                if record is not None:
+                    scores = {name: round(value, 4) for name, value in record["scores"].items()}
+                    seeds.setdefault(seed, {}).setdefault(row.base, {})[row.name] = scores
+                    seconds += record["seconds"]
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return {
+            "size": {name: value for name, value in asdict(self.size).items() if name != "overrides"},
+            "parameters": {name: load(base.tuned).num_parameters() for name, base in BASES.items()},
+            "versions": {"python": platform.python_version(), **versions},
+            "cores": os.cpu_count(),
+            "minutes": round(seconds / 60, 1),
+            "seeds": seeds,
+        }
 
 
-def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--out", type=Path, default=Path("build/scenes-study"))
-    options = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
+def _startable(waiting: Sequence[Task], running: dict[Future, Task], jobs: int) -> Iterator[Task]:
+    busy = {task.trial for task in running.values()}
+    for task in waiting:
+        if len(busy) == jobs:
+            return
+        if task.trial not in busy:
+            busy.add(task.trial)
+            yield task
+
+
+def execute(task: Task, out: Path, size: Size) -> None:
+    """Runs a task in a worker."""
+    Trial(task.seed, task.row.base, out, size).run(task.row)
+
+
+def _prepare() -> None:
+    """A worker computes on one core, and its log is no place for progress bars."""
     torch.set_num_threads(1)
-    print(study(tuple(options.seeds), options.out, Size()))
+    gc.freeze()  # what was imported is never garbage, and accelerate has all garbage looked for in every run
+    transformers.utils.logging.disable_progress_bar()
+
+
+def main() -> int:
+    """The command line; 1 if a row failed."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--out", type=Path, help="default build/scenes-study, or build/scenes-quick")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at once (default: one a core)")
+    parser.add_argument("--report", action="store_true", help="run nothing: write results and page of what is there")
+    options = parser.parse_args()
+    out = options.out or Path("build/scenes-quick" if options.quick else "build/scenes-study")
+    seeds = tuple(options.seeds or (SEEDS[:2] if options.quick else SEEDS))
+    work = Study(out, Size.quick() if options.quick else Size(), seeds)
+    transformers.utils.logging.disable_progress_bar()
+    if not options.report:
+        work.complete(options.jobs)
+    print(work.report())
+    return 1 if work.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

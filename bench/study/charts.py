@@ -50,23 +50,28 @@ def _clean(axes: Axes, title: str = "") -> None:
     axes.set_title(title, fontsize=11, loc="left")
 
 
+def _color(method: str, place: int) -> str:
+    """A method's own in all pictures; of a new one, matplotlib's for its place in this picture."""
+    return COLORS.get(method, f"C{place}")
+
+
 def _lines(axes: Axes, item: Item, results: Results) -> None:
     """The main score over the item's axis, a line a method, the 95% interval shaded."""
     methods: dict[str, list[tuple[float, float, float]]] = {}
     for row in item.rows:
-        method, x = row.label.split(", ", 1)
         value = results.interval(row.setting, item.main_score, item.seeds)
-        assert value is not None
-        methods.setdefault(method, []).append((float(x.replace(",", "")), value.mean, value.half))
-    for method, points in methods.items():
+        assert value is not None and row.x is not None
+        methods.setdefault(row.method, []).append((row.x, value.mean, value.half))
+    for place, (method, points) in enumerate(methods.items()):
         x, mean, half = zip(*sorted(points), strict=True)
-        axes.plot(x, mean, "o-", color=COLORS[method], label=method, linewidth=2)
+        color = _color(method, place)
+        axes.plot(x, mean, "o-", color=color, label=method, linewidth=2)
         low = [m - h for m, h in zip(mean, half, strict=True)]
         high = [m + h for m, h in zip(mean, half, strict=True)]
-        axes.fill_between(x, low, high, color=COLORS[method], alpha=0.18, linewidth=0)
-    if all(float(row.label.split(", ", 1)[1].replace(",", "")) > 0 for row in item.rows):
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    ticks = sorted({row.x for row in item.rows if row.x is not None})
+    if ticks[0] > 0:
         axes.set_xscale("log")
-    ticks = sorted({float(row.label.split(", ", 1)[1].replace(",", "")) for row in item.rows})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(item.x)
@@ -80,7 +85,7 @@ def _bars(axes: Axes, item: Item, results: Results) -> None:
     for place, row in enumerate(item.rows):
         values = results.values(row.setting, item.main_score, item.seeds)
         mean, half = interval(values)
-        axes.bar(place, mean, yerr=half, width=0.62, color=COLORS[row.label], capsize=5, alpha=0.85)
+        axes.bar(place, mean, yerr=half, width=0.62, color=_color(row.method, place), capsize=5, alpha=0.85)
         axes.plot([place] * len(values), values, "o", color="#1f2328", markersize=3, alpha=0.6)
     axes.set_xticks(range(len(item.rows)), [row.label.replace(", ", ",\n") for row in item.rows])
     axes.set_ylabel(LABELS[item.main_score])
@@ -98,7 +103,7 @@ def _types(axes: Axes, item: Item, results: Results) -> None:
             width,
             yerr=[value.half for value in found],
             capsize=3,
-            color=COLORS[row.label],
+            color=_color(row.method, index),
             label=row.label,
         )
     axes.set_xticks(range(len(types)), types)

@@ -19,17 +19,22 @@ CAPTION_SCORES = ("chair_i", "chair_s", "cover", "partner_rate", "win_rate", "lo
 
 
 class Row(NamedTuple):
-    """paper: the paper's number of this row, if it has one."""
+    """method: what is trained. paper: the paper's number of this row, if it has one. x: where on the figure's axis it
+    is; None in a table."""
 
-    label: str
+    method: str
     setting: Setting
     paper: float | None = None
+    x: float | None = None
+
+    @property
+    def label(self) -> str:
+        return self.method if self.x is None else f"{self.method}, {self.x:,g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """paper_score: what the paper's numbers are; higher_is_better says which way. x: what a figure's axis shows, the
-    rows' labels being "method, x"."""
+    """paper_score: what the paper's numbers are; higher_is_better says which way. x: what a figure's axis shows."""
 
     name: str
     title: str
@@ -50,11 +55,11 @@ def _with(setting: Setting, *overrides: str) -> Setting:
     return replace(setting, overrides=(*(setting.overrides or ()), *overrides))
 
 
-def _methods(x: Sequence[tuple[str, dict, tuple[str, ...]]]) -> list[Row]:
-    """DPO and mDPO at each point of an axis: (what the axis says, fields of the setting, overrides)."""
+def _methods(x: Sequence[tuple[float, dict, tuple[str, ...]]]) -> list[Row]:
+    """DPO and mDPO at each point of an axis: (where on it, fields of the setting, overrides)."""
     return [
-        Row(f"{label}, {value}", _with(replace(setting, **fields), *overrides))
-        for label, setting in (("DPO", DPO), ("mDPO", MDPO))
+        Row(method, _with(replace(setting, **fields), *overrides), x=value)
+        for method, setting in (("DPO", DPO), ("mDPO", MDPO))
         for value, fields, overrides in x
     ]
 
@@ -116,7 +121,7 @@ FIGURE_5 = Item(
     name="figure-5",
     title="Figure 5: more pairs",
     question="The paper: mDPO gains from more pairs, DPO does not.",
-    rows=_methods([(f"{pairs:,}", {"pairs": pairs}, ()) for pairs in (250, 500, 1000, 2000, 4000, 8000)]),
+    rows=_methods([(pairs, {"pairs": pairs}, ()) for pairs in (250, 500, 1000, 2000, 4000, 8000)]),
     reference="",
     x="preference pairs",
 )
@@ -128,7 +133,7 @@ TABLE_5 = Item(
         "little on attributes (3.25 → 3.08)."
     ),
     rows=tuple(
-        Row(row.label, replace(row.setting, world="questions"))
+        row._replace(setting=replace(row.setting, world="questions"))
         for row in (Row("tuned", TUNED), Row("DPO", DPO), Row("mDPO", MDPO))
     ),
     scores=("accuracy", *TYPES, "log_ratio"),
@@ -138,7 +143,7 @@ BETA = Item(
     name="beta",
     title="Beyond the paper: β",
     question="Is the order an accident of β = 0.1?",
-    rows=_methods([(f"{beta:g}", {}, () if beta == 0.1 else ("--beta", str(beta))) for beta in (0.03, 0.1, 0.3)]),
+    rows=_methods([(beta, {}, () if beta == 0.1 else ("--beta", str(beta))) for beta in (0.03, 0.1, 0.3)]),
     reference="",
     x="β",
 )
@@ -147,7 +152,7 @@ DELTA = Item(
     title="Beyond the paper: the anchor's δ",
     question="Does it help to ask for more than a reward above zero?",
     rows=tuple(
-        Row(f"mDPO, {delta:g}", _with(MDPO, "--anchor", str(delta)) if delta else MDPO) for delta in (0.0, 0.5, 1.0)
+        Row("mDPO", _with(MDPO, "--anchor", str(delta)) if delta else MDPO, x=delta) for delta in (0.0, 0.5, 1.0)
     ),
     reference="mDPO, 0",
     x="δ, reward units",
@@ -156,7 +161,7 @@ SHORTCUT = Item(
     name="shortcut",
     title="Beyond the paper: how strong the shortcut must be",
     question="From which share of pairs that a style token gives away does DPO fail?",
-    rows=_methods([(f"{share:g}", {"style_probability": share}, ()) for share in (0.0, 0.5, 0.9)]),
+    rows=_methods([(share, {"style_probability": share}, ()) for share in (0.0, 0.5, 0.9)]),
     reference="",
     x="share of pairs with the shortcut",
 )

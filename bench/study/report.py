@@ -1,9 +1,9 @@
 """The study's page: ``python -m bench.study.report FOLDER`` makes STUDY.md and its pictures from results.json again.
 
-Every number on the page comes from results.json; what we make of them is in remarks.json beside it, if it is there.
+Every number on the page comes from results.json; what we make of them is in remarks.md beside it, if it is there.
 """
 
-import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +23,7 @@ HEADS = {
     "log_ratio": "log π/ρ of y_w",
     "accuracy": "all ↑",
 }
+REMARKS = "remarks.md"
 INTRODUCTION = """\
 The miniature world of `bench/digits` (handwritten digits on a 2×2 grid, pairs in which a style token gives the chosen
 caption away nine times in ten), a LLaVA of 0.8M parameters, full fine-tuning of its language model by `mdpo train
@@ -38,12 +39,21 @@ their size."""
 def write_report(folder: Path) -> Path:
     """Write STUDY.md and the pictures beside ``folder``'s results.json; returns the page."""
     results = Results.read(folder / NAME)
-    remarks_path = folder / "remarks.json"
-    remarks = json.loads(remarks_path.read_text(encoding="utf-8")) if remarks_path.is_file() else {}
+    remarks = read_remarks(folder / REMARKS)
     pictures = draw_charts(results, folder)
     page = folder / "STUDY.md"
     page.write_text(markdown(results, remarks, pictures), encoding="utf-8")
     return page
+
+
+def read_remarks(path: Path) -> dict[str, str]:
+    """The sections of a page by their headings, lines of a paragraph joined; none where there is no such page."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = {}
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        heading, _, body = section.partition("\n")
+        found[heading.strip()] = "\n\n".join(" ".join(part.split()) for part in body.strip().split("\n\n"))
+    return found
 
 
 def markdown(results: Results, remarks: Mapping[str, str], pictures: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The shipped checkpoints, and demo and study from end to end on very little."""
+"""The shipped checkpoints, and the demo from end to end on very little."""
 
 import json
 
@@ -13,7 +13,6 @@ from bench.scenes.demo import OVERRIDES, Size, run
 from bench.scenes.metrics import score
 from bench.scenes.pairs import LONGEST_CAPTION, POOL, make_pairs, write_questions
 from bench.scenes.questions import KINDS, LONGEST_ANSWER, score_kinds, write_kinds
-from bench.scenes.study import Seed
 from bench.scenes.world import make_scene, scene_of
 from mdpo.answers import read_scored
 
@@ -103,15 +102,3 @@ def test_the_demo_trains_both_ways_and_tells_them_apart(tmp_path):
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 3 + 12
     assert "Over the 8 seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert Image.open(tmp_path / "report.png").width >= 1200
-
-
-def test_a_seed_that_was_stopped_goes_on(tmp_path):
-    seed = Seed(5, tmp_path, TINY, {"tuned": None, "mDPO": ()})
-    before = seed.complete()
-    assert set(before["mDPO"]["scores"]) > {"chair_s", "looking", "log_ratio", "log_ratio_crop", "cut_chair_s"}
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "seeds" / "5").glob("*.json")}
-    (tmp_path / "seeds" / "5" / "mDPO.json").unlink()
-    after = seed.complete()
-    assert after["mDPO"]["scores"] == before["mDPO"]["scores"]
-    changed = {path.name for path, time in kept.items() if path.stat().st_mtime_ns != time}
-    assert changed == {"mDPO.json"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.study import items, runs
+from bench.study import charts, items, runs
 from bench.study.__main__ import study
-from bench.study.report import markdown
+from bench.study.report import REMARKS, markdown, read_remarks
 from bench.study.results import NAME, Results, order
 from bench.study.runs import Run, Setting, execute, read_result
 from bench.study.size import Size
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 SETTING = Setting(overrides=("--max_steps", "2", "--logging_steps", "1"), pairs=40)
 RUN = Run(setting=SETTING, seed=0, scenes=12)
-RESULTS = Path(__file__).parents[2] / "bench" / "results" / "study"
+RESULTS = Path(__file__).parents[2] / "bench" / "study" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,10 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
     assert "Figure 1" not in (tmp_path / "STUDY.md").read_text()  # rather than a table with a hole
 
 
-def _results(scores: dict[str, list[float]]) -> Results:
+def _results(scores: dict[str, list[float]], item: items.Item = items.FIGURE_1) -> Results:
     size = Size(seeds=3)
     entries = []
-    for row in items.FIGURE_1.rows:
+    for row in item.rows:
         for seed, value in enumerate(scores[row.label]):
             run = runs.asdict(size.run(row.setting, seed))
             entries.append(json.loads(json.dumps(run | {"scores": {"chair_s": value}, "history": [], "seconds": 1.0})))
@@ -120,12 +120,19 @@ def test_the_papers_order_is_judged_by_paired_intervals():
     }
 
 
-@pytest.mark.skipif(not (RESULTS / NAME).is_file(), reason="no study is committed")
 def test_the_committed_page_is_made_of_the_committed_results(tmp_path):
     results = Results.read(RESULTS / NAME)
-    remarks = json.loads((RESULTS / "remarks.json").read_text(encoding="utf-8"))
+    remarks = read_remarks(RESULTS / REMARKS)
     pictures = {path.stem: path.name for path in RESULTS.glob("*.png")}
     assert markdown(results, remarks, pictures) == (RESULTS / "STUDY.md").read_text(encoding="utf-8")
+
+
+def test_a_new_row_is_drawn_without_a_colour_of_its_own(tmp_path, monkeypatch):
+    added = items.Row("mDPO, twice", replace(items.MDPO, pairs=1))
+    longer = replace(items.FIGURE_1, rows=(*items.FIGURE_1.rows, added))
+    monkeypatch.setitem(items.ITEMS, "figure-1", longer)
+    results = _results({row.label: [1.0, 2.0, 3.0] for row in longer.rows}, longer)
+    assert charts.draw_charts(results, tmp_path) == {"story": "story.png"}
 
 
 def test_results_are_read_back_as_written(tmp_path):
