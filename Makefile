@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 CONSTRAINTS := constraints.txt
 EXTRAS := test
 
-.PHONY: demo study test test-oldest test-newest soak lint clean
+.PHONY: demo study test test-fast test-oldest test-newest soak lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m bench.scenes.demo --out build/demo
@@ -22,14 +22,20 @@ BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation te
     tests/test_readme.py
 # What the first says, until the second has ended; a file for each venv, since they may be tested at once.
 FIRST := build/tests-$(notdir $(VENV)).txt
+MARKS := not long
 
 test: $(VENV)/.installed
 	@mkdir -p build
-	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/kernels; kernels=$$?; $(RUN) -m pytest -q $(BESIDE) && test $$kernels -eq 0) \
+	@(TRITON_INTERPRET=1 $(RUN) -m pytest -q -m "$(MARKS)" tests/kernels; kernels=$$?; $(RUN) -m pytest -q -m "$(MARKS)" $(BESIDE) && test $$kernels -eq 0) \
 	    > $(FIRST) 2>&1 & \
 	first=$$!; \
-	$(RUN) -m pytest -q tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
+	$(RUN) -m pytest -q -m "$(MARKS)" tests --ignore=tests/kernels $(addprefix --ignore=,$(BESIDE)); second=$$?; \
 	wait $$first; code=$$?; cat $(FIRST); test $$code -eq 0 && test $$second -eq 0
+
+# Between two edits: what takes seconds by itself, or starts processes, is left out.
+test-fast: $(VENV)/.installed
+	@$(MAKE) --no-print-directory test VENV=$(VENV) MARKS="not slow and not long" \
+	    BESIDE="$(filter-out tests/models tests/test_readme.py,$(BESIDE))"
 
 # The same with the oldest and the newest of everything it stands on, each in a venv of its own. Their PyTorch has CUDA,
 # several gigabytes, which no test needs; PIP_ARGS can point at CPU wheels, without which a few tests are skipped.

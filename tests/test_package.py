@@ -11,6 +11,8 @@ import pytest
 
 from mdpo.launch import PROFILES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -294,7 +294,7 @@ def test_a_run_that_is_interrupted_pays_for_nothing_twice(endpoint, pool, tmp_pa
     assert endpoint.answered == 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_pays_for_nothing_twice_but_what_was_on_its_way(endpoint, pool, tmp_path):
     plain, enough = endpoint.reply, threading.Event()
 

@@ -14,6 +14,8 @@ from bench.session import wheels
 from bench.session.archive import unpack
 from bench.suite.shelf import Shelf
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

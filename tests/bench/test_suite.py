@@ -36,6 +36,7 @@ def broken() -> None:
     raise RuntimeError("does not compile here")
 
 
+@pytest.mark.slow
 def test_a_group_is_measured_resumed_and_rendered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = (
         Implementation(name="missing peer", role="peer", load=not_installed),
@@ -201,6 +202,7 @@ def test_a_time_that_no_clock_reaches_is_one_line(
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"{option}: {value!r} is not a number from 0 on")
 
 
+@pytest.mark.slow
 def test_a_group_that_changes_its_process_gets_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = next(g for g in PARTS["kernels"].groups(CPU) if g.op == "sequence_logps")
 

@@ -25,6 +25,8 @@ from mdpo.models.fused_lora import FusedLoraLinear
 from mdpo.packing import plan
 from mdpo.trainer import trainer
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 NAMED = {implementation.name: implementation for implementation in TRAIN_STEP}
 

@@ -7,6 +7,8 @@ import torch.distributed
 
 from bench.scripts.two_processes import main, tokens_per_second
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
 def test_a_round_of_each_kind(tmp_path, capsys):

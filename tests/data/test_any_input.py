@@ -147,6 +147,7 @@ def lands_softly(path: Path, folder: Path) -> None:
         assert report.rows >= report.usable
 
 
+@pytest.mark.slow
 @ANY
 @given(st.lists(row | good, max_size=4))
 def test_any_rows(folder, rows):

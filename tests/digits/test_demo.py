@@ -13,6 +13,8 @@ from bench.digits.results import COLUMNS, Result, marked, missed, text_table
 from bench.digits.tune import MODEL
 from bench.digits.world import PROMPT, STYLES, caption, make_scene, mentioned, render
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 4_000_000
 
 

@@ -111,6 +111,7 @@ def test_the_switch_for_deterministic_algorithms_stays_the_users(before: int, de
     assert calls.modes["_flash_attention_forward"] == before
 
 
+@pytest.mark.slow
 def test_a_backward_does_not_import_inductor() -> None:
     """Seconds in a first step; only a process of its own has not imported it yet."""
     root = Path(__file__).parents[2]

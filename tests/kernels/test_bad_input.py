@@ -190,6 +190,7 @@ def test_a_head_wrapped_by_an_adapter_is_refused_with_the_remedy() -> None:
         linear_token_logps(HIDDEN, wrapped, TARGETS)
 
 
+@pytest.mark.slow
 def test_without_triton_the_package_imports_and_computes() -> None:
     """There are no Triton wheels for macOS and Windows; what runs there is the reference."""
     program = (

@@ -30,6 +30,7 @@ def tensors(device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [mdpo_kernels, reference], ids=["kernels", "reference"])
 def test_one_graph_and_the_same_numbers(module: Any, device: torch.device) -> None:
     """fullgraph=True raises at a graph break. aot_eager traces forward and backward and needs no C compiler."""
@@ -50,6 +51,7 @@ def test_one_graph_and_the_same_numbers(module: Any, device: torch.device) -> No
         torch.testing.assert_close(compiled, eager)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [mdpo_kernels, reference], ids=["kernels", "reference"])
 def test_dynamic_shapes_compile_once(module: Any, device: torch.device) -> None:
     """Batches differ in their number of rows: sizes are symbols, which no message and no tile plan may choke on."""
@@ -68,6 +70,7 @@ def test_dynamic_shapes_compile_once(module: Any, device: torch.device) -> None:
         torch.testing.assert_close(torch.autograd.grad(found, hidden), torch.autograd.grad(expected, hidden))
 
 
+@pytest.mark.slow
 def test_opcheck(device: torch.device) -> None:
     """Schema, fake implementation, autograd registration and AOT dispatch of every op."""
     if not backend.use_triton(torch.zeros(1, device=device)):
@@ -134,6 +137,7 @@ for module in ("token_logps", "linear_token_logps", "linear_token_logps_backward
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_ampere_hopper_and_blackwell() -> None:
     """The interpreter accepts what the compiler does not, and the compiler needs no GPU, only a process of its own."""
     capabilities = ("80", "90", "120")

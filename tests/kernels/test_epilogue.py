@@ -88,9 +88,10 @@ for name, changes in json.loads(sys.argv[3]).items():
                           "products": count(r"\\w*MMA\\b"), "copies": count(r"LDGSTS\\S*\\.128")}))
 """
 )
-ALSO = [pytest.param(capability, list(VARIANTS), marks=pytest.mark.slow) for capability in SHARED]
+ALSO = [pytest.param(capability, list(VARIANTS), marks=pytest.mark.long) for capability in SHARED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "variants"), [("90", ["plain"]), *ALSO])
 def test_its_products_run_on_the_matrix_units_and_nothing_spills(capability: str, variants: list[str]) -> None:
     """With the blocks that a card of this capability gets: an A100, an RTX 3090, an H100, a B200 and an RTX 5090."""

@@ -146,6 +146,7 @@ def test_no_examples(device: torch.device) -> None:
     assert found["loss"] == 0 and found["gradient"].shape == (0, HIDDEN_SIZE)
 
 
+@pytest.mark.slow
 def test_sequences_longer_than_a_block(device: torch.device) -> None:
     """A sequence of several blocks, the last one partial, and int32 offsets."""
     logits = torch.randn(700, 2, device=device).requires_grad_()

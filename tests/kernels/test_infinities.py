@@ -94,6 +94,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["frozen head", "trainable head"])
 @pytest.mark.parametrize("special", [INF, -INF, NAN, LOWEST])
 def test_linear_token_logps(special: float, train: bool, device: torch.device) -> None:

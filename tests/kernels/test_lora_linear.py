@@ -112,6 +112,7 @@ def test_gradcheck(device: torch.device) -> None:
     )
 
 
+@pytest.mark.slow
 def test_opcheck(device: torch.device) -> None:
     arguments, _ = make(Case("opcheck", dtype=torch.bfloat16, adapter=torch.float32, bias=True), device)
     x, weight, bias, A, B = (arguments[name] for name in ("x", "weight", "bias", "A", "B"))
@@ -124,6 +125,7 @@ def test_opcheck(device: torch.device) -> None:
     torch.library.opcheck(OPS.lora_linears.default, (x, *several))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_one_graph_and_the_same_numbers(dynamic: bool, device: torch.device) -> None:
     case = Case("compile", shape=(2, 3), bias=True)
@@ -351,6 +353,7 @@ def test_several_layers_read_their_input_once_for_their_adapters(device: torch.d
     assert len(reads) == 1, reads
 
 
+@pytest.mark.slow
 def test_several_layers_in_one_graph(device: torch.device) -> None:
     x, layers, grads = three(device)
     compiled = torch.compile(lora_linears, backend="aot_eager", fullgraph=True, dynamic=True)

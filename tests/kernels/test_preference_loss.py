@@ -228,6 +228,7 @@ def test_other_numbers_are_no_other_kernel(device: torch.device) -> None:
     assert count() == before
 
 
+@pytest.mark.slow
 def test_one_graph(device: torch.device) -> None:
     tensors = make(device)
     terms = OBJECTIVES["better than several"]

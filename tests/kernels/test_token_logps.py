@@ -151,6 +151,7 @@ def test_masked_tokens_of_probability_zero(device: torch.device) -> None:
     assert gradient[0].isfinite().all() and not gradient[0, 20:].any()
 
 
+@pytest.mark.slow
 def test_int32_targets(device: torch.device) -> None:
     logits, targets, _ = make(Case("int32"), device)
     assert torch.equal(token_logps(logits, targets.int()), token_logps(logits, targets))

@@ -91,6 +91,7 @@ def numbers_of_rows(budget: int) -> list[int]:
     return [numbers.randint(budget // 40, budget // 2) for _ in range(200)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
 @pytest.mark.parametrize(("vocabulary", "budget"), CASES)
 def test_a_handful_of_kernels_whatever_the_number_of_rows(vocabulary, budget, trained, recorders) -> None:
@@ -149,9 +150,10 @@ for capability in map(int, sys.argv[1:]):
 )
 
 
-ALSO = [pytest.param(capability, marks=pytest.mark.slow) for capability in ("80", "86", "100")]
+ALSO = [pytest.param(capability, marks=pytest.mark.long) for capability in ("80", "86", "100")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["90", "120", *ALSO])
 def test_loads_are_128_bits_wide_and_nothing_spills(capability: str) -> None:
     """The signatures of LLaVA, Bunny (a bias), Qwen2.5-VL and InternVL; the vocabulary's size is no constant in any."""

@@ -13,6 +13,8 @@ from mdpo.evaluation.files import InUse, Journal
 from mdpo.loop import run
 from mdpo.trainer.signals import Stopped
 
+pytestmark = pytest.mark.slow
+
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux about processes")
 
 

@@ -15,6 +15,8 @@ from tests import tiny, wide
 from tests.models.packed_examples import examples
 from tests.numerics import relative_error
 
+pytestmark = pytest.mark.slow
+
 
 def adapted(kind: str, layers: int = 1) -> nn.Module:
     """bf16 weights and fp32 adapters that add something, as a step has them."""
@@ -35,7 +37,7 @@ def step(model: nn.Module, packed: PackedBatch, autocast: bool = True) -> tuple[
     return logps.detach().nan_to_num(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["llava-llama", "bunny"])
 def test_what_compiling_changes_is_within_the_noise_of_bf16(kind):
     """Against float64, compiled layers are as far off as eager ones: by the rule of tests/numerics.py, for the norm."""
@@ -65,7 +67,7 @@ def kept_bytes(model: nn.Module, packed: PackedBatch) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["llava-llama", "bunny"])
 def test_compiled_layers_keep_no_more_than_the_plan_counts_for_eager_ones(kind, monkeypatch):
     """As inductor partitions them into forward and backward, without the minute that compiling the parts takes."""

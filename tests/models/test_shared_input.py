@@ -69,6 +69,7 @@ def test_the_same_numbers_and_nothing_is_left(calls: list[int]) -> None:
     assert all(not group._waiting and group._input is None for group in groups(own))
 
 
+@pytest.mark.slow
 def test_checkpointed_and_compiled_the_same(calls: list[int]) -> None:
     own = shared()
     expected = gradients(own)

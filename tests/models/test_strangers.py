@@ -13,6 +13,8 @@ from mdpo.models import load
 from tests import tiny
 from tests.models import hostile
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from bench.scenes.questions import KINDS, LONGEST_ANSWER, score_kinds, write_kin
 from bench.scenes.world import make_scene, scene_of
 from mdpo.answers import read_scored
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 6_000_000
 TINY = Size(
     pairs=20,

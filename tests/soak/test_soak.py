@@ -1,4 +1,4 @@
-"""The soak in short, in every test run; at length where it is asked for: pytest -m slow tests/soak.
+"""The soak in short, in every test run; at length where it is asked for: pytest -m long tests/soak.
 
 Both start a process of their own: a fork server may have no threads, and this one has had torch's.
 """
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,12 +44,12 @@ def test_a_few_cases_of_every_fuzzer(tmp_path):
     assert "5 of 5 ended as they should" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kills_signals_and_full_disks(tmp_path):
     held = trials(tmp_path, "--trials", 100, minutes=60)
     assert len(held) == 300
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_fuzzer(tmp_path):
     soak("tests.soak.fuzz", "--folder", tmp_path, minutes=20)

@@ -13,6 +13,8 @@ from bench.study.results import NAME, Results, order
 from bench.study.runs import Run, Setting, execute, read_result
 from bench.study.size import Size
 
+pytestmark = pytest.mark.slow
+
 SETTING = Setting(overrides=("--max_steps", "2", "--logging_steps", "1"), pairs=40)
 RUN = Run(setting=SETTING, seed=0, scenes=12)
 RESULTS = Path(__file__).parents[2] / "bench" / "study" / "results"

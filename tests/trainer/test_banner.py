@@ -9,6 +9,8 @@ import pytest
 from mdpo.cli import main
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = "--use_cpu --lora_r 2 --report_to none --disable_tqdm --max_steps 3 --examples_per_step 2".split()
 
 

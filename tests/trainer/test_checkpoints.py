@@ -20,6 +20,8 @@ from mdpo.trainer.finite import is_finite, weights_not_finite
 from mdpo.trainer.not_finite import StopsWhereNotFinite
 from tests.trainer.runs import ROWS, start
 
+pytestmark = pytest.mark.slow
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith(("checkpoint", ".", "weights")))

@@ -19,6 +19,8 @@ from mdpo.trainer.resume import check_folder, checkpoint_to_resume
 from tests.trainer.resigned import edit_state, resign
 from tests.trainer.runs import start
 
+pytestmark = pytest.mark.slow
+
 GARBAGE = [
     -1,
     10**9,

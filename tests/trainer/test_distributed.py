@@ -15,6 +15,8 @@ from tests.numerics import relative_distance
 from tests.trainer.processes import ROOT, run
 from tests.trainer.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests import tiny
 from tests.trainer.processes import run
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("distributed_evaluation_run.py")
 
 

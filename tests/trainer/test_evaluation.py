@@ -17,6 +17,8 @@ from mdpo.trainer.arguments import check_fsdp, check_run, check_weights
 from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):

@@ -17,6 +17,8 @@ from mdpo.objectives import PRESETS
 from mdpo.packing import pack
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

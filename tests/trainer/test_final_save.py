@@ -15,6 +15,8 @@ from mdpo.models import load, load_processor
 from mdpo.models.reference_cache import Record, ReferenceCache
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 
 

@@ -17,6 +17,8 @@ from mdpo.models.fused_lora import FusedLora
 from mdpo.models.reference_cache import fingerprint
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

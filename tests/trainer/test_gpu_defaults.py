@@ -22,6 +22,8 @@ from mdpo.trainer.manifest import SETTINGS_NAME
 from tests import tiny, wide
 from tests.models.packed_examples import examples
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -16,6 +16,8 @@ from mdpo.models.quantize import quantized_modules
 from tests import tiny, wide
 from tests.numerics import relative_distance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -19,6 +19,8 @@ from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
 from tests.trainer.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -21,6 +21,8 @@ from mdpo.models import load, load_processor
 from tests import tiny
 from tests.trainer.runs import lora
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -16,6 +16,8 @@ from tests import tiny
 from tests.trainer.resigned import resign
 from tests.trainer.runs import ROWS, lora, trainer
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = {
     "llava": tiny.llava,
     "bunny": tiny.bunny,

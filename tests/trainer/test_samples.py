@@ -16,6 +16,8 @@ from mdpo.run_folder import remove_run
 from mdpo.trainer import samples
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):

@@ -10,6 +10,8 @@ import pytest
 
 from mdpo.trainer import signals as handlers
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

@@ -20,6 +20,8 @@ from tests import tiny
 from tests.models.separate_models import build
 from tests.models.separate_processors import PROCESSORS
 
+pytestmark = pytest.mark.slow
+
 KINDS = [
     pytest.param(
         kind,

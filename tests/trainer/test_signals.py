@@ -22,6 +22,8 @@ from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
 from tests.trainer.runs import config, same, trainer
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -143,7 +145,7 @@ def test_during_a_checkpoint_it_is_finished_and_no_further_step_made(world, whol
     go_on(path, capsys, whole)
 
 
-@pytest.mark.parametrize("method", [pytest.param("training_step", marks=pytest.mark.slow), "save_model"])
+@pytest.mark.parametrize("method", [pytest.param("training_step", marks=pytest.mark.long), "save_model"])
 def test_a_run_that_is_complete_is_saved_and_ends_well(world, whole, tmp_path, capsys, send, method):
     sent = send(method, 5 if method == "training_step" else 6, signal.SIGTERM)
     assert cli.main(["train", str(config(world, tmp_path))]) == 0
@@ -169,7 +171,7 @@ EVALUATED = {
     ("strategy", "step"),
     [
         ("steps", 2),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)]),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in [("steps", 4), ("epoch", 2), ("epoch", 4)]),
     ],
 )
 def test_an_evaluation_is_left_and_made_up_for(world, tmp_path, capsys, send, step, strategy):
@@ -243,7 +245,7 @@ def test_a_signal_to_the_process_and_then_to_its_group_writes_a_checkpoint(world
     go_on(path, capsys, whole)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_rows_that_hang_are_not_waited_for_for_ever(world, whole, tmp_path, capsys, monkeypatch, workers):
     monkeypatch.setattr(handlers, "PATIENCE", 0.3)
     fifo = tmp_path / "fifo"

@@ -20,6 +20,8 @@ from mdpo.trainer.checkpoints import last_whole_checkpoint
 from tests import tiny
 from tests.trainer.runs import config, same
 
+pytestmark = pytest.mark.slow
+
 
 class Ranks:
     """Two runs of the command line as torchrun would start them, each in a process with a log of its own."""
@@ -132,7 +134,7 @@ def test_a_signal_to_one_reaches_another_that_waits_for_a_stopped_worker(world, 
     assert same(load_file(tmp_path / "out" / "adapter_model.safetensors"), whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_signal_to_one_ends_all(world, tmp_path):
     def twice(iterator) -> None:
         signal_this_process(signal.SIGTERM)
@@ -185,7 +187,7 @@ def test_what_one_meets_before_training_ends_all_and_is_said_once(world, tmp_pat
     assert ranks.lines(*SAID) == ["error: this machine has no such file"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_that_is_killed_ends_the_other_with_a_line(world, tmp_path, killed):
     def before(rank: int) -> None:

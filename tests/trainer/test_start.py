@@ -21,6 +21,8 @@ from mdpo.models.base_digest import weights_digest
 from tests import tiny
 from tests.models.adapters import LANGUAGE, nudge
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

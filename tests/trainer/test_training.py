@@ -59,6 +59,7 @@ def test_a_run_logs_saves_and_loads_back(world, tmp_path):
     assert load_processor(tmp_path).chat_template == tiny.TEMPLATE
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_adapter(world, tmp_path):
     whole = trainer(world, tmp_path / "whole", negative_per_epoch=True)
     whole.train()
@@ -72,6 +73,7 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(world, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_the_step_does_not_depend_on_the_budget(world, tmp_path):
     runs = [trainer(world, tmp_path / str(budget), token_budget=budget, max_steps=2) for budget in (120, 1000)]
     for run in runs:
@@ -125,6 +127,7 @@ def test_every_row_of_the_papers_tables_is_a_setting(world, tmp_path, settings, 
     assert bool(logged(run, "rewards/imageless_chosen")) == uses_third_branch
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_mean_over_the_rows(world, tmp_path):
     rows = read_rows(world[1])
     run = trainer(world, tmp_path, rows=rows[:6], eval_rows=rows[6:], eval_strategy="epoch", num_train_epochs=1)
@@ -186,6 +189,7 @@ def relative_difference(one: MDPOTrainer, other: MDPOTrainer) -> float:
     return relative_distance(ones, others, start)
 
 
+@pytest.mark.slow
 def test_the_cached_reference_changes_nothing_but_the_work(world, tmp_path):
     cached = trainer(world, tmp_path / "cached", num_train_epochs=3)
     without = trainer(world, tmp_path / "without", num_train_epochs=3, cache_reference=False)
