@@ -158,7 +158,8 @@ class RunConfig(OwnRunSettings):
             raise InputError("eval_fraction: eval_data is given too; keep one of them")
         if self.adapter_name_or_path is not None and not self.use_lora:
             raise InputError(
-                "adapter_name_or_path: an adapter goes on as an adapter; leave use_lora out, or merge it first"
+                "adapter_name_or_path: an adapter is trained further as an adapter; leave use_lora out, or merge it "
+                "first"
             )
         if self.load_in_4bit and not self.use_lora:
             raise InputError("load_in_4bit: weights in 4 bits do not train; set use_lora, or leave load_in_4bit out")
@@ -289,6 +290,6 @@ def _named(values: Mapping[Any, Any]) -> dict[Any, Any]:
     for key, value in values.items():
         name = key.replace("-", "_") if isinstance(key, str) else key
         if name in named:
-            raise InputError(f"key {name!r} stands twice, with dashes and with underscores; keep one of them")
+            raise InputError(f"key {name!r} appears twice, with dashes and with underscores; keep one of them")
         named[name] = value
     return named

@@ -50,18 +50,19 @@ def check_free(
         return
     if not _is_trained(folder):
         raise InputError(
-            f"output_dir: {folder} holds a model that no training here has written ({found}); give another --output_dir"
+            f"output_dir: {folder} contains a model that no training here has written ({found}); give another "
+            "--output_dir"
         )
     if not overwrite:
         goes_on = "" if found in _WEIGHTS else "go on with it by --resume_from_checkpoint true, "
         raise InputError(
-            f"output_dir: {folder} holds a run already ({found}); {goes_on}give another --output_dir, or remove "
+            f"output_dir: {folder} contains a run already ({found}); {goes_on}give another --output_dir, or remove "
             "it with --overwrite_output_dir true"
         )
     for name, path in inputs.items():
         if path and any(is_inside(path, part) for part in run_files(folder)):
             raise InputError(
-                f"overwrite_output_dir: {folder} holds {path}, which {name} reads; give another --output_dir"
+                f"overwrite_output_dir: {folder} contains {path}, which {name} reads; give another --output_dir"
             )
 
 

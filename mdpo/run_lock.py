@@ -143,7 +143,7 @@ def _remove_stale(folder: Path, path: Path) -> None:
             raise _in_use(folder, record, age)
         if _is_file(handle, path):
             path.unlink()
-            _log.info("%s: the run of %s ended without a word; its folder is free", folder, _described(record))
+            _log.info("%s: the run of %s ended unexpectedly; its folder is free again", folder, _described(record))
     finally:
         os.close(handle)
 

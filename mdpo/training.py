@@ -137,7 +137,7 @@ def _train(
         address = together(args, trainer.upload)
         if main_process:
             say(f"uploaded: {address}")
-    # A process that is gone while another still writes takes it along: torchrun ends all of them for one.
+    # If one process exits while another is still saving, torchrun kills them all.
     trainer.accelerator.wait_for_everyone()
     current = active()
     if current is not None:

@@ -304,7 +304,7 @@ def test_resume_from_checkpoint_false_starts_afresh(world, tmp_path, written):
 def test_nothing_to_resume_from_is_one_line(world, tmp_path, capsys):
     assert cli.main(["train", str(config(world, tmp_path)), "--resume_from_checkpoint", "true"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "holds no whole checkpoint" in errors[0]
+    assert len(errors) == 1 and "contains no whole checkpoint" in errors[0]
 
 
 def test_the_judges_advice_parses():

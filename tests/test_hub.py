@@ -270,7 +270,7 @@ def test_what_is_fetched_is_checked_as_a_folder_is(hub, world, adapter, tmp_path
         load("tiny/hostile")
     assert "model.safetensors" not in hub.fetched()
     hub.add("tiny/adapter", adapter)
-    with pytest.raises(InputError, match="holds an adapter alone"):
+    with pytest.raises(InputError, match="contains an adapter alone"):
         load("tiny/adapter")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_text('{"model_type": "llama"}')

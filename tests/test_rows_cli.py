@@ -149,7 +149,7 @@ def test_the_trainer_takes_a_data_set_a_stream_and_a_generator_alike(world, tmp_
 
 @pytest.mark.parametrize("given", [[], iter(()), {"a": []}, 3])
 def test_what_is_no_rows_is_one_line(world, tmp_path, given):
-    with pytest.raises(InputError, match="^train_dataset (holds no rows|is a (dict|int)); give"):
+    with pytest.raises(InputError, match="^train_dataset (contains no rows|is a (dict|int)); give"):
         make(world, tmp_path, given)
 
 

@@ -215,7 +215,7 @@ def test_a_second_run_is_refused_before_the_model_is_loaded_with_three_ways_on(c
         capsys.readouterr()
         assert main(["train", str(config)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: output_dir: {out} holds a run already (checkpoint-2)")
+    assert line.startswith(f"error: output_dir: {out} contains a run already (checkpoint-2)")
     assert names(out) == before
 
     # The three ways on
@@ -284,7 +284,7 @@ def test_a_checkpoint_of_another_run_may_go_on_in_a_fresh_folder_only(world, tmp
     checkpoint = str(tmp_path / "first" / "checkpoint-1")
     trainer(world, tmp_path / "second", save_steps=1).train(resume_from_checkpoint=checkpoint)
     trainer(world, tmp_path / "third", save_steps=1).train()
-    with pytest.raises(InputError, match="third holds a run already"):
+    with pytest.raises(InputError, match="third contains a run already"):
         trainer(world, tmp_path / "third", save_steps=1).train(resume_from_checkpoint=checkpoint)
 
 
@@ -315,7 +315,7 @@ def test_in_python_too_a_folder_is_one_trainers(world, tmp_path):
     first.train()  # the same trainer may train again
     assert refused
     first.save_model()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="contains a run already"):
         trainer(world, tmp_path / "out").train()
 
 
@@ -345,7 +345,7 @@ def test_a_folder_with_a_model_that_no_training_wrote_is_not_overwritten(config,
     load(world[0]).save_pretrained(tmp_path / "out")
     before = names(tmp_path / "out")
     assert main(["train", str(config), "--overwrite_output_dir", "true"]) == 2
-    assert "holds a model that no training here has written (model.safetensors)" in capsys.readouterr().err
+    assert "contains a model that no training here has written (model.safetensors)" in capsys.readouterr().err
     assert names(tmp_path / "out") == before
 
 
@@ -354,4 +354,4 @@ def test_a_checkpoint_to_go_on_from_as_an_adapter_is_not_removed(config, tmp_pat
     adapter = tmp_path / "out" / "checkpoint-1"
     asked = ["--adapter_name_or_path", str(adapter), "--overwrite_output_dir", "true"]
     assert main(["train", str(config), *asked]) == 2
-    assert f"holds {adapter}, which adapter_name_or_path reads" in capsys.readouterr().err and adapter.is_dir()
+    assert f"contains {adapter}, which adapter_name_or_path reads" in capsys.readouterr().err and adapter.is_dir()

@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from bench.commit import require_commit
+from bench.inputs.processor import smallest_processor
 from bench.suite.record import environment, tell
 from mdpo.data import DataOptions, PreferenceDataset, parse_rows
 from mdpo.packing import MDPO_BRANCHES, PreferenceTokens
@@ -32,30 +30,7 @@ from mdpo.packing.families import Llava
 from mdpo.trainer.steps import MicroBatches, StepSampler, collate
 
 SIDE, PATCH, WORDS = 336, 14, 100  # CLIP ViT-L/14-336; words of a response
-IMAGE = 1  # the placeholder's token id
-TEMPLATE = (
-    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} "
-    "{% endif %}{% endfor %}{% endfor %}"
-)
-
-
-def processor() -> LlavaProcessor:
-    """CLIP's image processor as LLaVA-1.5 has it, and a tokenizer of whole words."""
-    vocabulary = {"</s>": 0, "<image>": IMAGE, "<unk>": 2, "word": 3}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="</s>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
-    )
-    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    return LlavaProcessor(
-        images,
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
+IMAGE = 2  # the placeholder's token id
 
 
 def photos(folder: Path, count: int) -> list[dict]:
@@ -67,8 +42,8 @@ def photos(folder: Path, count: int) -> list[dict]:
         grain = generator.normal(0, 6, (SIDE, SIDE, 3))
         pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=90)
-        answer = " ".join(["word"] * WORDS)
-        rows.append({"image": f"{index}.jpg", "prompt": "word", "chosen": answer, "rejected": answer})
+        answer = " ".join(["a"] * WORDS)
+        rows.append({"image": f"{index}.jpg", "prompt": "a", "chosen": answer, "rejected": answer})
     return rows
 
 
@@ -126,7 +101,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = photos(Path(folder), options.steps * options.examples_per_step)
-        dataset = SlowDisk(parse_rows(rows, folder), processor(), DataOptions())
+        dataset = SlowDisk(
+            parse_rows(rows, folder), smallest_processor(SIDE, PATCH, image_token_id=IMAGE), DataOptions()
+        )
         started = time.perf_counter()
         for index in range(options.examples_per_step):
             dataset[index]

@@ -28,6 +28,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from bench.commit import require_commit
+from bench.inputs.lengths import LONGEST, RESPONSE_MEDIAN, SPREAD
 from bench.inputs.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of
 from bench.suite.record import Record, environment
 from bench.suite.shelf import Shelf
@@ -41,6 +42,7 @@ from mdpo.packing import Batch, PreferenceTokens, pack, plan
 
 GIB = 2**30
 RANK = 64
+TEXT_TOKENS = 74  # of a prompt, as what bench/LOG.md predicts was computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,11 @@ def planned(case: Case, device: str = "cuda") -> tuple[Plan, list[PreferenceToke
     """The plan for the cap, and the pairs, the longest possible among them. SystemExit where nothing fits."""
     config = SHAPES[case.known_as]() if case.known_as else config_of(case.shape, case.side**2)
     shape = read_shape(config, Adaptation(rank=RANK, pattern=LANGUAGE_LINEAR))
-    prompt_tokens = case.side**2 + 74 // case.shrink
+    prompt_tokens = case.side**2 + TEXT_TOKENS // case.shrink
     lengths = log_normal(
         prompt_tokens=prompt_tokens,
-        response_tokens_median=120 // case.shrink,
-        response_tokens_max=400 // case.shrink,
+        response_tokens_median=RESPONSE_MEDIAN // case.shrink,
+        response_tokens_max=LONGEST // case.shrink,
         image_tokens=case.side**2,
     )
     on_gpu = device == "cuda"
@@ -96,8 +98,8 @@ def planned(case: Case, device: str = "cuda") -> tuple[Plan, list[PreferenceToke
 def pairs(case: Case, prompt_tokens: int) -> list[PreferenceTokens]:
     """Random tokens and images, of log-normal lengths; the first pair is the longest there can be."""
     draw = torch.Generator().manual_seed(0)
-    longest = 400 // case.shrink
-    lengths = 120 / case.shrink * (0.6 * torch.randn(case.pairs, 2, generator=draw)).exp()
+    longest = LONGEST // case.shrink
+    lengths = RESPONSE_MEDIAN / case.shrink * (SPREAD * torch.randn(case.pairs, 2, generator=draw)).exp()
     responses = lengths.clamp(1, longest).int().tolist()
     responses[0] = [longest, longest]
     image_token, pixels = case.shape.text.vocab_size - 1, case.side * case.shape.patch_size

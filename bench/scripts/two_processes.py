@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from bench.commit import ROOT, require_commit
 from bench.inputs.models import CPU_60M, TINY, Shape, adapter, build_base
 from bench.inputs.preference_rows import TokenPairs, preference_rows
-from bench.inputs.processor import smallest_processor
+from bench.inputs.processor import processor_for
 from bench.suite.record import environment
 from mdpo import MDPOConfig, MDPOTrainer
 from mdpo.packing import plan
@@ -80,7 +80,7 @@ def work(shape: Shape, steps: int, pairs: int, rank: int | None, out: Path) -> N
             model=model,
             args=args,
             train_dataset=TokenPairs(examples),
-            processing_class=smallest_processor(model),
+            processing_class=processor_for(model),
             peft_config=adapter(),
             callbacks=[clock],
         )

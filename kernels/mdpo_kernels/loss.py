@@ -87,7 +87,7 @@ def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor, weights: Tensor | No
         no gradient. None: 1 each. A token of weight 0 counts nothing, whatever its log-prob.
 
     Returns (S,) float32 (float64 for float64); an empty sequence gives 0. Added up in float64, in a fixed order: the
-    result does not depend on what else is in the batch, nor changes from run to run.
+    result does not depend on the rest of the batch, and is deterministic.
 
     Raises ValueError for shapes, dtypes or devices that do not fit; offsets that do not fit raise on a CPU, and fail
     a device-side assertion on a GPU, where looking at them would synchronise.

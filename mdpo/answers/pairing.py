@@ -98,7 +98,8 @@ def make_pairs(scored: Sequence[Scored], rules: Rules | None = None) -> Paired:
         if len(ways) > 1:
             named = " and ".join(map(shortened, list(ways)[:2]))
             raise InputError(
-                f"question {shortened(id)}: its answers were scored by {named}, which do not compare; pair them apart"
+                f"question {shortened(id)}: its answers were scored by {named}, which cannot be compared; pair "
+                "them separately"
             )
         usable = list(_usable(group, answers))
         found = list(_pairs(usable, rules))

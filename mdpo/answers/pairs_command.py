@@ -49,7 +49,7 @@ def run_pairs(options: argparse.Namespace) -> None:
     for line in table(paired):
         say(line)
     if not paired.pairs:
-        raise InputError(f"{options.scored}: no question makes a pair; the reasons stand above")
+        raise InputError(f"{options.scored}: no question makes a pair; see the reasons above")
     write_pairs(paired, options.output, source=str(options.scored), rules=rules)
     say(f"wrote {options.output}: {len(paired.pairs)} pairs; mdpo data check and mdpo train read them as they are")
 

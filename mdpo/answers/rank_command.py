@@ -101,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
     if needed and getattr(options, needed[0]) is None:
         raise InputError(f"--by {options.by} needs --{needed[0]}")
     if options.by != "self" and (text_options(options) != TextOptions() or size_options(options).values()):
-        raise InputError(f"settings of text and pictures belong to --by self, not to --by {options.by}; leave them out")
+        raise InputError(f"settings of text and images belong to --by self, not to --by {options.by}; leave them out")
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; expected a number above 0")
     if options.price is not None and not all(0 <= price < 1e9 for price in options.price):
@@ -134,7 +134,7 @@ def _judged(options: argparse.Namespace) -> tuple[Way, _Planned]:
 
 def _priced(estimate: Estimate, price: Sequence[float] | None) -> str:
     """The line of the estimate, with what it costs if every request is asked once."""
-    line = f"{estimate} (pictures are counted as OpenAI does for GPT-4o)" if estimate.picture_tokens else str(estimate)
+    line = f"{estimate} (images are counted as OpenAI does for GPT-4o)" if estimate.picture_tokens else str(estimate)
     if price is None:
         return line
     assert estimate.reply_tokens is not None, "replies are limited"

@@ -140,7 +140,7 @@ class _Pool:
         root = ImageRoot(path.parent.resolve(), self._allow_outside)
         records = read_records(path)
         if not records:
-            raise InputError(f"{path} holds no answers")
+            raise InputError(f"{path} contains no answers")
         counted: Counter[tuple[str, str]] = Counter()
         for number, record in enumerate(records, start=1):
             where = f"{path}, answer {number}"
@@ -153,13 +153,15 @@ class _Pool:
                     f"answer {answer.number} of {shortened(answer.writer)} to {shortened(answer.row.id)} is also that "
                     f"of {first}"
                 )
-                raise RowError.at(where, "answer", problem, "number each writer's answers, or name the writers apart")
+                raise RowError.at(
+                    where, "answer", problem, "number each writer's answers, or give the writers different names"
+                )
             yield answer, (record, where)
 
     def _question(self, record: Mapping[str, Any], where: str, root: ImageRoot) -> PromptRow:
         columns = {name: value for name, value in record.items() if name not in (*_ANSWER, *_SCORED)}
         if columns.get("id") is None:
-            raise RowError.at(where, "id", "is missing", "the answers to one question have its id in common")
+            raise RowError.at(where, "id", "is missing", "the answers to one question share its id")
         known = self._questions.get(str(columns["id"]))
         if known is not None and known.columns == columns and known.folder == root.folder:
             return known.row

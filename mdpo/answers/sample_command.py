@@ -143,7 +143,7 @@ def _done(journal: Journal, rows: Sequence[PromptRow], n: int) -> set[tuple[str,
         if id not in asked:
             raise InputError(f"{where}: id {shortened(id)} is not among the questions; give another --output")
         if (id, number) in done:
-            raise InputError(f"{where}: answer {number} to {shortened(id)} is there twice; delete one of the two lines")
+            raise InputError(f"{where}: answer {number} to {shortened(id)} appears twice; delete one of the two lines")
         done.add((id, number))
     most = max((number + 1 for _, number in done), default=0)
     if most > n:

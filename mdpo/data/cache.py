@@ -101,7 +101,7 @@ class Cache:
                 raise ValueError("its files are not those that were written")
             found = check(folder)
         except Exception as error:  # a torn file can lead to anything
-            logger.warning("%s is damaged (%s): it is made again", folder, error)
+            logger.warning("%s is damaged (%s); it is made again", folder, error)
             rmtree(folder)
             return None
         with suppress(OSError):

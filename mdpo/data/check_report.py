@@ -34,7 +34,7 @@ def report_lines(report: Report, source: str) -> Iterator[str]:
     if report.own_negatives:
         yield f"negatives {report.own_negatives} rows bring rejected_images; the negative own uses them"
     if report.contrasts:
-        yield f"contrasts {report.contrasts} rows bring the answer that is right for their rejected picture"
+        yield f"contrasts {report.contrasts} rows bring the answer that is right for their rejected image"
     if report.weighted:
         yield f"weights   {report.weighted} rows bring chosen_weights or rejected_weights"
     yield from _notes(report)
@@ -117,7 +117,9 @@ def write_histogram(report: Report, path: Path) -> None:
     axes.legend()
     kind = path.suffix.removeprefix(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"--picture {path}: {path.suffix} is no picture's suffix; give one such as lengths.png")
+        raise InputError(
+            f"--picture {path}: {path.suffix} is not the suffix of an image file; give one such as lengths.png"
+        )
     metadata = {"Software": "mdpo data check"} if kind == "png" else None
     with whole_file(path) as part:
         figure.savefig(part, dpi=150, format=kind, metadata=metadata)

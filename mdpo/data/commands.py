@@ -83,7 +83,7 @@ def run_check(
         broken = len({error.where for error in report.errors})
         raise InputError(f"{options.data}: {broken} of {report.rows} rows are broken; fix or drop those listed above")
     if not report.usable:
-        raise InputError(f"{options.data} holds no rows that can be used")
+        raise InputError(f"{options.data} contains no rows that can be used")
     if options.show is not None and report.shown is None:
         last = report.rows - 1
         raise InputError(

@@ -288,7 +288,7 @@ def _check_contrast_there(rows: Rows, there: np.ndarray, options: DataOptions) -
     if not there.any():
         raise InputError(
             f"none of the {len(rows)} rows has a contrast (the first is {rows[0].where}), which {terms} are "
-            "about; give the answer that is right for the rejected picture in a column contrast, or choose "
+            "about; give the answer that is right for the rejected image in a column contrast, or choose "
             "another objective"
         )
     if not there.all():

@@ -157,7 +157,9 @@ class Encoder:
         problem = f"the chat template renders {images} image placeholders for {len(row.images)} images"
         remedy = f"the text itself must not hold {self.processor.image_token}"
         if row.plain is not None and self._prompts.recognised(row)[0]:
-            problem = f"holds {images} image placeholders for {len(row.images)} images, and already contains its turns"
+            problem = (
+                f"contains {images} image placeholders for {len(row.images)} images, and already contains its turns"
+            )
             remedy = f"give one {self.processor.image_token} per image"
             if self._prompts.options.prompt_is_rendered is None:
                 remedy += ", or set prompt_is_rendered: false (a user's words)"

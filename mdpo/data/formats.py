@@ -170,7 +170,7 @@ def _check_free(columns: Columns, taken: Iterable[str], mark: str, where: str) -
     twice = next((name for name in taken if not is_empty(columns.get(name))), None)
     if twice is not None:
         raise RowError.at(
-            where, twice, f"columns {mark} and {twice} both say which pictures and answers there are", "keep one"
+            where, twice, f"columns {mark} and {twice} both say which images and answers there are", "keep one"
         )
 
 
@@ -197,8 +197,8 @@ def _ic_vco(columns: Columns, where: str) -> Columns:
     # An imagefolder's own file names them so; datasets calls them images.
     pictures = as_list(next((columns[name] for name in _PICTURES if name in columns), []))
     if len(pictures) != 2:
-        problem = f"{len(pictures)} pictures, where a row of IC-VCO has two"
-        raise RowError.at(where, "images", problem, "give the picture that chosen is right for, then the other")
+        problem = f"{len(pictures)} images, where a row of IC-VCO has two"
+        raise RowError.at(where, "images", problem, "give the image that chosen is right for, then the other")
     beside = {"images": pictures[:1], "rejected_images": pictures[1:]}
     return _canonical(columns, where) | beside | ({"contrast": columns["rejected"]} if "rejected" in columns else {})
 

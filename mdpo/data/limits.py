@@ -53,7 +53,7 @@ def check_line(line: bytes, where: str) -> None:
         return
     values = line.count(b",") + line.count(b"[") + line.count(b"{")
     if values > MAX_VALUES and values * 32 > len(line):  # commas of a text, too, are counted, but are not that dense
-        raise RowError.at(where, "line", f"holds some {values:,} values, above the limit of {MAX_VALUES:,}", _REMEDY)
+        raise RowError.at(where, "line", f"contains some {values:,} values, above the limit of {MAX_VALUES:,}", _REMEDY)
 
 
 def _inside(value: Any, where: str, field: str) -> int:

@@ -119,14 +119,14 @@ def parse_response(value: Any, column: str, where: str) -> str:
             raise RowError.at(where, column, problem, "earlier turns belong to the prompt")
         role, content, beside = _message(value[0], where, column)
         if beside:
-            problem = f"holds {', '.join(beside)} beside its text"
+            problem = f"contains {', '.join(beside)} beside its text"
             raise RowError.at(where, column, problem, "a response is scored as text: write it into the content")
         if role != "assistant":
             problem = f"is a message of role {role!r}; expected an assistant message"
             raise RowError.at(where, column, problem, "give the answer as text")
         parts = _parts(content, where, column, tags=False)
         if any(part["type"] != "text" for part in parts):
-            raise RowError.at(where, column, "holds an image", "responses are text; put images into images")
+            raise RowError.at(where, column, "contains an image", "responses are text; put images into images")
         value = "".join(part["text"] for part in parts)
     if not isinstance(value, str):
         problem = f"is {_kind(value)}; expected text or one assistant message"
@@ -221,7 +221,7 @@ def _text(text: str, where: str, field: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         problem = f"half a surrogate pair at character {error.start}: no Unicode text"
-        raise RowError.at(where, field, problem, "mend the text") from error
+        raise RowError.at(where, field, problem, "fix the text") from error
     return text
 
 

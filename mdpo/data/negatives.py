@@ -73,8 +73,8 @@ class Mixture:
         same = [name for name in self.names if name in SAME_EACH_TIME]
         if count > 1 and same:
             raise InputError(
-                f"negative: {same[0]} is the same picture every time, and the objective compares {count} rejected "
-                "pictures of an image; choose one that is drawn, such as random_image, or own"
+                f"negative: {same[0]} is the same image every time, and the objective compares {count} rejected "
+                "images of a row; choose one that is drawn, such as random_image, or own"
             )
 
     def __call__(self, image: Image.Image, rng: random.Random, sources: Sources) -> Image.Image:

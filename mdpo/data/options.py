@@ -99,6 +99,6 @@ def check_contrast(options: DataOptions, negative: Mixture) -> None:
     reading = next((name for name in options.contrast if branch_of(name).negative), None)
     if reading is not None and negative.names != ("own",):
         raise InputError(
-            f"negative: {options.negative} makes the rejected picture, and the objective reads {reading}, the "
+            f"negative: {options.negative} makes the rejected image, and the objective reads {reading}, the "
             "answer that is right for the row's own one; set negative: own"
         )

@@ -82,7 +82,7 @@ def size_options(options: argparse.Namespace) -> PictureSize:
 def size_pictures(processor: ProcessorMixin, size: PictureSize) -> ProcessorMixin:
     """Sets the size on the processor's image processor, in place; returns the processor.
 
-    One of the two bounds that passes the processor's other one takes it along.
+    A bound that passes the processor's other bound moves that one too.
 
     Raises InputError where the image processor has no such setting, with what it has instead.
     """
@@ -185,12 +185,12 @@ class _LongestEdge(Sizes):
     def between(self, least: int | None, most: int | None) -> dict[str, Any]:
         if least is not None:
             raise InputError(
-                f"min_pixels: {self.name} scales every picture, a small one as well, to the longest edge that "
+                f"min_pixels: {self.name} scales every image, a small one as well, to the longest edge that "
                 "max_pixels sets; leave it out"
             )
         if not self.images.do_image_splitting:
             raise InputError(
-                f"max_pixels: do_image_splitting is false, so every picture is taken at {self._tile} x "
+                f"max_pixels: do_image_splitting is false, so every image is resized to {self._tile} x "
                 f"{self._tile}; leave it out"
             )
         self._at_least(most, self._tile**2, "one tile")
@@ -218,8 +218,8 @@ class _Patches(Sizes):
         if not self._cuts:
             size = self.images.size
             raise InputError(
-                f"{'min_pixels' if most is None else 'max_pixels'}: crop_to_patches is false, so every picture is "
-                f"taken at {size['height']} x {size['width']}; leave it out"
+                f"{'min_pixels' if most is None else 'max_pixels'}: crop_to_patches is false, so every image is "
+                f"resized to {size['height']} x {size['width']}; leave it out"
             )
         self._at_least(most, self._tile, "one tile")
         low, high = _bounds(
@@ -273,7 +273,7 @@ def _fixed(images: Any) -> str:
     size = getattr(images, "crop_size", None) or getattr(images, "size", None) or {}
     known = all(edge in size for edge in ("height", "width"))
     taken = f"{size['height']} x {size['width']}" if known else "the model's own size"
-    return f"{name} takes every picture at {taken}; leave it out"
+    return f"{name} resizes every image to {taken}; leave it out"
 
 
 def _checked(kwargs: Mapping[str, Any], sizes: Sizes) -> Mapping[str, Any]:
@@ -282,7 +282,7 @@ def _checked(kwargs: Mapping[str, Any], sizes: Sizes) -> Mapping[str, Any]:
         where = f"image_processor_kwargs: {str(name)[:40]}"
         if name not in sizes.own:
             raise InputError(
-                f"{where} is no setting by which {sizes.name} sizes pictures; it has {', '.join(sizes.own)}, and "
+                f"{where} is not a setting by which {sizes.name} sizes images; it has {', '.join(sizes.own)}, and "
                 "what else it has belongs to the model"
             )
         keys = sizes.own[name]

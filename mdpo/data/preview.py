@@ -40,7 +40,7 @@ def contact_sheet(rows: Sequence[PreferenceRow], count: int, negatives: Sequence
         negatives = [name for name in NEGATIVES if not left_out.get(name)]
     shown = [spec for spec in negatives if NEEDS_MODEL not in parse_negative(spec).names]
     if len(shown) < len(negatives):
-        logger.warning("%s needs the model, which says what pictures look alike: it is not shown", NEEDS_MODEL)
+        logger.warning("%s needs the model to tell which images look alike; it is not shown", NEEDS_MODEL)
     makers = [RejectedImages(rows, facts, parse_negative(spec), seed) for spec in shown]
     lines = []
     for index, row in enumerate(rows[:count]):
@@ -54,7 +54,8 @@ def check_picture_name(path: Path) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise InputError(
-            f"--output {path}: {path.suffix or 'no suffix'} is no picture's; give a name such as preview.png"
+            f"--output {path}: {path.suffix or 'no suffix'} is not the name of an image file; give one such as "
+            "preview.png"
         )
 
 

@@ -124,7 +124,7 @@ def _said(rows: Rows, found: _Found, source: str) -> Rows:
         logger.warning("%s: %d rows dropped: %s", source, count, reason)
     if not len(rows):
         raise InputError(
-            f"{source} holds no rows" + (" that can be used" if found.dropped else "") + "; give at least one"
+            f"{source} contains no rows" + (" that can be used" if found.dropped else "") + "; give at least one"
         )
     return rows
 

@@ -112,7 +112,7 @@ class _Sources:
         neighbours = self.made.neighbours
         if neighbours is None:
             raise InputError(
-                f"negative: {NEEDS_MODEL} needs the model, which says what pictures look alike, and none was "
+                f"negative: {NEEDS_MODEL} needs the model to tell which images look alike, and none was "
                 "asked; choose another negative here, or train with it"
             )
         picture = neighbours.choose(self.index, self.position, self._taken)

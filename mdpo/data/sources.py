@@ -182,7 +182,7 @@ def _files_of(folder: Path, split: str | None) -> list[Path]:
             if split is not None:
                 raise InputError(f"data folder {folder}: its files are not named for splits; leave :{split} out")
             return files
-    raise InputError(f"data folder {folder} holds no .parquet or .jsonl files, and was not saved by datasets")
+    raise InputError(f"data folder {folder} contains no .parquet or .jsonl files, and was not saved by datasets")
 
 
 def _split_of(file: Path) -> str | None:

@@ -205,7 +205,7 @@ def _check_commit(name: Name, wanted: str | None, found: str) -> None:
     if wanted is not None and not found.startswith(wanted):
         raise InputError(
             f"{name}: the hub cannot be reached, and the cache of datasets has commit {found[:12]}, not "
-            f"{wanted[:12]}; read it once where there is a network, or take what is there: {name.repo}@{found[:12]}"
+            f"{wanted[:12]}; read it once with a network, or use the cached one: {name.repo}@{found[:12]}"
         )
     if is_main_process():
         _log.warning(

@@ -40,7 +40,7 @@ def share(work: Callable[[int], object], count: int) -> None:
                     if code < 0
                     else "failed, as said above"
                 )
-                raise TrainingError(f"a process that prepared a part of the data {how}; run the same command again")
+                raise TrainingError(f"a process that prepared part of the data {how}; run the same command again")
     finally:
         gc.unfreeze()
         for child in children:  # only after an error

@@ -47,7 +47,7 @@ def questions_of(options: argparse.Namespace) -> Sequence[PromptRow]:
     if options.benchmark is None:
         return asked_rows(options)
     if options.ignore_columns:
-        raise InputError("--ignore-columns: of a benchmark's file its own columns alone are read; leave it out")
+        raise InputError("--ignore-columns: a benchmark's file is read by its own columns; leave it out")
     return read_questions(options.data, options.benchmark, options.image_dir, allow_outside=options.allow_outside)
 
 

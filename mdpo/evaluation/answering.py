@@ -138,7 +138,7 @@ def _same_settings(sidecar: Path, journal: Path, begun: bool, settings: Source) 
         return  # nothing was answered yet: other settings may replace the old ones
     if not sidecar.is_file():
         raise InputError(
-            f"{journal} has answers but no {sidecar.name} that says how they came about; give another --output"
+            f"{journal} has answers but no {sidecar.name} that says how they were made; give another --output"
         )
     content = read_json(sidecar)
     old = content.get("settings") if isinstance(content, dict) else None

@@ -50,7 +50,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {shown(key[:60])!r} comes twice; keep one of them")
+            raise ValueError(f"the key {shown(key[:60])!r} appears twice; keep one of them")
         found[key] = value
     return found
 

@@ -75,7 +75,7 @@ class Estimate:
         return cls(cached, len(missing), texts + pictures, pictures, replies)
 
     def __str__(self) -> str:
-        pictures = f", {self.picture_tokens} of them for pictures" if self.picture_tokens else ""
+        pictures = f", {self.picture_tokens} of them for images" if self.picture_tokens else ""
         return (
             f"{self.requests} requests to send, about {self.prompt_tokens} prompt tokens{pictures}; "
             f"{self.cached} are in the cache"

@@ -75,7 +75,7 @@ def _object_line(index: int, record: Mapping[str, Any], answer: str) -> dict[str
 def _records(path: str | Path) -> list[dict[str, Any]]:
     records = read_records(path)
     if not records:
-        raise InputError(f"{path} holds no questions")
+        raise InputError(f"{path} contains no questions")
     return records
 
 

@@ -31,6 +31,6 @@ def read_answers(path: str | Path) -> dict[str, str]:
         if answer is None:
             raise InputError(f"{path}, row {position} has no {' or '.join(names)}, only {', '.join(row)}")
         if id in answers:
-            raise InputError(f"{path}, row {position}: id {id} comes twice; keep one response for each")
+            raise InputError(f"{path}, row {position}: id {id} appears twice; keep one response for each")
         answers[id] = answer
     return answers

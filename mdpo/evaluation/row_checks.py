@@ -43,7 +43,7 @@ def _check_vocabulary(model: nn.Module, processor: Any, dataset: PreferenceDatas
         )
     if len(processor.tokenizer) > size:
         _log.warning(
-            "the tokenizer has %d tokens and the model embeddings for %d; no row uses the others",
+            "the tokenizer has %d tokens and the model has embeddings for %d; no row uses the others",
             len(processor.tokenizer),
             size,
         )

@@ -44,7 +44,7 @@ def run_score(options: argparse.Namespace) -> None:
     )
     images = rows.first_with_images() is not None
     if not images:
-        _log.warning("no row of %s has an image: what is read with another one is null in every record", options.data)
+        _log.warning("no row of %s has an image: branches with another image are null in every record", options.data)
     branches = PRESETS[options.objective].branches
     data = DataOptions(
         branches=branches if images else ("chosen", "rejected"),

@@ -217,7 +217,7 @@ def _weight_files(name: Name, seen: _Seen, folder: Path) -> tuple[str, ...]:
     missing = [file for file in files if file not in seen.files]
     if missing and seen.folder is not None:
         raise InputError(
-            f"{name}: the cache lacks {missing[0]}, so it was not fetched to its end; fetch the rest where there "
+            f"{name}: the cache lacks {missing[0]}, so the download was not completed; fetch the rest where there "
             f"is a network: {name.download}"
         )
     return tuple(file for file in files if file in seen.files)

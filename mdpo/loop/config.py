@@ -118,7 +118,7 @@ def _check_kinds(values: dict[str, Any], where: str) -> None:
             raise InputError(f"{where}: evaluate: prompts is {_kind(inner['prompts'])}; expected a path")
         if inner["prompts"] == values["prompts"] or is_same(inner["prompts"], values["prompts"]):
             raise InputError(
-                f"{where}: evaluate: prompts: these are the questions that are trained on; hold others out"
+                f"{where}: evaluate: prompts: these are the questions that are trained on; use other questions"
             )
         for name in ("sample", "rank"):
             inner[name] = _options(inner.get(name), f"{where}: evaluate: {name}", name)
@@ -135,7 +135,7 @@ def _options(values: Any, where: str, command: str) -> dict[str, Any]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name in named:
-            raise InputError(f"{where}: {name[:60]} stands twice, with - and with _; keep one of them")
+            raise InputError(f"{where}: {name[:60]} appears twice, with - and with _; keep one of them")
         named[name] = value
     _refuse(named, _SET_BY_LOOP[command], where)
     return named

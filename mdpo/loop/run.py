@@ -67,7 +67,7 @@ def run_loop(config: LoopConfig, check: Callable[[Sequence[str]], None], run_sta
             code = run_stage(_prepared(stage), journal)
             if code:
                 say(
-                    f"the loop ended in {_title(stage, config)}; what is done is kept: mend what is said above, "
+                    f"the loop ended in {_title(stage, config)}; what is done is kept: fix what is said above, "
                     "and the same command goes on"
                 )
                 return code
@@ -126,7 +126,8 @@ def _journal(path: Path) -> Journal:
         except InUse as error:
             if time.monotonic() > until:
                 raise InUse(
-                    f"output_dir: {path.parent} is in use by another loop; wait for its end, or give another output_dir"
+                    f"output_dir: {path.parent} is in use by another loop; wait until it has finished, or give another "
+                    "output_dir"
                 ) from error
             if not waiting:
                 say(
@@ -140,9 +141,7 @@ def _journal(path: Path) -> Journal:
 def _done(journal: Journal, todo: Sequence[Stage]) -> int:
     """How many of the stages have been done. Raises InputError where they were others."""
     if len(journal.records) > len(todo):
-        raise InputError(
-            f"{journal.path} tells of more rounds than {todo[-1].round}; give --rounds, or another output_dir"
-        )
+        raise InputError(f"{journal.path} has more rounds than {todo[-1].round}; give --rounds, or another output_dir")
     for number, (record, stage) in enumerate(zip(journal.records, todo, strict=False), start=1):
         before = record.get("words")
         if not isinstance(before, list) or not all(isinstance(word, str) for word in before):
@@ -152,7 +151,7 @@ def _done(journal: Journal, todo: Sequence[Stage]) -> int:
             changed = [word for word in [*old, *new] if (word in old) != (word in new)]
             raise InputError(
                 f"{journal.path}: round {stage.round}'s {stage.name} ran with other options "
-                f"({', '.join(changed[:4])}); go on with the old ones, or give another output_dir"
+                f"({', '.join(changed[:4])}); use the old ones, or give another output_dir"
             )
     return len(journal.records)
 

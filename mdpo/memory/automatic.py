@@ -58,9 +58,7 @@ def automatic(
     settings, layers = _layers(args, None if isinstance(shape, str) else shape, compiler_fault, recorded or {})
     if isinstance(shape, str):
         checkpointing, said = _checkpoint_everything(args)
-        return Automatic(
-            settings | checkpointing, f"no plan of the memory, since {shape}: {said}, {layers}; {_OTHERWISE}"
-        )
+        return Automatic(settings | checkpointing, f"no memory plan, because {shape}: {said}, {layers}; {_OTHERWISE}")
     shape, examples = examples_for(shape)
     if processes > 1:  # DDP keeps the gradients once more, in its buckets
         memory = memory._replace(bytes=memory.bytes - 4 * shape.trained)
@@ -135,9 +133,9 @@ def _plan(
             return plan, ""
     plan = choose(shape, examples, constraints, memory.bytes)
     if plan is not None:
-        return plan, f", since token_budget {args.token_budget} would not fit" if written else ""
+        return plan, f", because token_budget {args.token_budget} would not fit" if written else ""
     return smallest(shape, examples, constraints), (
-        ", the least that trains the model as asked for, and by the arithmetic too much for the card (--memory auto "
+        ", the smallest plan for this model, and still too large for the card by the arithmetic (--memory auto "
         "plans with weights in 4 bits and smaller optimizers)"
     )
 

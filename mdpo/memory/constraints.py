@@ -185,7 +185,7 @@ def examples_of(run: RunConfig, args: MDPOConfig, shape: ModelShape) -> tuple[Mo
     if missing:
         raise InputError(
             f"train_data: {run.train_data} or the processor in {run.model_name_or_path} is not on this machine, so its "
-            f"lengths have to be said: set {', '.join(missing)}"
+            f"lengths are not known: set {', '.join(missing)}"
         )
     prompt, median, most = (getattr(run, key) for key in keys)
     if args.max_length is not None:

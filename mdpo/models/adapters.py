@@ -151,7 +151,9 @@ def _check_config(folder: Path, names: list[str]) -> None:
         )
     tokens = config.get("alora_invocation_tokens")
     if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
-        raise InputError(f"{path}: alora_invocation_tokens is no list of token ids; correct it, or use another adapter")
+        raise InputError(
+            f"{path}: alora_invocation_tokens is not a list of token ids; correct it, or use another adapter"
+        )
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.exists() and (folder / WEIGHTS_NAME).exists():
         raise InputError(

@@ -65,7 +65,7 @@ def _build(official: dict, weights: dict[str, Tensor]) -> LlavaForConditionalGen
     # The checkpoint holds the layers that are left, and the features are the last one's, before post_layernorm.
     vision["num_hidden_layers"] = tower_layers(weights)
     if not vision["num_hidden_layers"]:
-        raise InputError("the checkpoint holds no vision tower; save it together with the tower's weights")
+        raise InputError("the checkpoint contains no vision tower; save it together with the tower's weights")
     text = {key: official[key] for key in _PHI_KEYS if official.get(key) is not None}
     if text.get("hidden_act", "gelu_new") == "gelu_new":
         text["hidden_act"] = "gelu_pytorch_tanh"  # the same function in one kernel, which keeps one tensor, not four

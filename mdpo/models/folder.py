@@ -96,7 +96,7 @@ def _check_sizes(path: Path, content: dict[str, Any]) -> None:
         if not -most <= value <= most:
             raise InputError(
                 f"{path}: {shown(key)} is {short(ValueError(value), 40)}, above {most:,}, the most that is taken "
-                "for a picture; copy the file again from where it came"
+                "for an image; copy the file again from where it came"
             )
 
 
@@ -147,7 +147,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except (OSError, SafetensorError, ValueError, OverflowError) as error:
         size = path.stat().st_size
         raise InputError(
-            f"{path} is damaged or was not copied to its end ({size} bytes: {short(error)}); copy it again"
+            f"{path} is damaged or was not copied completely ({size} bytes: {short(error)}); copy it again"
         ) from error
 
 

@@ -175,7 +175,7 @@ def fuse_lora(config: LoraConfig) -> LoraConfig:
         raise ValueError(f"config is a {type(config).__name__}; expected a peft.LoraConfig")
     if not can_fuse(config):
         raise ValueError(
-            "the config has custom modules of its own, which fuse_lora would hide; register one or the other"
+            "the config has custom modules of its own, which fuse_lora would hide; register only one of them"
         )
     config = copy.deepcopy(config)
     config._register_custom_module({nn.Linear: _layer})  # pyright: ignore[reportArgumentType]  # called, like a class

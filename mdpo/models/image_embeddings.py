@@ -56,7 +56,7 @@ def image_embeddings(
     base, family = unwrap(model), family_of(model)
     if isinstance(family, Separate):
         raise InputError(
-            f"negative: which pictures look alike is known of families with a packed row alone ({family.reason}); "
+            f"negative: only families with a packed row can tell which images look alike ({family.reason}); "
             "choose another negative"
         )
     path = None if folder is None else Path(folder, f"image_embeddings-{_key(base)}.safetensors")
@@ -91,7 +91,7 @@ def image_embeddings(
 def _check_finite(embedding: Tensor) -> None:
     if not embedding.isfinite().all():
         raise InputError(
-            "the vision tower and projector make features that are not finite, so that no picture is like another; a "
+            "the vision tower and projector make features that are not finite, so that no image is like another; a "
             "weight is not a number, or values overflow in this dtype (dtype: float32)"
         )
 

@@ -69,7 +69,7 @@ def convert_llava(source: str | Path, destination: str | Path, *, vision_tower: 
         the checkpoint's own come first.
 
     The image token needs an id, and the original vocabulary has none to spare: it grows by rows that are copies of
-    its first, <unk>. That is no target in tuning, so each added row takes as good as no probability.
+    its first, <unk>. That is no target in tuning, so the probability of each added row is close to 0.
 
     Raises InputError where the source is no LLaVA-1.5 checkpoint or its weights do not fit its config.
     """
@@ -126,7 +126,7 @@ def _add_tower(official: dict, weights: dict[str, Tensor], folder: str | Path | 
         return tower.config
     if not tower_layers(weights):
         raise InputError(
-            f"the checkpoint holds no vision tower; give the folder of {name or _LARGE_336} with --vision-tower"
+            f"the checkpoint contains no vision tower; give the folder of {name or _LARGE_336} with --vision-tower"
         )
     if "vision_config" in official:
         return CLIPVisionConfig(**official["vision_config"])

@@ -72,7 +72,7 @@ def check_model(path: str | Path) -> Path:
     if not (folder / "config.json").exists():
         if (folder / "adapter_config.json").exists():
             raise InputError(
-                f"{folder} holds an adapter alone; give the base model's folder, and the adapter with --adapter, "
+                f"{folder} contains an adapter alone; give the base model's folder, and the adapter with --adapter, "
                 "or to train it further as adapter_name_or_path"
             )
         raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
@@ -198,7 +198,7 @@ def _try(folder: Path, processor: Any) -> None:
         raise
     except Exception as error:  # as above
         raise InputError(
-            f"{folder}: its processor fails on a picture: {short(error)}; copy processor_config.json, "
+            f"{folder}: its processor fails on an image: {short(error)}; copy processor_config.json, "
             "preprocessor_config.json and the tokenizer's files again"
         ) from error
 

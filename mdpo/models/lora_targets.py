@@ -44,7 +44,7 @@ def lora_expression(targets: str | Sequence[str] | None) -> str:
         re.compile(targets)
     except (re.error, RecursionError, OverflowError) as error:
         raise InputError(
-            f"lora_target_modules: {_shown(targets)} is neither names of layers nor a regular expression: {error}"
+            f"lora_target_modules: {_shown(targets)} is neither a list of layer names nor a regular expression: {error}"
         ) from error
     return targets
 
@@ -84,7 +84,7 @@ def adapted(model: PreTrainedModel, config: PeftConfig, *, fused: bool) -> PeftM
     adapts = any(".experts." in name and parameter.requires_grad for name, parameter in wrapped.named_parameters())
     if isinstance(config, LoraConfig) and experts is not None and not adapts:
         _log.warning(
-            "LoRA leaves out the weights of the experts (%s): they are stacked, and no linear layers; a peft_config "
+            "LoRA leaves out the weights of the experts (%s): they are stacked tensors; a peft_config "
             "with target_parameters adapts them",
             experts,
         )

@@ -92,7 +92,7 @@ def _merged(model: PeftModel, adapter: Path) -> Any:
     if not off <= rounding or _comes_apart(merged):
         tied = ": the adapter is on embeddings that are tied to lm_head" if merged.config.tie_word_embeddings else ""
         raise InputError(
-            f"{adapter}: merged, the model would be another one ({off:.2g} nats a token off){tied}; it can't be "
+            f"{adapter}: merging would change the model ({off:.2g} nats a token off){tied}; it can't be "
             "merged, use it as an adapter"
         )
     return merged

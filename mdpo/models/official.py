@@ -101,7 +101,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     for path in (source / name for name in weight_names(source)):
         if not path.is_file():
             raise InputError(
-                f"{path} does not exist; only safetensors are read, for other formats hold pickles. Where there "
+                f"{path} does not exist; only safetensors are read, because other formats contain pickles. Where there "
                 "are .bin files: torch.load(FILE, weights_only=True) and safetensors.torch.save_file bring them "
                 "over, a shard at a time; LLaVA-1.5 is on the hub in transformers' own layout as "
                 "llava-hf/llava-1.5-7b-hf"

@@ -62,7 +62,7 @@ def check_quantized(model: PreTrainedModel) -> None:
     outside = [name for name in names if model.get_submodule(name) not in decoder]
     if outside:
         raise InputError(
-            f"load_in_4bit: the checkpoint holds {outside[0]} in 4 bits; only the language model's linear layers "
+            f"load_in_4bit: the checkpoint contains {outside[0]} in 4 bits; only the language model's linear layers "
             "may be: start from the unquantised weights"
         )
     if not names:

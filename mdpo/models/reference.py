@@ -106,7 +106,9 @@ def establish_reference(
         raise InputError(f"model: none of its parameters trains; {remedy}")
     if not isinstance(model, PeftModel):
         if choice == "base":
-            raise InputError("reference: base is the model without its adapter, and this one has none; leave it out")
+            raise InputError(
+                "reference: base is the model without its adapter, and this model has no adapter; leave it out"
+            )
         return _frozen_copy(model, trained)
     check_adapter_kinds(model)
     left_on = [name for name in trained if not is_adapter_parameter(model, name)]

@@ -186,7 +186,7 @@ class ReferenceCache:
         if self._path.exists():
             self._read()
         elif any(self.folder.glob("*.jsonl")):
-            _log.warning("%s holds the reference of another model or dtype: computing this one's", self.folder)
+            _log.warning("%s contains the reference of another model or dtype: computing this one's", self.folder)
 
     def __len__(self) -> int:
         return len(self._logps)

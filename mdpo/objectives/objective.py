@@ -72,7 +72,7 @@ def _check_negatives(branches: tuple[str, ...]) -> None:
         if number not in read:
             missing = "negative" if number == 1 else f"negative_{number}"
             raise InputError(
-                f"branch {last!r} is read, and none with {missing}; number the rejected pictures without a gap: "
+                f"branch {last!r} is read, and none with {missing}; number the rejected images without a gap: "
                 "negative, negative_2, ..."
             )
 

@@ -56,7 +56,7 @@ def branch_of(name: str) -> Branch:
     known = [*_LONG, *(f"{response}@{picture}" for response in RESPONSES for picture in (*PICTURES, "negative_2"))]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise InputError(
-        f"branch {name!r} is unknown; did you mean {near}? A branch is response@picture: {', '.join(RESPONSES)} "
+        f"branch {name!r} is unknown; did you mean {near}? A branch is response@image: {', '.join(RESPONSES)} "
         f"with image, negative, negative_2 ... negative_{_MOST_NEGATIVES} or none"
     )
 

@@ -18,9 +18,9 @@ def check_reading(example: PreferenceTokens, reading: Reading, image_token_id: i
     for branch, ids, weights in reading.responses:
         name = branch.response
         if not ids:
-            raise InputError(f"example {example.id!r}: the {name} response is empty; it needs its EOS token at least")
+            raise InputError(f"example {example.id!r}: the {name} response is empty; it needs at least its EOS token")
         if image_token_id in ids:
-            raise InputError(f"example {example.id!r}: the {name} response holds the image placeholder token")
+            raise InputError(f"example {example.id!r}: the {name} response contains the image placeholder token")
         if weights is not None and len(weights) != len(ids):
             raise InputError(
                 f"example {example.id!r}: {len(weights)} {name}_weights for {len(ids)} tokens; give one per token"

@@ -17,7 +17,7 @@ def written_files(options: argparse.Namespace) -> list[Output]:
 def run_report(options: argparse.Namespace) -> None:
     names = options.names or [None] * len(options.runs)
     if len(names) != len(options.runs):
-        raise InputError(f"--names gives {len(names)} names to {len(options.runs)} runs")
+        raise InputError(f"--names has {len(names)} names for {len(options.runs)} runs; give one for each")
     runs = [load_run(path, name) for path, name in zip(options.runs, names, strict=True)]
     for path in write_report(runs, options.output, title=options.title):
         say(f"wrote {path}")

@@ -59,7 +59,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
             raise InputError(f"{sources[key]} and {file} are both {' '.join(key)}; move one of them out of the run")
         sources[key], results[key] = file, result
     if not history and not results:
-        raise InputError(f"{folder} holds neither {STATE} nor a result of mdpo evaluate")
+        raise InputError(f"{folder} contains neither {STATE} nor a result of mdpo evaluate")
     return Run(name or folder.resolve().name, history, results)
 
 

@@ -21,7 +21,7 @@ REFUSED = {
     ),
     "auto_find_batch_size": "a step keeps its size; set token_budget, or let mdpo train --memory 24GiB plan it",
     "label_smoothing_factor": (
-        "it smooths the labels of a cross-entropy, and here there is none (cDPO's label_smoothing, which flips "
+        "it smooths the labels of a cross-entropy, which is not the loss here (cDPO's label_smoothing, which flips "
         "preferences, is not implemented); leave it out"
     ),
     "neftune_noise_alpha": (
@@ -33,16 +33,12 @@ REFUSED = {
         "an epoch's last step is a mean over the rows that are left, not a padded one; leave it out"
     ),
     "dataloader_in_order": (
-        "steps are taken in the order in which they were planned, or a run could not resume; leave it out"
+        "steps run in the order in which they were planned, so that a run can resume; leave it out"
     ),
-    "bf16_full_eval": (
-        "rows are evaluated as they are trained on, or rewards of the two could not be compared; set bf16"
-    ),
-    "fp16_full_eval": (
-        "rows are evaluated as they are trained on, or rewards of the two could not be compared; set fp16"
-    ),
-    "include_for_metrics": "there is no compute_metrics here; MDPOTrainer.predict(rows) returns every row's numbers",
-    "batch_eval_metrics": "there is no compute_metrics here; MDPOTrainer.predict(rows) returns every row's numbers",
+    "bf16_full_eval": ("rows are evaluated in the dtype of training, so that rewards can be compared; set bf16"),
+    "fp16_full_eval": ("rows are evaluated in the dtype of training, so that rewards can be compared; set fp16"),
+    "include_for_metrics": "compute_metrics is not supported; MDPOTrainer.predict(rows) returns every row's numbers",
+    "batch_eval_metrics": "compute_metrics is not supported; MDPOTrainer.predict(rows) returns every row's numbers",
     "enable_jit_checkpoint": "SIGTERM writes a checkpoint without it; leave it out",
     "parallelism_config": "tensor, context and sequence parallelism cannot split a packed row; use DDP or FSDP2",
     "do_predict": "a training run predicts nothing; use mdpo score, or MDPOTrainer.predict(rows)",
@@ -111,7 +107,7 @@ IDLE: dict[str, tuple[Condition, str]] = {
     "adam_epsilon": (_is("optim", "sgd", "adagrad", "rmsprop", "adafactor"), "optim is not an Adam"),
     "warmup_steps": (
         lambda args: args.warmup_steps > 0 and _word(args.lr_scheduler_type) == "constant",
-        "lr_scheduler_type: constant has none; set constant_with_warmup",
+        "lr_scheduler_type constant has no warmup; set constant_with_warmup",
     ),
     "num_train_epochs": (lambda args: args.max_steps > 0, "max_steps says when the run ends"),
     "logging_steps": (_is_not("logging_strategy", "steps"), "logging_strategy is not steps"),

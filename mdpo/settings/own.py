@@ -99,7 +99,7 @@ def _check_one_picture(args: Any) -> None:
     other = [name for name in args.branches if name not in ("chosen", "rejected")]
     if other:
         raise InputError(
-            f"drop_images: the objective compares pictures ({', '.join(other)}), and without images there is "
+            f"drop_images: the objective compares images ({', '.join(other)}), and without images there is "
             "nothing to compare; choose another objective, such as dpo, or leave drop_images out"
         )
 
@@ -107,7 +107,7 @@ def _check_one_picture(args: Any) -> None:
 def _check_anchors(args: Any) -> None:
     unknown = [name for name in args.anchors if name not in ("chosen", "rejected", "image_rejected")]
     if unknown:
-        raise InputError(f"anchors: {shown(unknown[0])} is no branch; choose from chosen, rejected, image_rejected")
+        raise InputError(f"anchors: {shown(unknown[0])} is not a branch; choose from chosen, rejected, image_rejected")
     if isinstance(args.anchor, Sequence) and len(args.anchor) != len(args.anchors):
         raise InputError(f"anchor: {len(args.anchor)} values for {len(args.anchors)} anchors; give one per entry")
     if not args.anchors and args.anchor:

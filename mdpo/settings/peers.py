@@ -43,13 +43,13 @@ _INSTEAD: dict[str, str] = {
     "gradient_accumulation": "set examples_per_step, the pairs of an optimizer step",
     "lora": "set use_lora: true",
     "use_peft": "set use_lora",
-    "finetuning_type": "set use_lora: true (LoRA) or false (full fine-tuning); there is no freeze or OFT here",
+    "finetuning_type": "set use_lora: true (LoRA) or false (full fine-tuning); freeze and OFT are not supported",
     "tuner_type": "set use_lora: true (LoRA) or false (full fine-tuning)",
     "train_type": "set use_lora: true (LoRA) or false (full fine-tuning)",
     "sft_type": "set use_lora: true (LoRA) or false (full fine-tuning)",
-    "quantization_bit": "set load_in_4bit: true; there is no 8-bit training here",
-    "quant_bits": "set load_in_4bit: true; there is no 8-bit training here",
-    "load_in_8bit": "set load_in_4bit: true; there is no 8-bit training here",
+    "quantization_bit": "set load_in_4bit: true; 8-bit training is not supported",
+    "quant_bits": "set load_in_4bit: true; 8-bit training is not supported",
+    "load_in_8bit": "set load_in_4bit: true; 8-bit training is not supported",
     "bnb_4bit_quant_type": "load_in_4bit is NF4 with nested quantization; leave it out",
     "warmup_ratio": "set warmup_steps to a share below 1, such as 0.1",
     "early_stopping_patience": "stop early from Python: MDPOTrainer(callbacks=[EarlyStoppingCallback(PATIENCE)])",
@@ -79,13 +79,13 @@ _INSTEAD: dict[str, str] = {
         "train_data: FOLDER/SUBSET"
     ),
     "dataset_train_split": "name it behind the data: train_data: NAME:SPLIT",
-    "dataset_num_proc": "many rows are read and tokenised by several processes by themselves; leave it out",
+    "dataset_num_proc": "several processes read and tokenise large data by default; leave it out",
     "preprocessing_num_workers": (
-        "many rows are read and tokenised by several processes by themselves; set dataloader_num_workers for the images"
+        "several processes read and tokenise large data by default; set dataloader_num_workers for the images"
     ),
-    "attn_implementation": "packed attention runs on FlashAttention where it is there; leave it out",
-    "attn_impl": "packed attention runs on FlashAttention where it is there; leave it out",
-    "flash_attn": "packed attention runs on FlashAttention where it is there; leave it out",
+    "attn_implementation": "packed attention uses FlashAttention if it is installed; leave it out",
+    "attn_impl": "packed attention uses FlashAttention if it is installed; leave it out",
+    "flash_attn": "packed attention uses FlashAttention if it is installed; leave it out",
     "ref_model": "the reference is the model that training starts from; leave it out",
     "resize_vocab": "the vocabulary stays as it is; leave it out",
     "use_unsloth": "mDPO has kernels of its own; leave it out",
@@ -95,7 +95,7 @@ _INSTEAD: dict[str, str] = {
     "save_safetensors": "safetensors are always written; leave it out",
     "split_batches": "the planner deals the rows to the devices; leave it out",
     "dispatch_batches": "the planner deals the rows to the devices; leave it out",
-    "include_inputs_for_metrics": "there is no compute_metrics here; leave it out",
+    "include_inputs_for_metrics": "compute_metrics is not supported; leave it out",
     "past_index": "a packed row keeps no past; leave it out",
     "tpu_num_cores": "mDPO trains on CUDA and on CPUs; leave it out",
     "tpu_metrics_debug": "mDPO trains on CUDA and on CPUs; leave it out",
@@ -155,9 +155,7 @@ def _advice(name: str, known: Collection[str]) -> str:
             "there"
         )
     if name in _LOSSES:
-        return (
-            "the loss is the setting objective's: set it to one of its presets, such as symmpo, or to a list of terms"
-        )
+        return "the loss is chosen by objective: set it to a preset, such as symmpo, or to a list of terms"
     if name in _SFT_TERMS:
         return (
             "set objective: mpo, whose generation term keeps the chosen response likely, or a list of terms of which "

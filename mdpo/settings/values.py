@@ -85,7 +85,7 @@ def check_numbers(config: Any) -> None:
                 raise InputError(f"{field.name} is {shown(entry)}; expected a number of at most {_LARGEST}")
             if isinstance(entry, str) and not is_text(entry):
                 raise InputError(
-                    f"{field.name}: {shown(entry)} holds a character that is no text (NUL, or bytes that are not "
+                    f"{field.name}: {shown(entry)} contains a character that is not text (NUL, or bytes that are not "
                     "UTF-8); take it out"
                 )
 
@@ -257,7 +257,7 @@ def _check_checkpointing(args: Any) -> None:
                 raise InputError(f"{name}.{key} is {shown(entry)}; expected true or false")
             if key == "offload" and entry and (args.use_cpu or not torch.cuda.is_available()):
                 raise InputError(
-                    f"{name}.{key}: it moves what a GPU keeps to the CPU, and there is no GPU; leave it out"
+                    f"{name}.{key}: it moves what a GPU keeps to the CPU, and this machine has no GPU; leave it out"
                 )
             if key == "determinism_check":
                 _check_word(f"{name}.{key}", entry, ["default", "none"])

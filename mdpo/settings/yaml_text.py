@@ -115,7 +115,7 @@ class _Builder:
             if name is None:
                 raise InputError(f"{self.where}: a key is a list or a mapping; keys are words")
             if name in seen:
-                raise InputError(f"{self.where}: key {name!r} stands twice; keep one of them")
+                raise InputError(f"{self.where}: key {name!r} appears twice; keep one of them")
             seen.add(name)
         self.loader.flatten_mapping(node)  # <<: *name
         return {key.value: self.build(value) for key, value in node.value}

@@ -35,7 +35,7 @@ def check_run(args: MDPOConfig, names: tuple[str, ...]) -> None:
         raise InputError("fp16: a CPU has no float16 training; set bf16, or neither")
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
         raise InputError(
-            "fsdp: there is a single process; start the run with accelerate launch or torchrun, or leave it out"
+            "fsdp: this is a single process; start the run with accelerate launch or torchrun, or leave it out"
         )
     _check_optimizer_arguments(args)
     if names:
@@ -52,11 +52,11 @@ def settle_evaluation(args: MDPOConfig, rows: int) -> None:
     if args.eval_strategy != IntervalStrategy.NO or not rows:
         return
     if args.eval_strategy_given:
-        _say(args, f"eval_strategy: no, so the {rows} evaluation rows are not looked at while training")
+        _say(args, f"eval_strategy: no, so the {rows} evaluation rows are not used while training")
         return
     args.eval_strategy = IntervalStrategy.EPOCH
     args.do_eval = True
-    _say(args, f"eval_strategy: epoch, since there are {rows} evaluation rows; set eval_strategy to say otherwise")
+    _say(args, f"eval_strategy: epoch, because there are {rows} evaluation rows; set eval_strategy to change it")
 
 
 def say_what_has_no_effect(args: MDPOConfig) -> None:
@@ -72,7 +72,7 @@ def check_warmup(args: MDPOConfig, steps: int) -> None:
     schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if schedule == "polynomial" and args.get_warmup_steps(steps) == steps:
         raise InputError(
-            f"lr_scheduler_type: polynomial has nothing to fall over, since the warm-up takes all of the {steps} "
+            f"lr_scheduler_type: polynomial has no steps to decay over, because the warmup takes all of the {steps} "
             "steps; lower warmup_steps, or train for more"
         )
 
@@ -91,7 +91,7 @@ def check_weights(args: MDPOConfig, model: nn.Module) -> None:
         return
     if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
         raise InputError(
-            "fp16: the weights are bfloat16, whose range float16 does not have; set bf16, or dtype: float32"
+            "fp16: the weights are bfloat16, which has a larger range than float16; set bf16, or dtype: float32"
         )
     if any(parameter.dtype == torch.float16 and parameter.requires_grad for parameter in model.parameters()):
         raise InputError("fp16: gradients of float16 weights cannot be unscaled; set dtype: float32")
@@ -111,7 +111,7 @@ def _check_nothing_is_evaluated(args: MDPOConfig) -> None:
     for name, wished in wishes.items():
         if wished:
             raise InputError(
-                f"{name}: there are no rows to evaluate on; give eval_data or eval_fraction (eval_dataset in "
+                f"{name}: no rows to evaluate on; give eval_data or eval_fraction (eval_dataset in "
                 f"Python), or leave {name} out"
             )
 

@@ -57,7 +57,7 @@ def _check_terms(dataset: PreferenceDataset, terms: Sequence[Term], name: str) -
     if len(dataset) and not any(map(dataset.any_with, read)):
         raise InputError(
             f"{name}: no row has all that any term of the objective reads (as {terms[0].name}: "
-            f"{', '.join(sorted(read[0]))}), so that there is no loss; give rows that have it, or choose another "
+            f"{', '.join(sorted(read[0]))}), so there is no loss; give rows that have it, or choose another "
             "objective"
         )
 

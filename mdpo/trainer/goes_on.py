@@ -181,7 +181,7 @@ def _check_states(optimizer: Any, step: int) -> None:
     Raises Unfit.
     """
     if step and not optimizer.state:
-        raise Unfit("it holds nothing of any weight")
+        raise Unfit("it contains no weights")
     largest = []
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -193,4 +193,4 @@ def _check_states(optimizer: Any, step: int) -> None:
         if "step" in state and not 0 <= float(state["step"]) <= step:
             raise Unfit(f"it has made {float(state['step']):g} steps, not {step}")
     if largest and not torch.stack(largest).all():
-        raise Unfit("it holds numbers that are not finite")
+        raise Unfit("it contains numbers that are not finite")

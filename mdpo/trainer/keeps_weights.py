@@ -126,7 +126,7 @@ class KeepsWeights(Trainer):
         if not older or newest.stat().st_dev != folder.stat().st_dev:
             return False
         oldest = older[-1]
-        _log.warning("%s: the disk is full; %s goes, as save_total_limit allows, to make room", folder, oldest)
+        _log.warning("%s: the disk is full; %s is removed to make room, as save_total_limit allows", folder, oldest)
         remove(oldest)
         return True
 
@@ -176,6 +176,6 @@ class KeepsWeights(Trainer):
         except OutputError as error:
             reason = unwritten(error.__cause__ or error) or short(error)
             raise OutputError(
-                f"{path} could not be written: {reason}; it holds the steps' numbers. What has been saved is "
+                f"{path} could not be written: {reason}; it contains the steps' numbers. What has been saved is "
                 "whole, and needs no other run"
             ) from error

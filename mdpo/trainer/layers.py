@@ -52,7 +52,7 @@ def _can_be_compiled(model: Any, args: MDPOConfig) -> bool:
     """
     reason = not_compiled(model)
     if reason is not None and args.process_index == 0:
-        _log.info("compile_layers: layers run eagerly, since %s", reason)
+        _log.info("compile_layers: layers run eagerly, because %s", reason)
     return reason is None
 
 
@@ -60,7 +60,7 @@ def _compiles(args: MDPOConfig) -> bool:
     """Whether layers can be compiled, on every rank; says so where they cannot."""
     fault = compiler_fault_anywhere(args)
     if fault is not None and args.process_index == 0:
-        _log.warning("compile_layers: layers run eagerly, since torch.compile fails on this machine: %s", fault)
+        _log.warning("compile_layers: layers run eagerly, because torch.compile fails on this machine: %s", fault)
     return fault is None
 
 
@@ -83,7 +83,9 @@ def _check_checkpointing(model: nn.Module, args: MDPOConfig) -> None:
 def _check_liger(model: Any, args: MDPOConfig) -> None:
     kind = model.config.text_config.model_type
     if kind not in _LIGER:
-        raise InputError(f"use_liger_kernel: Liger has nothing for the text model {kind!r}; it has {', '.join(_LIGER)}")
+        raise InputError(
+            f"use_liger_kernel: Liger does not support the text model {kind!r}; it has {', '.join(_LIGER)}"
+        )
     if not is_liger_kernel_available():
         raise InputError("use_liger_kernel needs liger-kernel: pip install liger-kernel")
     if args.liger_kernel_config is None:

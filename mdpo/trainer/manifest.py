@@ -60,10 +60,10 @@ def _check_sizes(folder: Path, files: dict[str, Any]) -> None:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise Unfit(f"was not written to its end ({name} is missing)")
+            raise Unfit(f"was not written completely ({name} is missing)")
         if path.stat().st_size < expected["bytes"]:
             raise Unfit(
-                f"was not written to its end ({name} has {path.stat().st_size:,} bytes instead of "
+                f"was not written completely ({name} has {path.stat().st_size:,} bytes instead of "
                 f"{expected['bytes']:,})"
             )
         if path.stat().st_size > expected["bytes"]:
@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a checkpoint's file. Raises Unfit."""
     try:
         if not path.is_file():
-            raise Unfit(f"was not written to its end ({path.name} is missing)")
+            raise Unfit(f"was not written completely ({path.name} is missing)")
         if path.stat().st_size > _LARGEST_JSON:
             raise Unfit(f"is damaged ({path.name} has {path.stat().st_size:,} bytes)")
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_signed(folder: Path) -> dict[str, Any]:
     if not (folder / SETTINGS_NAME).is_file():
-        raise Unfit(f"has no {SETTINGS_NAME}: it was not written to its end, or not by this trainer")
+        raise Unfit(f"has no {SETTINGS_NAME}: it was not written completely, or not by this trainer")
     content = read_json(folder / SETTINGS_NAME)
     if "files" not in content and "digest" not in content:
         raise Unfit(

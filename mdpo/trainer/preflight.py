@@ -95,7 +95,8 @@ def check_arguments(model: Any, args: Any, processing_class: Any, peft_config: A
     _check_processing_class(processing_class)
     if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
         raise InputError(
-            "model: it holds an adapter by transformers' own add_adapter, whose checkpoints cannot be resumed; wrap "
+            "model: it contains an adapter added by transformers' add_adapter, whose checkpoints cannot be resumed; "
+            "wrap "
             "the bare model with peft.get_peft_model, or pass peft_config"
         )
     method = getattr(model, "quantization_method", None)

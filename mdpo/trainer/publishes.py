@@ -64,7 +64,7 @@ class Publishes(Trainer):
         )
         if not write_run_card(str(self.args.output_dir), run, title=model_name):
             _log.info(
-                "%s: the one that is there was written by somebody else, and stays",
+                "%s: it was not written by this program, and is kept",
                 Path(str(self.args.output_dir), CARD_NAME),
             )
 

@@ -35,7 +35,7 @@ def checkpoint_to_resume(args: MDPOConfig, requested: str | bool | None) -> str 
     if not requested:
         return None
     if args.deepspeed_plugin is not None:
-        raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints hold pickles; resume under DDP or FSDP2")
+        raise InputError("resume_from_checkpoint: DeepSpeed's checkpoints contain pickles; resume under DDP or FSDP2")
     answer: list[Any] = [None]
     if args.process_index == 0:
         try:
@@ -66,7 +66,7 @@ def _newest(args: MDPOConfig) -> Path:
             return folder
     reasons = f" ({'; '.join(passed_over[:3])})" if passed_over else ""
     raise InputError(
-        f"resume_from_checkpoint: {args.output_dir} holds no whole checkpoint{reasons}; "
+        f"resume_from_checkpoint: {args.output_dir} contains no whole checkpoint{reasons}; "
         f"{way_anew(args.output_dir or '.')}"
     )
 
@@ -148,7 +148,7 @@ def check_for_model(folder: Path, model: nn.Module, *, sharded: bool, max_steps:
             _check_adapters_alone(model, folder)
             check_adapters(model, folder)
         elif any(name.startswith("adapter_") for name in names):
-            raise InputError("it holds an adapter, and this run trains the model itself (use_lora)")
+            raise InputError("it contains an adapter, and this run trains the model itself (use_lora)")
         else:
             check_weight_files(folder)
     except InputError as error:
@@ -168,7 +168,7 @@ def _check_adapters_alone(model: PeftModel, folder: Path) -> None:
         if path.parent.name not in model.peft_config
     ]
     if strange:
-        raise InputError(f"it holds {strange[0]}, which is not of this run's adapter; take another checkpoint")
+        raise InputError(f"it contains {strange[0]}, which is not of this run's adapter; take another checkpoint")
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:

@@ -99,10 +99,10 @@ def check_parts(folder: Path, *, scaler: bool) -> None:
     }
     missing = [name for name, there in needed.items() if not there]
     if missing:
-        raise Unfit(f"was not written to its end ({', '.join(missing)} is missing)")
+        raise Unfit(f"was not written completely ({', '.join(missing)} is missing)")
     torn = [path.name for path in sorted(folder.glob("*.pt*")) if path.is_file() and not zipfile.is_zipfile(path)]
     if torn:  # what torch.save writes is a zip file, whose table of contents comes last
-        raise Unfit(f"was not written to its end ({torn[0]} was not written to its end)")
+        raise Unfit(f"was not written completely ({torn[0]} was not written completely)")
 
 
 def check_schedule(folder: Path, step: int, *, exactly: bool) -> None:
@@ -129,7 +129,7 @@ def check_random_states(folder: Path) -> None:
             np.random.RandomState().set_state(state["numpy"])
             torch.Generator().set_state(state["cpu"])
         except Exception as error:  # whatever is in the place of a state
-            raise Unfit(f"is damaged ({path.name} holds no random state: {reason(error)})") from error
+            raise Unfit(f"is damaged ({path.name} contains no random state: {reason(error)})") from error
 
 
 def read_pickle(path: Path) -> Any:

@@ -113,7 +113,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         check_processor(model.config, processing_class, "processing_class")
         if peft_config is not None:
             if isinstance(model, PeftModel):
-                raise InputError("peft_config: the model already has an adapter; give one or the other")
+                raise InputError("peft_config: the model already has an adapter; give only one of them")
             set_seed(args.seed)  # the base class seeds too, but only after the adapter has drawn its weights
             model = adapted(model, peft_config, fused=args.fused_lora)
         eval_datasets = eval_datasets_of(eval_dataset, processing_class, args)
@@ -224,7 +224,9 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         )
 
     def _open_cache(self) -> ReferenceCache | None:
-        """The reference's log-probs on disk; a negative that changes with the epoch leaves nothing to find again."""
+        """The reference's log-probs on disk; None with negative_per_epoch, whose keys never
+        repeat.
+        """
         folder = cache_folder(self.args)
         if folder is None or self.args.negative_per_epoch:
             return None

@@ -126,7 +126,7 @@ def test_the_forms_of_a_file_of_objects(tmp_path, name, content):
         ('{"objects": ["dog"]}', "record 1: id is missing"),
         ('{"id": "q", "objects": ["?"]}', "record 1: object '?' has no letter"),
         ('{"id": "q"}', "has no record with objects"),
-        ('{"id": "q", "objects": ["a"]}\n{"id": "q", "objects": ["b"]}', "record 2: id 'q' comes twice"),
+        ('{"id": "q", "objects": ["a"]}\n{"id": "q", "objects": ["b"]}', "record 2: id 'q' appears twice"),
     ],
 )
 def test_files_of_objects_that_are_none_are_named(tmp_path, content, words):
@@ -138,10 +138,10 @@ def test_files_of_objects_that_are_none_are_named(tmp_path, content, words):
 
 def test_an_annotation_that_comes_twice_is_named(tmp_path):
     (tmp_path / "o.json").write_text('{"q": ["dog"], "p": ["cat"], "q": ["bus"]}')
-    with pytest.raises(InputError, match="o.json: .*the key 'q' comes twice"):
+    with pytest.raises(InputError, match="o.json: .*the key 'q' appears twice"):
         Objects.read(tmp_path / "o.json")
     (tmp_path / "o.json").write_text('[{"id": "q", "objects": ["dog"], "objects": ["bus"]}]')
-    with pytest.raises(InputError, match="'objects' comes twice"):
+    with pytest.raises(InputError, match="'objects' appears twice"):
         Objects.read(tmp_path / "o.json")
 
 

@@ -250,7 +250,7 @@ def test_the_command_says_what_it_costs_and_a_dry_run_ends_there(endpoint, pool,
     said = capsys.readouterr().out
     assert (
         "2 requests to send, about" in said
-        and "680 of them for pictures; 0 are in the cache (pictures are counted as OpenAI" in said
+        and "680 of them for images; 0 are in the cache (images are counted as OpenAI" in said
     )
     assert "0.20 for replies of 100 tokens, and 8.19 if all of them go to the limit" in said
     assert not endpoint.bodies and not (tmp_path / "scored.jsonl").exists()
@@ -358,7 +358,7 @@ def test_a_rubric_from_a_file(tmp_path):
         ("aspects: {reason: b}\nscale: [1, 5]", "none of them 'reason'"),
         ("aspects: {a_b: c, A b: d}\nscale: [1, 5]", "all different"),
         ("aspects: {a: b}\nscale: [1, 5]\ninstructions: ''", "instructions is not text; expected text"),
-        ("aspects: {a: b}\naspects: {a: b}", "stands twice"),
+        ("aspects: {a: b}\naspects: {a: b}", "appears twice"),
         ('aspects: {a: "b \\ud83d"}\nscale: [1, 5]', "no Unicode text"),
         ('aspects: {a: b}\nscale: [1, 5]\ninstructions: "\\ud83d"', "no Unicode text"),
     ],

@@ -127,7 +127,7 @@ def test_what_no_row_has_is_an_error_and_what_some_lack_is_said(caplog):
 
 
 def test_a_contrast_belongs_to_the_rows_own_picture():
-    with pytest.raises(InputError, match="negative: crop_0_20 makes the rejected picture, .* reads contrast@negative"):
+    with pytest.raises(InputError, match="negative: crop_0_20 makes the rejected image, .* reads contrast@negative"):
         dataset("chosen", "contrast@negative", negative="crop_0_20")
     with pytest.raises(InputError, match=r"negative: own:0\.5\+black:0\.5 makes"):
         dataset("chosen", "contrast@negative", negative="own:0.5+black:0.5")
@@ -186,7 +186,7 @@ def test_a_sample_brings_what_its_rows_bring(tmp_path):
     lines = list(
         report_lines(check_file(tmp_path / "rows.jsonl", image_root(tmp_path), processor=PROCESSOR), "rows.jsonl")
     )
-    assert "contrasts 1 rows bring the answer that is right for their rejected picture" in lines
+    assert "contrasts 1 rows bring the answer that is right for their rejected image" in lines
     assert "weights   1 rows bring chosen_weights or rejected_weights" in lines
 
 

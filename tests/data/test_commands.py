@@ -194,7 +194,7 @@ def test_dropped_rows_and_own_negatives_are_counted(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "dropped   2: all completions are rated the same" in output
     assert "negatives 1 rows bring rejected_images" in output
-    with pytest.raises(InputError, match="holds no rows that can be used"):
+    with pytest.raises(InputError, match="contains no rows that can be used"):
         run("check", write(tmp_path / "ties.jsonl", [tie]))
 
 

@@ -167,7 +167,7 @@ def test_two_pictures_with_an_answer_each(name, kind, folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "column"), [("SymMPO", "images"), ("IC-VCO", "image"), ("IC-VCO", "rejected_images")])
 def test_a_picture_that_such_a_row_says_twice_is_an_error(name, column, folder, tmp_path):
-    with pytest.raises(InputError, match=f"row 0.*: {column}: columns .* and {column} both say which pictures"):
+    with pytest.raises(InputError, match=f"row 0.*: {column}: columns .* and {column} both say which images"):
         read_rows(save([{**PAIRED[name](0), column: ["0.png"]}], tmp_path / "rows.jsonl"), folder)
 
 
@@ -181,7 +181,7 @@ def test_ic_vcos_own_file_names_its_pictures_as_an_imagefolder_does(column, fold
 
 def test_a_row_of_ic_vco_has_two_pictures(folder, tmp_path):
     row = PAIRED["IC-VCO"](1)
-    with pytest.raises(InputError, match="row 0.*: images: 1 pictures, where a row of IC-VCO has two"):
+    with pytest.raises(InputError, match="row 0.*: images: 1 images, where a row of IC-VCO has two"):
         read_rows(save([{**row, "images": row["images"][:1]}], tmp_path / "rows.jsonl"), folder)
 
 
@@ -366,7 +366,7 @@ def test_a_list_of_files_is_read_in_its_order(folder, tmp_path):
         read_rows(parts)
     with pytest.raises(InputError, match="none.jsonl does not exist"):
         read_rows([*parts, tmp_path / "none.jsonl"], folder)
-    with pytest.raises(InputError, match="holds no rows"):
+    with pytest.raises(InputError, match="contains no rows"):
         read_rows([], folder)
 
 
@@ -388,7 +388,7 @@ def test_folders_and_files_that_are_none(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "folder").mkdir()
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(InputError, match="holds no .parquet or .jsonl files, and was not saved by datasets"):
+    with pytest.raises(InputError, match="contains no .parquet or .jsonl files, and was not saved by datasets"):
         read_rows(tmp_path / "folder")
     (tmp_path / "folder" / "state.json").write_text("{}")
     with pytest.raises(InputError, match="does not load"):

@@ -152,7 +152,7 @@ def test_held_out_rows_are_a_view(tmp_path, many):
 @pytest.mark.parametrize(("line", "message"), [
     (lambda: " " * limits.MAX_LINE + '{"prompt": 1}', r"line: has more than [\d,]+ bytes, the limit of a row"),
     (lambda: "[" + "1," * (limits.MAX_VALUES + 1) + "1]",
-        r"line: holds some [\d,]+ values, above the limit of 500,000"),
+        r"line: contains some [\d,]+ values, above the limit of 500,000"),
     (lambda: record(1) | {"chosen": "a " * limits.MAX_TEXT}, r"chosen: the row has [\d,]+ characters or more, above"),
     (lambda: record(1) | {"prompt": [{"role": "user", "content": "a"}] * 1001},
         "prompt: 1,001 turns, above the limit of 1,000"),

@@ -137,7 +137,5 @@ def test_a_preview_goes_without_it_and_says_so(caplog):
     rows = parse_rows([{**TEXT, "image": shade(0)}, {**TEXT, "image": shade(9)}], ".")
     wide = contact_sheet(rows, 1, [], 0)
     one = contact_sheet(rows, 1, ["nearest_image", "crop_0_20:0.5+nearest_image:0.5", "black"], 0)
-    assert (
-        caplog.messages == ["nearest_image needs the model, which says what pictures look alike: it is not shown"] * 2
-    )
+    assert caplog.messages == ["nearest_image needs the model to tell which images look alike; it is not shown"] * 2
     assert one.width == contact_sheet(rows, 1, ["black"], 0).width < wide.width

@@ -266,7 +266,7 @@ def test_too_few_of_ones_own_are_an_error_and_too_many_are_said_once(caplog):
 
 @pytest.mark.parametrize("spec", ["black", "crop_0_20:0.5+black:0.5"])
 def test_several_equal_pictures_are_refused(spec):
-    with pytest.raises(InputError, match="negative: black is the same picture every time, .* compares 2 rejected"):
+    with pytest.raises(InputError, match="negative: black is the same image every time, .* compares 2 rejected"):
         several(spec, rows(3), 2)
 
 

@@ -111,9 +111,9 @@ def test_the_size_is_the_image_processors_own_and_is_saved_with_it(tmp_path, fam
 @pytest.mark.parametrize(
     ("family", "size", "message"),
     [
-        ("llava", {"max_pixels": 9}, "max_pixels: CLIPImageProcessorPil takes every picture at 32 x 32; leave it out"),
+        ("llava", {"max_pixels": 9}, "max_pixels: CLIPImageProcessorPil resizes every image to 32 x 32; leave it out"),
         ("llava", {"image_processor_kwargs": {"size": {"shortest_edge": 9}}},
-            "image_processor_kwargs: CLIPImage.* at 32 x 32"),
+            "image_processor_kwargs: CLIPImage.* to 32 x 32"),
         ("llava_next", {"min_pixels": 9},
             r"min_pixels: .* built with \(image_grid_pinpoints: 32 x 64, .*; leave it out, and make"),
         ("qwen2_vl", {"max_pixels": 63}, "max_pixels: 63 is less than the 64 pixels of one token; give at least 64"),
@@ -121,11 +121,11 @@ def test_the_size_is_the_image_processors_own_and_is_saved_with_it(tmp_path, fam
             "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
         ("internvl", {"max_pixels": 1023},
             "max_pixels: 1023 is less than the 1024 pixels of one tile; give at least 1024"),
-        ("idefics3", {"min_pixels": 9}, "min_pixels: Idefics3ImageProcessorPil scales every picture, .*; leave it out"),
+        ("idefics3", {"min_pixels": 9}, "min_pixels: Idefics3ImageProcessorPil scales every image, .*; leave it out"),
         (
             "internvl",
             {"image_processor_kwargs": {"image_mean": [0]}},
-            "image_processor_kwargs: image_mean is no setting by which .*; it has min_patches, max_patches, and",
+            "image_processor_kwargs: image_mean is not a setting by which .*; it has min_patches, max_patches, and",
         ),
         ("internvl", {"image_processor_kwargs": {"min_patches": 13}},
             "image_processor_kwargs: the least, 13, is more than .*, 12;"),
@@ -156,7 +156,7 @@ def test_a_processor_that_cuts_no_tiles_has_pictures_of_one_size(monkeypatch, fa
         processor.image_processor.do_image_splitting = False
     else:
         monkeypatch.setattr("mdpo.data.picture_size.image_settings", lambda processor: {})
-    with pytest.raises(InputError, match="max_pixels: .* is false, so every picture is taken at 32 x 32; leave it out"):
+    with pytest.raises(InputError, match="max_pixels: .* is false, so every image is resized to 32 x 32; leave it out"):
         size_pictures(processor, PictureSize(max_pixels=5000))
     data = dataset(processor, {"image": picture(200, 120)})
     with pytest.raises(InputError) as error:

@@ -279,7 +279,7 @@ def test_quoted_tokens_in_answers_are_letters_here_too():
         (
             {"prompt": VICUNA.replace("<image>\n", "")},
             None,
-            "holds 0 image placeholders for 1 images.*give one <image> per image, or set prompt_is_rendered: false",
+            "contains 0 image placeholders for 1 images.*give one <image> per image, or set prompt_is_rendered: false",
         ),
         (
             {"prompt": VICUNA.replace("<image>\n", "")},

@@ -105,7 +105,7 @@ def test_ambers_folder_is_no_data_to_train_on(amber, words, tmp_path_factory):
         ([{"id": 1, "response": ""}] * 2, r"r.json: duplicate ids: 1 \(1\)"),
         ([{"id": 7, "response": ""}, {"id": 8, "response": ""}], r"unknown ids: 2 \(7, 8\)"),
         ([{"question": "?", "model_answer": "x"}], "r.json: response 0: .*another benchmark"),
-        ([], "holds no responses"),
+        ([], "contains no responses"),
     ],
 )
 def test_ambers_bad_responses_are_named_and_counted(amber, words, responses, message):
@@ -238,7 +238,7 @@ def test_mmhal_from_bare_rows(tmp_path, judge):
     assert [response.text for response in read_result(tmp_path / "out.json").responses] == ["a", "b"]
     for lines, message in {
         '{"id": "0", "response": "a"}': r"missing from the answers: 1 \(1\)",
-        '{"id": "0", "response": "a"}\n{"id": "0", "response": "b"}': "id 0 comes twice",
+        '{"id": "0", "response": "a"}\n{"id": "0", "response": "b"}': "id 0 appears twice",
         '{"id": "0", "x": "a"}': "row 0 has no response",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -37,7 +37,7 @@ def test_a_picture_is_made_when_it_is_sent_and_named_by_its_content(endpoint, ju
         200,
         100,
     )
-    assert "about 205 prompt tokens, 200 of them for pictures" in str(estimate)
+    assert "about 205 prompt tokens, 200 of them for images" in str(estimate)
     judge.ask([seen("one", made)])
     assert endpoint.bodies[0]["messages"] == [
         {

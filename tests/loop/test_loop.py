@@ -352,7 +352,7 @@ def test_what_is_wrong_with_a_command_is_said_before_the_first_runs(tmp_path):
         ({"evaluate": {"prompts": "p", "pairs": {}}},
             "evaluate: unknown key 'pairs'; there are 'prompts', 'sample', 'rank'"),
         ({"rank": {"by": "judge", "judge": "m", "dry_run": True}}, "rank: dry_run is set by the loop"),
-        ({"sample": {"max-new-tokens": 3, "max_new_tokens": 4}}, "sample: max_new_tokens stands twice"),
+        ({"sample": {"max-new-tokens": 3, "max_new_tokens": 4}}, "sample: max_new_tokens appears twice"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_named(tmp_path, changes, words):

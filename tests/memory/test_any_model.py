@@ -149,7 +149,7 @@ def test_a_run_of_a_model_that_cannot_be_counted_goes_on_without_a_plan(tmp_path
     found = automatic(
         run, args, lambda shape: pytest.fail("nothing is to be planned"), Memory(2 * GIB), LANGUAGE_LINEAR
     )
-    assert found.plan is None and "no plan of the memory, since model_name_or_path: nothing is known" in found.line
+    assert found.plan is None and "no memory plan, because model_name_or_path: nothing is known" in found.line
     assert "every layer checkpointed" in found.line
 
 

@@ -132,7 +132,7 @@ def test_whose_layers_a_run_has(written, layers):
 def test_a_written_token_budget_is_lowered_only_where_it_cannot_fit():
     assert "token_budget" not in chosen(24, token_budget=6000).settings
     found = chosen(19, token_budget=16000)
-    assert found.settings["token_budget"] < 16000 and "since token_budget 16000 would not fit" in found.line
+    assert found.settings["token_budget"] < 16000 and "because token_budget 16000 would not fit" in found.line
 
 
 def test_a_written_token_budget_below_the_longest_row_is_left_for_the_error_that_names_the_row():
@@ -150,7 +150,7 @@ def test_what_is_not_planned_for_checkpoints_every_layer_and_says_why(settings):
     found = chosen(78, **settings)
     assert found.settings.pop("compile_layers") and found.plan is None
     assert configured(**{**settings, **found.settings})[1].gradient_checkpointing
-    assert "no plan of the memory, since" in found.line and next(iter(settings)) in {"optim", "use_lora"}
+    assert "no memory plan, because" in found.line and next(iter(settings)) in {"optim", "use_lora"}
     assert set(chosen(78, checkpoint_layers=3, **settings).settings) == {"compile_layers"}
 
 

@@ -109,7 +109,7 @@ def quantized(folder: Path) -> None:
         (lose("multi_modal_projector", "bias"), "lacks 1 .*multi_modal_projector"),
         (widen, r"fc1\.weight has the shape \(7, 32\) instead of"),
         (fewer_layers, r"weights that LlavaForConditionalGeneration does not read: .*layers\.1\."),
-        (shorten, "model.safetensors is damaged or was not copied to its end"),
+        (shorten, "model.safetensors is damaged or was not copied completely"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
         (
             lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"),

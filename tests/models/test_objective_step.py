@@ -127,7 +127,7 @@ def test_mdpo_s_row_and_log_probs_are_those_of_three_branches_to_the_last_bit():
     ("changes", "message"),
     [
         ({"contrast_ids": []}, "contrast response is empty"),
-        ({"contrast_ids": [IMAGE, 1]}, "contrast response holds the image placeholder"),
+        ({"contrast_ids": [IMAGE, 1]}, "contrast response contains the image placeholder"),
         ({"chosen_weights": [1.0]}, "1 chosen_weights for 4 tokens"),
         ({"imageless_prompt_ids": []}, "the prompt is empty"),
         ({"imageless_prompt_ids": [20, IMAGE]}, "make 0 image tokens, but the prompt has 1"),

@@ -137,7 +137,7 @@ def bad(**changes) -> PreferenceTokens:
         ({"prompt_ids": [20, IMAGE, 21]}, "images make 16 image tokens, but the prompt has 1"),
         ({"images": None}, "images make 0 image tokens"),
         ({"rejected_images": {"pixel_values": torch.zeros(1, 3, 64, 64)}}, "rejected_images make 64"),
-        ({"chosen_ids": [IMAGE, 1]}, "holds the image placeholder"),
+        ({"chosen_ids": [IMAGE, 1]}, "contains the image placeholder"),
     ],
 )
 def test_bad_examples_are_named(changes, message):

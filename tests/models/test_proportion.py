@@ -103,7 +103,7 @@ def test_an_adapter_whose_rank_is_none_of_its_weights(whole, tmp_path):
     get_peft_model(tiny.llava(), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path)
     edit(tmp_path / "adapter_config.json", "r", value=10**9)
     with pytest.raises(
-        InputError, match="adapter_config.json: r is 1000000000, which is no size of the adapter's weights"
+        InputError, match="adapter_config.json: r is 1000000000, which does not fit the adapter's weights"
     ):
         load_adapter(tiny.llava(), tmp_path)
 

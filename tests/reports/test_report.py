@@ -187,11 +187,11 @@ def test_bad_input_is_named(folders):
     with pytest.raises(InputError, match="is not a folder"):
         load_run(folders / "none")
     (folders / "empty").mkdir()
-    with pytest.raises(InputError, match="holds neither trainer_state.json nor a result"):
+    with pytest.raises(InputError, match="contains neither trainer_state.json nor a result"):
         load_run(folders / "empty")
     with pytest.raises(InputError, match="called the same"):
         report(folders / "before", folders / "before", "--output", folders / "r.html")
-    with pytest.raises(InputError, match="gives 1 names to 2 runs"):
+    with pytest.raises(InputError, match="has 1 names for 2 runs"):
         report(folders / "before", folders / "after", "--names", "x", "--output", folders / "r.html")
     with pytest.raises(InputError, match="ends in .html"):
         report(folders / "before", "--output", folders / "r.pdf")

@@ -87,9 +87,9 @@ def test_any_words_on_the_command_line(words):
         ("anchor", [-1e300], "expected a number in [-1e30, 1e30]"),
         ("lora_r", 2**31, "expected a number in [1, 16384]"),
         ("dataloader_num_workers", 100_000, "expected a number in [0, 1024]"),
-        ("system_prompt", "a\x00b", "holds a character that is no text"),
-        ("train_data", "caf\udce9", "holds a character that is no text"),
-        ("ignore_columns", ["a", "b\ud800"], "holds a character that is no text"),
+        ("system_prompt", "a\x00b", "contains a character that is not text"),
+        ("train_data", "caf\udce9", "contains a character that is not text"),
+        ("ignore_columns", ["a", "b\ud800"], "contains a character that is not text"),
     ],
 )
 def test_what_no_run_can_use_is_refused_by_its_kind(tmp_path, name, value, message):

@@ -70,7 +70,7 @@ def test_a_flag_without_a_value(config, tmp_path):
     [
         (
             ["--eval_strategy", "epoch"],
-            "eval_strategy: there are no rows to evaluate on; give eval_data or eval_fraction",
+            "eval_strategy: no rows to evaluate on; give eval_data or eval_fraction",
         ),
         (["--eval_steps", "2"], "eval_steps: there are no rows"),
         (["--fp16"], "fp16: a CPU has no float16 training"),

@@ -139,7 +139,7 @@ def test_damaged_checkpoints_are_passed_over_by_name_and_reason(run, tmp_path, c
     assert "checkpoint-2 is damaged (trainer_state.json: global_step is -1; expected a number of steps)" in caplog.text
     (tmp_path / "run" / "checkpoint-1" / SETTINGS_NAME).unlink()
     with pytest.raises(
-        InputError, match=r"holds no whole checkpoint \(checkpoint-3 .*; checkpoint-2 .*; checkpoint-1 has no"
+        InputError, match=r"contains no whole checkpoint \(checkpoint-3 .*; checkpoint-2 .*; checkpoint-1 has no"
     ):
         checkpoint_to_resume(args, True)
 

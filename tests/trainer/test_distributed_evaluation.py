@@ -21,7 +21,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
         output = tmp_path / str(processes)
         done = run(SCRIPT, processes, *map(str, world), str(output))
         found.append(json.loads((output / "found.json").read_text()))
-        for line in ("label_names: no effect, ", "eval_strategy: epoch, since there are 5 evaluation rows"):
+        for line in ("label_names: no effect, ", "eval_strategy: epoch, because there are 5 evaluation rows"):
             assert done.stderr.count(line) == 1
     one, two = found
     assert two["tokens"] == one["tokens"] > 0

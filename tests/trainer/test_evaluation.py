@@ -55,7 +55,7 @@ def test_held_out_rows_are_evaluated_once_an_epoch_and_it_is_said(tmp_path, rows
     run = trainer(tmp_path, rows[:6], rows[6:])
     run.train()
     assert evaluations(run) == 2
-    assert sum("eval_strategy: epoch, since there are 4" in record.getMessage() for record in caplog.records) == 1
+    assert sum("eval_strategy: epoch, because there are 4" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("no", ["no", IntervalStrategy.NO])

@@ -177,7 +177,7 @@ def test_bad_settings(world, tmp_path, settings, message):
 def test_liger_where_the_family_has_nothing(tmp_path):
     model, data = tiny.world(tmp_path, count=2)
     tiny.bunny().save_pretrained(model)
-    with pytest.raises(InputError, match="Liger has nothing for the text model 'phi'"):
+    with pytest.raises(InputError, match="Liger does not support the text model 'phi'"):
         run((model, data), tmp_path, use_liger_kernel=True)
 
 

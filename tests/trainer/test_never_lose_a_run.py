@@ -99,7 +99,7 @@ def test_a_torn_checkpoint_is_passed_over(world, tmp_path, caplog, damage):
     else:
         state.write_text(state.read_text()[:50])
     assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
-    assert "checkpoint-6 was not written to its end" in caplog.text
+    assert "checkpoint-6 was not written completely" in caplog.text
     with pytest.raises(InputError, match="checkpoint-6"):
         trainer(world, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 

@@ -283,7 +283,7 @@ def test_tokens_that_no_row_uses_are_said_and_let_be(world, tmp_path, caplog):
     arguments = bare_arguments(world, tmp_path)
     add_tokens(arguments)
     MDPOTrainer(**arguments).train()
-    assert "the tokenizer has 536 tokens and the model embeddings for 400" in caplog.text
+    assert "the tokenizer has 536 tokens and the model has embeddings for 400" in caplog.text
 
 
 def test_embeddings_that_were_resized_serve(world, tmp_path):

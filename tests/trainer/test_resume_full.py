@@ -160,9 +160,9 @@ def other_tower(folder: Path) -> None:
         (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing"),
         (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
-        (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt was not written to its end"),
-        (lambda folder: cut(folder / "scheduler.pt"), "scheduler.pt was not written to its end"),
-        (lambda folder: cut(folder / "rng_state.pth"), "rng_state.pth was not written to its end"),
+        (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt was not written completely"),
+        (lambda folder: cut(folder / "scheduler.pt"), "scheduler.pt was not written completely"),
+        (lambda folder: cut(folder / "rng_state.pth"), "rng_state.pth was not written completely"),
         (
             lambda folder: [(folder / name).unlink() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")],
             "saved with save_only_model",

@@ -287,7 +287,7 @@ def test_the_digest_of_a_base_outlives_sharding_dtype_and_names(tmp_path):
 def test_a_damaged_adapter_is_one_line(world, sft, tmp_path):
     for name, content, message in (
         ("adapter_config.json", b"{", "adapter_config.json is damaged"),
-        ("adapter_model.safetensors", b"\x10" * 40, "is damaged or was not copied to its end"),
+        ("adapter_model.safetensors", b"\x10" * 40, "is damaged or was not copied completely"),
     ):
         folder = tmp_path / name
         folder.mkdir()

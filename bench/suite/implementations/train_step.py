@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.inputs.models import adapter, build_base, build_nf4_base
 from bench.inputs.preference_rows import TokenPairs
-from bench.inputs.processor import smallest_processor
+from bench.inputs.processor import processor_for
 from bench.suite import flops
 from bench.suite.group import Implementation
 from bench.suite.implementations.padded import pad, padded_logps
@@ -84,7 +84,7 @@ def ours(problem: TrainProblem, *, cached: bool, fused_lora: bool = True) -> Tra
             args=args,
             train_dataset=TokenPairs(problem.examples),
             peft_config=adapter(problem.lora_r),
-            processing_class=smallest_processor(model),
+            processing_class=processor_for(model),
         )
         trainer.train()
     if problem.layers == "compiled" and any(layer._compiled_call_impl is None for layer in language_layers(model)):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]  (an optional peer)
 
 from bench.inputs.models import adapter, build_base
-from bench.inputs.processor import smallest_processor
+from bench.inputs.processor import processor_for
 from bench.suite import flops
 from bench.suite.implementations.padded import pad
 from bench.suite.implementations.train_problem import TrainProblem, TrainStep, common_settings, optimizer_step
@@ -65,7 +65,7 @@ def trl_step(problem: TrainProblem) -> TrainStep:
                 **common_settings(problem),
             ),
             train_dataset=Dataset.from_list([row]),
-            processing_class=smallest_processor(model),
+            processing_class=processor_for(model),
             peft_config=adapter(problem.lora_r),
         )
         if problem.layers == "compiled":

@@ -122,5 +122,7 @@ class Claims:
 def _recorded(record: Mapping[str, Any], path: Path) -> tuple[str, float]:
     key, yes = record.get("key"), record.get("yes")
     if not isinstance(key, str) or isinstance(yes, bool) or not isinstance(yes, (int, float)) or not 0 <= yes <= 1:
-        raise InputError(f"{path} holds {shortened(dict(record), 60)}, which is no claim's answer; move the file away")
+        raise InputError(
+            f"{path} contains {shortened(dict(record), 60)}, which is not the answer to a claim; move the file away"
+        )
     return key, float(yes)

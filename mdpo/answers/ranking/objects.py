@@ -174,9 +174,9 @@ def _annotations(path: Path) -> dict[str, list[str]]:
         for word in words:
             _named(word, where)
         if annotated.setdefault(id, words) != words:
-            raise InputError(f"{where}: id {shortened(id, 40)} comes twice, with other objects; keep one of them")
+            raise InputError(f"{where}: id {shortened(id, 40)} appears twice, with other objects; keep one of them")
     if not annotated:
-        raise InputError(f"{path} has no record with objects; give each picture a list of what is in it")
+        raise InputError(f"{path} has no record with objects; give each image a list of its objects")
     return annotated
 
 
@@ -189,7 +189,7 @@ def _synonyms(path: Path) -> list[list[str]]:
                 _named(word, f"{path}, line {number}")
             lines.append(words)
     if not lines:
-        raise InputError(f"{path} is empty; expected lines of synonyms apart by ', ', such as 'dog, puppy'")
+        raise InputError(f"{path} is empty; expected lines of synonyms separated by ', ', such as 'dog, puppy'")
     return lines
 
 

@@ -48,7 +48,7 @@ class Rubric:
 
     def __post_init__(self) -> None:
         if not self.aspects:
-            raise InputError("aspects: there are none; give at least one name with its description")
+            raise InputError("aspects is empty; give at least one name with its description")
         for name, description in self.aspects.items():
             if not isinstance(description, str) or not description.strip():
                 raise InputError(f"aspects: {shortened(name, 40)} has no description; say what is rated")
@@ -59,7 +59,7 @@ class Rubric:
             raise InputError(f"scale: {self.low!r} to {self.high!r}; give two numbers, the lower first, such as [1, 5]")
         for name, weight in self.weights.items():
             if name not in self.aspects:
-                raise InputError(f"weights: {shortened(name, 40)} is no aspect; there are {names(self.aspects)}")
+                raise InputError(f"weights: {shortened(name, 40)} is not an aspect; choose from {names(self.aspects)}")
             if not _is_number(weight) or weight < 0:
                 raise InputError(f"weights: {shortened(name, 40)} is {shortened(weight)}; expected a number from 0 on")
         if not sum(self._weight(name) for name in self.aspects) > 0:
@@ -68,7 +68,9 @@ class Rubric:
             raise InputError("instructions is not text; expected text; leave it out for the usual ones")
 
         if not all(map(is_text, [*self.aspects, *self.aspects.values(), self.instructions])):
-            raise InputError("aspects, instructions: half a surrogate pair, or NUL, which is no Unicode text; fix them")
+            raise InputError(
+                "aspects, instructions: half a surrogate pair, or NUL, which is not Unicode text; fix them"
+            )
 
     @classmethod
     def read(cls, path: Path) -> "Rubric":

@@ -43,7 +43,7 @@ def read_amber(path: str | Path, annotations: Sequence[Mapping[str, Any]]) -> tu
     """
     responses = read_records(path)
     if not responses:
-        raise InputError(f"{path} holds no responses")
+        raise InputError(f"{path} contains no responses")
     try:
         found = problems(responses, annotations)
     except InputError as error:

@@ -20,7 +20,7 @@ def read_captions(path: str | Path, questions: str | Path | None = None) -> list
     """
     rows = read_records(path)
     if not rows:
-        raise InputError(f"{path} holds no responses")
+        raise InputError(f"{path} contains no responses")
     asked = read_records(questions) if questions is not None else None
     captions, seen = [], {}
     for index, row in enumerate(rows):

@@ -70,7 +70,7 @@ class Lexicon:
                 synonyms = [synonym.strip() for synonym in synonyms]
             classes |= dict.fromkeys(synonyms, synonyms[0])
         if not classes:
-            raise InputError(f"{path} is empty; expected lines of synonyms apart by ', ', such as 'dog, puppy'")
+            raise InputError(f"{path} is empty; expected lines of synonyms separated by ', ', such as 'dog, puppy'")
         return cls(variant, Path(path).name, classes, _double_words(classes, variant))
 
     def merge(self, tokens: Sequence[str]) -> list[str]:

@@ -166,7 +166,7 @@ def _read_votes(path: str | Path, key: Mapping[str, Any]) -> dict[str, str]:
         raise InputError(f"{path} answers another sheet ({content.get('sheet')}) than the key's ({key['sheet']})")
     answers = content.get("answers")
     if not isinstance(answers, dict):
-        raise InputError(f"{path} holds no answers")
+        raise InputError(f"{path} contains no answers")
     for id, choice in answers.items():
         if id not in key["swapped"] or choice not in CHOICES:
             raise InputError(f"{path}: {id!r}: {choice!r} is not an answer to the sheet")
