@@ -34,13 +34,13 @@ class OwnTrainerSettings:
     token_budget: int = _setting(16384, "maximum number of packed tokens in a micro-batch")
     beta: float = _setting(0.1, "β of the DPO terms and of the rewards")
     objective: str | list[dict] = _setting("mdpo", "preset (listed below) or list of terms")
-    conditional: bool = _setting(True, "image preference (CoPO) of the mdpo objective")
+    conditional: bool = _setting(True, "image preference (CoPO) of mDPO")
     anchors: list[str] = field(
         default_factory=lambda: ["chosen"],
-        metadata={"help": "anchored branches of the mdpo objective: chosen, rejected, image_rejected"},
+        metadata={"help": "anchored branches of mDPO: chosen, rejected, image_rejected"},
     )
     anchor: float | list[float] = _setting(
-        0.0, "anchor δ of the mdpo objective in units of reward: one number, or one for each entry of anchors"
+        0.0, "anchor δ of mDPO in units of reward: one number, or one for each entry of anchors"
     )
     negative: str = _setting("crop_0_20", "kind of rejected image, or a mixture such as crop_0_20:0.5+random_image:0.5")
     negative_per_epoch: bool = _setting(False, "new rejected images in every epoch")

@@ -37,10 +37,11 @@ def messages() -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 quiet.add(node.value)
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
                 "add_argument",
                 "add_parser",
                 "compile",
+                "_setting",  # a setting with its help
             ):
                 quiet.update(ast.walk(node))
             if isinstance(node, ast.JoinedStr):  # its parts are not strings of their own
@@ -115,7 +116,6 @@ SAID_BY = {
     "mdpo/models/load.py": ["score", "generate", "sample"],
     "mdpo/models/merge.py": ["merge"],
     "mdpo/models/quantize.py": ["train"],
-    "mdpo/own_settings.py": ["train"],
     "mdpo/reports/charts.py": ["report"],
     "mdpo/reports/commands.py": ["report"],
     "mdpo/reports/markdown.py": ["report"],

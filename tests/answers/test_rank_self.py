@@ -231,7 +231,7 @@ def test_the_command_goes_on_where_it_was_and_says_which_model_it_was(world, tmp
     [
         (["--by", "self"], "--by self needs --model"),
         (["--by", "agreement", "--system-prompt", "x"], "belong to --by self"),
-        (["--by", "self", "--model", "m", "--batch-size", "0"], "--batch-size is at least 1"),
+        (["--by", "self", "--model", "m", "--batch-size", "0"], "--batch-size is 0; expected a number above 0"),
         (["--by", "self", "--model", "nowhere"], "nowhere"),
         (["--by", "chair", "--model", "m"], "--model belongs to --by self"),
     ],

@@ -102,7 +102,7 @@ def test_an_error_in_the_middle_loses_nothing(tmp_path):
     [
         ('{"id": "z", "response": "x"}\n', "'z' is not among the questions"),
         ('{"id": "a", "response": "x"}\n' * 2, "'a' is answered twice"),
-        ('{"id": 1}\n', "expected an id and a response"),
+        ('{"id": 1}\n', "line 1 has no id or no response"),
     ],
 )
 def test_a_journal_of_something_else_is_refused(tmp_path, content, message):

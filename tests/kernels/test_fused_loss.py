@@ -167,7 +167,7 @@ def test_a_batch_that_does_not_fit_is_refused(change: str, device: torch.device)
     tensors = make(device)
     if change == "too few sequences":
         tensors["cu_seqlens"] = tensors["cu_seqlens"][:-1]
-        message = r"cu_seqlens is \(9,\) int64 .*; expected 3·3 \+ 1 entries"
+        message = r"cu_seqlens is \(9,\) int64 .*; expected 3\*3 \+ 1 entries"
     elif change == "rows beyond the last sequence":
         if device.type == "cuda":
             pytest.skip("a device-side assertion ends the process's CUDA context")

@@ -65,7 +65,7 @@ class Rubric:
         if not sum(self._weight(name) for name in self.aspects) > 0:
             raise InputError("weights: all are 0; give at least one aspect a weight")
         if not isinstance(self.instructions, str) or not self.instructions.strip():
-            raise InputError("instructions is not text; expected text; leave it out for the usual ones")
+            raise InputError("instructions is empty or not text; leave it out for the usual ones")
 
         if not all(map(is_text, [*self.aspects, *self.aspects.values(), self.instructions])):
             raise InputError(
