@@ -183,7 +183,9 @@ def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytes
 
 def test_what_would_be_measured_is_listed_and_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["kernels", "--list", "--device", "cpu", "--only", "sequence_logps"]) == 0
-    assert capsys.readouterr().out == "kernels: sequence_logps S=6,N=1024, float32: ours, torch eager\n"
+    assert capsys.readouterr().out == "kernels: sequence_logps S=6,N=1024, float32: ours; torch eager\n"
+    assert suite.main(["step", "--list", "--device", "cpu", "--only", "layers=liger"]) == 0
+    assert capsys.readouterr().out.endswith("layers=liger, float32: none on cpu\n")
     assert suite.main(["--list", "--device", "cuda"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == sum(len(part.groups(torch.device("cuda"))) for part in PARTS.values())
