@@ -12,6 +12,7 @@ What is the same for a whole run stands once, and a record is a line, without th
 measured again is what has changed in the file. `bench/results` is such a folder.
 """
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from bench.suite.cards import folder_of
 from bench.suite.record import Record
+from mdpo.errors import InputError
+from mdpo.output_checks import check_output_folder
 from mdpo.outputs import write_text
 
 SCHEMA = 2
@@ -65,6 +68,18 @@ class Shelf:
 
     def file(self, record: Record) -> Path:
         return self.folder / file_of(record)
+
+
+def require_shelf(parser: argparse.ArgumentParser, folder: Path, parts: Iterable[str]) -> None:
+    """For a command line that adds records of these parts: ends it in one line, as for a wrong option, where `folder`
+    cannot be written to or a file of a part is none."""
+    try:
+        check_output_folder(folder, "--out")
+        for part in parts:
+            for path in folder.glob(f"*/{part}.json"):
+                read_records(path)
+    except (InputError, ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 def file_of(record: Record) -> Path:
