@@ -6,6 +6,7 @@ from pathlib import Path
 from bench.blocks import ROOT
 from bench.render.plots import by, plot
 from bench.render.targets import RATIOS, TARGET_CARDS, Ratio, columns
+from bench.suite.cards import file_word
 from bench.suite.parts import PARTS
 from bench.suite.record import Record
 from bench.suite.shelf import Shelf, read_records
@@ -51,7 +52,7 @@ def _operation(record: Record) -> tuple[str, str, str]:
 
 def _picture(record: Record) -> str:
     words = f"{record.environment.get('device')} {record.part} {record.op}"
-    return f"plots/{'-'.join(words.lower().split())}.png"
+    return f"plots/{file_word(words)}.png"
 
 
 def markdown(records: Sequence[Record], plots: Iterable[str] = ()) -> str:

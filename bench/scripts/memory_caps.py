@@ -31,7 +31,7 @@ from bench.commit import require_commit
 from bench.inputs.lengths import LONGEST, RESPONSE_MEDIAN, SPREAD
 from bench.inputs.models import BUNNY_3B, CPU_60M, LLAVA_7B, Shape, adapter, build, build_nf4_base, config_of
 from bench.suite.record import Record, environment
-from bench.suite.shelf import Shelf
+from bench.suite.shelf import Shelf, require_shelf
 from mdpo.memory import SHAPES, Adaptation, Plan, choose, log_normal, parse_size, read_shape
 from mdpo.memory.choose import Constraints
 from mdpo.memory.live import LiveMemory
@@ -248,6 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     require_commit(parser)
     if not options.rehearse and not torch.cuda.is_available():
         parser.error("needs a CUDA device, and there is none; --plan-only prints the plans")
+    if options.out is not None:
+        require_shelf(parser, options.out, ["memory"])
     if options.alone:
         return _alone(options.cases[0], cases[options.cases[0]], options.out, device)
     failed = 0

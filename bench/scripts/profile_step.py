@@ -26,7 +26,7 @@ from bench.suite.components import STEP, milliseconds, scopes
 from bench.suite.implementations.train_problem import TrainProblem, TrainStep
 from bench.suite.implementations.train_step import ours
 from bench.suite.record import Record, environment
-from bench.suite.shelf import Shelf
+from bench.suite.shelf import Shelf, require_shelf
 from bench.suite.timing import time_box, time_callables
 
 IDLE = "GPU idle"
@@ -120,7 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="on a CPU: a size that shows no more than that it runs")
     parser.add_argument("--minutes", type=time_box, default=math.inf, help="after them no further profile is begun")
     args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: PyTorch sees no CUDA device; give --device cpu")
     require_commit(parser)
+    require_shelf(parser, args.out, ["profile"])
     device = torch.device(args.device)
     conditions = environment(device)
     deadline = time.monotonic() + 60 * args.minutes

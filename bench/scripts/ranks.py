@@ -4,6 +4,8 @@ A simulation, not a measurement: lengths are drawn as in ``bench.inputs.lengths`
 model's shape. Seconds are left out, since they would need a GPU's and a network's real rates.
 """
 
+import argparse
+
 from bench.inputs.lengths import realistic_lengths
 from bench.inputs.models import LLAVA_7B
 from mdpo.packing import plan
@@ -54,7 +56,8 @@ def row(world_size: int, examples_per_step: int, lengths: list[int]) -> list[str
     ]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="bench.scripts.ranks", description=__doc__).parse_args(arguments)
     lengths = realistic_lengths(EXAMPLES)
     header = ["GPUs", "pairs a step", "tokens a rank", "micro-batches", "fullest / mean", "DDP GB", "FSDP2 GB"]
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")

@@ -19,6 +19,7 @@ import torch
 from bench.commit import require_commit
 from bench.suite.measure import listed, run_part
 from bench.suite.parts import PARTS
+from bench.suite.shelf import require_shelf
 from bench.suite.timing import time_box
 
 MINUTES = 8.0
@@ -47,12 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(args.device)
     gpu = device.type == "cuda"
     names = list(PARTS) if args.part == "all" else [args.part]
+    groups = [line for name in names for line in listed(name, device, args.only, args.tiny and not gpu)]
+    if not groups:
+        parser.error(f"--only: no group of {args.part} contains {args.only!r}; --list shows them")
     if args.list:
-        print("\n".join(line for name in names for line in listed(name, device, args.only, args.tiny and not gpu)))
+        print("\n".join(groups))
         return 0
     if args.out is None:
         parser.error("the folder of the records is missing; give --out DIR, or --list to see what there is")
+    if gpu and not torch.cuda.is_available():
+        parser.error("--device: PyTorch sees no CUDA device; give --device cpu, or --list to see what there is")
     require_commit(parser)
+    require_shelf(parser, args.out, names)
     failed = []
     for name in names:
         minutes = (MINUTES if gpu else PARTS[name].cpu_minutes) if args.minutes is None else args.minutes

@@ -34,8 +34,13 @@ def peak_of(device: str) -> float | None:
 
 def folder_of(device: str, device_type: str) -> str:
     """The folder under bench/results of what was measured on it. Raises ValueError where a GPU's name makes none."""
-    plain = re.sub(r"\((r|tm|c)\)", "", card_of(device).lower())
-    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    name = file_word(card_of(device))
     if device_type == "cuda" and (not name or name in _OTHERS):
         raise ValueError(f"{ascii(device)[:100]} is not the name of a GPU")
     return name or "cpu"
+
+
+def file_word(text: str) -> str:
+    """What a device or an operation is called in the name of a file: no marks, nothing that a path or a link reads."""
+    plain = re.sub(r"\((r|tm|c)\)", "", text.lower())
+    return re.sub(r"[^a-z0-9_]+", "-", plain).strip("-")

@@ -83,11 +83,12 @@ def run_part(
 
 
 def listed(name: str, device: torch.device, only: str = "", tiny: bool = False) -> list[str]:
-    """What `run_part` would measure: a line a group, with the implementations that are for this device."""
+    """What `run_part` would measure: a line a group, with the implementations that are for this device; their names
+    have commas in them."""
     lines = []
     for group in _chosen(name, device, only, tiny):
-        names = ", ".join(each.name for each in group.implementations if device.type in each.devices)
-        lines.append(f"{name}: {group.op} {group.case}, {_name(group.dtype)}: {names}")
+        names = "; ".join(each.name for each in group.implementations if device.type in each.devices)
+        lines.append(f"{name}: {group.op} {group.case}, {_name(group.dtype)}: {names or f'none on {device.type}'}")
     return lines
 
 

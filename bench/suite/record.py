@@ -41,7 +41,7 @@ class Record:
     shape: dict[str, int | str]
     dtype: str
     implementation: str
-    role: str
+    role: Role
     status: Status
     reason: str = ""
     """Why there is no measurement, where status is not ok."""

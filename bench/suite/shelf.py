@@ -12,19 +12,24 @@ What is the same for a whole run stands once, and a record is a line, without th
 measured again is what has changed in the file. `bench/results` is such a folder.
 """
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from bench.suite.cards import folder_of
 from bench.suite.record import Record
+from mdpo.errors import InputError
+from mdpo.output_checks import check_output_folder
 from mdpo.outputs import write_text
 
 SCHEMA = 2
 _KEYS = {"schema", "device", "part", "runs", "records"}
+_TYPES = {field.name: field.type for field in dataclasses.fields(Record)}
 
 
 class Contents(NamedTuple):
@@ -63,6 +68,18 @@ class Shelf:
 
     def file(self, record: Record) -> Path:
         return self.folder / file_of(record)
+
+
+def require_shelf(parser: argparse.ArgumentParser, folder: Path, parts: Iterable[str]) -> None:
+    """For a command line that adds records of these parts: ends it in one line, as for a wrong option, where `folder`
+    cannot be written to or a file of a part is none."""
+    try:
+        check_output_folder(folder, "--out")
+        for part in parts:
+            for path in folder.glob(f"*/{part}.json"):
+                read_records(path)
+    except (InputError, ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 def file_of(record: Record) -> Path:
@@ -120,13 +137,16 @@ def read_file(path: Path) -> Contents:
     """A file's records and runs. ValueError naming the file if it is none, or of another schema."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
         raise ValueError(f"{path}: not JSON ({error}); delete it and measure again") from error
     schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
     if schema != SCHEMA or type(schema) is not int:
         raise ValueError(f"{path}: schema {schema}, expected {SCHEMA}; keep records in a folder of their own")
     if found.keys() != _KEYS or not _are_objects(found["runs"]) or not _are_objects(found["records"]):
         raise ValueError(f"{path}: expected {', '.join(sorted(_KEYS))} and nothing else; delete it and measure again")
+    versions = [run.get("versions", {}) for run in found["runs"]]
+    if not (isinstance(found["device"], str) and isinstance(found["part"], str) and _are_objects(versions)):
+        raise ValueError(f"{path}: device and part are text, versions an object; delete it and measure again")
     return Contents([_record(path, found, fields) for fields in found["records"]], found["runs"])
 
 
@@ -136,9 +156,25 @@ def _are_objects(found: Any) -> bool:
 
 def _record(path: Path, found: dict[str, Any], fields: dict[str, Any]) -> Record:
     number, runs = fields.pop("run", None), found["runs"]
+    for name, value in fields.items():
+        if name in _TYPES and not _fits(value, _TYPES[name]):
+            raise ValueError(f"{path}: {name} of a record is {json.dumps(value)[:100]}; delete it and measure again")
     if type(number) is not int or not 0 <= number < len(runs):
         raise ValueError(f"{path}: a record is of run {number}, and there are {len(runs)}; delete it and measure again")
     try:
         return Record(part=found["part"], environment={"device": found["device"], **runs[number]}, **fields)
     except TypeError as error:
         raise ValueError(f"{path}: a record has other fields ({error}); delete it and measure again") from error
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether JSON's value is of the type that a field of `Record` has. Of an object the keys are text anyway."""
+    if get_origin(expected) is dict:
+        return isinstance(value, dict) and all(_fits(each, get_args(expected)[1]) for each in value.values())
+    if get_origin(expected) is Literal:
+        return value in get_args(expected)
+    if get_origin(expected) is UnionType:
+        return any(_fits(value, each) for each in get_args(expected))
+    if expected is float:
+        return type(value) in (int, float)
+    return expected is Any or type(value) is expected

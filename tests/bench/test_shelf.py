@@ -87,6 +87,8 @@ def test_two_names_of_one_card_are_both_kept(tmp_path):
     ("content", "says"),
     [
         ("{", "not JSON"),
+        ("\udcff", "not JSON"),
+        pytest.param("[" * 100_000, "not JSON", id="deep"),
         ("[]", "schema list, expected 2"),
         ('{"schema": true}', "schema True, expected 2"),
         ('{"schema": 2}', "expected device, part, records, runs, schema and nothing else"),
@@ -98,10 +100,46 @@ def test_two_names_of_one_card_are_both_kept(tmp_path):
             '{"schema": 2, "device": "d", "part": "p", "runs": [{}], "records": [{"run": 0, "op": "o"}]}',
             "a record has other fields",
         ),
+        (
+            '{"schema": 2, "device": 5, "part": "p", "runs": [], "records": []}',
+            "device and part are text, versions an object",
+        ),
+        (
+            '{"schema": 2, "device": "d", "part": "p", "runs": [{"versions": []}], "records": []}',
+            "device and part are text, versions an object",
+        ),
     ],
 )
 def test_what_is_no_file_of_records_is_named(content, says, tmp_path):
-    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "a.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="a.json: ") as raised:
         Shelf(tmp_path).records()
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shape", "N=256"),
+        ("shape", {"N": 1.5}),
+        ("role", "friend"),
+        ("status", ["ok"]),
+        ("implementation", 5),
+        ("reason", None),
+        ("median_ms", "fast"),
+        ("runs", True),
+        ("errors", [1]),
+        ("rates", {"examples/s": "many"}),
+    ],
+)
+def test_a_field_of_another_type_is_named(name, value, tmp_path):
+    """Else a table or a picture fails on it later, and says neither the file nor the field."""
+    shelf = Shelf(tmp_path)
+    shelf.add(record(median_ms=1.0))
+    (path,) = shelf.files()
+    found = json.loads(path.read_text())
+    found["records"][0][name] = value
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=f"{path}: {name} of a record is ") as raised:
+        shelf.records()
+    assert len(str(raised.value).splitlines()) == 1

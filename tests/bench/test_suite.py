@@ -11,6 +11,7 @@ import torch
 
 from bench.inputs.problems import Head, Projection, sequence_bounds
 from bench.render import report as render
+from bench.scripts import memory_caps, profile_step
 from bench.suite import __main__ as suite
 from bench.suite import measure
 from bench.suite.group import Implementation
@@ -183,13 +184,52 @@ def test_the_command_line_measures_within_its_time(tmp_path: Path, capsys: pytes
 
 def test_what_would_be_measured_is_listed_and_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["kernels", "--list", "--device", "cpu", "--only", "sequence_logps"]) == 0
-    assert capsys.readouterr().out == "kernels: sequence_logps S=6,N=1024, float32: ours, torch eager\n"
+    assert capsys.readouterr().out == "kernels: sequence_logps S=6,N=1024, float32: ours; torch eager\n"
+    assert suite.main(["step", "--list", "--device", "cpu", "--only", "layers=liger"]) == 0
+    assert capsys.readouterr().out.endswith("layers=liger, float32: none on cpu\n")
     assert suite.main(["--list", "--device", "cuda"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == sum(len(part.groups(torch.device("cuda"))) for part in PARTS.values())
     with pytest.raises(SystemExit, match="2"):
         suite.main(["kernels"])
     assert "give --out DIR, or --list" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("main", [suite.main, profile_step.main])
+def test_a_gpu_that_is_not_there_is_one_line(main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", "cuda", "--out", str(tmp_path / "out")])
+    assert "--device: PyTorch sees no CUDA device" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_word_that_no_group_contains_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--list"], ["--out", str(tmp_path)]):
+        with pytest.raises(SystemExit, match="2"):
+            suite.main(["kernels", "--device", "cpu", "--only", "sequence_logp5", *more])
+        assert "--only: no group of kernels contains 'sequence_logp5'" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "part"),
+    [
+        (suite.main, ["kernels", "--device", "cpu"], "kernels"),
+        (profile_step.main, ["--device", "cpu"], "profile"),
+        (memory_caps.main, ["--rehearse"], "memory"),
+    ],
+)
+def test_where_no_records_can_go_is_one_line_before_anything_is_measured(
+    main, arguments, part, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn, file = tmp_path / "torn", tmp_path / "file"
+    (torn / "d").mkdir(parents=True)
+    (torn / "d" / f"{part}.json").write_text('{"schema": 2')
+    file.write_text("")
+    for out, says in ((torn, f"{torn}/d/{part}.json: not JSON"), (file, f"--out: {file} is a file")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, "--out", str(out)])
+        assert says in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--seconds"])
