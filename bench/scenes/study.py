@@ -27,7 +27,7 @@ import transformers
 
 from bench.scenes.base import BASES
 from bench.scenes.page import write_page
-from bench.scenes.rows import BLOCKS, Row, rows
+from bench.scenes.rows import BLOCKS, Row
 from bench.scenes.runs import Size, Trial
 from mdpo.models import load
 from mdpo.outputs import write_text
@@ -69,13 +69,13 @@ class Clock:
 class Study:
     """Rows on seeds in parallel processes, each kept as it ends; one that fails does not stop the others."""
 
-    def __init__(self, out: Path, size: Size, seeds: Sequence[int]) -> None:
-        self.out, self.size, self.seeds = out, size, seeds
+    def __init__(self, out: Path, size: Size, seeds: Sequence[int], blocks: Sequence[Sequence[Row]] = BLOCKS) -> None:
+        self.out, self.size, self.seeds, self.blocks = out, size, seeds, blocks
         self.failed: list[Path] = []
 
     def missing(self) -> list[Task]:
         """What is not there yet, in the order in which it is run."""
-        tasks = [Task(seed, row) for block in BLOCKS for seed in self.seeds for row in block]
+        tasks = [Task(seed, row) for block in self.blocks for seed in self.seeds for row in block]
         return [task for task in tasks if self._trial(task).read(task.row) is None]
 
     def complete(self, jobs: int) -> None:
@@ -103,7 +103,7 @@ class Study:
 
     def report(self) -> Path:
         """Writes results and page of what is there; returns the page."""
-        write_text(self.out / RESULTS, json.dumps(self._collected(), indent=1) + "\n")
+        write_text(self.out / RESULTS, json.dumps(self.collected(), indent=1) + "\n")
         return write_page(self.out / RESULTS)
 
     def _trial(self, task: Task) -> Trial:
@@ -118,12 +118,14 @@ class Study:
         print(f"{what}: failed: {error!r}; see {log}", file=sys.stderr, flush=True)
         self.failed.append(log)
 
-    def _collected(self) -> dict[str, Any]:
+    def collected(self) -> dict[str, Any]:
         """Every score by seed, base and row, and what was run."""
         seeds: dict[int, dict[str, dict[str, Any]]] = {}
         seconds = 0.0
         for seed in self.seeds:
-            found = {row: Trial(seed, row.base, self.out, self.size).read(row) for row in rows()}
+            found = {
+                row: Trial(seed, row.base, self.out, self.size).read(row) for block in self.blocks for row in block
+            }
             for row, record in found.items():
                 if record is not None:
                     scores = {name: round(value, 4) for name, value in record["scores"].items()}
