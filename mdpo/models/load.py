@@ -75,7 +75,9 @@ def check_model(path: str | Path) -> Path:
                 f"{folder} contains an adapter alone; give the base model's folder, and the adapter with --adapter, "
                 "or to train it further as adapter_name_or_path"
             )
-        raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
+        raise InputError(
+            f"{folder} has no config.json and is not a model; give a model's folder, or owner/name on the hub"
+        )
     check_json_files(folder)
     check_not_quantized(folder, read_object(folder / "config.json"))
     if type(model_config(folder)) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -180,7 +182,10 @@ def load_processor(path: str | Path, *, revision: str | None = None) -> Processo
     except Exception as error:  # transformers raises whatever a foreign file leads it to
         raise InputError(f"{folder} has no processor that loads: {short(error)}") from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
+        raise InputError(
+            f"{folder} has a {type(processor).__name__}, but training needs a processor with images; copy the model's "
+            "processor files into it"
+        )
     if (folder / "config.json").is_file():  # not beside an adapter
         check_processor(model_config(folder), processor, str(folder))
     _try(folder, processor)
