@@ -173,17 +173,21 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     value that cannot be used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"config {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a YAML file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} cannot be read as UTF-8 text: {error}") from error
-    values = read_yaml(text, f"config {path}")
+    values = read_yaml(config_text(path), f"config {path}")
     values = {} if plain(values) is None else values
     if not isinstance(values, dict):
         raise InputError(f"config {path} is a {type(plain(values)).__name__}; expected keys and values")
     return build_config({**_named(values), **(overrides or {})}, source=str(path))
+
+
+def config_text(path: Path) -> str:
+    """The text of a YAML file, before anything of it is read. Raises InputError where there is none."""
+    if not path.is_file():
+        raise InputError(f"config {path} {'is a folder' if path.is_dir() else 'does not exist'}; give a YAML file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} cannot be read as UTF-8 text: {error}; give a YAML file") from error
 
 
 def build_config(values: Mapping[str, Any], *, source: str) -> tuple[RunConfig, MDPOConfig]:

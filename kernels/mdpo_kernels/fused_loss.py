@@ -319,14 +319,21 @@ def fused_mdpo_loss(
 ) -> MDPOLoss:
     """The mDPO loss of B examples from the logits of their scored rows.
 
-    logits, targets, ignore_index, softcap, scale: (N, V) and (N,), as in `token_logps`.
-    cu_seqlens: (3B + 1,), int32 or int64, from 0 to N: sequences chosen 1 … B, rejected 1 … B, image_rejected 1 … B. An
-        empty sequence is a branch that the example does not have; one whose targets are all ignored has log-prob 0.
-    reference: (3, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient.
-    beta, anchor, conditional, anchors, num_examples: as in `mdpo_loss`.
+    Nothing here synchronises a GPU.
 
-    Returns an `MDPOLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as `token_logps` and
-    `mdpo_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
+    Args:
+        logits, targets, ignore_index, softcap, scale: (N, V) and (N,), as in `token_logps`.
+        cu_seqlens: (3B + 1,), int32 or int64, from 0 to N: sequences chosen 1 … B, rejected 1 … B, image_rejected 1 …
+            B. An empty sequence is a branch that the example does not have; one whose targets are all ignored has
+            log-prob 0.
+        reference: (3, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient.
+        beta, anchor, conditional, anchors, num_examples: as in `mdpo_loss`.
+
+    Returns:
+        An `MDPOLoss`, of which `loss` and `losses` carry the gradient.
+
+    Raises:
+        ValueError: as `token_logps` and `mdpo_loss`, and for a cu_seqlens that does not fit.
     """
     logps = token_logps(logits, targets, ignore_index=ignore_index, softcap=softcap, scale=scale)
     terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)
@@ -354,12 +361,18 @@ def fused_linear_mdpo_loss(
 ) -> MDPOLoss:
     """The mDPO loss of B examples from the hidden states of their scored rows; the logits are never whole.
 
-    hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
-    cu_seqlens, reference: as in `fused_mdpo_loss`.
-    beta, anchor, conditional, anchors, num_examples: as in `mdpo_loss`.
+    Nothing here synchronises a GPU.
 
-    Returns an `MDPOLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as `linear_token_logps`
-    and `mdpo_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a GPU.
+    Args:
+        hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
+        cu_seqlens, reference: as in `fused_mdpo_loss`.
+        beta, anchor, conditional, anchors, num_examples: as in `mdpo_loss`.
+
+    Returns:
+        An `MDPOLoss`, of which `loss` and `losses` carry the gradient.
+
+    Raises:
+        ValueError: as `linear_token_logps` and `mdpo_loss`, and for a cu_seqlens that does not fit.
     """
     return fused_linear_preference_loss(
         hidden,
@@ -398,17 +411,21 @@ def fused_linear_preference_loss(
 ) -> PreferenceLoss:
     """The loss of `terms`, of B examples with K branches, from the hidden states of their scored rows.
 
-    hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
-    cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second and
-    so on.
-        An empty sequence is a branch that the example does not have.
-    reference: (K, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient. None:
-        rewards are β times the mean log-prob of a sequence's tokens.
-    terms, branches, beta, num_examples: as in `preference_loss`.
+    Nothing here synchronises a GPU.
 
-    Returns a `PreferenceLoss`, of which `loss` and `losses` carry the gradient. Raises ValueError as
-    `linear_token_logps` and `preference_loss` do, and for a cu_seqlens that does not fit. Nothing here synchronises a
-    GPU.
+    Args:
+        hidden, weight, targets, bias, ignore_index, softcap, scale, max_workspace_bytes: as in `linear_token_logps`.
+        cu_seqlens: (K·B + 1,), int32 or int64, from 0 to N: the examples' sequences of the first branch, of the second
+            and so on. An empty sequence is a branch that the example does not have.
+        reference: (K, B), floating, the reference's summed log-probs (NaN also marks an absent branch); no gradient.
+            None: rewards are β times the mean log-prob of a sequence's tokens.
+        terms, branches, beta, num_examples: as in `preference_loss`.
+
+    Returns:
+        A `PreferenceLoss`, of which `loss` and `losses` carry the gradient.
+
+    Raises:
+        ValueError: as `linear_token_logps` and `preference_loss`, and for a cu_seqlens that does not fit.
     """
     matrix = matrix_of(terms, branches)
     logps = linear_token_logps(

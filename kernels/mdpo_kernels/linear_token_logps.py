@@ -297,22 +297,31 @@ def linear_token_logps(
 
     With x = hidden @ weightᵀ + bias, it is the softmax of z = scale·x, or of z = softcap·tanh(scale·x / softcap).
 
-    hidden: (N, H), float32, bfloat16, float16 or float64. weight: (V, H), of the same dtype; under autocast `hidden` is
-        cast to it, never the weight (that would be a second copy of it). bias: (V,), floating.
-    targets: (N,), int64 or int32, in 0 … V − 1; a row whose target is `ignore_index` gives 0 and no gradient.
-    max_workspace_bytes: a bound on every temporary of N×V kind together (a tile of the logits and of their gradient).
-        Not in it: the gradients themselves, two float32 tensors of the size of a tile's rows of hidden, and for a
-        trainable head float32 sums of hidden's gradient and of one tile of the weight's.
+    Whether the head is trained is read from requires_grad of `weight` and `bias`: a frozen head takes 4NHV operations
+    for forward and backward and keeps the unit gradient, (N, H), between them; a trainable one 8NHV. Without grad:
+    2NHV, nothing kept. Plain PyTorch, on a CPU, recomputes the logits in the backward for either.
 
-    Returns (N,) float32 (float64 for float64). Whether the head is trained is read from requires_grad of `weight` and
-    `bias`: a frozen head takes 4NHV operations for forward and backward and keeps the unit gradient, (N, H), between
-    them; a trainable one 8NHV. Without grad: 2NHV, nothing kept. Plain PyTorch, on a CPU, recomputes the logits in the
-    backward for either. NaN and infinities give what log_softmax gives, in value and gradient; a row that is ignored
-    gives 0 and no gradient whatever its logits are.
+    Args:
+        hidden: (N, H), float32, bfloat16, float16 or float64.
+        weight: (V, H), of the same dtype; under autocast `hidden` is cast to it, never the weight (that would be a
+            second copy of it).
+        targets: (N,), int64 or int32, in 0 … V − 1.
+        bias: (V,), floating.
+        ignore_index: a row with this target gives 0 and no gradient.
+        softcap: above 0; None: no cap.
+        scale: of the logits, before the cap.
+        max_workspace_bytes: a bound on every temporary of N×V kind together (a tile of the logits and of their
+            gradient). Not in it: the gradients themselves, two float32 tensors of the size of a tile's rows of hidden,
+            and for a trainable head float32 sums of hidden's gradient and of one tile of the weight's.
 
-    Raises ValueError for shapes, dtypes, devices or options that do not fit, a head wrapped by an adapter, and a target
-    out of range (on a GPU: an assertion on the device, so that nothing synchronises). Plain PyTorch can be
-    differentiated twice and in forward mode; the kernels raise NotImplementedError where that is tried.
+    Returns:
+        (N,) float32 (float64 for float64). NaN and infinities give what log_softmax gives, in value and gradient; a row
+        that is ignored gives 0 and no gradient whatever its logits are.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options that do not fit, a head wrapped by an adapter, and a target out
+            of range (on a GPU: an assertion on the device, so that nothing synchronises).
+        NotImplementedError: a second derivative or forward mode of the kernels; plain PyTorch has both.
     """
     head = Head(weight, bias, softcap, scale)
     hidden = check_linear_arguments(hidden, head, targets, ignore_index, max_workspace_bytes)

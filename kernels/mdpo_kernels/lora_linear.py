@@ -218,15 +218,21 @@ for _key in ("CompositeExplicitAutograd", "Autograd"):
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """A frozen linear layer and its LoRA: x Wᵀ + b + s·(x Aᵀ) Bᵀ.
 
-    x: (…, I), floating; under autocast it is cast to the weight's dtype, never the weight. weight: (O, I) and bias:
-    (O,),
-        which do not train. A: (r, I) and B: (O, r), in the weight's dtype or in float32; they train where they want a
-        gradient. scale: α/r, or what rank-stabilised LoRA has in its place.
+    Kept for the backward: x where A trains, and x Aᵀ where B does.
 
-    Returns (…, O) in the weight's dtype. Kept for the backward: x where A trains, and x Aᵀ where B does.
+    Args:
+        x: (…, I), floating; under autocast it is cast to the weight's dtype, never the weight.
+        weight: (O, I), which does not train.
+        bias: (O,), likewise, or None.
+        A, B: (r, I) and (O, r), in the weight's dtype or in float32; they train where they want a gradient.
+        scale: α/r, or what rank-stabilised LoRA has in its place.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, and for a weight or bias that trains. A second
-    derivative and forward mode raise NotImplementedError; ``mdpo_kernels.reference`` has both.
+    Returns:
+        (…, O) in the weight's dtype.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, and a weight or bias that trains.
+        NotImplementedError: a second derivative or forward mode; ``mdpo_kernels.reference`` has both.
     """
     x = check_lora_arguments(x, weight, bias, A, B, scale)
     refuse_forward_mode("lora_linear", x, A, B)
@@ -242,9 +248,15 @@ def lora_linears(x: Tensor, layers: Sequence[LoraLayer]) -> tuple[Tensor, ...]:
 
     x is read once for all of their A, and in the backward once for all dA; dx is added up where it lies.
 
-    layers: at least one; of one dtype, as each fits x. Returns each layer's (…, O).
+    Args:
+        x: as for `lora_linear`.
+        layers: at least one; of one dtype, as each fits x.
 
-    Raises ValueError as `lora_linear`, and where there is no layer or their weights differ in dtype.
+    Returns:
+        Each layer's (…, O).
+
+    Raises:
+        ValueError: as `lora_linear`, and where there is no layer or their weights differ in dtype.
     """
     check_one_dtype(layers)
     values = [check_lora_arguments(x, *layer) for layer in layers][0]  # noqa: RUF015  (all are checked)

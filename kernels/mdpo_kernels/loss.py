@@ -80,17 +80,20 @@ class _SequenceSums(torch.autograd.Function):
 def sequence_logps(token_logps: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sums token log-probs over each sequence.
 
-    token_logps: (N,), floating. cu_seqlens: (S + 1,), int32 or int64, non-decreasing from 0 to N; sequence s is the
-    rows cu_seqlens[s] to cu_seqlens[s + 1] − 1.
-    weights: (N,), floating, how much each token counts, such as more in a corrected span (dense DPO, RLHF-V, Yu et al.
-    2024);
-        no gradient. None: 1 each. A token of weight 0 counts nothing, whatever its log-prob.
+    Args:
+        token_logps: (N,), floating.
+        cu_seqlens: (S + 1,), int32 or int64, non-decreasing from 0 to N; sequence s is the rows cu_seqlens[s] to
+            cu_seqlens[s + 1] − 1.
+        weights: (N,), floating, how much each token counts, such as more in a corrected span (dense DPO, RLHF-V, Yu et
+            al. 2024); no gradient. None: 1 each. A token of weight 0 counts nothing, whatever its log-prob.
 
-    Returns (S,) float32 (float64 for float64); an empty sequence gives 0. Added up in float64, in a fixed order: the
-    result does not depend on the rest of the batch, and is deterministic.
+    Returns:
+        (S,) float32 (float64 for float64); an empty sequence gives 0. Added up in float64, in a fixed order: the
+        result does not depend on the rest of the batch, and is deterministic.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit; offsets that do not fit raise on a CPU, and fail
-    a device-side assertion on a GPU, where looking at them would synchronise.
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; offsets that do not fit raise on a CPU, and fail a
+            device-side assertion on a GPU, where looking at them would synchronise.
     """
     check_vector("token_logps", token_logps, floating=True)
     check_cu_seqlens(cu_seqlens, rows=token_logps.shape[0])
@@ -121,15 +124,22 @@ def preference_loss(
 ) -> PreferenceLoss:
     """The loss of B examples from the summed log-probs of their K branches.
 
-    policy, reference: (K, B), floating, in the order of `branches`; NaN in either marks a branch that the example does
-    not
-        have. No gradient flows into `reference`. Without one (None) rewards are β·policy: give log-probs per token.
-    terms: of the objective. branches: their names.
-    beta: β > 0, a number or (B,), one for each example.
-    num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
+    policy == reference gives rewards of exactly 0. Can be differentiated twice.
 
-    policy == reference gives rewards of exactly 0. Raises ValueError for shapes, devices, terms or options that do not
-    fit. Can be differentiated twice.
+    Args:
+        policy, reference: (K, B), floating, in the order of `branches`; NaN in either marks a branch that the example
+            does not have. No gradient flows into `reference`. Without one (None) rewards are β·policy: give log-probs
+            per token.
+        terms: of the objective.
+        branches: the K names that the terms use.
+        beta: β > 0, a number or (B,), one for each example.
+        num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
+
+    Returns:
+        A `PreferenceLoss`, of which `loss` and `losses` carry the gradient.
+
+    Raises:
+        ValueError: shapes, devices, terms or options that do not fit.
     """
     matrix = matrix_of(terms, branches)
     check_branch_logps("policy", policy, branches=branches)
@@ -154,14 +164,22 @@ def mdpo_loss(
 ) -> MDPOLoss:
     """The mDPO loss of B examples from the summed log-probs of their branches.
 
-    policy, reference: (3, B), floating; rows chosen, rejected, image_rejected; NaN in either marks a branch that the
-    example does not have. No gradient flows into `reference`.
-    beta: β > 0. conditional: with the image preference; without it, and with anchors=(), this is DPO.
-    anchors: the branches to anchor. anchor: their offsets δ in reward units, a number for all or one per entry.
-    num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
+    policy == reference gives rewards and margins of exactly 0, so log 2 a term. Can be differentiated twice.
 
-    policy == reference gives rewards and margins of exactly 0, so log 2 a term. Raises ValueError for shapes, devices
-    or options that do not fit. Can be differentiated twice.
+    Args:
+        policy, reference: (3, B), floating; rows chosen, rejected, image_rejected; NaN in either marks a branch that
+            the example does not have. No gradient flows into `reference`.
+        beta: β > 0.
+        anchor: offsets δ of `anchors` in reward units, a number for all or one per entry.
+        conditional: with the image preference; without it, and with anchors=(), this is DPO.
+        anchors: the branches to anchor.
+        num_examples: what the sum of losses is divided by, if not B: a micro-batch passes its step's total.
+
+    Returns:
+        An `MDPOLoss`, of which `loss` and `losses` carry the gradient.
+
+    Raises:
+        ValueError: shapes, devices or options that do not fit.
     """
     check_positive("beta", beta)
     terms = mdpo_terms(conditional=conditional, anchors=anchors, anchor=anchor)

@@ -35,12 +35,17 @@ BRANCHES = ("chosen", "rejected", "image_rejected")
 class Term:
     """One term of an objective.
 
-    name: of its values among a loss's terms. rows: {branch: coefficient}, or for log_sigmoid several of them, as
-    Plackett
-        and Luce rank one above all others. link: "log_sigmoid", "square" or "linear". weight: at least 0. offset: in
-        reward units, subtracted in every row.
+    An example that lacks one of a term's branches goes without the term.
 
-    An example that lacks one of a term's branches goes without the term. Raises ValueError for what is none of these.
+    Attributes:
+        name: of its values among a loss's terms.
+        rows: {branch: coefficient}, or for log_sigmoid several of them, as Plackett and Luce rank one above all others.
+        link: "log_sigmoid", "square" or "linear".
+        weight: at least 0.
+        offset: in reward units, subtracted in every row.
+
+    Raises:
+        ValueError: what is none of these.
     """
 
     name: str
@@ -153,11 +158,13 @@ def mdpo_terms(
         image_preference            −log σ(Δchosen − Δimage_rejected)     CoPO (mDPO, Wang et al. 2024, section 3)
         anchor_x, for x in anchors  −log σ(s·(Δx − δx))                   AncPO; s = +1 for chosen, −1 for the others
 
-    conditional: with the image preference; without it, and with anchors=(), this is DPO. anchors: the branches to
-    anchor.
-    anchor: their offsets δ in reward units, a number for all or one per entry.
+    Args:
+        conditional: with the image preference; without it, and with anchors=(), this is DPO.
+        anchors: the branches to anchor.
+        anchor: their offsets δ in reward units, a number for all or one per entry.
 
-    Raises ValueError for names and numbers that are none of these.
+    Raises:
+        ValueError: names and numbers that are none of these.
     """
     terms = [Term("response_preference", {"chosen": 1.0, "rejected": -1.0})]
     if conditional:

@@ -234,19 +234,25 @@ def token_logps(
 ) -> Tensor:
     """Log-probs of `targets` under softmax(z), z = scale·logits, or z = softcap·tanh(scale·logits / softcap).
 
-    logits: (N, V), float32, bfloat16, float16 or float64; rows may lie apart (any row stride); V of any size.
-    targets: (N,), int64 or int32, in 0 … V − 1; a row whose target is `ignore_index` gives 0 and no gradient.
-    inplace_backward: the backward writes the logits' gradient over the logits, which halves its memory. For logits that
-        nothing else needs any more; a second backward through them raises. Where they cannot be overwritten (columns
-        not contiguous, rows that overlap), under torch.compile and in plain PyTorch it has no effect.
+    Args:
+        logits: (N, V), float32, bfloat16, float16 or float64; rows may lie apart (any row stride); V of any size.
+        targets: (N,), int64 or int32, in 0 … V − 1.
+        ignore_index: a row with this target gives 0 and no gradient.
+        softcap: above 0; None: no cap.
+        scale: of the logits, before the cap.
+        inplace_backward: the backward writes the logits' gradient over the logits, which halves its memory. For logits
+            that nothing else needs any more; a second backward through them raises. Where they cannot be overwritten
+            (columns not contiguous, rows that overlap), under torch.compile and in plain PyTorch it has no effect.
 
-    Returns (N,) float32 (float64 for float64). Statistics are float32; the gradient has the dtype of the logits, and
-    its error does not grow as p → 1. NaN and infinities give what log_softmax gives, in value and gradient; a row that
-    is ignored gives 0 and no gradient whatever is in it.
+    Returns:
+        (N,) float32 (float64 for float64). Statistics are float32; the gradient has the dtype of the logits, and its
+        error does not grow as p → 1. NaN and infinities give what log_softmax gives, in value and gradient; a row that
+        is ignored gives 0 and no gradient whatever is in it.
 
-    Raises ValueError for shapes, dtypes, devices or options that do not fit, and for a target out of range (on a GPU:
-    an assertion on the device, so that nothing synchronises). Plain PyTorch can be differentiated twice and in forward
-    mode; the kernels raise NotImplementedError where that is tried.
+    Raises:
+        ValueError: shapes, dtypes, devices or options that do not fit, and a target out of range (on a GPU: an
+            assertion on the device, so that nothing synchronises).
+        NotImplementedError: a second derivative or forward mode of the kernels; plain PyTorch has both.
 
     Online softmax: Milakov and Gimelshein 2018; here with the target kept out of the sum.
     """

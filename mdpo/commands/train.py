@@ -32,6 +32,7 @@ def add_train(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def add_plan(commands: "argparse._SubParsersAction[Any]") -> None:
     command = commands.add_parser("plan", help="show what takes memory in training, and the settings that fit")
+    command.epilog = "The settings are those of mdpo train: mdpo train --help lists them."
     _run_source(command, "plan")
     command.add_argument(
         "--memory",

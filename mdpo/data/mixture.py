@@ -21,9 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def rows_of_run(data: Where | Mapping[str, float], run: Any, args: Any) -> Rows:
-    """The rows of a run's train_data or eval_data. run: a ``RunConfig``. args: its ``MDPOConfig``.
+    """The rows of a run's train_data or eval_data.
 
-    Raises InputError as ``read_rows``.
+    Args:
+        data: as the setting has it.
+        run: a ``RunConfig``.
+        args: its ``MDPOConfig``.
+
+    Raises:
+        InputError: as ``read_rows``.
     """
     read = partial(
         read_rows, image_dir=run.image_dir, allow_outside=run.allow_outside, ignore_columns=args.ignore_columns
@@ -35,14 +41,15 @@ def mix(shares: Mapping[str, float], read: Callable[[str], Rows], seed: int) -> 
     """Rows of several data sets, one data set after the other; an id becomes ``data set:id``.
 
     As many rows as the shares allow without one that comes twice: the data set that is smallest for its share gives all
-    of its rows, the others a part that is drawn at random.
+    of its rows, the others a part that is drawn at random. How many rows each gives is logged.
 
     Args:
         shares: Numbers above 0 by data set; only their ratios count.
         read: Returns the rows of one, each with its own place for images.
         seed: Of the draws, which depend on nothing else but the numbers of rows and the order of ``shares``.
 
-    Raises InputError as ``read``. How many rows each gives is logged.
+    Raises:
+        InputError: as ``read``.
     """
     parts = {name: read(name) for name in shares}
     total = min(len(rows) / shares[name] for name, rows in parts.items())

@@ -82,9 +82,12 @@ def size_options(options: argparse.Namespace) -> PictureSize:
 def size_pictures(processor: ProcessorMixin, size: PictureSize) -> ProcessorMixin:
     """Sets the size on the processor's image processor, in place; returns the processor.
 
-    A bound that passes the processor's other bound moves that one too.
+    Args:
+        processor: of a model, as ``mdpo.models.load_processor`` gives it.
+        size: what is None in it stays as it is; a bound that passes the processor's other bound moves that one too.
 
-    Raises InputError where the image processor has no such setting, with what it has instead.
+    Raises:
+        InputError: the image processor has no such setting; with what it has instead.
     """
     asked = size.values()
     if not asked:

@@ -58,18 +58,20 @@ def read_rows(
     allow_outside: bool = False,
     ignore_columns: Sequence[str] = (),
 ) -> Rows:
-    """The rows of a data file, a list of files, a folder or a hub dataset (see ``open_source``), of any format in
-    ``FORMATS``.
+    """The rows of a data file, a list of files, a folder or a hub dataset, of any format in ``FORMATS``.
 
-    path: where they are; what is in memory already, such as a ``datasets.Dataset``, goes to ``parse_rows``.
+    How many rows were dropped because they hold no preference is logged.
 
-    image_dir: image paths are taken below it; without it, below the data file's folder.
-    kind: ``PreferenceRow``, or ``PromptRow`` where the responses are not needed.
-    allow_outside: see ``ImageRoot``.
-    ignore_columns: columns that the rows are read without; any other that is not known is an error.
+    Args:
+        path: where the rows are, as ``open_source`` reads it; what is in memory already, such as a
+            ``datasets.Dataset``, goes to ``parse_rows``.
+        image_dir: the folder that image paths start from; None: that of the data file.
+        kind: ``PreferenceRow``, or ``PromptRow`` where the responses are not needed.
+        allow_outside: whether image paths and links may lead out of that folder.
+        ignore_columns: columns that the rows are read without; any other that is not known is an error.
 
-    Raises InputError that names file, row and field at the first row that is broken. How many rows were dropped
-    because they hold no preference is logged.
+    Raises:
+        InputError: at the first row that is broken, with its file, row and field.
     """
     if not is_where(path):
         where = Path.cwd() if image_dir is None else image_dir
@@ -97,10 +99,16 @@ def parse_rows(
     allow_outside: bool = False,
     ignore_columns: Sequence[str] = (),
 ) -> Rows:
-    """Checks dicts of any format and brings them into canonical form. Raises InputError as ``read_rows``.
+    """Checks dicts of any format and brings them into canonical form.
 
-    records: dicts, or rows that are checked already; a ``datasets.Dataset`` keeps its images encoded until they are
-    read. source: what the rows are called in messages.
+    Args:
+        records: dicts, or rows that are checked already; a ``datasets.Dataset`` keeps its images encoded until they
+            are read.
+        image_dir, kind, allow_outside, ignore_columns: as for ``read_rows``.
+        source: what the rows are called in messages.
+
+    Raises:
+        InputError: as ``read_rows``.
     """
     root = image_root(image_dir, allow_outside)
     if isinstance(records, Rows):

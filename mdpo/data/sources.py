@@ -182,7 +182,12 @@ def _files_of(folder: Path, split: str | None) -> list[Path]:
             if split is not None:
                 raise InputError(f"data folder {folder}: its files are not named for splits; leave :{split} out")
             return files
-    raise InputError(f"data folder {folder} contains no .parquet or .jsonl files, and was not saved by datasets")
+    if (folder / "config.json").is_file():
+        raise InputError(f"data folder {folder} is a model; the model comes first, then the data")
+    raise InputError(
+        f"data folder {folder} contains no .parquet or .jsonl files, and was not saved by datasets; give the file "
+        "itself, or another folder"
+    )
 
 
 def _split_of(file: Path) -> str | None:

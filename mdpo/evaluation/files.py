@@ -27,7 +27,7 @@ def read_text(path: str | Path) -> str:
     """The file's text, line ends as "\\n". Raises InputError where it is missing or not UTF-8."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"{path} does not exist")
+        raise InputError(f"{path} does not exist; check the path")
     try:
         return read_bytes(path, MAX_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

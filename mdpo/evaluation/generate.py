@@ -47,17 +47,25 @@ def generate(
     num_beams: int = 1,
     text: TextOptions | None = None,
 ) -> Iterator[str]:
-    """Yields the model's answer to each row, in order. model: bare or PEFT, on its device.
+    """Yields the model's answer to each row, in order.
 
     The model reads the very prompt ids that training has, and an answer ends with what ends a turn there, or with what
     the model's generation config stops at. Deterministic: what that config says of sampling, penalties and other ways
-    of generating is overruled.
-    Rows of a batch are padded to one length, which changes an answer only where two tokens are equal to within
-    rounding.
+    of generating is overruled. Rows of a batch are padded to one length, which changes an answer only where two
+    tokens are equal to within rounding.
 
-    text: how rows become text, as in training.
+    Args:
+        model: bare or PEFT, on its device.
+        processor: the model's.
+        rows: the questions.
+        max_new_tokens: length at which an answer is cut, in tokens.
+        batch_size: answers at a time.
+        num_beams: of a beam search; 1 is greedy.
+        text: how rows become text, as in training; None: as the processor has it.
 
-    Raises RowError as ``Encoder``, and InputError where the model or its processor fails on the rows.
+    Raises:
+        RowError: as ``Encoder``.
+        InputError: the model or its processor fails on the rows.
     """
     writer = Writer(model, processor, text)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

@@ -27,11 +27,20 @@ def row_logps(
     token_budget: int = 16384,
     cache: ReferenceCache | None = None,
 ) -> Logps:
-    """The log-probs of every row under ``model``, bare or PEFT; NaN for a branch that a row does not have.
+    """The log-probs of every row under a model.
 
-    cache: where they are looked up first, and kept; for a model that is some run's reference.
+    Args:
+        model: bare or PEFT, on its device.
+        dataset: the rows, encoded for the model.
+        branches: what is read of each row.
+        token_budget: packed tokens of a micro-batch, at most.
+        cache: where log-probs are looked up first, and kept; for a model that is some run's reference.
 
-    Raises InputError for a log-prob that is not finite, with its row and branch.
+    Returns:
+        A tuple for each row by its id, in the order of ``branches``; NaN for a branch that the row does not have.
+
+    Raises:
+        InputError: a log-prob is not finite, or a row is longer than the budget; with the row.
     """
     model.eval()
     scored: Logps = {}

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from mdpo.data import DataOptions, PreferenceDataset, read_rows, size_pictures
+from mdpo.data.negatives import parse_negative
 from mdpo.data.picture_size import size_options
 from mdpo.data.text_options import text_options
 from mdpo.errors import InputError
@@ -34,6 +35,8 @@ def scored_files(options: argparse.Namespace) -> list[Output]:
 
 def run_score(options: argparse.Namespace) -> None:
     check_range("--beta", options.beta, BETA)
+    check_range("--token-budget", options.token_budget, "(0, inf)")
+    parse_negative(options.negative)
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; expected a number from 0 on")
     size = size_options(options)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mdpo.config import config_text
 from mdpo.errors import InputError
 from mdpo.output_checks import is_same
 from mdpo.settings.yaml_text import Written, plain, read_yaml
@@ -65,11 +66,7 @@ def read_loop(path: Path, *, rounds: int | None = None, output_dir: Path | None 
 
     Raises InputError that names the key which is unknown, missing, of the wrong kind, or the loop's own to give.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} cannot be read as UTF-8 text: {error}; give a YAML file") from error
-    values = _section(read_yaml(text, f"config {path}"), f"config {path}", LoopConfig)
+    values = _section(read_yaml(config_text(path), f"config {path}"), f"config {path}", LoopConfig)
     if rounds is not None:
         values["rounds"] = rounds
     if output_dir is not None:

@@ -36,8 +36,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on ``device``, with this process's context on it. Raises InputError where it is not a GPU."""
     if device.type != "cuda":
         raise InputError(
-            "there is no GPU here whose free memory could be read; say how much the GPU has that is meant, as in "
-            "--memory 24GiB"
+            "there is no GPU here to read the free memory of; say for how much memory to plan, as in --memory 24GiB"
         )
     return torch.cuda.mem_get_info(device)[0]
 

@@ -106,8 +106,17 @@ def load_with_adapter(
     trainable: bool = False,
     fused: bool = False,
 ) -> PeftModel:
-    """The model at ``path`` with the adapter at ``adapter`` on it: ``load``, then ``load_adapter``, which have the
-    arguments and raise InputError. Names on the hub bring their revision: ``owner/name@revision``."""
+    """The model at ``path`` with the adapter at ``adapter`` on it.
+
+    Args:
+        path, dtype, load_in_4bit: as for ``load``.
+        adapter: its folder, or on the hub ``owner/name`` or ``owner/name@revision``.
+        trainable: whether the adapter is to be trained further.
+        fused: whether LoRA layers are ``fuse_lora``'s.
+
+    Raises:
+        InputError: as ``load`` and ``load_adapter``.
+    """
     model = load(path, dtype=dtype, load_in_4bit=load_in_4bit)
     return load_adapter(model, adapter, base=path, trainable=trainable, fused=fused)
 

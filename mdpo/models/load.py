@@ -32,15 +32,17 @@ def load(
 ) -> PreTrainedModel:
     """The bare Hugging Face model at ``path``: config and safetensors weights are enough.
 
-    path: its folder, or on the hub ``owner/name`` or ``owner/name@revision``; a folder comes first.
-    dtype: "auto" keeps the checkpoint's, else a torch dtype's name such as "bfloat16".
-    load_in_4bit: the language model's linear layers in NF4, computed in dtype; tower, projector and head keep dtype.
-        On the GPU where there is one.
-    revision: branch, tag or commit on the hub.
+    Args:
+        path: its folder, or on the hub ``owner/name`` or ``owner/name@revision``; a folder comes first.
+        dtype: "auto" keeps the checkpoint's, else a torch dtype's name such as "bfloat16".
+        load_in_4bit: the language model's linear layers in NF4, computed in dtype; tower, projector and head keep
+            dtype. On the GPU where there is one.
+        revision: branch, tag or commit on the hub.
 
-    Raises InputError where the folder is missing, holds an adapter alone or is not an image-text model, where its
-    weights are damaged, incomplete, quantised by another tool, or do not fit its config, and where the hub does not
-    hand the model out.
+    Raises:
+        InputError: the folder is missing, holds an adapter alone or is not an image-text model; its weights are
+            damaged, incomplete, quantised by another tool, or do not fit its config; the hub does not hand the model
+            out.
     """
     path = with_revision(path, revision)
     check_model(path)  # before gigabytes are fetched
@@ -75,7 +77,9 @@ def check_model(path: str | Path) -> Path:
                 f"{folder} contains an adapter alone; give the base model's folder, and the adapter with --adapter, "
                 "or to train it further as adapter_name_or_path"
             )
-        raise InputError(f"{folder} has no config.json: not a Hugging Face model folder")
+        raise InputError(
+            f"{folder} has no config.json and is not a model; give a model's folder, or owner/name on the hub"
+        )
     check_json_files(folder)
     check_not_quantized(folder, read_object(folder / "config.json"))
     if type(model_config(folder)) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -162,9 +166,13 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def load_processor(path: str | Path, *, revision: str | None = None) -> ProcessorMixin:
-    """The processor at ``path``, a folder or a name on the hub as for ``load``; of a repository no weights are fetched.
+    """The processor of a model; of a repository on the hub no weights are fetched.
 
-    Raises InputError where there is none that handles images, its files are torn, or the hub does not hand them out.
+    Args:
+        path, revision: as for ``load``.
+
+    Raises:
+        InputError: there is none that handles images, its files are torn, or the hub does not hand them out.
     """
     folder = folder_of(with_revision(path, revision), "settings")
     check_json_files(folder)
@@ -180,7 +188,10 @@ def load_processor(path: str | Path, *, revision: str | None = None) -> Processo
     except Exception as error:  # transformers raises whatever a foreign file leads it to
         raise InputError(f"{folder} has no processor that loads: {short(error)}") from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        raise InputError(f"{folder} has a {type(processor).__name__}, but training needs a processor with images")
+        raise InputError(
+            f"{folder} has a {type(processor).__name__}, but training needs a processor with images; copy the model's "
+            "processor files into it"
+        )
     if (folder / "config.json").is_file():  # not beside an adapter
         check_processor(model_config(folder), processor, str(folder))
     _try(folder, processor)

@@ -45,9 +45,16 @@ class ImageFeatures(NamedTuple):
 
 
 def sequence_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
-    """``branch_logps`` of mDPO's three branches: (3, B) float32, rows chosen, rejected, image_rejected.
+    """``branch_logps`` of mDPO's three branches.
 
-    Raises InputError as ``branch_logps``, and for a batch of other branches.
+    Args:
+        model, batch, image_features: as for ``branch_logps``.
+
+    Returns:
+        (3, B) float32, rows chosen, rejected, image_rejected.
+
+    Raises:
+        InputError: as ``branch_logps``, and for a batch of other branches.
     """
     if batch.branches != MDPO_BRANCHES:
         raise InputError(
@@ -57,15 +64,18 @@ def sequence_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatu
 
 
 def branch_logps(model: nn.Module, batch: Batch, *, image_features: ImageFeatures | None = None) -> Tensor:
-    """Log-probs of the responses, summed over their tokens by ``batch.weights``: (K, B) float32, rows as
-    ``batch.branches``.
+    """Log-probs of the responses, summed over their tokens by ``batch.weights``.
 
-    model: a Hugging Face model, bare or PEFT. Nothing has to be set on it before.
-    batch: from ``pack`` for this model, on its device.
-    image_features: from ``encode_images``, to share them between policy and reference; of a packed row alone.
+    Args:
+        model: a Hugging Face model, bare or PEFT. Nothing has to be set on it before.
+        batch: from ``pack`` for this model, on its device.
+        image_features: from ``encode_images``, to share them between policy and reference; of a packed row alone.
 
-    A branch that an example does not have is NaN. Raises InputError for a family or a kind of adapter whose log-probs
-    cannot be had.
+    Returns:
+        (K, B) float32, rows as ``batch.branches``; NaN for a branch that an example does not have.
+
+    Raises:
+        InputError: a family or a kind of adapter whose log-probs cannot be had.
     """
     token_logps = response_token_logps(model, batch, image_features=image_features)
     logps = sum_logps(token_logps, batch.cu_seqlens, batch.weights).view(len(batch.branches), -1)
@@ -123,10 +133,14 @@ def _check_is_packed(model: nn.Module) -> None:
 def encode_images(model: nn.Module, packed: PackedBatch, *, trains: bool | None = None) -> ImageFeatures:
     """The features of the row's placeholders: each distinct image is encoded once.
 
-    Without gradient where tower and projector are frozen. trains: whether something of them is not; None to look, which
-    takes a walk through the whole model.
+    Args:
+        model: a Hugging Face model of a family with a packed row, bare or PEFT.
+        packed: from ``pack`` for this model, on its device.
+        trains: whether something of tower or projector trains; features have a gradient only then. None to look, which
+            takes a walk through the whole model.
 
-    Raises InputError where the tower makes another number of features than the row has placeholders.
+    Raises:
+        InputError: the tower makes another number of features than the row has placeholders.
     """
     base = unwrap(model)
     differentiated = torch.is_grad_enabled() and trains is not False

@@ -28,11 +28,13 @@ _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 def lora_expression(targets: str | Sequence[str] | None) -> str:
     """The regular expression over module names that ``lora_target_modules`` stands for.
 
-    targets: names of layers, as a list or separated by commas: those of the language model, and lm_head; peft itself
-        would take a plain name in the vision tower too. Other text is a regular expression over whole module names.
-        None and "all-linear": every linear layer of the language model.
+    Args:
+        targets: names of layers, as a list or separated by commas: those of the language model, and lm_head; peft
+            itself would take a plain name in the vision tower too. Other text is a regular expression over whole
+            module names. None and "all-linear": every linear layer of the language model.
 
-    Raises InputError for names that are none, and for text that is no expression.
+    Raises:
+        InputError: names that are none, or text that is not an expression.
     """
     names = _names(targets)
     if names == ["all-linear"] or targets is None:
@@ -102,7 +104,15 @@ def stacked_experts(model: nn.Module) -> str | None:
 
 
 def check_lora_targets(model: nn.Module, targets: str | Sequence[str] | None) -> None:
-    """Raises InputError where a target matches nothing in the bare ``model``, or what peft cannot adapt."""
+    """Whether every target is a layer of the model.
+
+    Args:
+        model: bare.
+        targets: as for ``lora_expression``.
+
+    Raises:
+        InputError: a target matches nothing, or what peft cannot adapt.
+    """
     modules = {name: module for name, module in model.named_modules() if name}
     names = _names(targets)
     expressions = {name: _of_the_language_model(name) for name in names or [] if name != "all-linear"}

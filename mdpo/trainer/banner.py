@@ -59,7 +59,7 @@ def _way(trainer: Any) -> str:
     if isinstance(trainer.family, Separate):
         return f"{trainer.family.line(branches)}; attention {attention.removeprefix('separate: ')}"
     packed, separate = (cost_of(branches, packed=packed) for packed in (True, False))
-    return f"packed, {packed} tokens an example (separately {separate}); attention {attention}"
+    return f"packed, {packed} tokens an example (separately {separate}; P prompt, R answer); attention {attention}"
 
 
 def _reference(trainer: Any) -> str:

@@ -96,8 +96,7 @@ def check_arguments(model: Any, args: Any, processing_class: Any, peft_config: A
     if getattr(model, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
         raise InputError(
             "model: it contains an adapter added by transformers' add_adapter, whose checkpoints cannot be resumed; "
-            "wrap "
-            "the bare model with peft.get_peft_model, or pass peft_config"
+            "wrap the bare model with peft.get_peft_model, or pass peft_config"
         )
     method = getattr(model, "quantization_method", None)
     method = getattr(method, "value", method)

@@ -224,9 +224,7 @@ class MDPOTrainer(Publishes, StopsWhereNotFinite):
         )
 
     def _open_cache(self) -> ReferenceCache | None:
-        """The reference's log-probs on disk; None with negative_per_epoch, whose keys never
-        repeat.
-        """
+        """The reference's log-probs on disk; None with negative_per_epoch, whose keys never repeat."""
         folder = cache_folder(self.args)
         if folder is None or self.args.negative_per_epoch:
             return None

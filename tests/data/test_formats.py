@@ -390,6 +390,10 @@ def test_folders_and_files_that_are_none(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="contains no .parquet or .jsonl files, and was not saved by datasets"):
         read_rows(tmp_path / "folder")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="is a model; the model comes first, then the data"):
+        read_rows(tmp_path / "model")
     (tmp_path / "folder" / "state.json").write_text("{}")
     with pytest.raises(InputError, match="does not load"):
         read_rows(tmp_path / "folder")

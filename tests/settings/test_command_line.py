@@ -119,6 +119,30 @@ def test_a_dtype_that_is_none_is_one_line(world, tmp_path, capsys):
     assert "dtype: 'int8' is unknown" in error(capsys)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--token-budget", "0"], "--token-budget is 0; expected a number above 0"),
+        (["--negative", "crop"], "negative: 'crop' is unknown"),
+    ],
+)
+def test_what_score_cannot_use_is_said_before_a_model_is_looked_for(words, says, capsys):
+    assert main(["score", "nowhere", "nothing.jsonl", "--output", "scores.jsonl", *words]) == 2
+    assert says in error(capsys)
+
+
+@pytest.mark.parametrize("words", [["train"], ["plan"], ["loop"]])
+def test_a_yaml_file_that_is_missing(words, capsys):
+    assert main([*words, "nowhere.yaml"]) == 2
+    assert error(capsys) == "error: config nowhere.yaml does not exist; give a YAML file"
+
+
+def test_the_help_of_plan_says_where_its_settings_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert "mdpo train --help lists them" in capsys.readouterr().out
+
+
 def test_the_help_lists_our_settings(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

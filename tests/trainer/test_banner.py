@@ -29,7 +29,7 @@ def test_one_block_says_what_the_run_is(world, tmp_path, caplog, capsys):
     assert said["rows"] == "6 with 6 images; 2 held out"
     assert re.fullmatch(r"[\d,]+ of [\d,]+ parameters: [\d,]+ in the language model", said["trained"])
     assert said["device"] == "cpu, weights in float32; plain PyTorch"
-    assert said["branches"].startswith("packed, 2P+3R tokens an example (separately 3P+3R)") and "segmentwise" in block
+    assert said["branches"].startswith("packed, 2P+3R tokens an example (separately 3P+3R;") and "segmentwise" in block
     assert said["reference"].startswith("the model with its adapter off; cached in") or "cached in" in block
     assert said["steps"] == "3, each of 2 examples" and said["output_dir"] == out
     # Each of these is said there, and once.
