@@ -21,7 +21,7 @@ class Claim(NamedTuple):
     """A row's score is expected to be less than another's, or more, not less, or alike.
 
     Attributes:
-        key: Under which remarks.json gives a reason.
+        key: The heading in remarks.md under which the reason is given.
         paper: The paper's numbers, the row's after the other's, or "" where we have none.
     """
 

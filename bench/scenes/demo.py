@@ -4,7 +4,8 @@
 trains by ``mdpo train configs/scenes.yaml``, and counts what the captions of unseen pictures make up.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -78,19 +79,39 @@ def held_logps(model: Path, held: Path) -> torch.Tensor:
 
 
 def exhibits(test: Path, results: Sequence[Result]) -> list[Exhibit]:
-    """Test pictures as they come, but first those in which the models do not all name the same things."""
-    named = [[frozenset(mentioned(caption)) for caption in result.captions] for result in results]
-    alike = [len(set(sets)) == 1 for sets in zip(*named, strict=True)]
-    order = sorted(range(len(alike)), key=lambda index: alike[index])
+    """Test pictures in proportion: each way in which the models err on a picture or not is as frequent as in the whole.
+
+    Of those in which they err alike, the first in which they do not all name the same things.
+    """
     rows = demo.read_jsonl(test)
-    return [
-        Exhibit(
-            index=index,
-            image=Image.open(test.parent / rows[index]["image"]),
-            shown=tuple(scene_of(rows[index]["id"]).names),
-        )
-        for index in order[: demo.EXHIBITS]
+    shown = [scene_of(row["id"]).names for row in rows]
+    named = [[frozenset(mentioned(caption)) for caption in result.captions] for result in results]
+    ways = [
+        tuple(bool(names - set(there)) for names in sets)
+        for sets, there in zip(zip(*named, strict=True), shown, strict=True)
     ]
+    alike = [len(set(sets)) == 1 for sets in zip(*named, strict=True)]
+    order = sorted(range(len(rows)), key=lambda index: alike[index])
+    found = [
+        index
+        for way, count in apportioned(Counter(ways), min(demo.EXHIBITS, len(rows))).items()
+        for index in [index for index in order if ways[index] == way][:count]
+    ]
+    return [
+        Exhibit(index=index, image=Image.open(test.parent / rows[index]["image"]), shown=tuple(shown[index]))
+        for index in sorted(found)
+    ]
+
+
+def apportioned(counts: Mapping[Hashable, int], places: int) -> dict[Hashable, int]:
+    """Places for each kind in proportion to its count, by the largest remainder."""
+    total = sum(counts.values())
+    exact = {kind: places * count / total for kind, count in counts.items()}
+    whole = {kind: int(share) for kind, share in exact.items()}
+    largest = sorted(exact, key=lambda kind: whole[kind] - exact[kind])
+    for kind in largest[: places - sum(whole.values())]:
+        whole[kind] += 1
+    return whole
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The study's page: ``python -m bench.scenes.page FOLDER`` makes SCENES.md and its pictures from results.json again.
 
-Every number and every verdict on it comes from results.json; the reasons are in remarks.json beside it, if it is there.
+Every number and every verdict on it comes from results.json; the reasons are in remarks.md beside it, if it is there.
 """
 
 import json
@@ -15,10 +15,11 @@ from bench.scenes.figures import draw_figures
 from bench.scenes.questions import KINDS
 from bench.scenes.rows import SECTIONS, SHARP, SMALL, Section
 from bench.scenes.scores import COMPARED, CUT, Comparison, Table, cell, head, of_sections
+from bench.study.report import read_remarks
 from mdpo.outputs import write_text
 
 RECORD = Path(__file__).parents[1] / "results" / "scenes" / "results.json"
-REMARKS = "remarks.json"
+REMARKS = "remarks.md"
 COLUMNS = {
     "chair_s": "CHAIR_s ↓",
     "chair_i": "CHAIR_i ↓",
@@ -33,7 +34,7 @@ COLUMNS = {
     "cut_chair_s": "cut tuned: CHAIR_s",
 }
 REMARKED = ("hypothesis", "questions", "costs", *(claim.key for claim in CLAIMS))
-"""What remarks.json may say something of."""
+"""What remarks.md may have a section of."""
 EFFECTS = ("chair_s", "chair_i", "cover", "f1", "looking")
 """What stands beside the cost."""
 ASKED = ("tuned", "DPO", "mDPO", "mDPO - conditional")
@@ -66,11 +67,10 @@ nothing else is said."""
 
 def write_page(results: Path) -> Path:
     """Writes SCENES.md and its pictures beside the results; returns the page."""
-    found, remarks = json.loads(results.read_text(encoding="utf-8")), results.with_name(REMARKS)
-    reasons = json.loads(remarks.read_text(encoding="utf-8")) if remarks.is_file() else {}
+    found = json.loads(results.read_text(encoding="utf-8"))
     page = results.with_name("SCENES.md")
     draw_figures(Table(found["seeds"]), results.parent)
-    write_text(page, markdown(found, reasons))
+    write_text(page, markdown(found, read_remarks(results.with_name(REMARKS))))
     return page
 
 
@@ -114,17 +114,18 @@ def _about(results: Mapping[str, Any]) -> str:
 
 
 def _aim(table: Table, tests: int) -> Iterator[str]:
-    """Whether mDPO is better than the tuned model and than DPO, in what is made up and in looking, base by base."""
+    """Whether mDPO is better than the tuned model and than DPO, in what is made up and in looking at once."""
     told = {"chair_s": "less made up", "looking": "more looking"}
-    for base in (SHARP, SMALL):
+    for base, kind in ((SHARP, ""), (SHARP, ", LoRA"), (SMALL, "")):
         found = {}
-        for (score, expected), other in product(GAINS.items(), ("tuned", "DPO")):
-            than = "the tuned model" if other == "tuned" else other
-            gap = table.gap(Comparison(base, "mDPO", other, score), tests)
+        others = {"tuned": "the tuned model", f"DPO{kind}": "DPO"}
+        for (score, expected), (other, than) in product(GAINS.items(), others.items()):
+            gap = table.gap(Comparison(base, f"mDPO{kind}", other, score), tests)
             found[f"{told[score]} than {than}"] = verdict(gap, expected)
         shown = "is better" if set(found.values()) == {"holds"} else "is not shown to be better"
         listed = ", ".join(f"{what}: {each}" for what, each in found.items())
-        yield f"- On the {base} base mDPO {shown} than both the tuned model and DPO, in both scores ({listed})."
+        trained = "mDPO with LoRA" if kind else "mDPO"
+        yield f"- On the {base} base {trained} {shown} than both the tuned model and DPO, in both scores ({listed})."
 
 
 def _claims(table: Table, reasons: Mapping[str, str], tests: int) -> Iterator[str]:

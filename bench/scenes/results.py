@@ -47,7 +47,7 @@ def missed(caption: str, shown: Sequence[str]) -> list[str]:
 
 SCENES = World(
     title="mDPO in miniature",
-    exhibits="The first test pictures in which the three models name different things",
+    exhibits="Test pictures, in which each model errs as often as in all of them",
     legend="Things that are not in the picture are",
     columns=COLUMNS,
     summary=(

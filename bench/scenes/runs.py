@@ -30,6 +30,7 @@ from bench.scenes.questions import LONGEST_ANSWER, score_kinds, write_kinds
 from bench.scenes.rows import Row, find
 from bench.scenes.world import scene_of
 from mdpo import cli
+from mdpo.commands import check_words
 from mdpo.config import load_config, parse_overrides
 from mdpo.data import DataOptions, PreferenceDataset, read_rows
 from mdpo.loop.config import read_loop
@@ -189,7 +190,7 @@ class Trial:
         config = folder / "loop.yaml"
         write_text(config, yaml.safe_dump(self._loop(row, folder), sort_keys=False))
         # In this process: loading PyTorch for each of the small stages would take most of the time.
-        code = run_loop(read_loop(config, rounds=row.rounds), cli.check_words, lambda words, journal: cli.main(words))
+        code = run_loop(read_loop(config, rounds=row.rounds), check_words, lambda words, journal: cli.main(words))
         if code:
             raise SystemExit(code)
         return folder / "loop" / f"round-{row.rounds}" / "model"

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from bench.digits.demo import answers, numbers
 from bench.scenes.base import BASES, MODEL
-from bench.scenes.demo import OVERRIDES, Size, run
+from bench.scenes.demo import OVERRIDES, Size, apportioned, run
 from bench.scenes.metrics import score
 from bench.scenes.pairs import LONGEST_CAPTION, POOL, make_pairs, write_questions
 from bench.scenes.questions import KINDS, LONGEST_ANSWER, score_kinds, write_kinds
@@ -102,3 +102,8 @@ def test_the_demo_trains_both_ways_and_tells_them_apart(tmp_path):
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 3 + 12
     assert "Over the 8 seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert Image.open(tmp_path / "report.png").width >= 1200
+
+
+def test_pictures_are_shown_in_proportion():
+    assert apportioned({"right": 57, "one errs": 30, "both err": 13}, 12) == {"right": 7, "one errs": 4, "both err": 1}
+    assert apportioned({"a": 1, "b": 1, "c": 1}, 2) == {"a": 1, "b": 1, "c": 0}

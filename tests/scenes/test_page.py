@@ -10,6 +10,7 @@ from bench.scenes.readme import ROWS as ROWS_OF_README
 from bench.scenes.readme import updated
 from bench.scenes.rows import CORE, SHARP, SMALL, rows
 from bench.scenes.scores import CUT, Comparison, Table, of_sections
+from bench.study.report import read_remarks
 from bench.study.statistics import Interval
 
 
@@ -122,14 +123,11 @@ def test_every_picture_that_the_page_shows_is_drawn(tmp_path):
 
 
 def test_reasons_are_of_claims():
-    remarks = RECORD.with_name(REMARKS)
-    keys = set(json.loads(remarks.read_text(encoding="utf-8"))) if remarks.is_file() else set()
-    assert keys <= set(REMARKED)
+    assert set(read_remarks(RECORD.with_name(REMARKS))) <= set(REMARKED)
 
 
 def test_the_committed_page_is_made_of_the_committed_results():
-    committed, remarks = json.loads(RECORD.read_text(encoding="utf-8")), RECORD.with_name(REMARKS)
-    reasons = json.loads(remarks.read_text(encoding="utf-8")) if remarks.is_file() else {}
+    committed, reasons = json.loads(RECORD.read_text(encoding="utf-8")), read_remarks(RECORD.with_name(REMARKS))
     assert markdown(committed, reasons) == RECORD.with_name("SCENES.md").read_text(encoding="utf-8")
 
 

@@ -85,6 +85,7 @@ def trial(tmp_path_factory):
     return trial
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_by_the_base_as_it_is(trial):
     scores = trial.read(find(SMALL, "mDPO"))["scores"]
     assert {"chair_s", "looking", "log_ratio", "log_ratio_crop", "cut_chair_s", "right: place"} <= set(scores)
@@ -92,6 +93,7 @@ def test_a_row_is_measured_by_the_base_as_it_is(trial):
     assert len(tuned["captions"]) == TINY.scenes and "log_ratio" not in tuned["scores"]
 
 
+@pytest.mark.slow
 def test_cost_is_what_the_planner_counts(trial):
     sources = trial.folder / "data" / "pairs.jsonl"
     assert sources.is_file()
@@ -100,6 +102,7 @@ def test_cost_is_what_the_planner_counts(trial):
     assert dpo < mdpo < 2 * dpo  # P + 2R against 2P + 3R
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_with_the_same_numbers(trial):
     row = find(SMALL, "mDPO")
     before = trial.read(row)["scores"]
@@ -111,6 +114,7 @@ def test_a_study_that_was_stopped_goes_on_with_the_same_numbers(trial):
     assert trial.read(row)["scores"] == before
 
 
+@pytest.mark.slow
 def test_a_record_of_another_size_does_not_count(trial):
     larger = Size(pairs=17, held=6, scenes=12, asked=3, overrides=TINY.overrides)
     assert Trial(5, SMALL, trial.folder.parents[1], larger).read(find(SMALL, "mDPO")) is None
