@@ -20,7 +20,7 @@ study: $(VENV)/.installed
 # Two processes, for two cores. The kernels run in Triton's interpreter, which has to be chosen before triton is imported.
 BESIDE := tests/data tests/settings tests/models tests/bench tests/evaluation tests/memory tests/packing tests/reports \
     tests/test_readme.py
-# What the first says, until the second has ended; a file for each venv, since they may be tested at once.
+# What the first says, until the second has ended; a file for each way of testing, since they may be run at once.
 FIRST := build/tests-$(notdir $(VENV)).txt
 MARKS := not long
 
@@ -34,7 +34,7 @@ test: $(VENV)/.installed
 
 # Between two edits: what takes seconds by itself, or starts processes, is left out.
 test-fast: $(VENV)/.installed
-	@$(MAKE) --no-print-directory test VENV=$(VENV) MARKS="not slow and not long" \
+	@$(MAKE) --no-print-directory test MARKS="not slow and not long" FIRST=build/tests-fast.txt \
 	    BESIDE="$(filter-out tests/models tests/test_readme.py,$(BESIDE))"
 
 # The same with the oldest and the newest of everything it stands on, each in a venv of its own. Their PyTorch has CUDA,

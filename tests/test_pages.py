@@ -77,6 +77,9 @@ def test_the_workflow_runs_what_ci_runs():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert any(step.get("run") == ".ci/run" for job in workflow["jobs"].values() for step in job["steps"])
     assert "make test" in (ROOT / ".ci" / "run").read_text() and "`make test`" in (ROOT / "README.md").read_text()
+    lowest = re.search(r'^requires-python = ">=(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    pythons = [step["with"]["python-version"] for step in workflow["jobs"]["oldest"]["steps"] if "with" in step]
+    assert lowest is not None and pythons == [lowest[1]]
 
 
 def test_the_hooks_need_nothing_from_elsewhere():

@@ -189,9 +189,7 @@ RARE_PARTNERS = Setting(pairs=4000, partner_probability=0.1)
 CANDIDATES = {
     "as everywhere here": MDPO,
     "rejected image random": RANDOM_IMAGE,
-    "4,000 pairs, partners rare in them, lr 1e-4": _with(
-        Setting(pairs=4000, partner_probability=0.1), "--learning_rate", "1.0e-4"
-    ),
+    "4,000 pairs, partners rare in them, lr 1e-4": _with(RARE_PARTNERS, "--learning_rate", "1.0e-4"),
 }
 
 
