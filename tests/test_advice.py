@@ -94,7 +94,7 @@ SAID_BY = {
     "mdpo/evaluation/answering.py": ["generate", "sample"],
     "mdpo/evaluation/chair/files.py": ["evaluate object-halbench"],
     "mdpo/evaluation/chair/run.py": ["evaluate object-halbench"],
-    "mdpo/evaluation/commands.py": ["generate"],
+    "mdpo/evaluation/generate_command.py": ["generate"],
     "mdpo/evaluation/finish.py": ["evaluate mmhal", "evaluate object-halbench"],
     "mdpo/evaluation/human/run.py": ["evaluate human sheet"],
     "mdpo/evaluation/judge.py": ["evaluate mmhal", "evaluate object-halbench", "rank"],

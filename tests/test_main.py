@@ -14,8 +14,7 @@ from mdpo.answers import rank_command, vllm_engine
 from mdpo.commands import choices, program
 from mdpo.commands.later import Later
 from mdpo.data import NEGATIVES
-from mdpo.evaluation import chair, questions
-from mdpo.evaluation import commands as evaluation_commands
+from mdpo.evaluation import chair, generate_command, questions
 from mdpo.launch import PROFILES
 from mdpo.objectives import rows
 from mdpo.own_settings import OWN
@@ -89,7 +88,7 @@ def test_options_take_the_words_that_their_modules_know():
     assert choices.ENGINES == vllm_engine.ENGINES
     assert choices.BENCHMARKS == questions.BENCHMARKS
     assert choices.CHAIR_VARIANTS == chair.VARIANTS
-    assert tuple(evaluation_commands.PRESETS) == choices.BEAMS
+    assert tuple(generate_command.PRESETS) == choices.BEAMS
     assert tuple(rank_command._WAYS) == choices.RANKINGS
     assert [row[:3] for row in choices.OBJECTIVES] == [(row.name, row.packed, row.unshared) for row in rows()]
 

@@ -29,7 +29,8 @@ def add_generate(commands: "argparse._SubParsersAction[Any]") -> None:
         help="decoding: greedy, or rlhfv for three beams as in RLHF-V's code (default: %(default)s)",
     )
     command.set_defaults(
-        run=Later("mdpo.evaluation.commands:run_generate"), results=Later("mdpo.evaluation.commands:generated_files")
+        run=Later("mdpo.evaluation.generate_command:run_generate"),
+        results=Later("mdpo.evaluation.generate_command:generated_files"),
     )
 
 

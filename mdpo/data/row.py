@@ -33,8 +33,7 @@ class PreferenceRow(PromptRow):
     """A checked preference: the prompt, and the two responses' text.
 
     rejected_images: the row's own negatives: one per image, or the same number for each, all images' first ones before
-    all
-        images' second ones; empty where it brings none.
+        all images' second ones; empty where it brings none.
     contrast: the answer that is right for the first of them.
     chosen_weights, rejected_weights: spans of these answers whose tokens count more, or less, than the others' 1.
     """

@@ -7,7 +7,7 @@ Answers
   answering.py         a run that can be stopped and gone on with
   trained_text.py      whether an adapter reads its prompts as in training
   questions.py         the benchmarks' own question files
-  commands.py          mdpo generate
+  generate_command.py  mdpo generate
 Log-probs
   row_checks.py        whether rows fit the model
   score.py             log-probs and rewards of every row

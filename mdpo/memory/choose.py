@@ -91,7 +91,17 @@ def wished_optimizers(configured: str) -> tuple[str, ...]:
 
 
 def choose(shape: ModelShape, examples: Examples, constraints: Constraints, memory_bytes: int) -> Plan | None:
-    """The plan for ``memory_bytes``, or None where nothing fits."""
+    """The plan of a run on one card: the most exact that fits, and of those the fastest.
+
+    Args:
+        shape: of the model, as ``read_shape`` gives it.
+        examples: of the data.
+        constraints: what the configuration leaves open.
+        memory_bytes: that the run may take of the card.
+
+    Returns:
+        None where nothing fits.
+    """
     search = _Search(shape, examples, constraints)
     for quantized, optimizer in itertools.product(constraints.quantized, constraints.optimizers):
         fewest = (search.fewest_checkpointed(quantized, optimizer, step, memory_bytes) for step in search.steps())
@@ -102,7 +112,11 @@ def choose(shape: ModelShape, examples: Examples, constraints: Constraints, memo
 
 
 def smallest(shape: ModelShape, examples: Examples, constraints: Constraints) -> Plan:
-    """The plan that takes the least, whatever it costs in time."""
+    """The plan that takes the least, whatever it costs in time.
+
+    Args:
+        shape, examples, constraints: as for ``choose``.
+    """
     search = _Search(shape, examples, constraints)
     step = next(search.steps())
     plans = (

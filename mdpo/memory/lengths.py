@@ -37,15 +37,16 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """packed: tokens of each example as it is laid out, a packed row or its branches, all filled up to the longest of
-    them.
-    images: of one example, the rejected ones included, and where branches are read separately as often as they are
-    read.
-    branches: as many sequences an example has beside each other; 1 in a packed row. separate: whether they are filled
-    up.
+    """What of the data decides the memory.
 
-    scored_share: at most this share of a row's tokens is scored by the head. Image tokens never are; the rest of the
-    prompt counts as if it were, which makes the head's few bytes a little too many.
+    Attributes:
+        packed: Tokens of each example as it is laid out: a packed row, or its branches, all filled up to the longest.
+        images: Of one example, the rejected ones included; where branches are read separately, as often as they are
+            read.
+        scored_share: At most this share of a row's tokens is scored by the head. Image tokens never are; the rest of
+            the prompt counts as if it were, which makes the head's few bytes a little too many.
+        branches: How many sequences an example has beside each other; 1 in a packed row.
+        separate: Whether they are filled up.
     """
 
     packed: tuple[int, ...]
@@ -73,8 +74,14 @@ def from_lengths(
     separate: bool = False,
     scored: Sequence[int] | None = None,
 ) -> Examples:
-    """packed: of each example. image_tokens: of one image, 0 where unknown. scored: of each example, where that is
-    known. All in tokens."""
+    """Examples by their lengths.
+
+    Args:
+        packed: tokens of each example as it is laid out.
+        images, branches, separate: as in ``Examples``.
+        image_tokens: of one image; 0 where unknown.
+        scored: tokens of each example that the head scores, where that is known; else all but the images'.
+    """
     if scored is None:
         scored = [max(length - images * image_tokens, 1) for length in packed]
     share = max(part / length for part, length in zip(scored, packed, strict=True))
@@ -93,11 +100,14 @@ def log_normal(
 ) -> Examples:
     """Examples with a prompt of ``prompt_tokens`` (its image included) and log-normal responses, cut at their maximum.
 
-    branches: the responses and pictures that are read. with_images: false where the prompts have none. separate:
-    whether each branch is a sequence of its own, all of them filled up to an example's longest.
-
     Quantiles instead of a random draw. Responses are paired without correlation. The longest of all of them at once is
     among the examples, because the plan has to hold for it.
+
+    Args:
+        prompt_tokens, response_tokens_median, response_tokens_max, image_tokens: in tokens.
+        branches: the responses and pictures that are read.
+        with_images: false where the prompts have none.
+        separate: whether each branch is a sequence of its own, all of them filled up to an example's longest.
     """
     normal = NormalDist(math.log(response_tokens_median), SIGMA)
     responses = [

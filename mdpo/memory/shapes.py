@@ -105,7 +105,8 @@ class ModelShape:
 def read_shape(config: PreTrainedConfig, adaptation: Adaptation) -> ModelShape:
     """The shape of the model that ``config`` describes, trained as ``adaptation`` says.
 
-    Raises InputError where no layer matches the pattern.
+    Raises:
+        InputError: no layer matches the pattern.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)

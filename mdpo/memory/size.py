@@ -42,9 +42,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def memory_of(text: str, free: Callable[[], int]) -> Memory:
-    """text: a size, or ``AUTO``.
+    """What a run may take of a card.
 
-    free: bytes that are free on the card, which then has the process's context already.
+    Args:
+        text: a size, or ``AUTO``.
+        free: gives the bytes that are free on the card, which then has the process's context already.
+
+    Raises:
+        InputError: as ``parse_size``, and as ``free``.
     """
     if text.strip().lower() == AUTO:
         return Memory(free(), DRIVER_BYTES - CONTEXT_BYTES)
@@ -52,8 +57,11 @@ def memory_of(text: str, free: Callable[[], int]) -> Memory:
 
 
 def parse_size(text: str) -> int:
-    """``"24GiB"``, ``"7.25 gib"`` or ``"8GB"`` in bytes. Raises InputError for anything without a unit, for less than a
-    byte, and for more than a computer counts."""
+    """``"24GiB"``, ``"7.25 gib"`` or ``"8GB"`` in bytes.
+
+    Raises:
+        InputError: anything without a unit, less than a byte, or more than a computer counts.
+    """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", text.lower())
     count = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2], 0)
     if not 1 <= count < 2**63:

@@ -8,7 +8,14 @@ from .size import gibibytes
 
 
 def table(plans: Sequence[tuple[Plan, bool]], chosen: Plan | None, examples: Examples, memory_bytes: int) -> str:
-    """plans: a column each, with whether it fits. chosen: the one that is taken."""
+    """Plans beside each other, as text.
+
+    Args:
+        plans: a column each, with whether it fits.
+        chosen: the one that is taken; None where none fits.
+        examples: that they were made for.
+        memory_bytes: likewise.
+    """
     columns = [plan for plan, _ in plans]
     kind = "padded" if examples.separate else "packed"
     names = list(dict.fromkeys(name for plan in columns for name in plan.footprint.parts))

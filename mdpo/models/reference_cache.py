@@ -63,8 +63,7 @@ def fingerprint(
         autocast: the dtype of the autocast that the reference runs under, if any.
         reference: how the reference is made of ``model``; without it, the model with its adapter off.
         compiled, liger: whether its layers are compiled, or Liger's; like the attention's backend, that moves the
-        numbers
-            by rounding.
+            numbers by rounding.
         weights: ``reference_weights`` of the same, where it is known already.
     """
     base = unwrap(model)

@@ -23,16 +23,14 @@ class Batch:
 
     ids: the B examples, in order.
     digests: of all that the log-prob of each sequence depends on: token ids, their weights and processed images; "" for
-    a
-        branch that the example does not have.
+        a branch that the example does not have.
     input_ids: int64.
     images: what the model reads of the pictures; empty without images.
     scored_positions: (N,) int64, the row whose hidden state predicts each scored token, counted through all of
     ``input_ids``.
     targets: (N,) int64, those tokens.
     cu_seqlens: (K·B+1,) int32, where each sequence of scored tokens begins: the first branch of examples 1…B, the
-    second
-        of examples 1…B, … An empty sequence is a branch that the example does not have.
+        second of examples 1…B, … An empty sequence is a branch that the example does not have.
     branches: the K branches by name.
     weights: (N,) float32, how much each scored token counts; None: 1 each.
     on_host: names of images that stay on the host when the batch is moved: sizes, which the model reads there.

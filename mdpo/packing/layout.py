@@ -37,8 +37,7 @@ class PackedBatch(Batch):
     position_ids: (1, T) int64, or (3, 1, T) for families with multimodal positions. They restart in every branch.
     segments: the attention of the row, see ``mdpo_kernels.varlen_attention``.
     images: what the vision tower reads, each distinct image once. Where a family cuts pictures into tiles, an image is
-    a
-        tile.
+        a tile.
     image_index: for every image of the row, in order, which distinct image it is. Python ints: read on the host.
     image_positions: (M,) int64, the rows of the placeholders those images fill, in order.
     blocks: what stands where.
@@ -60,8 +59,7 @@ def pack(
 
     model: a Hugging Face model, bare or wrapped by PEFT, or its family from ``family_of``.
     branches: what each example is read as, by the names of ``mdpo.packing.branches``. One that an example lacks the
-    picture
-        or the answer for is an empty sequence.
+        picture or the answer for is an empty sequence.
 
     Raises InputError with the example's id where a response is empty, the number of placeholders is not the number of
     image features, or a rejected image expands to another number of tokens.

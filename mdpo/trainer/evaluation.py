@@ -54,8 +54,8 @@ class Evaluation:
         """The metrics, and the rows that they are NaN for, over all ranks.
 
         reduce: as in ``Metrics.means``. bad: ``not_finite`` of all ranks. rows: how many there are in all. skip:
-        whether
-            the means are over the other rows, as long as there are any. says: whether this process warns of them.
+            whether the means are over the other rows, as long as there are any. says: whether this process warns of
+            them.
         """
         means = self._metrics.means(reduce)
         if not bad:

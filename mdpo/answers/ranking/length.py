@@ -21,8 +21,7 @@ class LengthBias:
     correlation: Pearson's, from -1 to 1; None where no question has two answers whose scores and lengths differ.
     slope: least squares' score per unit of length; 0 where all lengths are equal.
     best, worst: the mean length of each question's best and worst answers, over questions whose scores differ; None
-    where
-        there is no such question.
+        where there is no such question.
     """
 
     unit: str
