@@ -228,4 +228,4 @@ def test_a_name_too_long_for_a_file_is_one_short_line(arguments, capsys):
 def test_no_value_written_as_one(capsys):
     with pytest.raises(SystemExit):
         main(["report", "run", "--output=--"])
-    assert "argument --output: '--' is no value" in capsys.readouterr().err
+    assert "argument --output: '--' is not a value" in capsys.readouterr().err

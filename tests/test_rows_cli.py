@@ -91,13 +91,13 @@ def test_columns_of_a_benchmark_cannot_be_ignored(world, tmp_path, capsys):
     (tmp_path / "q.json").write_text(json.dumps([{"id": 1, "image": "0.png", "query": "what?"}]))
     arguments = ["generate", str(world[0]), str(tmp_path / "q.json"), "--benchmark", "amber", "--ignore-columns", "id"]
     assert main([*arguments, "--output", str(tmp_path / "out.json")]) == 2
-    assert "--ignore-columns: of a benchmark's file" in error_of(capsys)
+    assert "--ignore-columns: a benchmark's file is read by its own columns" in error_of(capsys)
 
 
 def test_scores_of_text_say_that_no_image_was_there(world, tmp_path, caplog):
     data, output = changed(world, tmp_path, without_image), tmp_path / "scores.jsonl"
     assert main(["score", str(world[0]), str(data), "--output", str(output)]) == 0
-    assert "has an image: what is read with another one is null in every record" in caplog.text
+    assert "has an image: branches with another image are null in every record" in caplog.text
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert {record["rewards"]["image_rejected"] for record in records} == {None}
 

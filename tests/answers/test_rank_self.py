@@ -109,7 +109,7 @@ def test_claims_that_are_answered_are_kept_and_not_asked_again(pool, tmp_path, c
 @pytest.mark.parametrize("line", ['{"id": "q"}', '{"key": "k", "yes": 2}', '{"key": "k", "yes": true}'])
 def test_a_journal_of_something_else_is_refused(pool, tmp_path, line):
     (tmp_path / "j.jsonl").write_text(f"{line}\n")
-    with pytest.raises(InputError, match="no claim's answer; move the file away"):
+    with pytest.raises(InputError, match="which is not the answer to a claim; move the file away"):
         rank(pool, Claims(lambda rows: [], {}, tmp_path / "j.jsonl"))
 
 

@@ -130,7 +130,7 @@ def test_what_else_lies_there_is_refused(command, tmp_path, capsys):
     good = output.read_text().splitlines(keepends=True)
     for line, message in [
         ('{"id": "row0", "response": "mine"}\n', "line 2: not an answer that mdpo sample wrote"),
-        (good[0], "line 2: answer 0 to 'row0' is there twice"),
+        (good[0], "line 2: answer 0 to 'row0' appears twice"),
         (good[0].replace('"row0"', '"other"'), "line 2: id 'other' is not among the questions"),
     ]:
         output.write_text(good[0] + line)

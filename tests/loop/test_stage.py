@@ -91,7 +91,7 @@ def test_a_loop_waits_for_the_stage_that_another_has_left(tmp_path, monkeypatch,
 def test_a_stage_ends_with_its_loop():
     code = (
         "import os, subprocess, sys; subprocess.run([sys.executable, '-m', 'mdpo.loop.stage', str(os.getpid()), "
-        "'train', '--help'])"
+        "'train', 'nowhere', 'nowhere.jsonl'])"
     )
     loop = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, start_new_session=True)
 

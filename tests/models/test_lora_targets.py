@@ -58,7 +58,7 @@ def test_the_head_and_expressions_stay_possible():
         (r".*\.layers\.0\..*", "is a CLIPAttention"),
         ([], "it names no layer"),
         ("", "it names no layer"),
-        ("(q_proj", "neither names of layers nor a regular expression"),
+        ("(q_proj", "is neither a list of layer names nor a regular expression"),
         (["q_proj", r".*\.v_proj"], "is not the name of a layer; a regular expression stands alone"),
     ],
 )

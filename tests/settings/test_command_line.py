@@ -72,7 +72,7 @@ def test_a_flag_without_a_value(config, tmp_path):
             ["--eval_strategy", "epoch"],
             "eval_strategy: no rows to evaluate on; give eval_data or eval_fraction",
         ),
-        (["--eval_steps", "2"], "eval_steps: there are no rows"),
+        (["--eval_steps", "2"], "eval_steps: no rows to evaluate on"),
         (["--fp16"], "fp16: a CPU has no float16 training"),
         (["--eval_data", "x.jsonl", "--metric_for_best_model", "acc"], "metric_for_best_model: 'acc' is not measured"),
         (["--optim_args", " "], "optim_args is ' '; expected name=value, separated by commas"),

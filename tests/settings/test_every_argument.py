@@ -281,7 +281,7 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "ddp_static_graph": Tried({"ddp_static_graph": True}, built=lambda run: run.accelerator.ddp_handler.static_graph),
     "ddp_backend": Read(TrainingArguments._setup_devices.func),
     "ddp_timeout": Read(TrainingArguments._setup_devices.func),
-    "fsdp": Stops({"fsdp": "full_shard"}, "fsdp: there is a single process"),
+    "fsdp": Stops({"fsdp": "full_shard"}, "fsdp: this is a single process"),
     "fsdp_config": Read(TrainingArguments._process_fsdp_args),
     "deepspeed": Stops(
         {"deepspeed": {"zero_optimization": {"stage": 2}}},
@@ -291,7 +291,7 @@ HONOURED: dict[str, Tried | Read | Stops] = {
     "debug": Tried({"debug": "underflow_overflow"}, lambda run: any(m._forward_hooks for m in run.model.modules())),
     "skip_memory_metrics": Tried({"skip_memory_metrics": False}, lambda run: logged(run, "train_mem_cpu_alloc_delta")),
     "do_train": Read(mdpo.config._read_do_flags),
-    "do_eval": Stops({"do_eval": True}, "do_eval: there are no rows"),
+    "do_eval": Stops({"do_eval": True}, "do_eval: no rows to evaluate on"),
     "resume_from_checkpoint": Read(mdpo.training.train),
     "push_to_hub": Read(mdpo.training._train),
     "hub_model_id": Read(Publishes._make_repository),

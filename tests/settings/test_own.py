@@ -38,7 +38,7 @@ def config(tmp_path: Path, **settings) -> MDPOConfig:
         ({"anchors": [], "anchor": 0.5}, "anchor: 0.5, but anchors is empty"),
         (
             {"objective": "svco", "drop_images": True},
-            r"drop_images: the objective compares pictures \(chosen@none, image_rej",
+            r"drop_images: the objective compares images \(chosen@none, image_rej",
         ),
         ({"objective": "dpo", "conditional": True}, "conditional: a parameter of objective mdpo, and objective is dpo"),
         ({"cache_reference": False, "reference_cache_dir": "cache"}, "reference_cache_dir: cache_reference is false"),
@@ -140,7 +140,7 @@ def test_none_stays_a_word_where_transformers_knows_it(tmp_path):
         ("beta", True, "beta is True; expected a number"),
         ("examples_per_step", 2.5, "examples_per_step is 2.5; expected a whole number"),
         ("ignore_columns", {"a": 1}, "ignore_columns is {'a': 1}; expected a list of words"),
-        ("anchors", "chosn", "anchors: 'chosn' is no branch"),
+        ("anchors", "chosn", "anchors: 'chosn' is not a branch"),
         ("weight_decay", {}, "weight_decay is {}; expected a number"),
         ("optim_args", 3, "optim_args is 3; expected text or none"),
     ],
@@ -192,7 +192,7 @@ def test_an_empty_value_is_called_empty(tmp_path):
     ],
 )
 def test_the_setting_that_asks_for_an_evaluation_is_the_one_that_was_given(tmp_path, settings, name):
-    with pytest.raises(InputError, match=f"^{name}: there are no rows .* leave {name} out$"):
+    with pytest.raises(InputError, match=f"^{name}: no rows to evaluate on.* leave {name} out$"):
         check_run(config(tmp_path, **settings), ())
 
 
