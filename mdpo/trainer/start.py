@@ -53,8 +53,10 @@ def describe_trained(model: nn.Module) -> str:
             )
             sizes[part] += parameter.numel()
     parts = ", ".join(f"{size:,} in the {part}" for part, size in sizes.most_common())
-    # Two 4-bit weights share a number, which both libraries know.
-    total = model.get_nb_trainable_parameters()[1] if isinstance(model, PeftModel) else unwrap(model).num_parameters()
+    if isinstance(model, PeftModel):
+        total = model.get_nb_trainable_parameters()[1]  # two 4-bit weights share a number, which peft knows
+    else:
+        total = sum(parameter.numel() for parameter in model.parameters())  # without an adapter none is in 4 bits
     return f"{sum(sizes.values()):,} of {total:,} parameters: {parts}"
 
 

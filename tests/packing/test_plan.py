@@ -165,17 +165,17 @@ def test_an_example_over_the_budget_is_named_with_the_remedy():
 @pytest.mark.parametrize(
     ("lengths", "changed", "message"),
     [
-        ([3, 0], {}, r"lengths\[1\] is 0, expected an integer >= 1"),
-        ([3, -2], {}, r"lengths\[1\] is -2, expected an integer >= 1"),
-        ([2.5], {}, r"lengths\[0\] is 2\.5, expected an integer >= 1"),
-        ([3], {"token_budget": 0}, "token_budget is 0, expected an integer >= 1"),
-        ([3], {"token_budget": "12k"}, "token_budget is '12k', expected an integer >= 1"),
-        ([3], {"examples_per_step": 0}, "examples_per_step is 0, expected an integer >= 1"),
-        ([3], {"world_size": 0}, "world_size is 0, expected an integer >= 1"),
-        ([3], {"rank": -1}, "rank is -1, expected an integer >= 0"),
-        ([3], {"rank": 2, "world_size": 2}, "rank is 2, expected less than world_size=2"),
-        ([3], {"seed": None}, "seed is None, expected an integer"),
-        ([3], {"epoch": 0.5}, "epoch is 0.5, expected an integer"),
+        ([3, 0], {}, r"lengths\[1\] is 0; expected an integer >= 1"),
+        ([3, -2], {}, r"lengths\[1\] is -2; expected an integer >= 1"),
+        ([2.5], {}, r"lengths\[0\] is 2\.5; expected an integer >= 1"),
+        ([3], {"token_budget": 0}, "token_budget is 0; expected an integer >= 1"),
+        ([3], {"token_budget": "12k"}, "token_budget is '12k'; expected an integer >= 1"),
+        ([3], {"examples_per_step": 0}, "examples_per_step is 0; expected an integer >= 1"),
+        ([3], {"world_size": 0}, "world_size is 0; expected an integer >= 1"),
+        ([3], {"rank": -1}, "rank is -1; expected an integer >= 0"),
+        ([3], {"rank": 2, "world_size": 2}, "rank is 2; expected less than world_size=2"),
+        ([3], {"seed": None}, "seed is None; expected an integer"),
+        ([3], {"epoch": 0.5}, "epoch is 0.5; expected an integer"),
     ],
 )
 def test_bad_arguments_are_named(lengths, changed, message):

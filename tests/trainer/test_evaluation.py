@@ -131,7 +131,7 @@ def test_a_metric_that_is_not_measured_is_named_before_training(tmp_path, rows, 
 )
 def test_an_evaluation_without_rows_is_named_before_anything_else(settings, name, tmp_path, rows):
     for evaluate in (None, {}):
-        with pytest.raises(InputError, match=f"^{name}: there are no rows to evaluate on"):
+        with pytest.raises(InputError, match=f"^{name}: no rows to evaluate on"):
             trainer(tmp_path, rows, evaluate, **settings)
 
 

@@ -99,7 +99,7 @@ def test_an_older_checkpoint_goes_only_if_the_user_allowed_it(world, tmp_path, m
         fill(patch, 2)
         run.save_model()
     assert checkpoints(tmp_path) == ["checkpoint-3"] and (tmp_path / WEIGHTS).is_file()
-    assert "checkpoint-1 goes, as save_total_limit allows" in caplog.text
+    assert "checkpoint-1 is removed to make room, as save_total_limit allows" in caplog.text
     fill(monkeypatch, 1)
     with pytest.raises(TrainingError, match="checkpoint-3"):  # the newest never goes
         run.save_model()

@@ -205,7 +205,9 @@ def test_before_the_first_step_there_is_nothing_to_keep(world, tmp_path, capsys,
 
 
 def test_another_command_says_what_to_do(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mdpo.scoring.read_rows", lambda *arguments, **keywords: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "mdpo.evaluation.score_command.read_rows", lambda *arguments, **keywords: signal.raise_signal(signal.SIGTERM)
+    )
     assert cli.main(["score", str(world[0]), str(world[1]), "--output", str(tmp_path / "scores.jsonl")]) == 143
     assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGTERM; the same command begins again"
 

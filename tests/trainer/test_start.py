@@ -328,7 +328,7 @@ def test_an_adapter_that_is_asked_in_another_form_than_it_was_trained_is_said(wo
 def test_lora_settings_that_contradict_the_adapter_are_refused(sft, config, capsys):
     for setting, message in (
         (["--lora_r", "16"], "lora_r: 16, but the adapter at"),
-        (["--use_lora", "false"], "adapter_name_or_path: an adapter goes on as an adapter"),
+        (["--use_lora", "false"], "adapter_name_or_path: an adapter is trained further as an adapter"),
     ):
         assert main(["train", str(config), "--adapter_name_or_path", str(sft), *setting]) == 2
         assert message in capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_the_cached_reference_changes_nothing_but_the_work(world, tmp_path):
         ({"per_device_train_batch_size": 4}, "per_device_train_batch_size"),
         ({"token_budget": 0}, "token_budget"),
         ({"beta": -1.0}, "beta"),
-        ({"anchors": ["image"]}, "'image' is no branch"),
+        ({"anchors": ["image"]}, "'image' is not a branch"),
         ({"anchor": [0.0, 1.0]}, "2 values for 1 anchors"),
         ({"negative": "blurred"}, "'blurred' is unknown"),
         ({"token_budget": 30}, "30"),
