@@ -45,7 +45,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = [
         "# Four claims on eight further seeds",
         INTRODUCTION,
-        f"Seeds {', '.join(seeds)}; {size['pairs']} scenes for pairs and {size['scenes']} unseen test scenes each; "
+        f"Seeds {', '.join(map(str, seeds))}; {size['pairs']} scenes for pairs and {size['scenes']} unseen test scenes "
+        "each; "
         f"{versions}. CHAIR_s in points, looking in points of CHAIR_i, as in the study; ± half of the 95% interval. "
         f"**Bold**: beyond the interval that holds for all {TESTS} at once. Made by `python -m bench.scenes.further`; "
         "do not edit.",
