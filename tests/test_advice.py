@@ -22,6 +22,8 @@ from mdpo.trainer import keeps_checkpoints
 from tests import tiny
 from tests.command_line import parsers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 COMMAND = re.compile(r"(?<![\w(-])--[a-z][\w-]*|\b(mdpo|pip|hf|accelerate) [a-z]+ ?(?=[\w'\"{-]|$)")
 

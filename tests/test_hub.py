@@ -22,6 +22,8 @@ from mdpo.models.adapters import adapter_config, load_adapter
 from tests import tiny
 from tests.hub import forget
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> tuple[Path, Path]:

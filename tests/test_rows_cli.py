@@ -13,6 +13,8 @@ from mdpo.data import read_rows
 from mdpo.models import load, load_processor
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> tuple[Path, Path]:

@@ -25,6 +25,8 @@ from mdpo.run_folder import held_run, remove_run, run_files
 from mdpo.run_lock import LOCK_NAME, hold
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 HOLDER = """
 import sys, time
 from mdpo.run_lock import hold

@@ -7,6 +7,8 @@ import pytest
 
 from bench.scripts import input_wait
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = ["--steps", "4", "--examples-per-step", "2", "--step-ms", "1500", "--read-ms", "100"]
 
 

@@ -13,6 +13,8 @@ from bench.suite.implementations.train_step import ours
 from bench.suite.parts import PARTS
 from bench.suite.record import Record
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -21,6 +21,8 @@ from bench.suite.shelf import Shelf
 from mdpo.models import fuse_lora
 from mdpo.models.fused_lora import FusedLoraLinear
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

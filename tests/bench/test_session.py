@@ -19,6 +19,8 @@ from bench.session.stages import COMMAND_SECONDS, COMMANDS, SLOWER, STAGES, Stag
 from bench.suite.shelf import Shelf
 from mdpo.errors import OutputError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MEASURE = """
 import sys

@@ -27,6 +27,8 @@ from tests import tiny
 from tests.models.separate_models import build
 from tests.models.separate_processors import PROCESSORS
 
+pytestmark = pytest.mark.slow
+
 MIXED = Precision(weight_bytes=2, autocast=True)
 
 

@@ -22,6 +22,8 @@ from mdpo.memory.size import GIB, free_memory
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = log_normal(prompt_tokens=650, response_tokens_median=120, response_tokens_max=400, image_tokens=576).packed
 CONFIG = {
     "model_name_or_path": "nowhere",

@@ -15,6 +15,8 @@ from mdpo.models import LANGUAGE_LINEAR, language_layers
 from tests import tiny
 from tests.memory.counting import LAYERS, Case, case, counted_case
 
+pytestmark = pytest.mark.slow
+
 # fp32 for every family, since a byte missing there is a byte missing everywhere; then each way to mix precisions.
 SAVED = [
     ("llava-llama", torch.float32, False, 8),

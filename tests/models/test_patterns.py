@@ -14,6 +14,8 @@ from mdpo.models.lora_targets import adapted, check_lora_targets
 from mdpo.models.patterns import check_patterns
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"model.language_model.layers.{layer}.self_attn.q_proj" for layer in range(30)]
 CATASTROPHIC = r"(([a-z_.0-9]+)+)+!"
 

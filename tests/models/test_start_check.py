@@ -20,6 +20,8 @@ from tests.models.adapters import LANGUAGE, nudge
 from tests.models.packed_examples import FAMILIES, examples
 from tests.models.separate_models import build
 
+pytestmark = pytest.mark.slow
+
 
 def check(model, family="llava-llama", **options):
     return check_packed(model, examples(family), rounding=rounding_of(model), **options)

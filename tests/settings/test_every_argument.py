@@ -30,6 +30,8 @@ from mdpo.trainer.publishes import Publishes
 from mdpo.trainer.terminal import Lines, Progress
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 DEFAULTS = {
     "learning_rate": 1e-3,
     "examples_per_step": 4,

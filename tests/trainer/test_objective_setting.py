@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from mdpo.cli import main
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 MDPO = [
     {"name": "response_preference", "rows": {"chosen": 1, "rejected": -1}},
     {"name": "image_preference", "rows": {"chosen": 1, "chosen@negative": -1}},

@@ -14,6 +14,8 @@ from mdpo.memory.constraints import examples_of, shape_of
 from mdpo.models import LANGUAGE_LINEAR
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 SIZED = ["--max_pixels", "4096"]
 FAMILIES = {"idefics3": tiny.idefics3_processor, "llava": tiny.processor}
 

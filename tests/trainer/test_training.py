@@ -19,6 +19,8 @@ from tests import tiny
 from tests.numerics import relative_distance
 from tests.trainer.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 METRICS = {
     "rewards/chosen",
     "rewards/rejected",
